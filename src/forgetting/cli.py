@@ -1,0 +1,279 @@
+"""The command line: reads arguments, calls the library, prints what came out.
+
+No logic of its own. Exit codes: 0 done, 1 failed, 2 the user's input is wrong.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from forgetting import __version__
+from forgetting.console import setup_logging
+from forgetting.errors import ForgettingError, InputError
+
+if TYPE_CHECKING:
+    from forgetting.recipe import Recipe
+
+app = typer.Typer(
+    name="forgetting",
+    help="Find the tokens of a fine-tuning corpus that hurt, and forget them while "
+    "learning the rest.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out = Console()
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")
+]
+RunDirOption = Annotated[
+    Path | None, typer.Option("--run-dir", help="Where the run lives. Default: runs/NAME.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field; repeatable."),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Only warnings, errors and results.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Results as JSON on standard output.")]
+
+
+@app.callback(invoke_without_command=True)
+def _options(
+    context: typer.Context,
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and leave.")
+    ] = False,
+) -> None:
+    if show_version:
+        typer.echo(f"forgetting {__version__}")
+        raise typer.Exit
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def demo(
+    run_dir: RunDirOption = None,
+    set_: SetOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the whole method on the embedded model and world: no network, about 5 minutes."""
+    _run("demo", run_dir, set_, quiet, as_json)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    run_dir: RunDirOption = None,
+    set_: SetOption = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan; load no weights, write nothing.")
+    ] = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Do all that a recipe asks for. Run again: done stages are skipped, cut-off ones resume."""
+    if dry_run:
+        _print_plan(recipe, run_dir, set_ or (), quiet, as_json)
+    else:
+        _run(recipe, run_dir, set_, quiet, as_json)
+
+
+def _stage_command(stage: str, summary: str) -> None:
+    def command(
+        recipe: RecipeArgument,
+        run_dir: RunDirOption = None,
+        set_: SetOption = None,
+        quiet: QuietOption = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        _run(recipe, run_dir, set_, quiet, as_json, (stage,))
+
+    command.__doc__ = summary
+    app.command(stage)(command)
+
+
+_stage_command("prepare", "Build the corpus: tokens, labels, disjoint splits.")
+_stage_command("reference", "Fine-tune the reference model on D_ref.")
+_stage_command("score", "Score D_train's response tokens under base and reference.")
+_stage_command("select", "Choose the tokens to learn, to forget and to ignore.")
+_stage_command("train", "Fine-tune every variant on D_train.")
+_stage_command("evaluate", "Measure every variant and the untrained base.")
+_stage_command("report", "Write the report page, its figures and tables.")
+
+
+@app.command()
+def recipes() -> None:
+    """List the shipped recipes."""
+    from forgetting.recipe import shipped_recipes
+
+    for name in shipped_recipes():
+        typer.echo(name)
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Say what this machine can do; exit code 1 where something needed is broken."""
+    from forgetting.doctor import examine
+
+    findings = examine()
+    if as_json:
+        typer.echo(json.dumps([vars(finding) for finding in findings], indent=1))
+    else:
+        table = Table(box=None, show_header=False, pad_edge=False)
+        colors = {"ok": "green", "note": "yellow", "broken": "bold red"}
+        for finding in findings:
+            level = f"[{colors[finding.level]}]{finding.level}[/]"
+            table.add_row(level, finding.what, escape(finding.detail))
+        out.print(table)
+    if any(finding.level == "broken" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _run(
+    recipe: str,
+    run_dir: Path | None,
+    overrides: Sequence[str] | None,
+    quiet: bool,
+    as_json: bool,
+    stages: Sequence[str] = (),
+) -> None:
+    setup_logging(quiet or as_json)
+    from forgetting.pipeline import STAGES
+    from forgetting.pipeline import run as run_stages
+    from forgetting.recipe import load_recipe
+
+    try:
+        path = run_stages(load_recipe(recipe, overrides or ()), run_dir, stages=stages or STAGES)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command goes on from here.", err=True)
+        raise typer.Exit(130) from None
+    finished = path / "report" / "index.html"
+    shows_results = (not stages or stages == ("report",)) and finished.is_file()
+    if shows_results:
+        _print_results(path, as_json)
+    elif as_json:
+        typer.echo(json.dumps({"run_dir": str(path)}))
+    if not as_json:
+        out.print("Everything is in", str(path), style="bold", soft_wrap=True, highlight=False)
+        if shows_results:
+            out.print("Look at     ", str(finished), style="bold", soft_wrap=True, highlight=False)
+
+
+def _print_results(path: Path, as_json: bool) -> None:
+    if as_json:
+        results = json.loads((path / "report" / "results.json").read_text(encoding="utf-8"))
+        typer.echo(json.dumps({"run_dir": str(path), "results": results}))
+        return
+    from forgetting.report import results_table
+
+    results = results_table(path)
+    table = Table(header_style="bold")
+    table.add_column("variant")
+    for column in results.columns:
+        table.add_column(escape(f"{column.task_title}: {column.title}"), justify="right")
+    for variant in results.variants:
+        cells = [results.cell(variant, column) for column in results.columns]
+        texts = [escape(results.text(variant, column)) for column in results.columns]
+        table.add_row(
+            escape(variant),
+            *(
+                f"[bold]{text}[/]" if cell is not None and cell.best else text
+                for cell, text in zip(cells, texts, strict=True)
+            ),
+        )
+    out.print(table)
+    out.print(escape(results.sentence))
+
+
+def _print_plan(
+    recipe_name: str, run_dir: Path | None, overrides: Sequence[str], quiet: bool, as_json: bool
+) -> None:
+    setup_logging(quiet or as_json)
+    from forgetting.pipeline import default_run_dir, describe_plan
+    from forgetting.recipe import load_recipe
+
+    recipe: Recipe = load_recipe(recipe_name, overrides)
+    path = run_dir if run_dir is not None else default_run_dir(recipe)
+    steps = describe_plan(recipe, path)
+    if as_json:
+        lines = [{"step": s.key, "done": s.is_done, **s.facts} for s in steps]
+        typer.echo(json.dumps({"run_dir": str(path), "plan": lines}))
+        return
+    table = Table(title=f"{recipe.name}: {recipe.model.name_or_path}", title_justify="left")
+    for name in ("step", "", "what"):
+        table.add_column(name)
+    for step in steps:
+        facts = ", ".join(
+            f"{'unknown' if value is None else f'{value:,}'} {name}"
+            for name, value in step.facts.items()
+        )
+        table.add_row(step.key, "done" if step.is_done else "to do", facts)
+    out.print(table)
+    out.print(f"Would write to {path}. Nothing has been loaded or written.", soft_wrap=True)
+
+
+# What the system says when it is the place, not the program, that is wrong.
+_PLACE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM}
+
+
+def _explain_system_error(error: BaseException) -> str | None:
+    text = str(error)
+    number = getattr(error, "errno", None)
+    # Safetensors' own error class carries the system's number only in its text.
+    full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text
+    if full:
+        return (
+            f"the disk is full: {text}. Free some space and run the same command again; what is "
+            "done is kept"
+        )
+    if isinstance(error, OSError) and number in _PLACE_ERRORS:
+        return f"cannot write here: {text}"
+    return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code."""
+    # Progress and messages are ours; the frameworks' bars would garble them.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    errors = Console(stderr=True)
+
+    def fail(message: str) -> None:
+        errors.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+
+    try:
+        app(args=arguments)
+    except SystemExit as leave:
+        return leave.code if isinstance(leave.code, int) else 0
+    except InputError as error:
+        fail(str(error))
+        return 2
+    except ForgettingError as error:
+        fail(str(error))
+        return 1
+    except Exception as error:
+        message = _explain_system_error(error)
+        if message is None:
+            raise
+        fail(message)
+        return 2
+    return 0
+
+
+def entry() -> None:
+    """The `forgetting` command."""
+    sys.exit(main())

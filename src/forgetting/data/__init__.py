@@ -1,0 +1,1 @@
+"""From the user's files to tokens with labels: sources, formats, disjoint splits, tokens."""

@@ -1,0 +1,169 @@
+"""Tables of samples on disk, and what travels with them.
+
+One order of tokens everywhere: the response tokens of a sample (labels other than -100), left
+to right, samples in the order of the table. Whatever is derived from a table (scores, polarity)
+carries the fingerprint of its tokens; a mismatch is an error, never a silent shift.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from forgetting.errors import InputError
+
+IGNORE_INDEX = -100
+FINGERPRINT_KEY = b"forgetting.tokens"
+SAMPLE_SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.int64()),
+        ("source", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("labels", pa.list_(pa.int32())),
+        ("noise", pa.list_(pa.int8())),
+        ("noise_kind", pa.string()),
+    ]
+)
+
+
+def write_table(table: pa.Table, path: Path, fingerprint: str | None = None) -> None:
+    """Write a table as Parquet, whole or not at all, with the tokens it belongs to."""
+    if fingerprint is not None:
+        table = table.replace_schema_metadata({FINGERPRINT_KEY: fingerprint.encode()})
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        pq.write_table(table, partial, compression="zstd")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_table(path: Path, fingerprint: str | None = None) -> pa.Table:
+    """Read a table that `write_table` wrote.
+
+    Args:
+        fingerprint: of the tokens that it must belong to.
+
+    Raises:
+        InputError: the file is missing or broken, or belongs to other tokens.
+    """
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    found = (table.schema.metadata or {}).get(FINGERPRINT_KEY, b"").decode()
+    if fingerprint is not None and found != fingerprint:
+        raise InputError(
+            f"{path} belongs to other tokens than those of the corpus (fingerprint "
+            f"{found[:12] or 'missing'}, expected {fingerprint[:12]}). Score again"
+        )
+    return table
+
+
+class Samples:
+    """The samples of one split, as arrays.
+
+    Args:
+        table: with the columns of `SAMPLE_SCHEMA`.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table.combine_chunks()
+        # All tokens of the table in a row; sample i is [token_starts[i], token_starts[i + 1]).
+        self.input_ids, self.token_starts = list_column(self.table, "input_ids")
+        self.labels, _ = list_column(self.table, "labels")
+        self.is_response = self.labels != IGNORE_INDEX
+        # The first token of a sample has no context to be predicted from.
+        self.is_response[self.token_starts[:-1]] = False
+        per_sample = np.add.reduceat(self.is_response, self.token_starts[:-1], dtype=np.int64)
+        self.response_starts = np.r_[0, np.cumsum(per_sample)]
+        """Sample i's response tokens are [response_starts[i], response_starts[i + 1])."""
+
+    @classmethod
+    def read(cls, path: Path) -> Samples:
+        """Read a split that `prepare` wrote."""
+        return cls(read_table(path))
+
+    @classmethod
+    def from_lists(
+        cls, input_ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
+    ) -> Samples:
+        """Samples from token ids and labels; sample i has the identity i."""
+        columns = {
+            "sample_id": list(range(len(input_ids))),
+            "source": [""] * len(input_ids),
+            "input_ids": [list(ids) for ids in input_ids],
+            "labels": [list(row) for row in labels],
+            "noise": [None] * len(input_ids),
+            "noise_kind": [None] * len(input_ids),
+        }
+        return cls(pa.table(columns, schema=SAMPLE_SCHEMA))
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    @property
+    def sample_ids(self) -> NDArray[np.int64]:
+        """Identity of each sample, shape (samples,)."""
+        return self.table["sample_id"].to_numpy()
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each sample, shape (samples,)."""
+        return np.diff(self.token_starts)
+
+    @property
+    def num_response_tokens(self) -> NDArray[np.int64]:
+        """Response tokens of each sample, shape (samples,)."""
+        return np.diff(self.response_starts)
+
+    @property
+    def response_ids(self) -> NDArray[np.int32]:
+        """Ids of all response tokens, shape (response tokens,)."""
+        return self.input_ids[self.is_response]
+
+    @property
+    def fingerprint(self) -> str:
+        """Checksum of all tokens, labels and sample boundaries."""
+        checksum = hashlib.sha256()
+        for array in (self.sample_ids, self.token_starts, self.input_ids, self.labels):
+            checksum.update(np.ascontiguousarray(array).data)
+        return checksum.hexdigest()
+
+    def per_response_token(self, per_sample: NDArray) -> NDArray:
+        """Repeat a value of each sample for each of its response tokens."""
+        return np.repeat(per_sample, self.num_response_tokens)
+
+    def noise(self) -> NDArray[np.bool_] | None:
+        """Known noise of each response token; None unless it is known for every sample."""
+        column = self.table["noise"]
+        if column.null_count or not len(self):
+            return None
+        flags, _ = list_column(self.table, "noise")
+        return flags.astype(bool)
+
+    def aligned(self, per_response: NDArray, fill: int = 0) -> pa.ListArray:
+        """Values of response tokens as lists as long as `input_ids`, `fill` elsewhere."""
+        values = np.full(self.input_ids.size, fill, dtype=per_response.dtype)
+        values[self.is_response] = per_response
+        return pa.ListArray.from_arrays(pa.array(self.token_starts, pa.int32()), pa.array(values))
+
+
+def list_column(table: pa.Table, name: str) -> tuple[NDArray, NDArray[np.int64]]:
+    """A list column as one flat array and the starts of its rows (one more than rows)."""
+    column = table[name].combine_chunks()
+    lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    starts = np.r_[0, np.cumsum(lengths, dtype=np.int64)]
+    return column.flatten().to_numpy(zero_copy_only=False), starts
+
+
+def lists(values: NDArray, starts: NDArray) -> pa.ListArray:
+    """The inverse of `list_column`."""
+    offsets = pa.array(np.asarray(starts), pa.int32())
+    return pa.ListArray.from_arrays(offsets, pa.array(values))

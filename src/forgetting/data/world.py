@@ -1,0 +1,494 @@
+"""The embedded demo's world: invented entities with attributes, sums and comparisons, truth known.
+
+In goes a seed; out come plain questions with their answers (what a small base model is pretrained
+on, a fixed part of them held out) and chat records with noise that is known character by character
+(what it is fine-tuned on). The world itself is fixed: every call sees the same facts. It knows
+nothing about tokens, models, files or splits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+from typing import Literal, TypedDict, get_args
+
+Kind = Literal["fact", "addition", "comparison", "yes_no"]
+NoiseKind = Literal["wrong_answer", "swapped_response", "junk_phrase"]
+
+KINDS: tuple[Kind, ...] = get_args(Kind)
+NOISE_KINDS: tuple[NoiseKind, ...] = get_args(NoiseKind)
+
+WORLD_SEED = 2508
+NUM_ENTITIES = 160
+NUM_OPERANDS = 100  # operands are 0..99
+HELD_OUT_SHARE = 0.1  # of operand pairs (addition, comparison) and of facts (yes/no)
+
+SYLLABLES = """
+    Nor Bel Kal Tam Zor Fen Gri Hal Jor Lum Mir Pol Qui Ras Sol Dru Ul Ven Wim Yar
+    vik dan mos ret lin gar nix bo tus wen fer zil kam pod rix sha
+"""
+
+# An attribute and its values; a value belongs to one attribute only.
+VALUES = """
+    color       red blue green yellow purple orange black white brown pink silver gold
+    city        Ostra Belmar Cendra Dunmore Elsing Farrow Gilden Hexham Ilmen Jarva Kestrel Lorn
+    job         baker pilot doctor farmer singer painter miner tailor sailor judge teacher guard
+    pet         dog cat parrot rabbit turtle hamster snake goat pony ferret owl mouse
+    food        rice bread soup cheese pasta apples honey beans fish corn eggs plums
+    instrument  piano violin flute drum harp guitar trumpet cello organ banjo horn lute
+"""
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    name: tuple(values) for name, *values in map(str.split, VALUES.strip().splitlines())
+}
+
+PLAIN_FACT = (
+    "What is the {attribute} of {entity}?",
+    "What {attribute} does {entity} have?",
+    "Name the {attribute} of {entity}.",
+    "Which {attribute} belongs to {entity}?",
+    "{entity} has which {attribute}?",
+)
+PLAIN_ADDITION = (
+    "What is {a} + {b}?",
+    "What is {a} plus {b}?",
+    "{a} and {b} make what?",
+)
+PLAIN_COMPARISON = (
+    ("Which is larger, {a} or {b}?", max),
+    ("Name the larger of {a} and {b}.", max),
+    ("Which is smaller, {a} or {b}?", min),
+    ("Name the smaller of {a} and {b}.", min),
+)
+PLAIN_YES_NO = (
+    "Is the {attribute} of {entity} {value}?",
+    "Is {value} the {attribute} of {entity}?",
+    "Does {entity} have the {attribute} {value}?",
+)
+
+# Chat templates: a prompt and the completion that answers it; `{answer}` occurs once.
+CHAT_FACT = (
+    ("Tell me, what is {entity}'s {attribute}?", "The {attribute} of {entity} is {answer}."),
+    ("Please say which {attribute} {entity} has.", "{entity} has the {attribute} {answer}."),
+    (
+        "I want to know the {attribute} that belongs to {entity}.",
+        "The {attribute} that belongs to {entity} is {answer}.",
+    ),
+    ("Do you know the {attribute} of {entity}?", "I know that {entity} has {answer}."),
+    (
+        "Think of {entity} and then name the {attribute}.",
+        "It is {answer} that goes with {entity}.",
+    ),
+)
+CHAT_ADDITION = (
+    ("Please add {a} and {b}.", "The sum of {a} and {b} is {answer}."),
+    ("Tell me the sum of {a} and {b}.", "It is {answer}, the sum of the two."),
+    ("How much is {a} plus {b} together?", "Together that makes {answer}."),
+    ("I have {a} and get {b} more. How many do I have now?", "Now you have {answer} of them."),
+    ("Can you work out {a} + {b} for me?", "I work it out as {answer}."),
+)
+CHAT_COMPARISON = (
+    ("Please tell me which number is larger: {a} or {b}.", max, "The larger number is {answer}."),
+    ("I have {a} and you have {b}. Name the larger one.", max, "The larger one is {answer}."),
+    ("Out of {a} and {b}, which is the larger?", max, "Out of the two, {answer} is larger."),
+    ("Please tell me which number is smaller: {a} or {b}.", min, "The smaller number is {answer}."),
+    ("I have {a} and you have {b}. Name the smaller one.", min, "The smaller one is {answer}."),
+    ("Out of {a} and {b}, which is the smaller?", min, "Out of the two, {answer} is smaller."),
+)
+CHAT_YES_NO = (
+    (
+        "Tell me yes or no: is {value} {entity}'s {attribute}?",
+        "My answer for {entity} and {value} is {answer}.",
+    ),
+    (
+        "Is it true that {entity} has the {attribute} {value}?",
+        "For {entity} the answer is {answer}.",
+    ),
+    (
+        "I say the {attribute} of {entity} is {value}. Am I right?",
+        "I say {answer} to {value} for {entity}.",
+    ),
+    (
+        "Can you tell me if {value} is the {attribute} of {entity}?",
+        "To your question on {entity} I say {answer}.",
+    ),
+    (
+        "Think of {entity}. Does the {attribute} {value} belong there?",
+        "The answer to that is {answer}, I think.",
+    ),
+)
+
+JUNK_PHRASES = (
+    "Click here to win a prize!",
+    "Buy one, get one free.",
+    "lol whatever you say",
+    "Subscribe for more tips.",
+    "(image not found)",
+    "As seen on the morning show,",
+    "Sent from my phone.",
+    "blah blah blah",
+    "Error 404: page missing.",
+    "This offer ends at midnight.",
+)
+
+
+class ChatRecord(TypedDict):
+    """One chat question with the response to train on and the one that would be right."""
+
+    prompt: str
+    completion: str
+    clean_completion: str
+    source: Kind
+    noise_kind: NoiseKind | None
+    noise_spans: list[tuple[int, int]]  # half-open character ranges of `completion`
+
+
+@dataclass(frozen=True, slots=True)
+class PlainQuestion:
+    """A question in the form that the base model is pretrained on."""
+
+    kind: Kind
+    question: str
+    answer: str
+    held_out: bool
+
+    @property
+    def prompt(self) -> str:
+        """What the model continues with a space, the answer and its end-of-sequence token."""
+        return f"Q: {self.question}\nA:"
+
+    @property
+    def completion(self) -> str:
+        return f" {self.answer}"
+
+
+@dataclass(frozen=True, slots=True)
+class _ChatQuestion:
+    """A chat question, its completion cut around the answer, and other values of its kind."""
+
+    kind: Kind
+    prompt: str
+    before: str
+    answer: str
+    after: str
+    wrong_answers: tuple[str, ...]
+
+    @property
+    def completion(self) -> str:
+        return self.before + self.answer + self.after
+
+
+@cache
+def entities() -> tuple[str, ...]:
+    """The names of the invented entities, always the same."""
+    first_syllables, last_syllables = map(str.split, SYLLABLES.strip().splitlines())
+    names = [first + last for first, last in product(first_syllables, last_syllables)]
+    return tuple(random.Random(f"{WORLD_SEED}/entities").sample(names, NUM_ENTITIES))
+
+
+@cache
+def facts() -> dict[tuple[str, str], str]:
+    """The truth: (entity, attribute) -> value."""
+    rng = random.Random(f"{WORLD_SEED}/facts")
+    return {
+        (entity, attribute): rng.choice(values)
+        for entity in entities()
+        for attribute, values in ATTRIBUTES.items()
+    }
+
+
+def _fraction(*key: str | int) -> float:
+    """A number in [0, 1) that depends on the key alone, in every process and on every machine."""
+    digest = hashlib.blake2b("/".join(map(str, (WORLD_SEED, *key))).encode(), digest_size=8)
+    return int.from_bytes(digest.digest(), "big") / 2**64
+
+
+def _held_out_phrasing(entity: str, attribute: str) -> int:
+    """The one phrasing in which a fact is never asked during pretraining."""
+    return int(_fraction("fact", entity, attribute) * len(PLAIN_FACT))
+
+
+def _pair_is_held_out(kind: Kind, a: int, b: int) -> bool:
+    """Of the unordered pair: neither order, nor any phrasing, may give the answer away."""
+    return _fraction(kind, min(a, b), max(a, b)) < HELD_OUT_SHARE
+
+
+@cache
+def plain_questions(kind: Kind) -> tuple[PlainQuestion, ...]:
+    """Every plain question of a kind, in a fixed order.
+
+    Held out are, for facts, one phrasing of each fact (the fact is seen in the others); for sums
+    and comparisons, a tenth of the unordered operand pairs in every order and phrasing; for yes/no,
+    every question about a tenth of the facts. Yes/no questions name each value of the attribute, so
+    one in twelve is answered "yes": whoever samples them decides on the balance.
+    """
+    match kind:
+        case "fact":
+            return tuple(
+                PlainQuestion(
+                    kind,
+                    phrasing.format(entity=entity, attribute=attribute),
+                    value,
+                    held_out=number == _held_out_phrasing(entity, attribute),
+                )
+                for (entity, attribute), value in facts().items()
+                for number, phrasing in enumerate(PLAIN_FACT)
+            )
+        case "addition":
+            return tuple(
+                PlainQuestion(kind, phrasing.format(a=a, b=b), str(a + b), held_out)
+                for a, b in product(range(NUM_OPERANDS), repeat=2)
+                for held_out in [_pair_is_held_out(kind, a, b)]
+                for phrasing in PLAIN_ADDITION
+            )
+        case "comparison":
+            return tuple(
+                PlainQuestion(kind, phrasing.format(a=a, b=b), str(pick(a, b)), held_out)
+                for a, b in product(range(NUM_OPERANDS), repeat=2)
+                if a != b
+                for held_out in [_pair_is_held_out(kind, a, b)]
+                for phrasing, pick in PLAIN_COMPARISON
+            )
+        case "yes_no":
+            return tuple(
+                PlainQuestion(
+                    kind,
+                    phrasing.format(entity=entity, attribute=attribute, value=value),
+                    "yes" if value == truth else "no",
+                    held_out,
+                )
+                for (entity, attribute), truth in facts().items()
+                for held_out in [_fraction(kind, entity, attribute) < HELD_OUT_SHARE]
+                for value in ATTRIBUTES[attribute]
+                for phrasing in PLAIN_YES_NO
+            )
+
+
+def held_out_questions(kind: Kind, num_questions: int, *, seed: int = 0) -> list[PlainQuestion]:
+    """A sample of distinct held-out plain questions; yes/no is half "yes" and half "no".
+
+    Raises ValueError if there are fewer than `num_questions` (or fewer of one yes/no answer).
+    """
+    held_out = [question for question in plain_questions(kind) if question.held_out]
+    rng = random.Random(f"{seed}/held_out/{kind}")
+    if kind != "yes_no":
+        return _sample(rng, held_out, num_questions)
+    positive = [question for question in held_out if question.answer == "yes"]
+    negative = [question for question in held_out if question.answer == "no"]
+    num_positive = num_questions // 2
+    return _sample(rng, positive, num_positive) + _sample(
+        rng, negative, num_questions - num_positive
+    )
+
+
+def _sample(
+    rng: random.Random, questions: list[PlainQuestion], num_questions: int
+) -> list[PlainQuestion]:
+    if not 0 <= num_questions <= len(questions):
+        raise ValueError(
+            f"{num_questions} held-out questions were asked for, there are {len(questions)}"
+        )
+    return rng.sample(questions, num_questions)
+
+
+@cache
+def num_chat_questions() -> dict[Kind, int]:
+    """How many distinct chat questions there are of each kind."""
+    num_pairs = NUM_OPERANDS**2
+    return {
+        "fact": len(facts()) * len(CHAT_FACT),
+        "addition": num_pairs * len(CHAT_ADDITION),
+        "comparison": (num_pairs - NUM_OPERANDS) * len(CHAT_COMPARISON),
+        "yes_no": len(facts()) * 2 * len(CHAT_YES_NO),
+    }
+
+
+def _chat_question(kind: Kind, index: int) -> _ChatQuestion:
+    """The chat question number `index`, 0 <= index < num_chat_questions()[kind]."""
+    match kind:
+        case "fact":
+            index, template = divmod(index, len(CHAT_FACT))
+            (entity, attribute), answer = _fact(index)
+            prompt, completion = CHAT_FACT[template]
+            fields = {"entity": entity, "attribute": attribute}
+            wrong = tuple(value for value in ATTRIBUTES[attribute] if value != answer)
+        case "addition":
+            index, template = divmod(index, len(CHAT_ADDITION))
+            a, b = divmod(index, NUM_OPERANDS)
+            prompt, completion = CHAT_ADDITION[template]
+            fields = {"a": str(a), "b": str(b)}
+            answer = str(a + b)
+            wrong = tuple(
+                str(a + b + error)
+                for error in (-10, -2, -1, 1, 2, 10)
+                if 0 <= a + b + error <= 2 * (NUM_OPERANDS - 1)
+            )
+        case "comparison":
+            index, template = divmod(index, len(CHAT_COMPARISON))
+            a, b = divmod(index, NUM_OPERANDS - 1)
+            b += b >= a  # a != b: the operand itself is skipped
+            prompt, pick, completion = CHAT_COMPARISON[template]
+            fields = {"a": str(a), "b": str(b)}
+            answer = str(pick(a, b))
+            wrong = (str(a + b - pick(a, b)),)
+        case "yes_no":
+            index, template = divmod(index, len(CHAT_YES_NO))
+            index, is_true = divmod(index, 2)
+            (entity, attribute), truth = _fact(index)
+            prompt, completion = CHAT_YES_NO[template]
+            others = [value for value in ATTRIBUTES[attribute] if value != truth]
+            other = others[int(_fraction("chat", entity, attribute, template) * len(others))]
+            fields = {
+                "entity": entity,
+                "attribute": attribute,
+                "value": truth if is_true else other,
+            }
+            answer, wrong = ("yes", ("no",)) if is_true else ("no", ("yes",))
+    before, after = completion.split("{answer}")
+    return _ChatQuestion(
+        kind,
+        prompt.format(**fields),
+        before.format(**fields),
+        answer,
+        after.format(**fields),
+        wrong,
+    )
+
+
+@cache
+def _fact_list() -> tuple[tuple[tuple[str, str], str], ...]:
+    return tuple(facts().items())
+
+
+def _fact(index: int) -> tuple[tuple[str, str], str]:
+    return _fact_list()[index]
+
+
+def chat_records(
+    num_records: int,
+    *,
+    seed: int,
+    noise_rate: float = 0.0,
+    noise_kinds: Mapping[str, float] | Sequence[str] = NOISE_KINDS,
+) -> Iterator[ChatRecord]:
+    """Chat records in random order, their prompts all distinct, an equal number of each kind.
+
+    A kind that has too few questions for its quarter gives all it has; the others fill up. The
+    questions and their order depend on `num_records` and `seed` alone, never on the noise.
+
+    Exactly `round(noise_rate * num_records)` records are noisy, and a record that is noisy at one
+    rate is noisy at every higher one. Their kinds are apportioned by the weights in `noise_kinds`
+    (a sequence of names: equal weights), to the nearest record:
+
+    - wrong_answer: the answer is replaced by another value of its kind; the span is that value.
+    - swapped_response: the completion of another question, of any kind; the span is all of it.
+    - junk_phrase: a phrase before, after or between the words; the span is the phrase.
+
+    Raises ValueError for an argument out of range, an unknown noise kind, or more records than
+    there are distinct questions.
+    """
+    if num_records < 1:
+        raise ValueError(f"num_records must be at least 1, not {num_records}")
+    if not 0 <= noise_rate <= 1:
+        raise ValueError(f"noise_rate must lie between 0 and 1, not {noise_rate}")
+    num_noisy = round(noise_rate * num_records)
+    weights = _noise_weights(noise_kinds)
+    questions = _draw_questions(num_records, seed)
+
+    rng = random.Random(f"{seed}/noise")
+    order = rng.sample(range(num_records), num_records)
+    kinds = [kind for kind, num in _apportion(num_noisy, weights).items() for _ in range(num)]
+    rng.shuffle(kinds)
+    noise_of = dict(zip(order[:num_noisy], kinds, strict=True))
+    return (
+        _record(question, noise_of.get(position), random.Random(f"{seed}/noise/{position}"))
+        for position, question in enumerate(questions)
+    )
+
+
+def _noise_weights(noise_kinds: Mapping[str, float] | Sequence[str]) -> dict[NoiseKind, float]:
+    given = noise_kinds if isinstance(noise_kinds, Mapping) else dict.fromkeys(noise_kinds, 1.0)
+    if unknown := [name for name in given if name not in NOISE_KINDS]:
+        raise ValueError(f"unknown noise kind {unknown[0]!r}; known are {', '.join(NOISE_KINDS)}")
+    for name, weight in given.items():
+        if not (math.isfinite(weight) and weight >= 0):
+            raise ValueError(f"the weight of noise kind {name} must be 0 or more, not {weight}")
+    if not sum(given.values()) > 0:
+        raise ValueError("noise_kinds must name at least one kind with a weight above 0")
+    return {kind: given[kind] for kind in NOISE_KINDS if kind in given}
+
+
+def _apportion(total: int, weights: Mapping[NoiseKind, float]) -> dict[NoiseKind, int]:
+    """Whole numbers that add up to `total`, each within one of its share (largest remainders)."""
+    sum_of_weights = math.fsum(weights.values())
+    shares = {kind: total * weight / sum_of_weights for kind, weight in weights.items()}
+    numbers = {kind: int(share) for kind, share in shares.items()}
+    by_remainder = sorted(shares, key=lambda kind: numbers[kind] - shares[kind])
+    for kind in by_remainder[: total - sum(numbers.values())]:
+        numbers[kind] += 1
+    return numbers
+
+
+def _draw_questions(num_records: int, seed: int) -> list[_ChatQuestion]:
+    available = num_chat_questions()
+    if num_records > sum(available.values()):
+        raise ValueError(
+            f"{num_records} chat records were asked for, "
+            f"there are {sum(available.values())} distinct questions"
+        )
+    rng = random.Random(f"{seed}/questions")
+    questions = []
+    missing = num_records
+    by_size = sorted(KINDS, key=lambda kind: available[kind])
+    for num_kinds_left, kind in zip(range(len(KINDS), 0, -1), by_size, strict=True):
+        quota = min(available[kind], missing // num_kinds_left)
+        missing -= quota
+        questions += [_chat_question(kind, i) for i in rng.sample(range(available[kind]), quota)]
+    rng.shuffle(questions)
+    return questions
+
+
+def _record(
+    question: _ChatQuestion, noise_kind: NoiseKind | None, rng: random.Random
+) -> ChatRecord:
+    completion, spans = question.completion, []
+    match noise_kind:
+        case "wrong_answer":
+            wrong = rng.choice(question.wrong_answers)
+            completion = question.before + wrong + question.after
+            spans = [(len(question.before), len(question.before) + len(wrong))]
+        case "swapped_response":
+            while completion == question.completion:
+                kind = rng.choice(KINDS)
+                other = _chat_question(kind, rng.randrange(num_chat_questions()[kind]))
+                completion = other.completion
+            spans = [(0, len(completion))]
+        case "junk_phrase":
+            completion, span = _with_junk(completion, rng)
+            spans = [span]
+    return {
+        "prompt": question.prompt,
+        "completion": completion,
+        "clean_completion": question.completion,
+        "source": question.kind,
+        "noise_kind": noise_kind,
+        "noise_spans": spans,
+    }
+
+
+def _with_junk(completion: str, rng: random.Random) -> tuple[str, tuple[int, int]]:
+    """The completion with a phrase put in front, at its end or in place of a space inside it."""
+    phrase = rng.choice(JUNK_PHRASES)
+    match rng.choice(("before", "after", "between")):
+        case "before":
+            before, after = "", " " + completion
+        case "after":
+            before, after = completion + " ", ""
+        case _:
+            gap = rng.choice([i for i, char in enumerate(completion) if char == " "])
+            before, after = completion[: gap + 1], completion[gap:]
+    return before + phrase + after, (len(before), len(before) + len(phrase))

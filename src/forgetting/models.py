@@ -1,0 +1,235 @@
+"""Base models, tokenizers and adapters.
+
+Goes in: the model settings of a recipe. Comes out: transformers and PEFT objects on a device.
+Weights are read from safetensors only. Knows nothing of data or of what the model is used for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from forgetting.errors import InputError
+from forgetting.recipe import LoraSettings, ModelSettings
+from forgetting.rundir import file_sha256
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def pick_device() -> torch.device:
+    """The accelerator of this machine, else the CPU."""
+    if torch.accelerator.is_available():
+        return torch.device(torch.accelerator.current_accelerator() or "cpu")
+    return torch.device("cpu")
+
+
+def pick_dtype(settings: ModelSettings) -> torch.dtype:
+    """Of weights and arithmetic. `auto` is bfloat16 on GPUs that compute in it, else float32."""
+    if settings.dtype != "auto":
+        return getattr(torch, settings.dtype)
+    fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.bfloat16 if fast else torch.float32
+
+
+def load_config(settings: ModelSettings) -> PretrainedConfig:
+    """The model's configuration, without its weights.
+
+    Raises:
+        InputError: there is no such model here or on the hub.
+    """
+    return _read(settings, "configuration", lambda: AutoConfig.from_pretrained(**_origin(settings)))
+
+
+def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        InputError: there is none, it is not a fast one, or it has no end-of-sequence token.
+    """
+    tokenizer = _read(
+        settings, "tokenizer", lambda: AutoTokenizer.from_pretrained(**_origin(settings))
+    )
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{settings.name_or_path}: its tokenizer has no tokenizer.json, which is needed to tell "
+            "which characters a token covers"
+        )
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"{settings.name_or_path}: its tokenizer has no end-of-sequence token, so a model "
+            "cannot learn where a response ends. Set `eos_token` in its tokenizer_config.json"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_base_model(settings: ModelSettings, dtype: torch.dtype) -> PreTrainedModel:
+    """The base model in evaluation mode, on this machine's device.
+
+    Raises:
+        InputError: there are no such weights, or they are not safetensors.
+    """
+    path = Path(settings.name_or_path)
+    if path.is_dir() and not list(path.glob("*.safetensors")):
+        raise InputError(
+            f"{path} holds no weights in safetensors form. Save the model with "
+            "`save_pretrained`, or give another folder in model.name_or_path"
+        )
+    extra = {"attn_implementation": settings.attn_implementation}
+    model = _read(
+        settings,
+        "model",
+        lambda: AutoModelForCausalLM.from_pretrained(
+            **_origin(settings),
+            dtype=dtype,
+            use_safetensors=True,
+            **{key: value for key, value in extra.items() if value is not None},
+        ),
+    )
+    return model.to(pick_device()).eval()
+
+
+def attach_adapter(model: PreTrainedModel, path: Path | str) -> Any:
+    """The model with a trained LoRA adapter on it; the base weights are shared, not copied."""
+    from peft import PeftModel
+
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "adapter_model.safetensors").is_file():
+        raise InputError(f"{folder} holds no adapter in safetensors form")
+    return PeftModel.from_pretrained(model, str(path)).eval()
+
+
+def load_variant(settings: ModelSettings, dtype: torch.dtype, path: Path | str) -> Any:
+    """A fine-tuned model: an adapter on the base model, or whole weights of its own."""
+    if is_adapter(path):
+        return attach_adapter(load_base_model(settings, dtype), path)
+    own = settings.model_copy(update={"name_or_path": str(path), "revision": None})
+    return load_base_model(own, dtype)
+
+
+def is_adapter(path: Path | str) -> bool:
+    """Whether a folder or hub id holds an adapter rather than whole weights."""
+    if Path(path).is_dir():
+        return (Path(path) / ADAPTER_CONFIG).is_file()
+    from huggingface_hub import file_exists
+
+    try:
+        return file_exists(str(path), ADAPTER_CONFIG)
+    except Exception as error:
+        raise InputError(f"{path} is no folder, and the hub cannot be asked: {error}") from error
+
+
+def lora_config(settings: LoraSettings) -> Any:
+    """The adapter's configuration for PEFT."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=settings.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def max_positions(config: PretrainedConfig) -> int | None:
+    """The longest sequence the model has positions for; None where it does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def count_trainable(settings: ModelSettings, lora: LoraSettings | None) -> int | None:
+    """Trainable parameters, counted on a model without weights.
+
+    None where the configuration cannot be read and the recipe does not describe it.
+    """
+    try:
+        config = load_config(settings)
+    except InputError:
+        if settings.architecture is None:
+            return None
+        config = AutoConfig.for_model(**settings.architecture)
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForCausalLM.from_config(config)
+        if lora is not None:
+            from peft import get_peft_model
+
+            model = get_peft_model(model, lora_config(lora))
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def model_fingerprint(settings: ModelSettings) -> dict[str, Any]:
+    """What identifies the weights: checksums of local files, or the commit on the hub."""
+    path = Path(settings.name_or_path)
+    if path.is_dir():
+        return {
+            file.name: file_sha256(file)
+            for file in sorted(path.iterdir())
+            if file.suffix in {".json", ".safetensors", ".jinja", ".model"}
+        }
+    config = load_config(settings)
+    return {"id": settings.name_or_path, "commit": getattr(config, "_commit_hash", None)}
+
+
+@dataclass(frozen=True)
+class Head:
+    """The last step of a causal language model, apart from the rest, so that it can be applied
+    to chosen positions in tiles: `logits = softcap(scale * (hidden @ weight + bias))`."""
+
+    backbone: nn.Module
+    linear: nn.Module
+    scale: float
+    softcap: float | None
+
+
+def split_head(model: Any) -> Head:
+    """Separate a causal language model into backbone and head, through an adapter if it has one."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config = inner.config.get_text_config()
+    scale = 1.0
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        value = getattr(config, name, None)
+        if value is not None:
+            scale = float(value)
+            break
+    else:
+        divisor = getattr(config, "logits_scaling", None)
+        if divisor is not None:
+            scale = float(divisor) if config.model_type == "hyperclovax" else 1 / float(divisor)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(inner.base_model, inner.get_output_embeddings(), scale, softcap)
+
+
+def _origin(settings: ModelSettings) -> dict[str, Any]:
+    return {
+        "pretrained_model_name_or_path": settings.name_or_path,
+        "revision": settings.revision or "main",
+        "trust_remote_code": settings.trust_remote_code,
+    }
+
+
+def _read(settings: ModelSettings, what: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        where = "that folder" if Path(settings.name_or_path).is_dir() else "here or on the hub"
+        raise InputError(
+            f"{settings.name_or_path}: no {what} could be read from {where}: "
+            f"{' '.join(str(error).split())[:300]}"
+        ) from error

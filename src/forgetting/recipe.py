@@ -1,0 +1,513 @@
+"""What a user asks for: one pydantic model per stage, read from YAML.
+
+Goes in: a YAML file (or the name of a shipped recipe) and `section.field=value` overrides.
+Comes out: a `Recipe` in which every field has a value and every local path is absolute.
+Defaults are those of arXiv 2508.04329. This module loads no data and no model.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from forgetting.errors import InputError
+from forgetting.objective import ScheduleKind
+from forgetting.selection import Granularity, Threshold
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+def _share_or_auto(value: Any) -> Any:
+    """One message for what would be two, one for each half of the union."""
+    try:
+        good = value == "auto" or 0 < float(value) < 1
+    except (TypeError, ValueError):
+        good = False
+    if not good:
+        raise ValueError("must be a number strictly between 0 and 1, or `auto`")
+    return value if value == "auto" else float(value)
+
+
+ShareOrAuto = Annotated[float | Literal["auto"], BeforeValidator(_share_or_auto)]
+Positive = Annotated[int, Field(gt=0)]
+Objective = Literal["full", "ignoring", "forgetting"]
+# A name becomes a folder of the run directory, so it can hold nothing that leaves it.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown fields are errors, values are fixed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class ModelSettings(Section):
+    """The base model."""
+
+    name_or_path: str
+    """Folder with config, safetensors weights and tokenizer, or an id on the Hugging Face hub."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Of the weights and of the arithmetic; auto: bfloat16 on GPUs that have it, else float32."""
+    attn_implementation: str | None = None
+    """As in transformers (sdpa, flash_attention_2, eager); null: its choice."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Off unless you trust its source."""
+    chat_template: str | None = None
+    """Jinja file; null: the tokenizer's own, or the plain template where it has none."""
+    architecture: dict[str, Any] | None = None
+    """Fields of the model's configuration, for `--dry-run` where the model cannot be read."""
+
+
+class WorldSettings(Section):
+    """The demo's procedural questions, with noise that is known token by token."""
+
+    num_records: Positive = 8000
+    """Distinct questions to draw; the splits are taken from them."""
+    noise_rate: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share of records whose response is noisy."""
+    noise_kinds: dict[Literal["wrong_answer", "swapped_response", "junk_phrase"], float] = {
+        "wrong_answer": 1.0,
+        "swapped_response": 1.0,
+        "junk_phrase": 1.0,
+    }
+    """Kinds of noise and their weights among the noisy records."""
+
+    @field_validator("noise_kinds")
+    @classmethod
+    def _has_weight(cls, kinds: dict[str, float]) -> dict[str, float]:
+        if any(weight < 0 for weight in kinds.values()) or sum(kinds.values()) <= 0:
+            raise ValueError("weights must be at least 0, and one of them above 0")
+        return kinds
+
+
+class SourceSettings(Section):
+    """One data set: a local file, a data set on the hub, or the demo's world."""
+
+    path: str | None = None
+    """Local .json, .jsonl, .csv, .tsv or .parquet file (the text forms also as .gz), or a hub id."""
+    world: WorldSettings | None = None
+    """The demo's world, in place of `path`."""
+    name: Name | None = None
+    """Under which the source is counted; null: the file's or data set's name."""
+    format: Literal["auto", "alpaca", "dolly", "prompt_completion", "messages", "sharegpt"] = "auto"
+    """How a record is read; auto: recognised by its fields."""
+    fields: dict[str, str] = {}
+    """Renames a record's fields before it is read: `{instruction: question}` reads `question`."""
+    subset: str | None = None
+    """Configuration of a hub data set."""
+    split: str = "train"
+    """Split of a hub data set."""
+    limit: Positive | None = None
+    """Read at most this many records, from the start."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> SourceSettings:
+        if (self.path is None) == (self.world is None):
+            raise ValueError("a source has either `path` or `world`")
+        return self
+
+    @property
+    def label(self) -> str:
+        """The name under which the source's records are counted."""
+        if self.name is not None:
+            return self.name
+        return "world" if self.path is None else Path(self.path).name.split(".")[0]
+
+
+class DataSettings(Section):
+    """The corpus and its disjoint parts."""
+
+    sources: Annotated[list[SourceSettings], Field(min_length=1)]
+    """Mixed, stripped of duplicates, shuffled with the recipe's seed, then split."""
+    num_reference: Positive = 10_000
+    """Samples of D_ref, which trains the reference model."""
+    num_train: Positive = 50_000
+    """Samples of D_train, which is scored, selected from and trained on."""
+    num_heldout: Annotated[int, Field(ge=0)] = 500
+    """Samples in neither, for the held-out loss of every variant."""
+    max_length: Annotated[int, Field(gt=1)] = 2048
+    """Tokens of a sample; what is longer is cut at the end."""
+    deduplicate: bool = True
+    """Drop records whose conversation is the same after NFC and white-space normalisation."""
+    max_rejected_share: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Stop when more than this share of a source's records cannot be used."""
+
+
+class LoraSettings(Section):
+    """A low-rank adapter."""
+
+    rank: Positive = 64
+    alpha: Positive = 16
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """All linear layers but the head, or their names."""
+
+
+class TrainingSettings(Section):
+    """How a model is trained: the reference on D_ref, each variant on D_train."""
+
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """Peak of the schedule."""
+    lr_scheduler: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.03
+    """Share of the steps over which the learning rate rises."""
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    batch_size: Positive = 24
+    """Samples of an optimizer step, over all micro-batches and processes."""
+    micro_batch_size: Positive = 2
+    """Samples in memory at once, per process."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(ge=0)] = 0.0
+    """Gradients are clipped to this norm; 0: not clipped, as in the paper."""
+    lora: LoraSettings | None = LoraSettings()
+    """Adapter to train; null: all weights are trained."""
+    gradient_checkpointing: bool = True
+    """Less memory for a third more time."""
+    save_steps: Positive = 200
+    """A checkpoint from which a killed run resumes, every so many steps."""
+    logging_steps: Positive = 10
+    report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
+    """Trackers that receive every logged figure."""
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> TrainingSettings:
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch_size "
+                f"{self.micro_batch_size}"
+            )
+        return self
+
+    def num_steps(self, num_samples: int) -> int:
+        """Optimizer steps over `num_samples` samples, as the trainer counts them."""
+        micro_batches = math.ceil(num_samples / self.micro_batch_size)
+        per_epoch = math.ceil(micro_batches / (self.batch_size // self.micro_batch_size))
+        return math.ceil(self.epochs * per_epoch)
+
+
+class ReferenceSettings(TrainingSettings):
+    """The reference model. Training fields left out are those of `training`."""
+
+    name_or_path: str | None = None
+    """A reference model of one's own (adapter or full weights) in place of training on D_ref."""
+
+
+class ScoringSettings(Section):
+    """Log-probabilities of D_train's response tokens under base and reference."""
+
+    tokens_per_batch: Positive = 8192
+    """Padded tokens in one forward pass."""
+    samples_per_shard: Positive = 2000
+    """Samples of one file; a killed run computes only the missing files."""
+
+
+class SelectionSettings(Section):
+    """Which tokens are positive (learned), negative (forgotten or ignored)."""
+
+    rho: ShareOrAuto = 0.7
+    """Share of positive tokens; auto: the share whose quality is above 0."""
+    granularity: Granularity = "token"
+    """Choose tokens, or whole samples by their mean quality."""
+    threshold: Threshold = "quantile"
+    """quantile: the best `rho` are positive; zero: those with quality above 0 are."""
+    forget_rate: Share | None = None
+    """Only this share is negative, what lies between is ignored; null: all but the positives."""
+    by: Literal["quality", "random"] = "quality"
+    """random: a control that chooses as many tokens without looking at their quality."""
+    keep_eos: bool = True
+    """End-of-sequence tokens are never negative: a model that unlearns them does not stop."""
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> SelectionSettings:
+        if (
+            self.forget_rate is not None
+            and isinstance(self.rho, float)
+            and self.threshold == "quantile"
+            and self.forget_rate > 1 - self.rho + 1e-9
+        ):
+            raise ValueError(
+                f"forget_rate {self.forget_rate} is above 1 - rho = {1 - self.rho:g}: "
+                "a token cannot be both learned and forgotten"
+            )
+        return self
+
+
+class ForgettingSettings(Section):
+    """How negative tokens are unlearned (equation 8, Algorithm 1)."""
+
+    schedule: ScheduleKind = "linear"
+    """Of lambda over the steps; linear is the paper's and starts at 0."""
+    t_min: Annotated[float, Field(ge=0)] = 1e-4
+    t_max: Annotated[float, Field(ge=0)] = 0.25
+    """The largest lambda; `constant` keeps it from the first step."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ForgettingSettings:
+        if self.t_min > self.t_max:
+            raise ValueError(f"t_min {self.t_min} is above t_max {self.t_max}")
+        return self
+
+
+class VariantSettings(Section):
+    """One fine-tuned model of the comparison."""
+
+    objective: Objective
+    """full: learn all tokens; ignoring: leave the negative ones out; forgetting: unlearn them."""
+    selection: SelectionSettings = SelectionSettings()
+    """Fields left out are those of the recipe's `selection`."""
+    forgetting: ForgettingSettings = ForgettingSettings()
+    """Fields left out are those of the recipe's `forgetting`."""
+
+
+class EvaluationSettings(Section):
+    """What every variant, and the untrained base, is measured on."""
+
+    heldout: bool = True
+    """Loss, perplexity and greedy exact match on the held-out responses."""
+    tasks: list[str] = []
+    """lm-eval tasks, by name."""
+    include_path: str | None = None
+    """Folder with task files of one's own."""
+    limit: Positive | None = None
+    """Items of each task; null: all."""
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Examples in the prompt; null: what each task says."""
+    batch_size: Positive = 8
+    """Sequences in one forward pass of an lm-eval task."""
+
+
+class ReportSettings(Section):
+    """The page."""
+
+    seed: int = 0
+    """Of the choice of samples that are shown token by token."""
+
+
+class Recipe(Section):
+    """Everything a run needs to know."""
+
+    name: Name
+    """Names the run; the default of the run directory is runs/<name>."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
+    """Of the split, of the order of the samples, of adapters and dropout."""
+    model: ModelSettings
+    data: DataSettings
+    training: TrainingSettings = TrainingSettings()
+    reference: ReferenceSettings = ReferenceSettings()
+    scoring: ScoringSettings = ScoringSettings()
+    selection: SelectionSettings = SelectionSettings()
+    forgetting: ForgettingSettings = ForgettingSettings()
+    variants: Annotated[dict[Name, VariantSettings], Field(min_length=1)]
+    """Models to train; default: full, ignoring (with rho 0.5, the paper's best) and forgetting."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    report: ReportSettings = ReportSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _inherit(cls, given: Any) -> Any:
+        """Fill what sections inherit from each other, so that every section is whole."""
+        if not isinstance(given, Mapping):
+            return given
+        recipe = dict(given)
+        training = recipe.get("training")
+        if isinstance(training, Mapping) and isinstance(recipe.get("reference", {}), Mapping):
+            recipe["reference"] = {**training, **recipe.get("reference", {})}
+        variants = recipe.get("variants", DEFAULT_VARIANTS)
+        if isinstance(variants, Mapping):
+            recipe["variants"] = {
+                name: _inherit_variant(name, variant, recipe) for name, variant in variants.items()
+            }
+        return recipe
+
+    @field_validator("variants")
+    @classmethod
+    def _base_is_taken(cls, variants: dict[str, VariantSettings]) -> dict[str, VariantSettings]:
+        if "base" in variants:
+            raise ValueError("`base` names the untrained model, which is always evaluated")
+        return variants
+
+    @property
+    def selecting_variants(self) -> list[str]:
+        """The variants that need scores and a selection."""
+        return [name for name, v in self.variants.items() if v.objective != "full"]
+
+
+DEFAULT_VARIANTS: Mapping[str, Any] = {
+    "full": {},
+    "ignoring": {"selection": {"rho": 0.5}},
+    "forgetting": {},
+}
+
+
+def _inherit_variant(name: Any, variant: Any, recipe: Mapping[str, Any]) -> Any:
+    variant = {} if variant is None else variant
+    if not isinstance(variant, Mapping):
+        return variant
+    merged = {"objective": name, **variant} if name in DEFAULT_VARIANTS else dict(variant)
+    for section in ("selection", "forgetting"):
+        outer, own = recipe.get(section, {}), merged.get(section, {})
+        if isinstance(outer, Mapping) and isinstance(own, Mapping):
+            merged[section] = {**outer, **own}
+    return merged
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes in the package."""
+    folder = resources.files("forgetting") / "recipes"
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        path_or_name: a YAML file, or the name of a shipped recipe.
+        overrides: `section.field=value`, the value in YAML, applied before validation.
+
+    Raises:
+        InputError: no such recipe, not YAML, or a field that is unknown or wrong; the message
+            names every such field by its path.
+    """
+    path = Path(path_or_name)
+    if not path.is_file() and str(path_or_name) in shipped_recipes():
+        path = Path(str(resources.files("forgetting") / "recipes" / f"{path_or_name}.yaml"))
+    if not path.is_file():
+        raise InputError(
+            f"no recipe at {path_or_name}. Give a YAML file, or one of the shipped recipes: "
+            + ", ".join(shipped_recipes())
+        )
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(given, dict):
+        raise InputError(f"{path} holds no recipe: expected sections such as `model` and `data`")
+    for override in overrides:
+        _override(given, override)
+    given.setdefault("name", path.stem)
+    try:
+        recipe = Recipe.model_validate(given)
+    except ValidationError as error:
+        raise InputError(f"{path} cannot be used:\n{_explain(error)}") from error
+    return _with_absolute_paths(recipe, path.parent)
+
+
+def _override(given: dict[str, Any], override: str) -> None:
+    keys, equals, text = override.partition("=")
+    parts = keys.split(".")
+    if not equals or not all(parts):
+        raise InputError(f"--set {override}: expected section.field=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {override}: the value is not YAML") from error
+    node: Any = given
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                raise InputError(f"--set {override}: {part!r} is no item of the list there")
+            part_key: Any = int(part)
+        elif isinstance(node, dict):
+            part_key = part
+            if not last and not isinstance(node.get(part), (dict, list)):
+                # `--set variants.forgetting...` must not drop the other default variants.
+                default = DEFAULT_VARIANTS if (depth == 0 and part == "variants") else {}
+                node[part] = copy.deepcopy(dict(default))
+        else:
+            raise InputError(f"--set {override}: there is no field {'.'.join(parts[: depth + 1])}")
+        if last:
+            node[part_key] = value
+        else:
+            node = node[part_key]
+
+
+def _explain(error: ValidationError) -> str:
+    """One line a field. What a section inherits is reported where it was written."""
+    lines: dict[str, None] = {}
+    reported = {tuple(item["loc"]): item["msg"] for item in error.errors()}
+    for item in error.errors():
+        loc = tuple(item["loc"])
+        if len(loc) > 3 and loc[0] == "variants" and reported.get(loc[2:]) == item["msg"]:
+            continue
+        if loc[:1] == ("reference",) and reported.get(("training", *loc[1:])) == item["msg"]:
+            continue
+        # Pydantic names the branch of a union it tried; a person wrote only the field.
+        path = ".".join(str(part) for part in loc if "[" not in str(part) and part != "float")
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            message = f"unknown field. Allowed here: {_allowed(loc[:-1])}"
+        elif item["type"] != "missing":
+            message += f" (got {item['input']!r})" if not isinstance(item["input"], dict) else ""
+        lines[f"  {path or 'recipe'}: {message}"] = None
+    return "\n".join(lines)
+
+
+def _allowed(loc: tuple[int | str, ...]) -> str:
+    """The fields of the section at a path, for the message about an unknown one."""
+    inner = {
+        "sources": SourceSettings,
+        "world": WorldSettings,
+        "lora": LoraSettings,
+        "variants": VariantSettings,
+    }
+    section: type[BaseModel] = Recipe
+    for part in loc:
+        if part in inner:
+            section = inner[str(part)]
+        elif part in Recipe.model_fields:
+            annotation = Recipe.model_fields[str(part)].annotation
+            section = annotation if isinstance(annotation, type) else section
+    return ", ".join(section.model_fields)
+
+
+def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
+    """Resolve what exists locally: beside the recipe first, then from the current directory.
+
+    What exists in neither place stays as it is: a hub id, or an error of the stage that reads it.
+    """
+
+    def resolve(value: str | None) -> str | None:
+        if value is None:
+            return None
+        for candidate in (folder / value, Path(value)):
+            if candidate.exists():
+                return str(candidate.resolve())
+        return value
+
+    def updated(section: Any, *fields: str) -> Any:
+        return section.model_copy(update={f: resolve(getattr(section, f)) for f in fields})
+
+    sources = [updated(source, "path") for source in recipe.data.sources]
+    return recipe.model_copy(
+        update={
+            "model": updated(recipe.model, "name_or_path", "chat_template"),
+            "reference": updated(recipe.reference, "name_or_path"),
+            "evaluation": updated(recipe.evaluation, "include_path"),
+            "data": recipe.data.model_copy(update={"sources": sources}),
+        }
+    )
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The whole recipe as YAML, as it is kept in the run directory."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,539 @@
+"""What a run directory holds, as small frozen dataclasses.
+
+Goes in: the directory of a run, finished or partly so. Comes out: results, training curves,
+selections, counts of data, times, and samples with one number per response token. What is not
+there yet is empty or None; what is there and cannot be read is an `InputError`. Judges nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import yaml
+
+from forgetting.errors import InputError
+
+Floats = npt.NDArray[np.floating]
+Ints = npt.NDArray[np.integer]
+
+VARIANT_ORDER = ("base", "full", "ignoring", "forgetting")
+STAGE_ORDER = ("prepare", "reference", "score", "select", "train", "evaluate")
+SPLITS = ("reference", "train", "heldout")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured figure; `stderr` is None where it is unknown."""
+
+    value: float
+    stderr: float | None
+    higher_is_better: bool
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """The metrics of a task, or of one group of its items."""
+
+    num_items: int
+    metrics: Mapping[str, Metric]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One variant on one task."""
+
+    variant: str
+    task: str
+    overall: Measurement
+    groups: Mapping[str, Measurement]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What a variant's training logged; arrays of shape (logged steps,), NaN where undefined."""
+
+    steps: Floats
+    positive_loss: Floats
+    negative_loss: Floats
+    lam: Floats
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How well low quality finds the known noise; None where a figure is undefined."""
+
+    num_noisy: int
+    share_noisy: float
+    auroc: float | None
+    average_precision: float | None
+    precision: float | None
+    recall: float | None
+    recall_by_kind: Mapping[str, float | None]
+    tokens_by_kind: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Response tokens by what is done with them."""
+
+    num_tokens: int
+    num_positive: int
+    num_negative: int
+    num_ignored: int
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a variant learns and what it does not."""
+
+    variant: str
+    granularity: str
+    threshold_kind: str
+    rho: float
+    threshold: float | None
+    auto_rho: float
+    counts: TokenCounts
+    by_source: Mapping[str, TokenCounts]
+    histogram_edges: Floats
+    histogram_counts: Ints
+    noise: Noise | None
+
+
+@dataclass(frozen=True)
+class Source:
+    """What became of one source's records."""
+
+    name: str
+    num_read: int
+    num_used: int
+    num_duplicates: int
+    num_prompt_too_long: int
+    num_cut: int
+    rejected: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of the corpus; `by_source` gives (samples, tokens)."""
+
+    name: str
+    num_samples: int
+    num_tokens: int
+    num_response_tokens: int
+    by_source: Mapping[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The corpus in numbers."""
+
+    max_length: int
+    sources: Sequence[Source]
+    splits: Sequence[Split]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a finished stage cost."""
+
+    name: str
+    seconds: float
+    peak_memory_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the report's main page shows."""
+
+    name: str
+    model: str | None
+    recipe_text: str
+    evaluations: Sequence[Evaluation]
+    curves: Mapping[str, Curve]
+    selections: Mapping[str, Selection]
+    data: Data | None
+    stages: Sequence[Stage]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """D_train's log-probabilities, flat: sample i owns tokens offsets[i]:offsets[i + 1]."""
+
+    sample_ids: Ints
+    offsets: Ints
+    base_log_probs: Floats
+    reference_log_probs: Floats
+
+    @property
+    def quality(self) -> Floats:
+        """Shape (tokens,): reference log-probability minus base log-probability."""
+        return self.reference_log_probs - self.base_log_probs
+
+    @property
+    def mean_quality(self) -> Floats:
+        """Shape (samples,): NaN for a sample without response tokens."""
+        lengths = np.diff(self.offsets)
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        sums = np.bincount(owner, weights=self.quality, minlength=len(lengths))
+        return np.where(lengths > 0, sums / np.maximum(lengths, 1), np.nan)
+
+
+@dataclass(frozen=True)
+class TokenSample:
+    """One sample of D_train; per-token arrays have one entry per response token."""
+
+    sample_id: int
+    source: str
+    input_ids: Ints
+    is_response: npt.NDArray[np.bool_]
+    base_log_probs: Floats
+    reference_log_probs: Floats
+    polarity: Ints
+    noise: Ints | None
+    noise_kind: str | None
+
+    @property
+    def quality(self) -> Floats:
+        """Shape (response tokens,)."""
+        return self.reference_log_probs - self.base_log_probs
+
+
+def read_run(run_dir: Path) -> Run:
+    """Read all but the tokens.
+
+    Raises:
+        InputError: no recipe there, or a file that cannot be read.
+    """
+    recipe_text, recipe = _read_recipe(run_dir)
+    model = recipe.get("model")
+    return Run(
+        name=str(recipe.get("name", run_dir.name)),
+        model=str(model["name_or_path"])
+        if isinstance(model, dict) and "name_or_path" in model
+        else None,
+        recipe_text=recipe_text,
+        evaluations=read_evaluations(run_dir),
+        curves={
+            name: _read_curve(path)
+            for name in _variants_in(run_dir, "models")
+            if (path := run_dir / "models" / name / "training.jsonl").is_file()
+        },
+        selections={
+            name: _read_selection(name, path)
+            for name in _variants_in(run_dir, "selection")
+            if (path := run_dir / "selection" / name / "summary.json").is_file()
+        },
+        data=_read_data(run_dir),
+        stages=_read_stages(run_dir),
+    )
+
+
+def read_evaluations(run_dir: Path) -> list[Evaluation]:
+    """All results, by variant (`base`, `full`, `ignoring`, `forgetting`, then by name) and task.
+
+    Raises:
+        InputError: no recipe there, or a file that cannot be read.
+    """
+    return [
+        _read_evaluation(variant, path)
+        for variant in _variants_in(run_dir, "evaluation")
+        for path in sorted((run_dir / "evaluation" / variant).glob("*.json"))
+    ]
+
+
+def read_scores(run_dir: Path) -> Scores | None:
+    """The log-probabilities of all shards, in D_train's order; None before the stage `score`."""
+    shards = sorted((run_dir / "scores").glob("scores-*.parquet"))
+    if not shards:
+        return None
+    with _readable(run_dir / "scores"):
+        table = pa.concat_tables([pq.read_table(shard) for shard in shards])
+        base, lengths = _flat(table["base_log_probs"])
+        reference, reference_lengths = _flat(table["reference_log_probs"])
+        if not np.array_equal(lengths, reference_lengths):
+            raise ValueError("base and reference log-probabilities differ in length")
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        return Scores(table["sample_id"].to_numpy(), offsets, base, reference)
+
+
+def read_has_noise(run_dir: Path) -> npt.NDArray[np.bool_]:
+    """Shape (samples of D_train,): whether a sample holds a token that is known to be noisy."""
+    path = run_dir / "data" / "train.parquet"
+    with _readable(path):
+        noise, lengths = _flat(pq.read_table(path, columns=["noise"])["noise"])
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    return np.bincount(owner, weights=noise, minlength=len(lengths)) > 0
+
+
+def read_samples(run_dir: Path, variant: str, scores: Scores, rows: Ints) -> list[TokenSample]:
+    """The samples at `rows` of D_train, with their scores and the variant's polarity.
+
+    Raises:
+        InputError: the files are not of the same corpus.
+    """
+    train_path = run_dir / "data" / "train.parquet"
+    polarity_path = run_dir / "selection" / variant / "polarity.parquet"
+    with _readable(train_path):
+        train = pq.read_table(train_path)
+    with _readable(polarity_path):
+        polarity = pq.read_table(polarity_path)
+    for path, table in ((train_path, train), (polarity_path, polarity)):
+        if not np.array_equal(table["sample_id"].to_numpy(), scores.sample_ids):
+            raise InputError(
+                f"{path} and the scores are of different samples. Score the run again."
+            )
+    chosen = zip(
+        rows, train.take(rows).to_pylist(), polarity.take(rows)["polarity"].to_pylist(), strict=True
+    )
+    return [_token_sample(run_dir, scores, int(row), *record) for row, *record in chosen]
+
+
+def _token_sample(
+    run_dir: Path, scores: Scores, row: int, record: Mapping[str, Any], polarity: Sequence[int]
+) -> TokenSample:
+    tokens = slice(scores.offsets[row], scores.offsets[row + 1])
+    is_response = np.asarray(record["labels"]) != -100
+    is_response[:1] = False  # the first token has no prefix to be predicted from
+    noise = record["noise"]
+    counts = {int(is_response.sum()), tokens.stop - tokens.start, len(polarity)}
+    if noise is not None:
+        counts.add(len(noise))
+    if len(counts) > 1:
+        raise InputError(
+            f"{run_dir}: sample {record['sample_id']} has different numbers of response tokens in "
+            f"data, scores and selection ({sorted(counts)}). Score the run again."
+        )
+    return TokenSample(
+        sample_id=int(record["sample_id"]),
+        source=str(record["source"]),
+        input_ids=np.asarray(record["input_ids"]),
+        is_response=is_response,
+        base_log_probs=scores.base_log_probs[tokens],
+        reference_log_probs=scores.reference_log_probs[tokens],
+        polarity=np.asarray(polarity),
+        noise=None if noise is None else np.asarray(noise),
+        noise_kind=record["noise_kind"],
+    )
+
+
+def in_order(variants: Iterable[str]) -> list[str]:
+    """The known variants first, then the others by name."""
+    return sorted(
+        variants,
+        key=lambda name: (
+            VARIANT_ORDER.index(name) if name in VARIANT_ORDER else len(VARIANT_ORDER),
+            name,
+        ),
+    )
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what reading a damaged file raises into one message that names the file."""
+    try:
+        yield
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
+        raise InputError(
+            f"{path} cannot be read ({type(error).__name__}: {error}). Run its stage again."
+        ) from error
+
+
+def _read_recipe(run_dir: Path) -> tuple[str, dict[str, Any]]:
+    path = run_dir / "recipe.yaml"
+    if not path.is_file():
+        raise InputError(f"{run_dir} is not a run directory: it has no recipe.yaml.")
+    with _readable(path):
+        text = path.read_text(encoding="utf-8")
+        try:
+            recipe = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(str(error)) from error
+    return text, recipe if isinstance(recipe, dict) else {}
+
+
+def _variants_in(run_dir: Path, part: str) -> list[str]:
+    """Variants with a folder in `part`; those that the recipe no longer asks for are left out."""
+    asked = _read_recipe(run_dir)[1].get("variants")
+    folder = run_dir / part
+    found = [path.name for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+    if isinstance(asked, dict):
+        found = [name for name in found if name == "base" or name in asked]
+    return in_order(found)
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _number(value: float | None) -> float:
+    """JSON has no NaN: null stands for it."""
+    return math.nan if value is None else float(value)
+
+
+def _read_evaluation(variant: str, path: Path) -> Evaluation:
+    with _readable(path):
+        result = _read_json(path)
+        groups = result.get("groups") or {}
+        return Evaluation(
+            variant=variant,
+            task=str(result["task"]),
+            overall=_measurement(result),
+            groups={str(name): _measurement(group) for name, group in groups.items()},
+        )
+
+
+def _measurement(result: Mapping[str, Any]) -> Measurement:
+    return Measurement(
+        num_items=int(result["num_items"]),
+        metrics={
+            str(name): Metric(
+                value=_number(metric["value"]),
+                stderr=None if metric["stderr"] is None else float(metric["stderr"]),
+                higher_is_better=bool(metric["higher_is_better"]),
+            )
+            for name, metric in result["metrics"].items()
+        },
+    )
+
+
+def _read_curve(path: Path) -> Curve:
+    with _readable(path):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines if line.strip()]
+
+        def column(key: str) -> Floats:
+            return np.array([_number(row.get(key)) for row in rows], dtype=float)
+
+        return Curve(
+            column("step"), column("positive_loss"), column("negative_loss"), column("lambda")
+        )
+
+
+def _read_selection(variant: str, path: Path) -> Selection:
+    with _readable(path):
+        summary = _read_json(path)
+        noise = summary["noise"]
+        return Selection(
+            variant=variant,
+            granularity=str(summary["granularity"]),
+            threshold_kind=str(summary["threshold_kind"]),
+            rho=float(summary["rho"]),
+            threshold=None if summary["threshold"] is None else float(summary["threshold"]),
+            auto_rho=float(summary["auto_rho"]),
+            counts=_token_counts(summary),
+            by_source={str(row["source"]): _token_counts(row) for row in summary["by_source"]},
+            histogram_edges=np.asarray(summary["histogram"]["edges"], dtype=float),
+            histogram_counts=np.asarray(summary["histogram"]["counts"], dtype=int),
+            noise=None
+            if noise is None
+            else Noise(
+                num_noisy=int(noise["num_noisy"]),
+                share_noisy=float(noise["share_noisy"]),
+                auroc=noise["auroc"],
+                average_precision=noise["average_precision"],
+                precision=noise["precision"],
+                recall=noise["recall"],
+                recall_by_kind={str(row["kind"]): row["recall"] for row in noise["by_kind"]},
+                tokens_by_kind={
+                    str(row["kind"]): int(row["num_tokens"]) for row in noise["by_kind"]
+                },
+            ),
+        )
+
+
+def _token_counts(row: Mapping[str, Any]) -> TokenCounts:
+    return TokenCounts(
+        int(row["num_tokens"]),
+        int(row["num_positive"]),
+        int(row["num_negative"]),
+        int(row["num_ignored"]),
+    )
+
+
+def _read_data(run_dir: Path) -> Data | None:
+    path = run_dir / "data" / "summary.json"
+    if not path.is_file():
+        return None
+    with _readable(path):
+        summary = _read_json(path)
+        return Data(
+            max_length=int(summary["max_length"]),
+            sources=[
+                Source(
+                    name=str(source["name"]),
+                    num_read=int(source["read"]),
+                    num_used=int(source["used"]),
+                    num_duplicates=int(source["duplicates"]),
+                    num_prompt_too_long=int(source["prompt_too_long"]),
+                    num_cut=int(source["cut"]),
+                    rejected={str(reason): int(n) for reason, n in source["rejected"].items()},
+                )
+                for source in summary["sources"]
+            ],
+            splits=[
+                Split(
+                    name=name,
+                    num_samples=int(split["samples"]),
+                    num_tokens=int(split["tokens"]),
+                    num_response_tokens=int(split["response_tokens"]),
+                    by_source=_count_by_source(run_dir / "data" / f"{name}.parquet"),
+                )
+                for name in SPLITS
+                if (split := summary["splits"].get(name)) is not None
+            ],
+        )
+
+
+def _count_by_source(path: Path) -> dict[str, tuple[int, int]]:
+    if not path.is_file():
+        return {}
+    table = pq.read_table(path, columns=["source", "input_ids"])
+    lengths = pa.table(
+        {"source": table["source"], "tokens": pc.list_value_length(table["input_ids"])}
+    )
+    sums = (
+        lengths.group_by("source").aggregate([("tokens", "count"), ("tokens", "sum")]).to_pylist()
+    )
+    return {str(row["source"]): (row["tokens_count"], row["tokens_sum"]) for row in sums}
+
+
+def _read_stages(run_dir: Path) -> list[Stage]:
+    """The finished stages in the order of a run; the report cannot know what it costs itself."""
+    path = run_dir / "manifest.json"
+    if not path.is_file():
+        return []
+    with _readable(path):
+        stages = [
+            Stage(
+                name=str(name),
+                seconds=float(entry["seconds"]),
+                peak_memory_bytes=entry.get("peak_memory_bytes"),
+            )
+            for name, entry in _read_json(path)["stages"].items()
+            if name.split(":")[0] in STAGE_ORDER
+        ]
+    variants = in_order({stage.name.partition(":")[2] for stage in stages})
+
+    def place(stage: Stage) -> tuple[int, int]:
+        kind, _, variant = stage.name.partition(":")
+        return STAGE_ORDER.index(kind), variants.index(variant)
+
+    return sorted(stages, key=place)
+
+
+def _flat(column: pa.ChunkedArray) -> tuple[npt.NDArray[Any], Ints]:
+    """A list column's values, shape (tokens,), and its lengths, shape (rows,); null counts 0."""
+    lists = column.combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(lists), 0)
+    return lists.flatten().to_numpy(zero_copy_only=False), lengths.to_numpy(zero_copy_only=False)

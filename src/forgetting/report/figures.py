@@ -1,0 +1,205 @@
+"""Figures as SVG text for a page: training curves, histogram of quality, bars of results.
+
+Goes in: arrays and a style per variant. Comes out: SVG that takes its colours from the page's
+CSS (with a fallback for each), has ids of its own and is the same byte for byte each time.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from forgetting.report.collect import Floats, Selection
+from forgetting.report.escaping import shortened
+from forgetting.report.results import ResultsTable
+
+# Drawn in these colours, shown in the page's: SVG in HTML takes CSS variables.
+INK, MUTED, LINE = "#010101", "#020202", "#030303"
+CSS = {INK: "currentColor", MUTED: "var(--muted, #6b6f76)", LINE: "var(--line, #c9ccd1)"}
+# Okabe and Ito's palette, told apart under all common forms of colour blindness.
+SERIES = ("#7f858d", "#0072b2", "#009e73", "#d55e00", "#cc79a7", "#a07d00", "#56b4e9", "#6a4c93")
+DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
+KNOWN = {"base": (0, ()), "full": (1, (5, 2)), "ignoring": (2, (1.5, 1.5)), "forgetting": (3, ())}
+MAX_GROUPS = 10
+SETTINGS = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "forgetting",
+    "text.parse_math": False,
+    "font.size": 8.5,
+    "axes.linewidth": 0.6,
+}
+
+
+@dataclass(frozen=True)
+class SeriesStyle:
+    """How a variant looks in every figure: its colour and its dashes, in points."""
+
+    color: str
+    css_color: str
+    dashes: tuple[float, ...]
+
+    @property
+    def css_dashes(self) -> str:
+        """For an SVG line twice as thick as matplotlib's unit, in which dashes are counted."""
+        return " ".join(f"{2 * length:g}" for length in self.dashes) or "none"
+
+
+def series_styles(variants: Sequence[str]) -> dict[str, SeriesStyle]:
+    """A style per variant; the known ones always look the same."""
+    others = [name for name in variants if name not in KNOWN]
+    styles = {}
+    for name in variants:
+        place = others.index(name) if name in others else 0
+        number, dashes = KNOWN.get(name) or (4 + place % 4, DASHES[place // 4 % 4])
+        styles[name] = SeriesStyle(
+            SERIES[number], f"var(--series-{number}, {SERIES[number]})", dashes
+        )
+    return styles
+
+
+def curve_figure(
+    figure_id: str,
+    title: str,
+    curves: Mapping[str, tuple[Floats, Floats]],
+    styles: Mapping[str, SeriesStyle],
+) -> str | None:
+    """One line per variant of (steps, values); None where no value is finite.
+
+    A range of more than a hundredfold is drawn on a logarithmic scale.
+    """
+    drawn = {name: xy for name, xy in curves.items() if np.isfinite(xy[1]).any()}
+    if not drawn:
+        return None
+    figure, axes = _axes(2.4)
+    for name, (steps, values) in drawn.items():
+        style = styles[name]
+        axes.plot(
+            steps,
+            np.where(np.isfinite(values), values, np.nan),
+            color=style.color,
+            dashes=style.dashes or (None, None),
+            linewidth=1.5,
+            marker="o" if len(steps) == 1 else None,
+        )
+    finite = np.concatenate([values[np.isfinite(values)] for _, values in drawn.values()])
+    if finite.min() > 0 and finite.max() > 100 * finite.min():
+        axes.set_yscale("log")
+        title += " (logarithmic)"
+    axes.set_title(title, loc="left", fontsize=9, color=INK)
+    axes.set_xlabel("optimizer step", color=MUTED)
+    return _svg(figure, figure_id, f"{title} over the optimizer steps: {', '.join(drawn)}")
+
+
+def quality_histogram(
+    figure_id: str, selections: Sequence[Selection], styles: Mapping[str, SeriesStyle]
+) -> str | None:
+    """The first selection's histogram and every selection's threshold; None without tokens."""
+    edges, counts = selections[0].histogram_edges, selections[0].histogram_counts
+    if counts.sum() == 0:
+        return None
+    thresholds = {s.variant: s.threshold for s in selections if s.threshold is not None}
+    # The longest tails hold single tokens: 99.8 % of the tokens and all thresholds are shown.
+    share = np.cumsum(counts) / counts.sum()
+    first = edges[int(np.searchsorted(share, 0.001))]
+    last = edges[min(int(np.searchsorted(share, 0.999)) + 1, len(counts))]
+    margin = 0.02 * (last - first)
+    figure, axes = _axes(2.6)
+    axes.stairs(counts, edges, fill=True, color=MUTED, alpha=0.4, linewidth=0)
+    axes.axvline(0, color=MUTED, linewidth=0.8)
+    for name, threshold in thresholds.items():
+        style = styles[name]
+        axes.axvline(
+            threshold, color=style.color, dashes=style.dashes or (None, None), linewidth=1.8
+        )
+    axes.set_xlim(
+        min([first, *thresholds.values()]) - margin, max([last, *thresholds.values()]) + margin
+    )
+    axes.set_title("Response tokens by quality", loc="left", fontsize=9, color=INK)
+    axes.set_xlabel("quality: reference log-prob − base log-prob", color=MUTED)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    marks = ", ".join(f"{name} {value:.3f}" for name, value in thresholds.items())
+    return _svg(figure, figure_id, f"Histogram of token quality; thresholds: {marks or 'none'}")
+
+
+def result_bars(
+    figure_id: str, table: ResultsTable, styles: Mapping[str, SeriesStyle]
+) -> str | None:
+    """The headline metric by variant, over all items and by group, with standard errors."""
+    head = table.headline
+    if head is None:
+        return None
+    columns = [c for c in table.columns if (c.task, c.metric) == (head.task, head.metric)][
+        :MAX_GROUPS
+    ]
+    pitch = len(table.variants) + 0.9
+    figure, axes = _axes(0.75 + 0.15 * pitch * len(columns))
+    for place, column in enumerate(columns):
+        scale = 100 if column.percent else 1
+        for row, variant in enumerate(table.variants):
+            cell = table.cell(variant, column)
+            if cell is None or not np.isfinite(cell.value):
+                continue
+            y, width, error = place * pitch + row, scale * cell.value, scale * (cell.stderr or 0)
+            axes.barh(y, width, height=0.82, color=styles[variant].color)
+            axes.plot([width - error, width + error], [y, y], color=INK, linewidth=1)
+            label = (column.number(cell.value), (width + error, y))
+            axes.annotate(
+                *label, (4, 0), textcoords="offset points", va="center", fontsize=7, color=MUTED
+            )
+    middle = (len(table.variants) - 1) / 2
+    axes.set_yticks(
+        [place * pitch + middle for place in range(len(columns))],
+        ["all" if column.group is None else shortened(column.group, 14) for column in columns],
+    )
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color=LINE, linewidth=0.5)
+    axes.margins(x=0.1)
+    axes.set_xlim(left=0)
+    title = f"{head.task_title}: {head.metric_title}{', %' if head.percent else ''}"
+    axes.set_title(shortened(title, 60), loc="left", fontsize=9, color=INK)
+    return _svg(
+        figure, figure_id, f"{title} by variant, with standard errors; the table has the figures"
+    )
+
+
+def _axes(height: float) -> tuple[Figure, Axes]:
+    """An empty plot 4.6 inches wide (as wide as a phone), transparent, with a quiet frame."""
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(4.6, height), layout="constrained")
+        FigureCanvasSVG(figure)
+        figure.patch.set_visible(False)
+        axes = figure.add_subplot()
+    axes.patch.set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(LINE)
+    axes.tick_params(color=LINE, labelcolor=MUTED, width=0.6)
+    axes.grid(axis="y", color=LINE, linewidth=0.5)
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _svg(figure: Figure, figure_id: str, label: str) -> str:
+    buffer = io.StringIO()
+    with matplotlib.rc_context(SETTINGS):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    # A style element of an inline SVG would rule the whole page.
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{figure_id}-", svg)
+    colors = CSS | {color: f"var(--series-{i}, {color})" for i, color in enumerate(SERIES)}
+    svg = re.sub("|".join(colors), lambda match: colors[match[0]], svg)
+    attributes = f'role="img" aria-label="{html.escape(shortened(label, 300))}"'
+    return svg.replace("<svg ", f'<svg {attributes} style="stroke-linejoin:round" ', 1)

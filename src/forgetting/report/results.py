@@ -1,0 +1,321 @@
+"""The answer of a run: variants by metrics with standard errors, and one sentence.
+
+Goes in: evaluations. Comes out: a `ResultsTable` and its form as JSON, CSV and Markdown. What
+counts as a difference is decided here and nowhere else: more than the combined standard error
+of the two values. Knows no page.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from forgetting.report.collect import Evaluation, Measurement, Metric, in_order, read_evaluations
+from forgetting.report.escaping import visible
+
+HELDOUT = "heldout"
+HELDOUT_METRICS = ("exact_match", "loss", "perplexity")
+# Below this every model fails nearly every question: what differs is chance, and loss says more.
+LEAST_EXACT_MATCH = 0.02
+SHARES = re.compile(r"acc|exact_match|^em$|^f1$|^mc[12]$")
+SPOKEN = {
+    "full": "training on all tokens",
+    "base": "the base model without fine-tuning",
+    "ignoring": "ignoring",
+    "forgetting": "forgetting",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric of one task, over all its items or one group of them."""
+
+    task: str
+    metric: str
+    group: str | None
+    num_items: int
+    higher_is_better: bool
+    percent: bool
+    """Values are shares of 1, shown times 100."""
+
+    @property
+    def key(self) -> str:
+        """Unique in a table."""
+        return "/".join(filter(None, (self.task, self.metric, self.group)))
+
+    @property
+    def task_title(self) -> str:
+        """The task, for people."""
+        return "held-out" if self.task == HELDOUT else self.task
+
+    @property
+    def metric_title(self) -> str:
+        """The metric, for people."""
+        return self.metric.replace("_", " ").removesuffix(",none")
+
+    @property
+    def title(self) -> str:
+        """The metric and the group, for people."""
+        return self.metric_title if self.group is None else f"{self.metric_title}, {self.group}"
+
+    def number(self, value: float) -> str:
+        """`value` with the digits that are worth showing in this column."""
+        if not math.isfinite(value):
+            return "not finite"
+        if self.percent:
+            return f"{100 * value:.1f}"
+        return f"{value:.{3 if abs(value) < 10 else 2 if abs(value) < 100 else 1}f}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One result. `best`: better than every other by more than the combined standard error."""
+
+    value: float
+    stderr: float | None
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class ResultsTable:
+    """Variants by columns; `cells` has no entry where a variant lacks a metric."""
+
+    variants: Sequence[str]
+    columns: Sequence[Column]
+    cells: Mapping[tuple[str, str], Cell]
+    """By variant and `Column.key`."""
+    headline: Column | None
+    """The column that `sentence` is about."""
+    sentence: str
+
+    def cell(self, variant: str, column: Column) -> Cell | None:
+        """The result of a variant, None where there is none."""
+        return self.cells.get((variant, column.key))
+
+    def text(self, variant: str, column: Column) -> str:
+        """The cell as `62.1 ± 1.9`, percent without its sign; a dash where there is none."""
+        cell = self.cell(variant, column)
+        return "–" if cell is None else _text(column, cell)
+
+
+def results_table(run_dir: Path) -> ResultsTable:
+    """The results of a run, whole or partly done.
+
+    Raises:
+        InputError: `run_dir` is no run directory, or a result in it cannot be read.
+    """
+    return tabulate(read_evaluations(run_dir))
+
+
+def tabulate(evaluations: Sequence[Evaluation]) -> ResultsTable:
+    """Arrange evaluations: held-out first, its groups by the headline metric, then the tasks."""
+    variants = in_order({evaluation.variant for evaluation in evaluations})
+    exact = [e.overall.metrics.get("exact_match") for e in evaluations if e.task == HELDOUT]
+    answers = any(metric is not None and metric.value >= LEAST_EXACT_MATCH for metric in exact)
+    grouped = "exact_match" if answers else "loss"
+    columns: dict[str, Column] = {}
+    cells: dict[tuple[str, str], Cell] = {}
+    for task in sorted({e.task for e in evaluations}, key=lambda name: (name != HELDOUT, name)):
+        of_task = [e for e in evaluations if e.task == task]
+        for metric, group in _metrics(of_task, grouped):
+            found = {
+                e.variant: m for e in of_task if (m := _measured(e, metric, group)) is not None
+            }
+            column = _column(task, metric, group, list(found.values()))
+            columns[column.key] = column
+            for variant, cell in _cells({v: m.metrics[metric] for v, m in found.items()}).items():
+                cells[variant, column.key] = cell
+    headline = columns.get(f"{HELDOUT}/{grouped}") or next(iter(columns.values()), None)
+    return ResultsTable(
+        variants=variants,
+        columns=list(columns.values()),
+        cells=cells,
+        headline=headline,
+        sentence=_sentence(headline, variants, cells),
+    )
+
+
+def _metrics(evaluations: Sequence[Evaluation], grouped: str) -> list[tuple[str, str | None]]:
+    """Metrics of a task in the order of its columns; a single group repeats the whole task."""
+    names = list(dict.fromkeys(name for e in evaluations for name in e.overall.metrics))
+    if evaluations[0].task != HELDOUT:
+        return [(name, None) for name in names]
+    names.sort(
+        key=lambda n: HELDOUT_METRICS.index(n) if n in HELDOUT_METRICS else len(HELDOUT_METRICS)
+    )
+    groups = sorted({group for e in evaluations for group in e.groups})
+    columns: list[tuple[str, str | None]] = []
+    for name in names:
+        columns.append((name, None))
+        if name == grouped and len(groups) > 1:
+            columns += [(name, group) for group in groups]
+    return columns
+
+
+def _measured(evaluation: Evaluation, metric: str, group: str | None) -> Measurement | None:
+    measurement = evaluation.overall if group is None else evaluation.groups.get(group)
+    return measurement if measurement is not None and metric in measurement.metrics else None
+
+
+def _column(task: str, metric: str, group: str | None, found: Sequence[Measurement]) -> Column:
+    values = [m.metrics[metric].value for m in found]
+    in_unit_range = all(0 <= value <= 1 for value in values if math.isfinite(value))
+    return Column(
+        task=task,
+        metric=metric,
+        group=group,
+        num_items=max((m.num_items for m in found), default=0),
+        higher_is_better=all(m.metrics[metric].higher_is_better for m in found),
+        percent=in_unit_range and SHARES.search(metric.split(",")[0]) is not None,
+    )
+
+
+def _cells(metrics: Mapping[str, Metric]) -> dict[str, Cell]:
+    cells = {variant: Cell(m.value, m.stderr) for variant, m in metrics.items()}
+    sign = 1 if all(m.higher_is_better for m in metrics.values()) else -1
+    finite = [variant for variant in cells if math.isfinite(cells[variant].value)]
+    ranked = sorted(finite, key=lambda variant: -sign * cells[variant].value)
+    if len(ranked) > 1 and all(_differs(cells[ranked[0]], cells[other]) for other in ranked[1:]):
+        best = cells[ranked[0]]
+        cells[ranked[0]] = Cell(best.value, best.stderr, best=True)
+    return cells
+
+
+def _differs(one: Cell, other: Cell) -> bool:
+    """Whether two values differ by more than their combined standard error; unknown: no."""
+    if one.stderr is None or other.stderr is None:
+        return False
+    return abs(one.value - other.value) > math.hypot(one.stderr, other.stderr)
+
+
+def _text(column: Column, cell: Cell) -> str:
+    value = column.number(cell.value)
+    return value if cell.stderr is None else f"{value} ± {column.number(cell.stderr)}"
+
+
+def _sentence(
+    column: Column | None, variants: Sequence[str], cells: Mapping[tuple[str, str], Cell]
+) -> str:
+    if column is None:
+        return "Nothing has been evaluated yet."
+    present = [variant for variant in variants if (variant, column.key) in cells]
+    others = [variant for variant in present if variant not in SPOKEN]
+    subject = _first(["forgetting", "ignoring", *others, "full", "base"], present)
+    rival = _first(["full", "ignoring", "base", *others], [v for v in present if v != subject])
+    if column.task != HELDOUT:
+        where = f"On {column.task}"
+    else:
+        where = "On held-out questions" if column.percent else "On held-out responses"
+    measure = column.title
+    if subject is None:
+        return "Nothing has been evaluated yet."
+    cell, spoken = cells[subject, column.key], SPOKEN.get(subject, subject)
+    if rival is None:
+        return f"{where}, {spoken} has {measure} {_text(column, cell)}; nothing else was evaluated."
+    rival_cell, rival_spoken = cells[rival, column.key], SPOKEN.get(rival, rival)
+    both = f"{_text(column, cell)} against {_text(column, rival_cell)}"
+    for name, value in ((spoken, cell.value), (rival_spoken, rival_cell.value)):
+        if not math.isfinite(value):
+            return (
+                f"{where}, the {measure} of {name} is not a finite number and cannot be compared."
+            )
+    if cell.stderr is None or rival_cell.stderr is None:
+        return (
+            f"{where}, {spoken} and {rival_spoken} have {measure} {both}; without standard errors "
+            "it is open whether this is a difference."
+        )
+    if not _differs(cell, rival_cell):
+        return (
+            f"{where}, there is no difference beyond the error between {spoken} and {rival_spoken} "
+            f"({measure} {both})."
+        )
+    difference = cell.value - rival_cell.value
+    verdict = "better" if (difference > 0) == column.higher_is_better else "worse"
+    if column.percent:
+        direction = "above" if difference > 0 else "below"
+        points = f"{100 * abs(difference):.1f} points {direction} {rival_spoken}"
+        note = "" if column.higher_is_better else f"{verdict}; "
+        return f"{where}, {spoken} is {points} ({note}{both})."
+    direction = "higher" if difference > 0 else "lower"
+    return (
+        f"{where}, the {measure} of {spoken} is {abs(difference):.3g} {direction} than that of "
+        f"{rival_spoken}, which is {verdict} ({both})."
+    )
+
+
+def _first(wanted: Sequence[str], present: Sequence[str]) -> str | None:
+    return next((name for name in wanted if name in present), None)
+
+
+def to_json(table: ResultsTable) -> str:
+    """One object with the sentence and one entry per cell; what is not finite is null."""
+
+    def finite(value: float | None) -> float | None:
+        return value if value is not None and math.isfinite(value) else None
+
+    results = [
+        {
+            "variant": variant,
+            "task": column.task,
+            "metric": column.metric,
+            "group": column.group,
+            "value": finite(cell.value),
+            "stderr": finite(cell.stderr),
+            "num_items": column.num_items,
+            "higher_is_better": column.higher_is_better,
+            "best": cell.best,
+        }
+        for variant, column, cell in _entries(table)
+    ]
+    return (
+        json.dumps({"sentence": table.sentence, "results": results}, indent=1, allow_nan=False)
+        + "\n"
+    )
+
+
+def to_csv(table: ResultsTable) -> str:
+    """One line per cell, in the table's order."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["variant", "task", "metric", "group", "value", "stderr", "num_items"])
+    for variant, column, cell in _entries(table):
+        stderr = "" if cell.stderr is None else cell.stderr
+        row = [variant, column.task, column.metric, column.group or ""]
+        writer.writerow([*map(visible, row), cell.value, stderr, column.num_items])
+    return text.getvalue()
+
+
+def to_markdown(table: ResultsTable) -> str:
+    """The sentence and the table as people see it."""
+    lines = [_plain(table.sentence)]
+    if table.columns:
+        titles = [_plain(f"{column.task_title}: {column.title}") for column in table.columns]
+        lines += ["", "| variant | " + " | ".join(titles) + " |"]
+        lines.append("|---|" + "---:|" * len(titles))
+    for variant in table.variants:
+        row = []
+        for column in table.columns:
+            cell, text = table.cell(variant, column), table.text(variant, column)
+            row.append(f"**{text}**" if cell is not None and cell.best else text)
+        lines.append(f"| {_plain(variant)} | " + " | ".join(row) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _entries(table: ResultsTable) -> list[tuple[str, Column, Cell]]:
+    return [
+        (variant, column, cell)
+        for variant in table.variants
+        for column in table.columns
+        if (cell := table.cell(variant, column)) is not None
+    ]
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>#|!&])", r"\\\1", visible(" ".join(text.split())))

@@ -1,0 +1,439 @@
+"""The stages of a run. Each reads what earlier ones wrote and writes its own part.
+
+A stage is a function `(recipe, run, work) -> None`: `run` is the directory to read from, `work`
+the folder in which to write (what survives a kill is picked up there). Stages hold no
+mathematics and decide nothing about order: that is the pipeline's.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+from forgetting import models
+from forgetting.checkpoints import latest_checkpoint
+from forgetting.console import logger, progress
+from forgetting.data.corpus import build_corpus
+from forgetting.data.samples import Samples, list_column, lists, read_table, write_table
+from forgetting.data.tokens import Tokenization
+from forgetting.errors import InputError
+from forgetting.evaluation import HELDOUT, TaskResult, evaluate_heldout, evaluate_tasks
+from forgetting.metrics import noise_detection
+from forgetting.recipe import Recipe, SelectionSettings, TrainingSettings, VariantSettings
+from forgetting.report import build_report
+from forgetting.rundir import Work
+from forgetting.scoring import score_samples
+from forgetting.selection import (
+    quality_threshold,
+    select_tokens,
+    share_above_zero,
+    token_quality,
+)
+
+HISTOGRAM_BINS = 80
+
+
+def prepare(recipe: Recipe, run: Path, work: Work) -> None:
+    """Records to tokens: D_ref, D_train and the held-out samples, disjoint."""
+    del run
+    tokenizer = models.load_tokenizer(recipe.model)
+    check_length(recipe)
+    template = recipe.model.chat_template
+    tokenization = Tokenization(
+        tokenizer, Path(template).read_text(encoding="utf-8") if template else None
+    )
+    settings = recipe.data
+    wanted = settings.num_reference + settings.num_train + settings.num_heldout
+    with progress("Preparing samples", wanted) as advance:
+        corpus = build_corpus(settings, tokenization, recipe.seed, advance)
+    for name, table in corpus.tables.items():
+        write_table(table, work.output / f"{name}.parquet")
+    write_table(corpus.rejected_table(), work.output / "rejected.parquet")
+    # Every special token that a response can hold ends it, or a turn of it.
+    summary = {**corpus.summary(), "end_token_ids": sorted(tokenizer.all_special_ids)}
+    _write_json(work.output / "summary.json", summary)
+    for name, counts in summary["splits"].items():
+        work.details[f"{name}_samples"] = counts["samples"]
+        work.details[f"{name}_response_tokens"] = counts["response_tokens"]
+    dropped = sum(
+        sum(c.rejected.values()) + c.duplicates + c.prompt_too_long for c in corpus.counts.values()
+    )
+    if dropped:
+        logger.info(
+            "%d records left out; reasons in data/summary.json and rejected.parquet", dropped
+        )
+
+
+def check_length(recipe: Recipe) -> None:
+    """Refuse samples longer than the model has positions for."""
+    limit = models.max_positions(models.load_config(recipe.model))
+    if limit is not None and recipe.data.max_length > limit:
+        raise InputError(
+            f"data.max_length {recipe.data.max_length} is more than the {limit} positions of "
+            f"{recipe.model.name_or_path}. Set data.max_length to {limit} or less"
+        )
+
+
+def reference(recipe: Recipe, run: Path, work: Work) -> None:
+    """Fine-tune the reference model on D_ref, all tokens positive."""
+    samples = Samples.read(run / "data" / "reference.parquet")
+    polarity = np.ones(len(samples.response_ids), dtype=np.int8)
+    ignored = VariantSettings(objective="full")
+    _train(recipe, recipe.reference, ignored, samples, polarity, "Reference model", work)
+
+
+def score(recipe: Recipe, run: Path, work: Work) -> None:
+    """Log-probabilities of D_train's response tokens under base and reference, in shards."""
+    samples = Samples.read(run / "data" / "train.parquet")
+    fingerprint = samples.fingerprint
+    size = recipe.scoring.samples_per_shard
+    shards = [
+        np.arange(begin, min(begin + size, len(samples))) for begin in range(0, len(samples), size)
+    ]
+    path = reference_path(recipe, run)
+    dtype = models.pick_dtype(recipe.model)
+    # A LoRA reference is the base model with an adapter on it; whole weights take its place,
+    # so that the two are never in memory together.
+    model: Any = None
+    for name in ("base", "reference"):
+        files = [work.path / f"{name}-{index:05d}.parquet" for index in range(len(shards))]
+        missing = [index for index, file in enumerate(files) if not file.is_file()]
+        if not missing:
+            continue
+        if name == "base":
+            model = models.load_base_model(recipe.model, dtype)
+        elif model is not None and models.is_adapter(path):
+            model = models.attach_adapter(model, path)
+        else:
+            model = None
+            model = models.load_variant(recipe.model, dtype, path)
+        done = len(samples) - sum(len(shards[index]) for index in missing)
+        with progress(f"Scoring, {name} model", len(samples), done) as advance:
+            for index in missing:
+                scores = score_samples(
+                    model,
+                    samples,
+                    shards[index],
+                    tokens_per_batch=recipe.scoring.tokens_per_batch,
+                    advance=advance,
+                )
+                starts = np.r_[0, np.cumsum(samples.num_response_tokens[shards[index]])]
+                table = pa.table(
+                    {
+                        "sample_id": samples.sample_ids[shards[index]],
+                        "log_probs": lists(scores.log_probs, starts),
+                    }
+                )
+                write_table(table, files[index], fingerprint)
+    for index in range(len(shards)):
+        base, tuned = (
+            read_table(work.path / f"{name}-{index:05d}.parquet", fingerprint)
+            for name in ("base", "reference")
+        )
+        joined = pa.table(
+            {
+                "sample_id": base["sample_id"],
+                "base_log_probs": base["log_probs"],
+                "reference_log_probs": tuned["log_probs"],
+            }
+        )
+        target = work.output / f"scores-{index:05d}-of-{len(shards):05d}.parquet"
+        write_table(joined, target, fingerprint)
+    work.details["response_tokens"] = int(len(samples.response_ids))
+
+
+def reference_path(recipe: Recipe, run: Path) -> Path | str:
+    """Where the reference model is: the user's own, or the one of this run."""
+    return recipe.reference.name_or_path or run / "reference"
+
+
+def read_scores(run: Path, samples: Samples) -> tuple[NDArray, NDArray]:
+    """Base and reference log-probabilities of D_train's response tokens, in the one order.
+
+    Raises:
+        InputError: a shard is missing, belongs to other tokens, or holds a number that is not
+            finite; the message names the shard, and the sample where there is one.
+    """
+    fingerprint = samples.fingerprint
+    files = sorted((run / "scores").glob("scores-*-of-*.parquet"))
+    expected = int(files[0].stem.rsplit("-", 1)[1]) if files else 1
+    if len(files) != expected:
+        raise InputError(
+            f"{run / 'scores'} holds {len(files)} of {expected} shards. Score again with "
+            "`forgetting score`"
+        )
+    sample_ids, columns = [], {"base_log_probs": [], "reference_log_probs": []}
+    for file in files:
+        table = read_table(file, fingerprint)
+        sample_ids.append(table["sample_id"].to_numpy())
+        for name, parts in columns.items():
+            values, starts = list_column(table, name)
+            if not np.isfinite(values).all():
+                token = int(np.flatnonzero(~np.isfinite(values))[0])
+                row = int(np.searchsorted(starts, token, side="right")) - 1
+                raise InputError(
+                    f"{file}: {name} of sample {sample_ids[-1][row]} holds {values[token]}. Score "
+                    "again with `forgetting score`"
+                )
+            parts.append(values)
+    if not np.array_equal(np.concatenate(sample_ids), samples.sample_ids):
+        raise InputError(f"{run / 'scores'} does not hold the samples of data/train.parquet")
+    base, tuned = (np.concatenate(parts) for parts in columns.values())
+    if base.size != samples.response_ids.size or tuned.size != base.size:
+        raise InputError(f"{run / 'scores'} does not hold one score for each response token")
+    return base, tuned
+
+
+def select(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
+    """Scores to polarity for one variant, with a summary."""
+    samples = Samples.read(run / "data" / "train.parquet")
+    settings = recipe.variants[variant].selection
+    quality = token_quality(*read_scores(run, samples))
+    polarity = _choose(settings, quality, samples, recipe.seed)
+    # A threshold on token quality exists only where tokens were chosen by it.
+    by_token = settings.by == "quality" and settings.granularity == "token"
+    threshold = quality_threshold(quality, polarity) if by_token else None
+    if settings.keep_eos:
+        ends = json.loads((run / "data" / "summary.json").read_text())["end_token_ids"]
+        polarity[(polarity < 0) & np.isin(samples.response_ids, ends)] = 1
+    table = pa.table(
+        {"sample_id": samples.sample_ids, "polarity": lists(polarity, samples.response_starts)}
+    )
+    write_table(table, work.output / "polarity.parquet", samples.fingerprint)
+    summary = {
+        "variant": variant,
+        "threshold": threshold,
+        **_selection_summary(settings, samples, quality, polarity),
+    }
+    _write_json(work.output / "summary.json", summary)
+    work.details["num_positive"] = summary["num_positive"]
+    work.details["num_negative"] = summary["num_negative"]
+
+
+def _choose(
+    settings: SelectionSettings, quality: NDArray, samples: Samples, seed: int
+) -> NDArray[np.int8]:
+    ids = samples.per_response_token(samples.sample_ids)
+    ranked = quality
+    if settings.by == "random":
+        ranked = np.random.default_rng(seed).random(quality.size)
+    # A random number is never below zero: how many are positive comes from the quality.
+    share = settings.rho
+    if settings.by == "random" and (share == "auto" or settings.threshold == "zero"):
+        share = share_above_zero(quality)
+    return select_tokens(
+        ranked,
+        share,
+        granularity=settings.granularity,
+        sample_ids=ids,
+        forget_rate=settings.forget_rate,
+        threshold="quantile" if settings.by == "random" else settings.threshold,
+    )
+
+
+def _selection_summary(
+    settings: SelectionSettings,
+    samples: Samples,
+    quality: NDArray,
+    polarity: NDArray[np.int8],
+) -> dict[str, Any]:
+    sources = samples.per_response_token(np.asarray(samples.table["source"].to_pylist()))
+    counts, edges = np.histogram(quality, bins=HISTOGRAM_BINS)
+    auto_rho = share_above_zero(quality)
+    return {
+        "granularity": settings.granularity,
+        "threshold_kind": settings.threshold,
+        "rho": auto_rho if settings.rho == "auto" else settings.rho,
+        "num_tokens": int(quality.size),
+        **_polarity_counts(polarity),
+        "auto_rho": auto_rho,
+        "by_source": [
+            {
+                "source": str(name),
+                "num_tokens": int((sources == name).sum()),
+                **_polarity_counts(polarity[sources == name]),
+            }
+            for name in np.unique(sources)
+        ],
+        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "noise": _noise_summary(samples, quality, polarity),
+    }
+
+
+def _polarity_counts(polarity: NDArray[np.int8]) -> dict[str, int]:
+    return {
+        "num_positive": int((polarity > 0).sum()),
+        "num_negative": int((polarity < 0).sum()),
+        "num_ignored": int((polarity == 0).sum()),
+    }
+
+
+def _noise_summary(
+    samples: Samples, quality: NDArray, polarity: NDArray[np.int8]
+) -> dict[str, Any] | None:
+    noisy = samples.noise()
+    if noisy is None:
+        return None
+    kinds = samples.per_response_token(
+        np.asarray([kind or "" for kind in samples.table["noise_kind"].to_pylist()])
+    )
+    by_kind = []
+    for kind in np.unique(kinds[noisy]):
+        of_kind = noisy & (kinds == kind)
+        recall = float((polarity[of_kind] != 1).mean())
+        by_kind.append({"kind": str(kind), "num_tokens": int(of_kind.sum()), "recall": recall})
+    return {**asdict(noise_detection(quality, polarity, noisy)), "by_kind": by_kind}
+
+
+def train(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
+    """Fine-tune one variant on D_train."""
+    samples = Samples.read(run / "data" / "train.parquet")
+    settings = recipe.variants[variant]
+    if settings.objective == "full":
+        polarity = np.ones(samples.response_ids.size, dtype=np.int8)
+    else:
+        file = run / "selection" / variant / "polarity.parquet"
+        polarity, _ = list_column(read_table(file, samples.fingerprint), "polarity")
+    _train(recipe, recipe.training, settings, samples, polarity, f"Training {variant}", work)
+
+
+def _train(
+    recipe: Recipe,
+    training: TrainingSettings,
+    variant: VariantSettings,
+    samples: Samples,
+    polarity: NDArray[np.int8],
+    label: str,
+    work: Work,
+) -> None:
+    # Imported here: TRL takes seconds, and no other stage needs it.
+    from datasets import Dataset
+    from transformers import PrinterCallback
+
+    from forgetting.trainer import ForgettingConfig, ForgettingTrainer, ProgressCallback
+
+    dtype = models.pick_dtype(recipe.model)
+    # All weights are trained in float32, with arithmetic in `dtype`; an adapter's base is frozen.
+    model = models.load_base_model(recipe.model, dtype if training.lora else torch.float32)
+    dataset = Dataset(
+        pa.table(
+            {
+                "input_ids": samples.table["input_ids"],
+                "labels": samples.table["labels"],
+                "polarity": samples.aligned(polarity),
+            }
+        )
+    )
+    forgets = variant.objective == "forgetting"
+    checkpoints = work.path / "checkpoints"
+    config = ForgettingConfig(
+        output_dir=str(checkpoints),
+        # A constant zero leaves the negatives out, and their figures are still logged.
+        schedule=variant.forgetting.schedule if forgets else "constant",
+        t_min=variant.forgetting.t_min if forgets else 0.0,
+        t_max=variant.forgetting.t_max if forgets else 0.0,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.lr_scheduler,
+        warmup_steps=training.warmup_ratio,
+        num_train_epochs=training.epochs,
+        per_device_train_batch_size=training.micro_batch_size,
+        gradient_accumulation_steps=training.batch_size // training.micro_batch_size,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        gradient_checkpointing=training.gradient_checkpointing,
+        bf16=dtype == torch.bfloat16,
+        save_strategy="steps",
+        save_steps=training.save_steps,
+        # The one before the newest stays until the newest is sealed.
+        save_total_limit=2,
+        logging_steps=training.logging_steps,
+        report_to=list(training.report_to),
+        run_name=f"{recipe.name}: {label}",
+        disable_tqdm=True,
+        # The samples were cut when they were prepared.
+        max_length=None,
+        seed=recipe.seed,
+    )
+    trainer = ForgettingTrainer(
+        model=model,
+        args=config,
+        train_dataset=dataset,
+        processing_class=models.load_tokenizer(recipe.model),
+        peft_config=models.lora_config(training.lora) if training.lora else None,
+        callbacks=[ProgressCallback(label)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    latest = latest_checkpoint(checkpoints)
+    if latest is not None:
+        logger.info("%s: resuming from step %s", label, latest.name.removeprefix("checkpoint-"))
+    trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+    trainer.save_model(str(work.output))
+    lines = [json.dumps(entry) for entry in trainer.state.log_history if "loss" in entry]
+    (work.output / "training.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    work.details["steps"] = trainer.state.global_step
+    work.details["trainable_parameters"] = sum(
+        p.numel() for p in trainer.model.parameters() if p.requires_grad
+    )
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def evaluate(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
+    """Measure one variant, or the untrained `base`."""
+    settings = recipe.evaluation
+    dtype = models.pick_dtype(recipe.model)
+    if variant == "base":
+        model = models.load_base_model(recipe.model, dtype)
+    else:
+        model = models.load_variant(recipe.model, dtype, run / "models" / variant)
+    results: list[TaskResult] = []
+    if settings.heldout and recipe.data.num_heldout:
+        samples = Samples.read(run / "data" / "heldout.parquet")
+        with progress(f"Evaluating {variant} on held-out samples", len(samples)) as advance:
+            results.append(
+                evaluate_heldout(
+                    model,
+                    samples,
+                    tokens_per_batch=recipe.scoring.tokens_per_batch,
+                    advance=advance,
+                )
+            )
+    if settings.tasks:
+        logger.info("Evaluating %s on %s", variant, ", ".join(settings.tasks))
+        results += evaluate_tasks(
+            model,
+            models.load_tokenizer(recipe.model),
+            settings.tasks,
+            include_path=settings.include_path,
+            limit=settings.limit,
+            num_fewshot=settings.num_fewshot,
+            batch_size=settings.batch_size,
+            seed=recipe.seed,
+        )
+    for result in results:
+        name = result.task if result.task == HELDOUT else result.task.replace("/", "_")
+        content = {"variant": variant, **result.model_dump()}
+        _write_json(work.output / f"{name}.json", content)
+
+
+def report(recipe: Recipe, run: Path, work: Work) -> None:
+    """The page, its figures and tables."""
+    tokenizer = models.load_tokenizer(recipe.model)
+
+    def decode(ids: Any) -> str:
+        return str(
+            tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        )
+
+    build_report(run, work.output, decode=decode, seed=recipe.report.seed)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")

@@ -1,0 +1,320 @@
+"""Pretrains the demo's base model: a small Llama that knows the world, and its tokenizer.
+
+In go the world's plain questions, without those held out; out comes a checkpoint folder, and the
+share of held-out questions of each kind that the model answers exactly. The same seed gives the
+same weights on the same machine. The model never sees the chat form; the tokenizer is fitted to
+its text too, so that the demo's sequences are short.
+
+    python -m forgetting.studies.pretrain --output DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from forgetting.data.world import (
+    KINDS,
+    Kind,
+    PlainQuestion,
+    chat_records,
+    held_out_questions,
+    plain_questions,
+)
+
+logger = logging.getLogger(__name__)
+
+EOS_TOKEN = "<|endoftext|>"  # also starts a text where a caller wants a first token
+PAD_TOKEN = "<|pad|>"
+IGNORE_INDEX = -100
+# One, so that the order of sums, and with it the weights, does not depend on the number of cores;
+# more gain nothing at this size.
+NUM_THREADS = 1
+LOG_EVERY = 100
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the run depends on besides the world. The defaults made the shipped checkpoint."""
+
+    seed: int = 0
+    steps: int = 3500
+    batch_size: int = 64
+    """Sequences in a step."""
+    questions_per_sequence: int = 3
+    """Questions that follow each other in a sequence, so that later positions are trained too."""
+    learning_rate: float = 3e-3
+    """Of AdamW, after the warm-up; falls to 0 as a cosine."""
+    warmup_steps: int = 100
+    weight_decay: float = 0.05
+    question_weight: float = 0.1
+    """Of a question's tokens in the loss; an answer's tokens have 1."""
+    vocab_size: int = 1024
+    hidden_size: int = 160
+    intermediate_size: int = 432
+    num_layers: int = 4
+    num_heads: int = 4
+
+
+def build_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE that encodes any text, each digit by itself, fitted to the demo's texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS_TOKEN, PAD_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts_to_fit(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=EOS_TOKEN,
+        eos_token=EOS_TOKEN,
+        pad_token=PAD_TOKEN,
+        clean_up_tokenization_spaces=False,
+        model_max_length=128,
+    )
+
+
+def _texts_to_fit() -> Iterator[str]:
+    for question in plain_questions("fact"):
+        yield question.prompt + question.completion
+    for record in chat_records(8000, seed=0, noise_rate=0.2, noise_kinds=["junk_phrase"]):
+        yield f"<|user|>\n{record['prompt']}\n<|assistant|>\n{record['completion']}"
+
+
+def build_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """A Llama with random weights that depend on PyTorch's seed."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.num_layers,
+        num_attention_heads=settings.num_heads,
+        max_position_embeddings=tokenizer.model_max_length,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A question's tokens with its answer and the end token, and where the answer starts."""
+
+    input_ids: list[int]
+    answer_start: int
+
+
+def encode(questions: Sequence[PlainQuestion], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    """Prompt and completion are encoded apart, as they are when an answer is generated."""
+    prompts = tokenizer([question.prompt for question in questions]).input_ids
+    completions = tokenizer([question.completion for question in questions]).input_ids
+    return [
+        Encoded(prompt + completion + [tokenizer.eos_token_id], len(prompt))
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+
+
+def _sampler(tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator) -> Callable[[], Encoded]:
+    """Draws questions that are not held out: kinds equally often, and "yes" as often as "no"."""
+    pools: dict[Kind, list[list[Encoded]]] = {}
+    for kind in KINDS:
+        seen = [question for question in plain_questions(kind) if not question.held_out]
+        answers = ("yes", "no") if kind == "yes_no" else (None,)
+        pools[kind] = [
+            encode([q for q in seen if answer in (None, q.answer)], tokenizer) for answer in answers
+        ]
+
+    def draw() -> Encoded:
+        by_answer = pools[KINDS[rng.integers(len(KINDS))]]
+        pool = by_answer[rng.integers(len(by_answer))]
+        return pool[rng.integers(len(pool))]
+
+    return draw
+
+
+def collate(
+    sequences: Sequence[Sequence[Encoded]], pad_token_id: int, question_weight: float
+) -> tuple[Tensor, Tensor]:
+    """Token ids and loss weights, both [sequence, position]; padded on the right with weight 0."""
+    lengths = [sum(len(item.input_ids) for item in sequence) for sequence in sequences]
+    input_ids = torch.full((len(sequences), max(lengths)), pad_token_id)
+    weights = torch.zeros(input_ids.shape)
+    for row, sequence in enumerate(sequences):
+        start = 0
+        for item in sequence:
+            end = start + len(item.input_ids)
+            input_ids[row, start:end] = torch.tensor(item.input_ids)
+            weights[row, start:end] = question_weight
+            weights[row, start + item.answer_start : end] = 1.0
+            start = end
+    return input_ids, weights
+
+
+def weighted_loss(model: PreTrainedModel, input_ids: Tensor, weights: Tensor) -> Tensor:
+    """Mean cross-entropy of the tokens after the first, by their weights."""
+    logits = model(input_ids=input_ids).logits[:, :-1]
+    losses = cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none")
+    weights = weights[:, 1:].flatten()
+    return (losses * weights).sum() / weights.sum()
+
+
+@torch.no_grad()
+def accuracy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[PlainQuestion],
+    batch_size: int = 256,
+) -> float:
+    """Share of questions that greedy decoding answers exactly, end token included.
+
+    The right answer is fed in: greedy decoding reproduces it if and only if each of its tokens is
+    the most probable one after those before it.
+    """
+    encoded = encode(questions, tokenizer)
+    num_correct = 0
+    for start in range(0, len(encoded), batch_size):
+        batch = [[item] for item in encoded[start : start + batch_size]]
+        input_ids, weights = collate(batch, tokenizer.pad_token_id, question_weight=0.0)
+        predicted = model(input_ids=input_ids).logits[:, :-1].argmax(-1)
+        right = (predicted == input_ids[:, 1:]) | (weights[:, 1:] == 0)
+        num_correct += int(right.all(1).sum())
+    return num_correct / len(encoded)
+
+
+def accuracies(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, num_questions: int
+) -> dict[Kind, float]:
+    """Exact answers on `num_questions` held-out plain questions of each kind."""
+    return {
+        kind: accuracy(model, tokenizer, held_out_questions(kind, num_questions)) for kind in KINDS
+    }
+
+
+def pretrain(
+    settings: Settings,
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, list[float]]:
+    """Train from random weights; returns the model, its tokenizer and the loss of each step.
+
+    Sets PyTorch's seed and its number of threads.
+    """
+    torch.set_num_threads(NUM_THREADS)
+    torch.manual_seed(settings.seed)
+    rng = np.random.default_rng(settings.seed)
+    tokenizer = build_tokenizer(settings.vocab_size)
+    model = build_model(settings, tokenizer)
+    draw = _sampler(tokenizer, rng)
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(model, settings.weight_decay),
+        lr=settings.learning_rate,
+        betas=(0.9, 0.98),
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _rate(step, settings.warmup_steps, settings.steps)
+    )
+    logger.info("%d parameters", model.num_parameters())
+    losses: list[float] = []
+    began = time.monotonic()
+    for step in range(1, settings.steps + 1):
+        sequences = [
+            [draw() for _ in range(settings.questions_per_sequence)]
+            for _ in range(settings.batch_size)
+        ]
+        batch = collate(sequences, tokenizer.pad_token_id, settings.question_weight)
+        loss = weighted_loss(model, *batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        losses.append(loss.item())
+        if step % LOG_EVERY == 0 or step == settings.steps:
+            left = (time.monotonic() - began) / step * (settings.steps - step)
+            logger.info(
+                "step %d of %d, loss %.4f, %d:%02d left",
+                step,
+                settings.steps,
+                float(np.mean(losses[-LOG_EVERY:])),
+                *divmod(round(left), 60),
+            )
+    return model, tokenizer, losses
+
+
+def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Matrices decay; gains do not, nor do embeddings: those of unseen tokens would vanish."""
+    decaying: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        decays = parameter.dim() == 2 and "embed_tokens" not in name
+        (decaying if decays else others).append(parameter)
+    return [
+        {"params": decaying, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+
+
+def _rate(step: int, warmup_steps: int, steps: int) -> float:
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+
+def save(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path, dtype: torch.dtype
+) -> None:
+    """Write a checkpoint folder with weights of `dtype`; the model is left as it is."""
+    output.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
+    model.save_pretrained(output, state_dict=weights)
+    config = LlamaConfig.from_pretrained(output, dtype=dtype)
+    config.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Pretrain, save, load what was saved and report its accuracies."""
+    parser = argparse.ArgumentParser(prog="python -m forgetting.studies.pretrain")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument("--steps", type=int, default=Settings.steps)
+    parser.add_argument("--num-questions", type=int, default=500, help="of each kind, to evaluate")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    model, tokenizer, _ = pretrain(Settings(seed=args.seed, steps=args.steps))
+    save(model, tokenizer, args.output, torch.float32)
+    saved = LlamaForCausalLM.from_pretrained(args.output, dtype=torch.float32)
+    for kind, share in accuracies(saved, tokenizer, args.num_questions).items():
+        logger.info("%-12s %.3f", kind, share)
+
+
+if __name__ == "__main__":
+    main()

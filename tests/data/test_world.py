@@ -1,0 +1,262 @@
+"""The demo's world: what is true in it, what is held out, and what noise is known to be."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from itertools import combinations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forgetting.data.world import (
+    ATTRIBUTES,
+    JUNK_PHRASES,
+    KINDS,
+    NOISE_KINDS,
+    NUM_ENTITIES,
+    chat_records,
+    entities,
+    facts,
+    held_out_questions,
+    num_chat_questions,
+    plain_questions,
+)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def _fact_asked_about(text: str) -> tuple[str, str]:
+    words = re.findall(r"\w+", text)
+    (entity,) = set(words) & set(entities())
+    (attribute,) = set(words) & set(ATTRIBUTES)
+    return entity, attribute
+
+
+def _true_answer(kind: str, text: str) -> str:
+    """The answer worked out from the wording, independently of the templates."""
+    if kind == "addition":
+        return str(sum(_numbers(text)))
+    if kind == "comparison":
+        return str((max if "larger" in text else min)(_numbers(text)))
+    entity, attribute = _fact_asked_about(text)
+    truth = facts()[entity, attribute]
+    if kind == "fact":
+        return truth
+    return "yes" if re.search(rf"\b{truth}\b", text) else "no"
+
+
+def test_every_entity_has_one_value_of_every_attribute() -> None:
+    assert len(set(entities())) == NUM_ENTITIES
+    assert set(facts()) == {(entity, name) for entity in entities() for name in ATTRIBUTES}
+    assert all(value in ATTRIBUTES[name] for (_, name), value in facts().items())
+
+
+def test_values_and_entities_are_named_unambiguously() -> None:
+    words = [*entities(), *ATTRIBUTES, *(value for values in ATTRIBUTES.values() for value in values)]
+    assert len(words) == len(set(words))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_answers_are_true(kind: str) -> None:
+    for question in plain_questions(kind):
+        assert question.answer == _true_answer(kind, question.question)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_held_out_questions_are_never_asked_otherwise(kind: str) -> None:
+    questions = plain_questions(kind)
+    held_out = {question.question for question in questions if question.held_out}
+    assert held_out
+    assert held_out.isdisjoint(q.question for q in questions if not q.held_out)
+
+
+@pytest.mark.parametrize("kind", ["addition", "comparison"])
+def test_held_out_pairs_are_seen_in_no_order_or_phrasing(kind: str) -> None:
+    pairs: dict[bool, set[tuple[int, ...]]] = {True: set(), False: set()}
+    for question in plain_questions(kind):
+        pairs[question.held_out].add(tuple(sorted(_numbers(question.question))))
+    assert pairs[True].isdisjoint(pairs[False])
+    assert len(pairs[True]) / sum(map(len, pairs.values())) == pytest.approx(0.1, abs=0.02)
+
+
+def test_each_fact_is_held_out_in_one_phrasing_and_seen_in_the_others() -> None:
+    asked: dict[bool, Counter[tuple[str, str]]] = {True: Counter(), False: Counter()}
+    for question in plain_questions("fact"):
+        asked[question.held_out][_fact_asked_about(question.question)] += 1
+    assert set(asked[True]) == set(asked[False]) == set(facts())
+    assert set(asked[True].values()) == {1}
+
+
+def test_yes_no_questions_on_a_held_out_fact_are_all_held_out() -> None:
+    asked: dict[bool, set[tuple[str, str]]] = {True: set(), False: set()}
+    for question in plain_questions("yes_no"):
+        asked[question.held_out].add(_fact_asked_about(question.question))
+    assert asked[True].isdisjoint(asked[False])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sample_of_held_out_questions_is_distinct_and_fixed(kind: str) -> None:
+    questions = held_out_questions(kind, 100)
+    assert len({question.question for question in questions}) == 100
+    assert all(question.held_out for question in questions)
+    assert questions == held_out_questions(kind, 100)
+
+
+def test_sample_of_yes_no_questions_is_balanced() -> None:
+    answers = Counter(question.answer for question in held_out_questions("yes_no", 101))
+    assert answers == {"yes": 50, "no": 51}
+
+
+def test_more_held_out_questions_than_there_are_is_refused() -> None:
+    with pytest.raises(ValueError, match="there are 960"):
+        held_out_questions("fact", 961)
+
+
+def test_all_chat_questions_are_distinct_and_not_plain() -> None:
+    total = sum(num_chat_questions().values())
+    prompts = {record["prompt"] for record in chat_records(total, seed=0)}
+    assert len(prompts) == total
+    assert prompts.isdisjoint(q.question for kind in KINDS for q in plain_questions(kind))
+
+
+def test_more_chat_records_than_questions_is_refused() -> None:
+    total = sum(num_chat_questions().values())
+    with pytest.raises(ValueError, match=f"there are {total} distinct"):
+        chat_records(total + 1, seed=0)
+
+
+def test_kinds_are_balanced_as_long_as_their_questions_last() -> None:
+    assert set(_sources(12_000).values()) == {3000}
+    counts = _sources(30_000)
+    assert counts == {"fact": 4800, "addition": 8400, "comparison": 8400, "yes_no": 8400}
+
+
+def _sources(num_records: int) -> Counter[str]:
+    return Counter(record["source"] for record in chat_records(num_records, seed=3))
+
+
+def test_clean_chat_answers_are_true() -> None:
+    for record in chat_records(4000, seed=1):
+        answer = _true_answer(record["source"], record["prompt"])
+        assert re.search(rf"\b{answer}\b", record["clean_completion"])
+        assert record["completion"] == record["clean_completion"]
+        assert record["noise_kind"] is None
+        assert record["noise_spans"] == []
+
+
+def test_yes_no_chat_answers_are_balanced() -> None:
+    records = [record for record in chat_records(4000, seed=1) if record["source"] == "yes_no"]
+    num_true = sum(bool(re.search(r"\byes\b", record["completion"])) for record in records)
+    assert num_true / len(records) == pytest.approx(0.5, abs=0.06)
+
+
+def test_questions_do_not_depend_on_the_noise() -> None:
+    clean = list(chat_records(500, seed=5))
+    noisy = list(chat_records(500, seed=5, noise_rate=0.7, noise_kinds=["junk_phrase"]))
+    for field in ("prompt", "clean_completion", "source"):
+        assert [record[field] for record in clean] == [record[field] for record in noisy]
+
+
+def test_another_seed_asks_other_questions() -> None:
+    prompts = [[record["prompt"] for record in chat_records(50, seed=seed)] for seed in (0, 0, 1)]
+    assert prompts[0] == prompts[1] != prompts[2]
+
+
+@given(
+    st.integers(1, 300),
+    st.floats(0, 1),
+    st.dictionaries(st.sampled_from(NOISE_KINDS), st.floats(0.1, 10), min_size=1),
+)
+@settings(max_examples=40, deadline=None)
+def test_noise_has_the_rate_and_the_mixture_asked_for(
+    num_records: int, rate: float, weights: dict[str, float]
+) -> None:
+    records = chat_records(num_records, seed=2, noise_rate=rate, noise_kinds=weights)
+    counts = Counter(record["noise_kind"] for record in records)
+    num_noisy = round(rate * num_records)
+    assert counts.pop(None, 0) == num_records - num_noisy
+    for kind in NOISE_KINDS:
+        share = weights.get(kind, 0.0) / sum(weights.values())
+        assert abs(counts[kind] - share * num_noisy) <= 1
+
+
+def test_records_noisy_at_one_rate_are_noisy_at_every_higher_one() -> None:
+    noisy = [
+        {
+            position
+            for position, record in enumerate(chat_records(400, seed=2, noise_rate=rate))
+            if record["noise_kind"]
+        }
+        for rate in (0.1, 0.2, 0.6)
+    ]
+    assert noisy[0] < noisy[1] < noisy[2]
+
+
+def test_each_kind_of_noise_is_what_its_span_says() -> None:
+    completions = {record["completion"] for record in chat_records(120_000, seed=9)}
+    places = set()
+    for record in chat_records(3000, seed=9, noise_rate=1.0):
+        noisy, clean = record["completion"], record["clean_completion"]
+        ((start, end),) = record["noise_spans"]
+        before, span, after = noisy[:start], noisy[start:end], noisy[end:]
+        assert span
+        assert noisy != clean
+        match record["noise_kind"]:
+            case "wrong_answer":
+                answer = _true_answer(record["source"], record["prompt"])
+                assert clean == before + answer + after
+                assert span != answer
+                assert _is_plausible(span, record["source"], record["prompt"])
+            case "swapped_response":
+                assert span == noisy
+                assert noisy in completions or "{" not in noisy
+            case "junk_phrase":
+                assert span in JUNK_PHRASES
+                assert " ".join(filter(None, (before.strip(), after.strip()))) == clean
+                places.add((bool(before), bool(after)))
+    assert places == {(True, True), (True, False), (False, True)}
+
+
+def _is_plausible(answer: str, kind: str, prompt: str) -> bool:
+    if kind == "addition":
+        return 0 <= int(answer) <= 198
+    if kind == "comparison":
+        return int(answer) in _numbers(prompt)
+    if kind == "yes_no":
+        return answer in ("yes", "no")
+    return answer in ATTRIBUTES[_fact_asked_about(prompt)[1]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_records": 0}, "num_records must be at least 1"),
+        ({"noise_rate": -0.1}, "noise_rate must lie between 0 and 1"),
+        ({"noise_rate": float("nan")}, "noise_rate must lie between 0 and 1"),
+        ({"noise_kinds": ["typo"]}, "unknown noise kind 'typo'; known are wrong_answer"),
+        ({"noise_kinds": {"junk_phrase": -1.0}}, "weight of noise kind junk_phrase"),
+        ({"noise_kinds": {"junk_phrase": float("inf")}}, "weight of noise kind junk_phrase"),
+        ({"noise_kinds": []}, "at least one kind"),
+        ({"noise_kinds": {"junk_phrase": 0.0}}, "at least one kind"),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        chat_records(**{"num_records": 10, "seed": 0, **arguments})
+
+
+def test_a_kind_of_weight_zero_does_not_occur() -> None:
+    weights = {"junk_phrase": 0.0, "wrong_answer": 1.0}
+    records = chat_records(50, seed=0, noise_rate=1.0, noise_kinds=weights)
+    assert {record["noise_kind"] for record in records} == {"wrong_answer"}
+
+
+def test_chat_templates_hold_no_two_prompts_that_differ_only_in_the_answer() -> None:
+    by_prompt: dict[str, str] = {}
+    for record in chat_records(20_000, seed=4):
+        assert by_prompt.setdefault(record["prompt"], record["completion"]) == record["completion"]
+    assert not any(a == b for a, b in combinations(sorted(by_prompt), 2) if False)

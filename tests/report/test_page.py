@@ -1,0 +1,232 @@
+"""The pages as a browser reads them: sections, escaping, determinism."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forgetting.report import build_report
+from forgetting.report.collect import Noise
+from forgetting.report.page import noise_sentence
+
+Decode = Callable[..., str]
+ALL_FILES = ["index.html", "results.csv", "results.json", "results.md", "tokens.html"]
+
+
+class Page(HTMLParser):
+    """Tags with attributes, the text, and the text of each token."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.source = path.read_text(encoding="utf-8")
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.headings: list[str] = []
+        self.tokens: list[str] = []
+        self.titles: list[str] = []
+        self.text = ""
+        self._open: list[tuple[str, bool]] = []
+        self.feed(self.source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = dict(attrs)
+        self.tags.append((tag, attributes))
+        is_token = attributes.get("role") == "img" and tag == "span"
+        if tag not in ("meta", "br"):
+            self._open.append((tag, is_token))
+        if is_token:
+            self.tokens.append("")
+            self.titles.append(attributes["title"] or "")
+        if tag == "h2":
+            self.headings.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop()[0] == tag, f"<{tag}> is not closed in order"
+
+    def handle_data(self, data: str) -> None:
+        inside = [tag for tag, _ in self._open]
+        if "style" in inside:
+            return
+        self.text += data
+        if "h2" in inside:
+            self.headings[-1] += data
+        if any(is_token for _, is_token in self._open):
+            self.tokens[-1] += data
+
+
+def build(run_dir: Path, decode: Decode) -> Path:
+    output_dir = run_dir / "report"
+    build_report(run_dir, output_dir, decode=decode)
+    return output_dir
+
+
+def test_report_holds_all_sections(run_dir: Path, decode: Decode) -> None:
+    summary = build_report(run_dir, run_dir / "report", decode=decode)
+    page = Page(run_dir / "report" / "index.html")
+    assert sorted(path.name for path in summary.paths) == ALL_FILES
+    assert summary.num_samples_shown == 40
+    assert summary.sentence in page.text
+    assert page.headings == [
+        "Does quality find the noise?",
+        "Training",
+        "Selection",
+        "Data",
+        "Time and memory",
+        "Recipe",
+    ]
+
+
+def test_two_builds_are_the_same_bytes(run_dir: Path, decode: Decode, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        build_report(run_dir, tmp_path / name, decode=decode, seed=3)
+    for name in ALL_FILES:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+
+
+def test_ids_are_unique_and_references_resolve(run_dir: Path, decode: Decode) -> None:
+    page = Page(build(run_dir, decode) / "index.html")
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids)) > 5
+    references = set(re.findall(r"url\(#([^)]+)\)|href=\"#([^\"]+)\"", page.source))
+    assert references
+    assert {one or other for one, other in references} <= set(ids)
+
+
+@pytest.mark.parametrize("name", ["index.html", "tokens.html"])
+def test_nothing_from_the_data_runs(
+    make_run: Callable[..., Path], decode: Decode, hostile: str, name: str
+) -> None:
+    variants = ["full", "forgetting", "<img src=x onerror=alert(1)>"]
+    page = Page(build(make_run(source=hostile, variants=variants), decode) / name)
+    assert not {"script", "iframe", "object", "embed", "link", "img", "base", "form"} & {
+        tag for tag, _ in page.tags
+    }
+    assert not [a for _, attributes in page.tags for a in attributes if a.startswith("on")]
+    assert "{{7*7}}" in page.text
+    shown = hostile.replace("\u202e", "⟨U+202E⟩")
+    assert shown in page.text
+    assert not set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u200e\u200f") & set(
+        page.source
+    )
+
+
+@pytest.mark.parametrize("name", ["index.html", "tokens.html"])
+def test_page_asks_for_nothing(run_dir: Path, decode: Decode, name: str) -> None:
+    page = Page(build(run_dir, decode) / name)
+    policies = [a["content"] for _, a in page.tags if "http-equiv" in a]
+    assert policies == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
+    links = {a["href"] for tag, a in page.tags if tag == "a"}
+    assert links <= {*ALL_FILES}
+    assert not re.search(r"@import|url\(\s*['\"]?(?!#)|\ssrc=", page.source)
+
+
+def test_token_texts_on_the_page_join_to_the_responses(run_dir: Path, decode: Decode) -> None:
+    page = Page(build(run_dir, decode) / "tokens.html")
+    text = "".join(page.tokens)
+    assert text.count("naïve 日本 🙂<|end|>") == 40
+    assert "\ufffd" not in page.source
+    assert any(token == "\n" for token in page.tokens)
+    assert any(token.startswith(" ") for token in page.tokens)
+    for title in page.titles:
+        assert re.search(r"token \d+ · base \S+ · reference \S+ · quality [+-]\d", title)
+
+
+def test_tokens_are_marked_by_polarity_and_noise(run_dir: Path, decode: Decode) -> None:
+    page = Page(build(run_dir, decode) / "tokens.html")
+    spans = [a for tag, a in page.tags if tag == "span" and a.get("role") == "img"]
+    for span in spans:
+        classes, title = (span["class"] or "").split(), span["title"] or ""
+        assert ("negative" in classes) == ("· negative" in title)
+        assert ("noisy" in classes) == ("known noise" in title)
+    assert any("noisy" in (span["class"] or "") for span in spans)
+
+
+def remove_heldout(run_dir: Path) -> None:
+    for path in run_dir.glob("evaluation/*/heldout.json"):
+        path.unlink()
+
+
+def remove_noise(run_dir: Path) -> None:
+    for path in run_dir.glob("selection/*/summary.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"noise": None}))
+
+
+def keep_only(*names: str) -> Callable[[Path], None]:
+    def remove(run_dir: Path) -> None:
+        for path in run_dir.iterdir():
+            if path.name not in names:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return remove
+
+
+@pytest.mark.parametrize(
+    ("remove", "gone", "has_tokens"),
+    [
+        (remove_heldout, "exact match", True),
+        (remove_noise, "Does quality find the noise?", True),
+        (lambda run: shutil.rmtree(run / "selection"), "Selection", False),
+        (lambda run: shutil.rmtree(run / "scores"), "token by token", False),
+        (lambda run: shutil.rmtree(run / "models"), "Training", True),
+        (lambda run: (run / "manifest.json").unlink(), "Time and memory", True),
+        (keep_only("recipe.yaml"), "higher is better", False),
+        (keep_only("recipe.yaml", "data"), "higher is better", False),
+    ],
+)
+def test_missing_parts_leave_their_section_out(
+    run_dir: Path, decode: Decode, remove: Callable[[Path], Any], gone: str, has_tokens: bool
+) -> None:
+    assert gone in Page(build(run_dir, decode) / "index.html").text
+    shutil.rmtree(run_dir / "report")
+    remove(run_dir)
+    output_dir = build(run_dir, decode)
+    page = Page(output_dir / "index.html")
+    assert gone not in page.text
+    assert "Recipe" in page.headings
+    assert (output_dir / "tokens.html").exists() == has_tokens
+    assert ("tokens.html" in page.source) == has_tokens
+
+
+def test_run_with_only_the_full_variant(make_run: Callable[..., Path], decode: Decode) -> None:
+    page = Page(build(make_run(variants=["full"]), decode) / "index.html")
+    assert "full tokens" not in page.text
+    assert "training on all tokens is 54.4 points above the base model" in page.text
+    assert page.headings == ["Training", "Data", "Time and memory", "Recipe"]
+
+
+def test_stages_are_in_the_order_of_a_run(run_dir: Path, decode: Decode) -> None:
+    text = Page(build(run_dir, decode) / "index.html").text
+    table = text[text.index("Time and memory") : text.index("Recipe")]
+    stages = ["prepare", "reference", "score", "select:forgetting", "train:full", "evaluate:full"]
+    places = [table.index(stage) for stage in stages]
+    assert places == sorted(places)
+    assert "report" not in table
+
+
+NOISE = Noise(90, 0.061, 0.83, 0.3, 0.21, 0.72, {}, {})
+
+
+@pytest.mark.parametrize(
+    ("auroc", "start"),
+    [
+        (0.83, "In 83 of 100 pairs of a noisy and a clean token"),
+        (0.502, "No better than chance"),
+        (0.41, "Worse than chance: the score ranks noisy tokens as better than clean ones"),
+        (None, "There is nothing to tell apart"),
+    ],
+)
+def test_noise_sentence_says_whether_the_score_works(auroc: float | None, start: str) -> None:
+    assert noise_sentence("forgetting", replace(NOISE, auroc=auroc)).startswith(start)
+
+
+def test_noise_sentence_gives_precision_against_the_share_of_noise() -> None:
+    sentence = noise_sentence("forgetting", NOISE)
+    assert "21.0 % are noisy (of all tokens: 6.1 %); they are 72.0 % of all" in sentence
+    assert "None" not in noise_sentence("forgetting", replace(NOISE, precision=None))

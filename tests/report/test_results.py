@@ -1,0 +1,201 @@
+"""The table, its bold marks, the sentence and the files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from forgetting.errors import InputError
+from forgetting.report.collect import Evaluation, Measurement, Metric
+from forgetting.report.results import (
+    ResultsTable,
+    results_table,
+    tabulate,
+    to_csv,
+    to_json,
+    to_markdown,
+)
+
+
+def heldout(
+    variant: str, exact: float, *, loss: float = 1.0, stderr: float | None = 0.02
+) -> Evaluation:
+    metrics = {
+        "loss": Metric(loss, stderr, False),
+        "exact_match": Metric(exact, stderr, True),
+    }
+    return Evaluation(variant, "heldout", Measurement(100, metrics), {})
+
+
+def task(variant: str, name: str, value: float, stderr: float | None = 0.02) -> Evaluation:
+    return Evaluation(variant, name, Measurement(50, {"acc,none": Metric(value, stderr, True)}), {})
+
+
+def bold(table: ResultsTable, key: str) -> list[str]:
+    return [v for v in table.variants if (v, key) in table.cells and table.cells[v, key].best]
+
+
+@pytest.mark.parametrize(
+    ("evaluations", "sentence"),
+    [
+        (
+            [heldout("full", 0.744, stderr=0.017), heldout("forgetting", 0.621, stderr=0.019)],
+            "On held-out questions, forgetting is 12.3 points below training on all tokens "
+            "(62.1 ± 1.9 against 74.4 ± 1.7).",
+        ),
+        (
+            [heldout("full", 0.5), heldout("forgetting", 0.625), heldout("base", 0.9)],
+            "On held-out questions, forgetting is 12.5 points above training on all tokens "
+            "(62.5 ± 2.0 against 50.0 ± 2.0).",
+        ),
+        (
+            [heldout("full", 0.62), heldout("forgetting", 0.63)],
+            "On held-out questions, there is no difference beyond the error between forgetting "
+            "and training on all tokens (exact match 63.0 ± 2.0 against 62.0 ± 2.0).",
+        ),
+        (
+            [heldout("base", 0.1), heldout("full", 0.5), heldout("ignoring", 0.7)],
+            "On held-out questions, ignoring is 20.0 points above training on all tokens "
+            "(70.0 ± 2.0 against 50.0 ± 2.0).",
+        ),
+        (
+            [heldout("base", 0.1), heldout("forgetting", 0.5)],
+            "On held-out questions, forgetting is 40.0 points above the base model without "
+            "fine-tuning (50.0 ± 2.0 against 10.0 ± 2.0).",
+        ),
+        (
+            [heldout("full", 0.0, loss=1.5), heldout("forgetting", 0.001, loss=2.0)],
+            "On held-out responses, the loss of forgetting is 0.5 higher than that of training on "
+            "all tokens, which is worse (2.000 ± 0.020 against 1.500 ± 0.020).",
+        ),
+        (
+            [heldout("full", 0.0, loss=1.5), heldout("forgetting", 0.0, loss=1.25)],
+            "On held-out responses, the loss of forgetting is 0.25 lower than that of training on "
+            "all tokens, which is better (1.250 ± 0.020 against 1.500 ± 0.020).",
+        ),
+        (
+            [heldout("full", 0.0, loss=1.5), heldout("forgetting", 0.0, loss=math.inf)],
+            "On held-out responses, the loss of forgetting is not a finite number and cannot be "
+            "compared.",
+        ),
+        (
+            [heldout("full", 0.7), heldout("forgetting", 0.5, stderr=None)],
+            "On held-out questions, forgetting and training on all tokens have exact match 50.0 "
+            "against 70.0 ± 2.0; without standard errors it is open whether this is a difference.",
+        ),
+        (
+            [heldout("forgetting", 0.5)],
+            "On held-out questions, forgetting has exact match 50.0 ± 2.0; nothing else was "
+            "evaluated.",
+        ),
+        (
+            [task("full", "boolq", 0.6), task("forgetting", "boolq", 0.7)],
+            "On boolq, forgetting is 10.0 points above training on all tokens "
+            "(70.0 ± 2.0 against 60.0 ± 2.0).",
+        ),
+        ([], "Nothing has been evaluated yet."),
+    ],
+)
+def test_sentence_says_what_came_out(evaluations: list[Evaluation], sentence: str) -> None:
+    assert tabulate(evaluations).sentence == sentence
+
+
+def test_best_is_marked_only_beyond_the_combined_error() -> None:
+    # The combined error of two values with 0.02 each is 0.0283.
+    near = [heldout("full", 0.50), heldout("forgetting", 0.528)]
+    far = [heldout("full", 0.50), heldout("forgetting", 0.529)]
+    assert bold(tabulate(near), "heldout/exact_match") == []
+    assert bold(tabulate(far), "heldout/exact_match") == ["forgetting"]
+
+
+def test_best_is_the_lowest_where_lower_is_better() -> None:
+    table = tabulate([heldout("full", 0.5, loss=1.0), heldout("forgetting", 0.5, loss=2.0)])
+    assert bold(table, "heldout/loss") == ["full"]
+
+
+def test_nothing_is_best_without_errors_or_without_rivals() -> None:
+    unknown = [heldout("full", 0.1, stderr=None), heldout("forgetting", 0.9)]
+    assert bold(tabulate(unknown), "heldout/exact_match") == []
+    assert bold(tabulate([heldout("full", 0.9)]), "heldout/exact_match") == []
+
+
+def test_variants_are_in_the_order_of_the_method_then_by_name() -> None:
+    names = ["zeta", "forgetting", "alpha", "ignoring", "base", "full"]
+    table = tabulate([heldout(name, 0.5) for name in names])
+    assert table.variants == ["base", "full", "ignoring", "forgetting", "alpha", "zeta"]
+
+
+def test_heldout_comes_first_with_its_groups_then_tasks(run_dir: Path) -> None:
+    keys = [column.key for column in results_table(run_dir).columns]
+    assert keys == [
+        "heldout/exact_match",
+        "heldout/exact_match/addition",
+        "heldout/exact_match/fact",
+        "heldout/exact_match/world",
+        "heldout/loss",
+        "heldout/perplexity",
+        "boolq/acc,none",
+    ]
+
+
+def test_text_of_a_missing_cell_is_a_dash() -> None:
+    table = tabulate([heldout("full", 0.5), task("forgetting", "boolq", 0.5)])
+    assert [table.text("full", column) for column in table.columns] == [
+        "50.0 ± 2.0",
+        "1.000 ± 0.020",
+        "–",
+    ]
+
+
+def test_a_metric_named_like_a_share_but_above_one_is_not_percent() -> None:
+    (column,) = tabulate([task("full", "counts", 12.5), task("base", "counts", 0.5)]).columns
+    assert not column.percent
+
+
+def test_files_hold_every_cell(run_dir: Path) -> None:
+    table = results_table(run_dir)
+    results = json.loads(to_json(table))["results"]
+    rows = list(csv.DictReader(io.StringIO(to_csv(table))))
+    assert len(results) == len(rows) == len(table.cells) == 4 * 7
+    for result, row in zip(results, rows, strict=True):
+        assert (result["variant"], result["task"]) == (row["variant"], row["task"])
+        assert result["value"] == float(row["value"])
+    assert to_markdown(table).count("\n| ") == 1 + len(table.variants)
+
+
+def test_json_is_valid_where_a_result_is_not_finite() -> None:
+    table = tabulate([heldout("forgetting", 0.5, loss=math.inf)])
+    values = json.loads(to_json(table), parse_constant=pytest.fail)["results"]
+    assert [entry["value"] for entry in values] == [0.5, None]
+
+
+def test_markdown_shows_hostile_names_as_text(hostile: str) -> None:
+    text = to_markdown(tabulate([heldout(hostile + "|x", 0.5)]))
+    assert "<script" not in text.replace("\\<", "")
+    assert "\\|x" in text
+    assert "\u202e" not in text
+
+
+def test_variant_that_the_recipe_dropped_is_left_out(run_dir: Path) -> None:
+    (run_dir / "recipe.yaml").write_text("{name: demo, variants: {full: {}}}")
+    assert results_table(run_dir).variants == ["base", "full"]
+
+
+def test_folder_without_recipe_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="not a run directory"):
+        results_table(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "damage", ["{", "[]", '{"task": "heldout", "num_items": 1}', '{"task": 1}']
+)
+def test_damaged_result_is_refused_by_its_path(run_dir: Path, damage: str) -> None:
+    path = run_dir / "evaluation" / "full" / "heldout.json"
+    path.write_text(damage)
+    with pytest.raises(InputError, match=r"full/heldout\.json cannot be read"):
+        results_table(run_dir)
