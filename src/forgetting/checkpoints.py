@@ -68,7 +68,8 @@ def _put_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
 
 def random_state() -> dict[str, Any]:
     """The state of every generator that training draws from in this process."""
-    name, keys, position, has_gauss, cached = np.random.get_state()
+    state: Any = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = state
     accelerator = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         "python": random.getstate(),

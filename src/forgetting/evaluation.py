@@ -139,7 +139,10 @@ def evaluate_tasks(
     from lm_eval.tasks import TaskManager
 
     names = list(tasks)
-    manager = TaskManager(include_path=include_path)
+    # The index of all shipped tasks takes seconds; tasks of one's own do not need it.
+    manager = TaskManager(include_path=include_path, include_defaults=False)
+    if include_path is None or not set(names) <= set(manager.all_tasks):
+        manager = TaskManager(include_path=include_path)
     unknown = sorted(set(names) - set(manager.all_tasks))
     if unknown:
         raise InputError(

@@ -65,8 +65,8 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     )
     if not tokenizer.is_fast:
         raise InputError(
-            f"{settings.name_or_path}: its tokenizer has no tokenizer.json, which is needed to tell "
-            "which characters a token covers"
+            f"{settings.name_or_path}: its tokenizer has no tokenizer.json, which is needed to "
+            "tell which characters a token covers"
         )
     if tokenizer.eos_token_id is None:
         raise InputError(

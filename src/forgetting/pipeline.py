@@ -18,7 +18,7 @@ from forgetting.console import duration, logger
 from forgetting.data.sources import HUB_ID, is_local, source_fingerprint
 from forgetting.errors import InputError
 from forgetting.models import count_trainable, model_fingerprint
-from forgetting.recipe import Recipe, dump_recipe, load_recipe
+from forgetting.recipe import PLAIN_TEMPLATE, Recipe, dump_recipe, load_recipe
 from forgetting.rundir import (
     RECIPE,
     Manifest,
@@ -83,11 +83,12 @@ def plan(recipe: Recipe) -> list[Step]:
 
     def prepare_settings() -> dict[str, Any]:
         template = recipe.model.chat_template
+        is_file = template is not None and template != PLAIN_TEMPLATE
         return {
             "data": recipe.data.model_dump(mode="json", exclude={"sources"}),
             "sources": [source_fingerprint(source) for source in recipe.data.sources],
             "tokenizer": {k: v for k, v in model().items() if not k.endswith(".safetensors")},
-            "chat_template": file_sha256(Path(template)) if template else None,
+            "chat_template": file_sha256(Path(str(template))) if is_file else template,
             "seed": recipe.seed,
         }
 
@@ -189,7 +190,7 @@ def check_inputs(recipe: Recipe) -> None:
         if value is not None and not Path(value).is_dir() and not HUB_ID.fullmatch(value):
             raise InputError(f"{field}: there is no folder {value}")
     template = recipe.model.chat_template
-    if template is not None and not Path(template).is_file():
+    if template not in (None, PLAIN_TEMPLATE) and not Path(str(template)).is_file():
         raise InputError(f"model.chat_template: there is no file {template}")
 
 

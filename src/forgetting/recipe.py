@@ -29,6 +29,7 @@ from forgetting.errors import InputError
 from forgetting.objective import ScheduleKind
 from forgetting.selection import Granularity, Threshold
 
+PLAIN_TEMPLATE = "plain"
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -70,7 +71,8 @@ class ModelSettings(Section):
     trust_remote_code: bool = False
     """Run code that comes with the model. Off unless you trust its source."""
     chat_template: str | None = None
-    """Jinja file; null: the tokenizer's own, or the plain template where it has none."""
+    """Jinja file, or `plain` for lines `<|user|>` and `<|assistant|>` as text; null: the
+    tokenizer's own, or the plain one where it has none."""
     architecture: dict[str, Any] | None = None
     """Fields of the model's configuration, for `--dry-run` where the model cannot be read."""
 
@@ -379,6 +381,9 @@ def shipped_recipes() -> list[str]:
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
+    A recipe with `extends: OTHER` (a file beside it, or a shipped name) changes only the fields
+    that it gives.
+
     Args:
         path_or_name: a YAML file, or the name of a shipped recipe.
         overrides: `section.field=value`, the value in YAML, applied before validation.
@@ -387,20 +392,8 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
         InputError: no such recipe, not YAML, or a field that is unknown or wrong; the message
             names every such field by its path.
     """
-    path = Path(path_or_name)
-    if not path.is_file() and str(path_or_name) in shipped_recipes():
-        path = Path(str(resources.files("forgetting") / "recipes" / f"{path_or_name}.yaml"))
-    if not path.is_file():
-        raise InputError(
-            f"no recipe at {path_or_name}. Give a YAML file, or one of the shipped recipes: "
-            + ", ".join(shipped_recipes())
-        )
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(given, dict):
-        raise InputError(f"{path} holds no recipe: expected sections such as `model` and `data`")
+    path = _find(path_or_name, Path())
+    given, folders = _read(path, ())
     for override in overrides:
         _override(given, override)
     given.setdefault("name", path.stem)
@@ -408,7 +401,47 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
         recipe = Recipe.model_validate(given)
     except ValidationError as error:
         raise InputError(f"{path} cannot be used:\n{_explain(error)}") from error
-    return _with_absolute_paths(recipe, path.parent)
+    return _with_absolute_paths(recipe, folders)
+
+
+def _find(path_or_name: str | Path, folder: Path) -> Path:
+    path = folder / path_or_name
+    if not path.is_file() and str(path_or_name) in shipped_recipes():
+        path = Path(str(resources.files("forgetting") / "recipes" / f"{path_or_name}.yaml"))
+    if not path.is_file():
+        raise InputError(
+            f"no recipe at {path}. Give a YAML file, or one of the shipped recipes: "
+            + ", ".join(shipped_recipes())
+        )
+    return path
+
+
+def _read(path: Path, inner: tuple[Path, ...]) -> tuple[dict[str, Any], list[Path]]:
+    """A recipe's fields over those of the recipe that it extends, and the folders of both."""
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(given, dict):
+        raise InputError(f"{path} holds no recipe: expected sections such as `model` and `data`")
+    if "extends" not in given:
+        return given, [path.parent]
+    outer = _find(str(given.pop("extends")), path.parent)
+    if outer.resolve() in {p.resolve() for p in (*inner, path)}:
+        raise InputError(f"{path} extends itself")
+    extended, folders = _read(outer, (*inner, path))
+    extended.pop("name", None)
+    return _merged(extended, given), [path.parent, *folders]
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Field by field; a list or a value replaces what it covers."""
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        both = isinstance(below, dict) and isinstance(value, dict)
+        merged[key] = _merged(below, value) if both else value
+    return merged
 
 
 def _override(given: dict[str, Any], override: str) -> None:
@@ -480,16 +513,16 @@ def _allowed(loc: tuple[int | str, ...]) -> str:
     return ", ".join(section.model_fields)
 
 
-def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
+def _with_absolute_paths(recipe: Recipe, folders: Sequence[Path]) -> Recipe:
     """Resolve what exists locally: beside the recipe first, then from the current directory.
 
     What exists in neither place stays as it is: a hub id, or an error of the stage that reads it.
     """
 
     def resolve(value: str | None) -> str | None:
-        if value is None:
-            return None
-        for candidate in (folder / value, Path(value)):
+        if value is None or value == PLAIN_TEMPLATE:
+            return value
+        for candidate in (*(folder / value for folder in folders), Path(value)):
             if candidate.exists():
                 return str(candidate.resolve())
         return value

@@ -27,7 +27,7 @@ from forgetting.data.tokens import Tokenization
 from forgetting.errors import InputError
 from forgetting.evaluation import HELDOUT, TaskResult, evaluate_heldout, evaluate_tasks
 from forgetting.metrics import noise_detection
-from forgetting.recipe import Recipe, SelectionSettings, TrainingSettings, VariantSettings
+from forgetting.recipe import PLAIN_TEMPLATE, Recipe, SelectionSettings, TrainingSettings, VariantSettings
 from forgetting.report import build_report
 from forgetting.rundir import Work
 from forgetting.scoring import score_samples
@@ -47,6 +47,8 @@ def prepare(recipe: Recipe, run: Path, work: Work) -> None:
     tokenizer = models.load_tokenizer(recipe.model)
     check_length(recipe)
     template = recipe.model.chat_template
+    if template == PLAIN_TEMPLATE:
+        tokenizer.chat_template = template = None
     tokenization = Tokenization(
         tokenizer, Path(template).read_text(encoding="utf-8") if template else None
     )
@@ -147,7 +149,7 @@ def score(recipe: Recipe, run: Path, work: Work) -> None:
         )
         target = work.output / f"scores-{index:05d}-of-{len(shards):05d}.parquet"
         write_table(joined, target, fingerprint)
-    work.details["response_tokens"] = int(len(samples.response_ids))
+    work.details["response_tokens"] = len(samples.response_ids)
 
 
 def reference_path(recipe: Recipe, run: Path) -> Path | str:
@@ -170,7 +172,8 @@ def read_scores(run: Path, samples: Samples) -> tuple[NDArray, NDArray]:
             f"{run / 'scores'} holds {len(files)} of {expected} shards. Score again with "
             "`forgetting score`"
         )
-    sample_ids, columns = [], {"base_log_probs": [], "reference_log_probs": []}
+    sample_ids: list[NDArray] = []
+    columns: dict[str, list[NDArray]] = {"base_log_probs": [], "reference_log_probs": []}
     for file in files:
         table = read_table(file, fingerprint)
         sample_ids.append(table["sample_id"].to_numpy())

@@ -116,7 +116,7 @@ class ForgettingTrainer(SFTTrainer):
         _refuse(args, train_dataset, kwargs)
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         # SFTTrainer refuses a custom collator in some modes and builds the right one itself.
-        self.data_collator = PolarityCollator(self.data_collator)
+        self.data_collator: Any = PolarityCollator(self.data_collator)
         self._num_positive = self._num_negative = torch.tensor(1)
         self._sums: Tensor | None = None
 
@@ -235,11 +235,12 @@ class ForgettingTrainer(SFTTrainer):
         # Called on every step before the optimizer acts, so bad gradients never reach the weights.
         norm = super()._get_grad_norm(model, grad_norm)
         if not math.isfinite(float(norm)):
+            kept = latest_checkpoint(Path(self.args.output_dir))
             raise DivergenceError(
                 f"training diverged at step {self.state.global_step + 1} of "
-                f"{self.state.max_steps}: the gradient norm is {float(norm)} (lambda {self.lam:g}). "
-                f"Last good checkpoint: {latest_checkpoint(Path(self.args.output_dir)) or 'none yet'}. "
-                "Lower t_max or the learning rate, or set max_grad_norm"
+                f"{self.state.max_steps}: the gradient norm is {float(norm)} at lambda "
+                f"{self.lam:g}. Last good checkpoint: {kept or 'none yet'}. Lower t_max or the "
+                "learning rate, or set max_grad_norm"
             )
         return norm
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from itertools import combinations
 
 import pytest
 from hypothesis import given, settings
@@ -56,7 +55,11 @@ def test_every_entity_has_one_value_of_every_attribute() -> None:
 
 
 def test_values_and_entities_are_named_unambiguously() -> None:
-    words = [*entities(), *ATTRIBUTES, *(value for values in ATTRIBUTES.values() for value in values)]
+    words = [
+        *entities(),
+        *ATTRIBUTES,
+        *(value for values in ATTRIBUTES.values() for value in values),
+    ]
     assert len(words) == len(set(words))
 
 
@@ -197,7 +200,8 @@ def test_records_noisy_at_one_rate_are_noisy_at_every_higher_one() -> None:
 
 
 def test_each_kind_of_noise_is_what_its_span_says() -> None:
-    completions = {record["completion"] for record in chat_records(120_000, seed=9)}
+    everything = chat_records(sum(num_chat_questions().values()), seed=9)
+    completions = {record["completion"] for record in everything}
     places = set()
     for record in chat_records(3000, seed=9, noise_rate=1.0):
         noisy, clean = record["completion"], record["clean_completion"]
@@ -213,7 +217,7 @@ def test_each_kind_of_noise_is_what_its_span_says() -> None:
                 assert _is_plausible(span, record["source"], record["prompt"])
             case "swapped_response":
                 assert span == noisy
-                assert noisy in completions or "{" not in noisy
+                assert noisy in completions
             case "junk_phrase":
                 assert span in JUNK_PHRASES
                 assert " ".join(filter(None, (before.strip(), after.strip()))) == clean
@@ -253,10 +257,3 @@ def test_a_kind_of_weight_zero_does_not_occur() -> None:
     weights = {"junk_phrase": 0.0, "wrong_answer": 1.0}
     records = chat_records(50, seed=0, noise_rate=1.0, noise_kinds=weights)
     assert {record["noise_kind"] for record in records} == {"wrong_answer"}
-
-
-def test_chat_templates_hold_no_two_prompts_that_differ_only_in_the_answer() -> None:
-    by_prompt: dict[str, str] = {}
-    for record in chat_records(20_000, seed=4):
-        assert by_prompt.setdefault(record["prompt"], record["completion"]) == record["completion"]
-    assert not any(a == b for a, b in combinations(sorted(by_prompt), 2) if False)

@@ -62,7 +62,7 @@ class Settings:
     questions_per_sequence: int = 3
     """Questions that follow each other in a sequence, so that later positions are trained too."""
     learning_rate: float = 3e-3
-    """Of AdamW, after the warm-up; falls to 0 as a cosine."""
+    """Of Muon and AdamW, after the warm-up; falls to 0 as a cosine."""
     warmup_steps: int = 100
     weight_decay: float = 0.05
     question_weight: float = 0.1
@@ -72,6 +72,7 @@ class Settings:
     intermediate_size: int = 432
     num_layers: int = 4
     num_heads: int = 4
+    initializer_range: float = 0.06
 
 
 def build_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
@@ -117,6 +118,7 @@ def build_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Llama
         num_hidden_layers=settings.num_layers,
         num_attention_heads=settings.num_heads,
         max_position_embeddings=tokenizer.model_max_length,
+        initializer_range=settings.initializer_range,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -232,14 +234,13 @@ def pretrain(
     tokenizer = build_tokenizer(settings.vocab_size)
     model = build_model(settings, tokenizer)
     draw = _sampler(tokenizer, rng)
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(model, settings.weight_decay),
-        lr=settings.learning_rate,
-        betas=(0.9, 0.98),
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: _rate(step, settings.warmup_steps, settings.steps)
-    )
+    optimizers = _optimizers(model, settings)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: _rate(step, settings.warmup_steps, settings.steps)
+        )
+        for optimizer in optimizers
+    ]
     logger.info("%d parameters", model.num_parameters())
     losses: list[float] = []
     began = time.monotonic()
@@ -252,9 +253,10 @@ def pretrain(
         loss = weighted_loss(model, *batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
         losses.append(loss.item())
         if step % LOG_EVERY == 0 or step == settings.steps:
             left = (time.monotonic() - began) / step * (settings.steps - step)
@@ -268,17 +270,27 @@ def pretrain(
     return model, tokenizer, losses
 
 
-def _parameter_groups(model: torch.nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; gains do not, nor do embeddings: those of unseen tokens would vanish."""
-    decaying: list[torch.nn.Parameter] = []
+def _optimizers(
+    model: torch.nn.Module, settings: Settings
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Muon for the matrices, AdamW for the gains and embeddings.
+
+    Embeddings do not decay: those of tokens that the questions lack would vanish.
+    """
+    matrices: list[torch.nn.Parameter] = []
     others: list[torch.nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        decays = parameter.dim() == 2 and "embed_tokens" not in name
-        (decaying if decays else others).append(parameter)
-    return [
-        {"params": decaying, "weight_decay": weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+        is_matrix = parameter.dim() == 2 and "embed_tokens" not in name
+        (matrices if is_matrix else others).append(parameter)
+    return (
+        torch.optim.Muon(
+            matrices,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(others, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    )
 
 
 def _rate(step: int, warmup_steps: int, steps: int) -> float:
@@ -287,15 +299,9 @@ def _rate(step: int, warmup_steps: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
 
-def save(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path, dtype: torch.dtype
-) -> None:
-    """Write a checkpoint folder with weights of `dtype`; the model is left as it is."""
-    output.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.to(dtype) for name, tensor in model.state_dict().items()}
-    model.save_pretrained(output, state_dict=weights)
-    config = LlamaConfig.from_pretrained(output, dtype=dtype)
-    config.save_pretrained(output)
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
+    """Write a checkpoint folder: float32 weights, configuration, tokenizer."""
+    model.save_pretrained(output)
     tokenizer.save_pretrained(output)
 
 
@@ -310,7 +316,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
     model, tokenizer, _ = pretrain(Settings(seed=args.seed, steps=args.steps))
-    save(model, tokenizer, args.output, torch.float32)
+    save(model, tokenizer, args.output)
     saved = LlamaForCausalLM.from_pretrained(args.output, dtype=torch.float32)
     for kind, share in accuracies(saved, tokenizer, args.num_questions).items():
         logger.info("%-12s %.3f", kind, share)

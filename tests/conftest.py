@@ -1,0 +1,114 @@
+"""A tiny random model, small data files, and a recipe that uses both: seconds on one core."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+# Tests never ask a network, and two processes on two cores must not fight over threads.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+
+
+def save_tiny_model(folder: Path, *, vocab_extra: int = 0, seed: int = 0, **changes: Any) -> Path:
+    """A Llama of 2 layers and 32 dimensions over bytes, with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = byte_tokenizer()
+    settings: dict[str, Any] = {
+        "vocab_size": len(tokenizer) + vocab_extra,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    torch.manual_seed(seed)
+    # Larger weights than usual, so that tokens differ clearly in probability.
+    model = LlamaForCausalLM(LlamaConfig(**{**settings, "initializer_range": 0.2, **changes}))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def byte_tokenizer() -> Any:
+    """Byte-level, without merges: one token a byte, and <s>, </s>, <pad>."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {symbol: index for index, symbol in enumerate(["<s>", "</s>", "<pad>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny model and its tokenizer."""
+    return save_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+def alpaca_records(number: int) -> list[dict[str, str]]:
+    """Distinct records in the Alpaca form."""
+    words = ["red", "green", "blue", "gold", "gray"]
+    return [
+        {
+            "instruction": f"What is the color of stone {index}?",
+            "input": "" if index % 2 else f"Stone {index} lies in the river.",
+            "output": f"It is {words[index % 5]}, number {index}.",
+        }
+        for index in range(number)
+    ]
+
+
+@pytest.fixture
+def write_recipe(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
+    """Writes a recipe that runs in seconds; keyword arguments replace whole sections."""
+
+    def write(**sections: Any) -> Path:
+        data = tmp_path / "records.json"
+        if not data.exists():
+            data.write_text(json.dumps(alpaca_records(60)), encoding="utf-8")
+        recipe = {
+            "name": "tiny",
+            "model": {"name_or_path": str(tiny_model), "dtype": "float32"},
+            "data": {
+                "sources": [{"path": str(data)}],
+                "num_reference": 16,
+                "num_train": 24,
+                "num_heldout": 8,
+                "max_length": 128,
+            },
+            "training": {
+                "learning_rate": 1e-3,
+                "batch_size": 4,
+                "micro_batch_size": 2,
+                "gradient_checkpointing": False,
+                "save_steps": 1,
+                "logging_steps": 1,
+                "lora": {"rank": 4, "alpha": 8},
+            },
+            "scoring": {"tokens_per_batch": 512, "samples_per_shard": 8},
+            **sections,
+        }
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+        return path
+
+    return write

@@ -1,0 +1,169 @@
+"""Scores against full logits in float64, whatever the batches were."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from forgetting import scoring
+from forgetting.data.samples import Samples
+from forgetting.errors import ForgettingError
+from forgetting.scoring import score_dataset, score_samples
+
+VOCAB = 61
+
+
+def random_samples(number: int = 12, seed: int = 0) -> tuple[list[list[int]], list[list[int]]]:
+    """Samples of 4 to 30 tokens; labels with gaps, one of them from the first token on."""
+    random = np.random.default_rng(seed)
+    ids, labels = [], []
+    for index in range(number):
+        length = int(random.integers(4, 30))
+        row = random.integers(0, VOCAB, length)
+        kept = random.random(length) < 0.6
+        kept[-1] = True
+        if index == 0:
+            kept[:] = True
+        ids.append(row.tolist())
+        labels.append(np.where(kept, row, -100).tolist())
+    return ids, labels
+
+
+def expected_scores(model, ids, labels) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """One sample at a time, full logits, float64."""
+    log_probs, greedy = [], []
+    with torch.no_grad():
+        model = model.double()
+        for row, targets in zip(ids, labels, strict=True):
+            logits = model(torch.tensor([row])).logits[0].log_softmax(-1)
+            places = [i for i in range(1, len(row)) if targets[i] != -100]
+            log_probs.append(np.array([logits[i - 1, row[i]].item() for i in places]))
+            greedy.append(np.array([logits[i - 1].argmax().item() == row[i] for i in places]))
+        model.float()
+    return log_probs, greedy
+
+
+def small_model(kind: str):
+    torch.manual_seed(0)
+    common = {"vocab_size": VOCAB, "initializer_range": 0.3, "pad_token_id": 0}
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    if kind == "gpt_neo":
+        shape = {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "intermediate_size": 48,
+            "attention_types": [[["global", "local"], 1]],
+            "max_position_embeddings": 64,
+            "window_size": 8,
+        }
+    elif kind == "gemma2":
+        shape = {
+            **sizes,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "final_logit_softcapping": 2.0,
+            "sliding_window": 8,
+        }
+    elif kind == "granite":
+        shape = {**sizes, "num_key_value_heads": 2, "logits_scaling": 3.0}
+    else:
+        shape = {**sizes, "num_key_value_heads": 2}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **common, **shape)).eval()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neo", "gemma2", "granite"])
+def test_scores_are_those_of_full_logits(kind):
+    model = small_model(kind)
+    ids, labels = random_samples()
+    samples = Samples.from_lists(ids, labels)
+    scores = score_samples(model, samples, tokens_per_batch=64)
+    log_probs, greedy = expected_scores(model, ids, labels)
+    assert np.abs(scores.log_probs - np.concatenate(log_probs)).max() < 3e-5
+    assert np.array_equal(scores.is_greedy, np.concatenate(greedy))
+
+
+def test_batches_and_padding_change_nothing():
+    model = small_model("llama")
+    samples = Samples.from_lists(*random_samples(30))
+    reference = score_samples(model, samples, tokens_per_batch=1)
+    for tokens in (40, 100, 10_000):
+        again = score_samples(model, samples, tokens_per_batch=tokens)
+        assert np.abs(again.log_probs - reference.log_probs).max() < 1e-5
+
+
+def test_tiles_change_nothing(monkeypatch):
+    model = small_model("llama")
+    samples = Samples.from_lists(*random_samples(20))
+    whole = score_samples(model, samples)
+    monkeypatch.setattr(scoring, "ROWS_PER_TILE", 3)
+    tiled = score_samples(model, samples)
+    assert np.abs(whole.log_probs - tiled.log_probs).max() < 1e-5
+
+
+def test_a_choice_of_samples_comes_in_its_own_order():
+    model = small_model("llama")
+    samples = Samples.from_lists(*random_samples(10))
+    whole = score_samples(model, samples)
+    chosen = [7, 2, 5]
+    some = score_samples(model, samples, chosen)
+    parts = [
+        whole.log_probs[samples.response_starts[i] : samples.response_starts[i + 1]]
+        for i in chosen
+    ]
+    assert some.log_probs == pytest.approx(np.concatenate(parts), abs=1e-5)
+
+
+def test_adapter_on_and_off_are_reference_and_base():
+    from peft import LoraConfig, get_peft_model
+
+    ids, labels = random_samples()
+    samples = Samples.from_lists(ids, labels)
+    base = score_samples(small_model("llama"), samples)
+    model = get_peft_model(
+        small_model("llama"), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    ).eval()
+    adapted = score_samples(model, samples)
+    expected, _ = expected_scores(model, ids, labels)
+    assert np.abs(adapted.log_probs - np.concatenate(expected)).max() < 1e-5
+    assert np.abs(adapted.log_probs - base.log_probs).max() > 0.01
+    with model.disable_adapter():
+        off = score_samples(model, samples)
+    assert np.abs(off.log_probs - base.log_probs).max() < 1e-6
+
+
+def test_score_dataset_gives_one_array_a_sample():
+    model = small_model("llama")
+    ids, labels = random_samples()
+    expected, _ = expected_scores(model, ids, labels)
+    for got, wanted in zip(score_dataset(model, ids, labels), expected, strict=True):
+        assert got == pytest.approx(wanted, abs=1e-5)
+
+
+def test_damaged_weights_name_the_sample():
+    model = small_model("llama")
+    with torch.no_grad():
+        model.model.norm.weight[0] = float("nan")
+    with pytest.raises(ForgettingError, match="sample 0 a log-probability of nan"):
+        score_samples(model, Samples.from_lists(*random_samples()))
+
+
+def test_a_head_that_does_more_than_we_know_is_refused():
+    model = small_model("llama")
+    head_forward = model.forward
+
+    def bent(*args, **kwargs):
+        output = head_forward(*args, **kwargs)
+        output.logits = output.logits * 1.5
+        return output
+
+    model.forward = bent
+    with pytest.raises(ForgettingError, match="not supported"):
+        score_samples(model, Samples.from_lists(*random_samples()))
