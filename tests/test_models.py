@@ -1,0 +1,165 @@
+"""Loading: what is refused, what is shared, what is counted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from forgetting import models
+from forgetting.errors import InputError
+from forgetting.recipe import LoraSettings, ModelSettings
+
+
+def settings(path, **changes) -> ModelSettings:
+    return ModelSettings(name_or_path=str(path), **changes)
+
+
+@pytest.fixture
+def copy(tiny_model, tmp_path):
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+def test_the_model_comes_in_the_dtype_and_in_evaluation_mode(tiny_model):
+    for dtype in (torch.float32, torch.bfloat16):
+        model = models.load_base_model(settings(tiny_model), dtype)
+        assert next(model.parameters()).dtype == dtype
+        assert not model.training
+
+
+def test_dtype_auto_is_float32_without_a_gpu(tiny_model, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert models.pick_dtype(settings(tiny_model)) == torch.float32
+    assert models.pick_dtype(settings(tiny_model, dtype="bfloat16")) == torch.bfloat16
+
+
+def test_a_folder_without_weights_is_refused(copy):
+    (copy / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"holds no weights in safetensors form"):
+        models.load_base_model(settings(copy), torch.float32)
+
+
+def test_pickled_weights_are_not_read(copy):
+    model = AutoModelForCausalLM.from_pretrained(copy)
+    (copy / "model.safetensors").unlink()
+    torch.save(model.state_dict(), copy / "pytorch_model.bin")
+    with pytest.raises(InputError, match="safetensors"):
+        models.load_base_model(settings(copy), torch.float32)
+
+
+def test_code_that_comes_with_a_model_does_not_run(copy):
+    ran = copy / "ran"
+    (copy / "code.py").write_text(f"open({str(ran)!r}, 'w')\nclass Own: pass\n")
+    config = json.loads((copy / "config.json").read_text())
+    config |= {"model_type": "own", "auto_map": {"AutoConfig": "code.Own"}}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="configuration"):
+        models.load_config(settings(copy))
+    assert not ran.exists()
+
+
+def test_broken_configuration_is_refused(copy):
+    (copy / "config.json").write_text("{")
+    with pytest.raises(InputError, match="configuration"):
+        models.load_config(settings(copy))
+
+
+def test_a_tokenizer_without_end_of_sequence_is_refused(copy):
+    file = copy / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    del config["eos_token"]
+    file.write_text(json.dumps(config))
+    with pytest.raises(InputError, match="no end-of-sequence token"):
+        models.load_tokenizer(settings(copy))
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end(copy):
+    file = copy / "tokenizer_config.json"
+    config = json.loads(file.read_text())
+    del config["pad_token"]
+    file.write_text(json.dumps(config))
+    tokenizer = models.load_tokenizer(settings(copy))
+    assert tokenizer.pad_token_id == tokenizer.eos_token_id
+
+
+def test_an_id_that_is_nowhere_is_refused():
+    with pytest.raises(InputError, match="here or on the hub"):
+        models.load_config(settings("nobody/no-such-model"))
+
+
+def test_an_adapter_shares_the_base_weights(tiny_model, tmp_path):
+    from peft import get_peft_model
+
+    tuned = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_model), models.lora_config(LoraSettings(rank=2))
+    )
+    tuned.save_pretrained(tmp_path / "adapter")
+    assert models.is_adapter(tmp_path / "adapter")
+    assert not models.is_adapter(tiny_model)
+    base = models.load_base_model(settings(tiny_model), torch.float32)
+    before = base.model.layers[0].self_attn.q_proj.weight.data_ptr()
+    model = models.attach_adapter(base, tmp_path / "adapter")
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    assert layer.base_layer.weight.data_ptr() == before
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises(InputError, match="no adapter"):
+        models.attach_adapter(base, tmp_path / "adapter")
+
+
+def test_the_adapter_leaves_the_head_alone(tiny_model):
+    from peft import get_peft_model
+
+    tuned = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny_model), models.lora_config(LoraSettings(rank=2))
+    )
+    adapted = {name for name, p in tuned.named_parameters() if p.requires_grad}
+    for layer in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
+        assert any(layer in name for name in adapted), layer
+    assert not any("lm_head" in name for name in adapted)
+
+
+@pytest.mark.parametrize("rank", [1, 4])
+def test_trainable_parameters_are_counted_without_weights(copy, rank):
+    (copy / "model.safetensors").unlink()
+    # 2 layers of 32: q, o 32x32; k, v 32x16; gate, up, down 32x64. An adapter has in + out rows.
+    per_layer = 2 * (32 + 32) + 2 * (32 + 16) + 3 * (32 + 64)
+    found = models.count_trainable(settings(copy), LoraSettings(rank=rank))
+    assert found == 2 * rank * per_layer
+
+
+def test_without_an_adapter_all_parameters_are_trainable(tiny_model):
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    total = sum(p.numel() for p in model.parameters())
+    assert models.count_trainable(settings(tiny_model), None) == total
+
+
+def test_the_recipe_describes_a_model_that_cannot_be_read():
+    unknown = settings("nobody/no-such-model")
+    assert models.count_trainable(unknown, LoraSettings()) is None
+    described = unknown.model_copy(
+        update={
+            "architecture": {
+                "model_type": "llama",
+                "hidden_size": 32,
+                "intermediate_size": 64,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 4,
+                "vocab_size": 50,
+            }
+        }
+    )
+    per_layer = 4 * (32 + 32) + 3 * (32 + 64)
+    assert models.count_trainable(described, LoraSettings(rank=2)) == 2 * per_layer
+
+
+def test_the_fingerprint_is_that_of_the_bytes(copy, tiny_model):
+    assert models.model_fingerprint(settings(copy)) == models.model_fingerprint(settings(tiny_model))
+    weights = copy / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert models.model_fingerprint(settings(copy)) != models.model_fingerprint(settings(tiny_model))

@@ -1,0 +1,180 @@
+"""What a stage makes of what it finds in the run directory."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from forgetting import stages
+from forgetting.data.samples import (
+    SAMPLE_SCHEMA,
+    Samples,
+    list_column,
+    lists,
+    read_table,
+    write_table,
+)
+from forgetting.errors import InputError
+from forgetting.recipe import load_recipe
+from forgetting.rundir import Work
+
+EOS = 1
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run directory with scored samples; quality of a token is its place in a random order."""
+    random = np.random.default_rng(0)
+    rows = []
+    for index in range(12):
+        response = [*random.integers(3, 200, int(random.integers(2, 9))).tolist(), EOS]
+        rows.append(
+            {
+                "sample_id": 100 + index,
+                "source": "even" if index % 2 == 0 else "odd",
+                "input_ids": [5, 6, *response],
+                "labels": [-100, -100, *response],
+                "noise": [int(index % 3 == 0)] * (len(response) - 1) + [0],
+                "noise_kind": "junk_phrase" if index % 3 == 0 else None,
+            }
+        )
+    path = tmp_path / "run"
+    (path / "data").mkdir(parents=True)
+    (path / "scores").mkdir()
+    write_table(pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA), path / "data" / "train.parquet")
+    (path / "data" / "summary.json").write_text(json.dumps({"end_token_ids": [0, EOS, 2]}))
+    samples = Samples.read(path / "data" / "train.parquet")
+    total = int(samples.response_ids.size)
+    base = -random.random(total).astype(np.float32) * 5
+    tuned = base + random.permutation(total).astype(np.float32) / total - 0.4
+    for shard, part in enumerate((range(7), range(7, 12))):
+        begin, end = samples.response_starts[part[0]], samples.response_starts[part[-1] + 1]
+        starts = samples.response_starts[part[0] : part[-1] + 2] - begin
+        table = pa.table(
+            {
+                "sample_id": samples.sample_ids[list(part)],
+                "base_log_probs": lists(base[begin:end], starts),
+                "reference_log_probs": lists(tuned[begin:end], starts),
+            }
+        )
+        file = path / "scores" / f"scores-{shard:05d}-of-00002.parquet"
+        write_table(table, file, samples.fingerprint)
+    return path
+
+
+@pytest.fixture
+def select(run, write_recipe, tmp_path):
+    """Runs the select stage for one variant; gives quality, polarity and the summary."""
+
+    def do(**selection):
+        recipe = load_recipe(
+            write_recipe(variants={"some": {"objective": "forgetting", "selection": selection}})
+        )
+        work = Work(tmp_path / "work")
+        work.output.mkdir(parents=True, exist_ok=True)
+        stages.select(recipe, run, work, "some")
+        samples = Samples.read(run / "data" / "train.parquet")
+        base, tuned = stages.read_scores(run, samples)
+        table = read_table(work.output / "polarity.parquet", samples.fingerprint)
+        polarity, starts = list_column(table, "polarity")
+        assert np.array_equal(starts, samples.response_starts)
+        summary = json.loads((work.output / "summary.json").read_text())
+        return samples, tuned - base, polarity, summary
+
+    return do
+
+
+def test_the_best_share_is_positive(select):
+    _, quality, polarity, summary = select(rho=0.7, keep_eos=False)
+    count = int(np.floor(0.7 * quality.size + 0.5))
+    assert (polarity > 0).sum() == count == summary["num_positive"]
+    assert quality[polarity > 0].min() >= quality[polarity < 0].max()
+    assert summary["threshold"] == pytest.approx(quality[polarity > 0].min())
+    assert summary["num_tokens"] == quality.size
+    assert sum(summary["histogram"]["counts"]) == quality.size
+    assert summary["auto_rho"] == pytest.approx((quality > 0).mean())
+    for source in summary["by_source"]:
+        parts = (source["num_positive"], source["num_negative"], source["num_ignored"])
+        assert sum(parts) == source["num_tokens"]
+
+
+def test_end_tokens_are_never_negative_unless_asked(select):
+    samples, quality, literal, _ = select(rho=0.3, keep_eos=False)
+    _, _, kept, summary = select(rho=0.3, keep_eos=True)
+    ends = samples.response_ids == EOS
+    assert (literal[ends] < 0).any()
+    assert (kept[ends] > 0).all()
+    assert np.array_equal(kept[~ends], literal[~ends])
+    # The threshold is that of the choice, not of the tokens that were kept in spite of it.
+    assert summary["threshold"] == pytest.approx(quality[literal > 0].min())
+
+
+def test_random_chooses_as_many_without_looking(select):
+    _, quality, polarity, summary = select(rho=0.7, by="random", keep_eos=False)
+    assert (polarity > 0).sum() == int(np.floor(0.7 * quality.size + 0.5))
+    assert quality[polarity > 0].min() < quality[polarity < 0].max()
+    assert summary["threshold"] is None
+    _, quality, polarity, _ = select(by="random", threshold="zero", keep_eos=False)
+    assert (polarity > 0).sum() == (quality > 0).sum()
+
+
+def test_sequences_are_chosen_whole(select):
+    samples, _, polarity, summary = select(granularity="sequence", rho=0.5, keep_eos=False)
+    rows = np.split(polarity, samples.response_starts[1:-1])
+    assert all(len(set(row)) == 1 for row in rows)
+    assert sum(row[0] > 0 for row in rows) == 6
+    assert summary["threshold"] is None
+
+
+def test_known_noise_is_measured(select):
+    samples, quality, polarity, summary = select(rho=0.7)
+    noisy = samples.noise()
+    assert summary["noise"]["num_noisy"] == noisy.sum()
+    clean_over_noisy = (quality[noisy][:, None] < quality[~noisy][None]).mean()
+    assert summary["noise"]["auroc"] == pytest.approx(clean_over_noisy, abs=1e-6)
+    assert summary["noise"]["precision"] == pytest.approx(noisy[polarity != 1].mean())
+    assert summary["noise"]["recall"] == pytest.approx((polarity[noisy] != 1).mean())
+    (kind,) = summary["noise"]["by_kind"]
+    assert kind["kind"] == "junk_phrase"
+    assert kind["num_tokens"] == noisy.sum()
+
+
+def test_a_missing_shard_is_refused(run):
+    samples = Samples.read(run / "data" / "train.parquet")
+    (run / "scores" / "scores-00001-of-00002.parquet").unlink()
+    with pytest.raises(InputError, match="1 of 2 shards"):
+        stages.read_scores(run, samples)
+
+
+def test_scores_of_other_tokens_are_refused(run):
+    table = pa.Table.from_pylist(
+        read_table(run / "data" / "train.parquet").to_pylist()[::-1], schema=SAMPLE_SCHEMA
+    )
+    write_table(table, run / "data" / "train.parquet")
+    samples = Samples.read(run / "data" / "train.parquet")
+    with pytest.raises(InputError, match=r"scores-00000-of-00002.parquet belongs to other tokens"):
+        stages.read_scores(run, samples)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_a_score_that_is_not_finite_names_shard_and_sample(run, bad):
+    samples = Samples.read(run / "data" / "train.parquet")
+    file = run / "scores" / "scores-00001-of-00002.parquet"
+    table = read_table(file, samples.fingerprint)
+    values, starts = list_column(table, "reference_log_probs")
+    values = values.copy()
+    values[starts[2]] = bad
+    index = table.column_names.index("reference_log_probs")
+    table = table.set_column(index, "reference_log_probs", lists(values, starts))
+    write_table(table, file, samples.fingerprint)
+    with pytest.raises(InputError, match=r"scores-00001.*reference_log_probs of sample 109"):
+        stages.read_scores(run, samples)
+
+
+def test_max_length_beyond_the_positions_is_refused(write_recipe):
+    recipe = load_recipe(write_recipe(), ["data.max_length=257"])
+    with pytest.raises(InputError, match=r"max_length 257 is more than the 256 positions"):
+        stages.check_length(recipe)
