@@ -174,6 +174,32 @@ def test_a_score_that_is_not_finite_names_shard_and_sample(run, bad):
         stages.read_scores(run, samples)
 
 
+def test_tensorboard_shows_every_figure(write_recipe, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    from forgetting.pipeline import run as run_stages
+
+    recipe = load_recipe(write_recipe(), ["training.report_to=[tensorboard]"])
+    run_stages(recipe, tmp_path / "out", stages=["prepare", "reference", "score", "select", "train"])
+    folder = tmp_path / "out" / "models" / "forgetting"
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    shown = {tag.removeprefix("train/") for tag in events.Tags()["scalars"]}
+    assert {
+        "loss",
+        "positive_loss",
+        "negative_loss",
+        "lambda",
+        "share_negative",
+        "negative_prob",
+        "grad_norm",
+        "entropy",
+    } <= shown
+    logged = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+    values = [event.value for event in events.Scalars("train/lambda")]
+    assert values == pytest.approx([line["lambda"] for line in logged])
+
+
 def test_max_length_beyond_the_positions_is_refused(write_recipe):
     recipe = load_recipe(write_recipe(), ["data.max_length=257"])
     with pytest.raises(InputError, match=r"max_length 257 is more than the 256 positions"):

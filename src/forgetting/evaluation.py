@@ -6,7 +6,9 @@ nothing of variants, recipes or of how the model was trained.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -152,19 +154,21 @@ def evaluate_tasks(
         )
     wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
     try:
-        output = lm_eval.simple_evaluate(
-            model=wrapped,
-            tasks=names,
-            task_manager=manager,
-            limit=limit,
-            num_fewshot=num_fewshot,
-            bootstrap_iters=BOOTSTRAP_SAMPLES,
-            log_samples=False,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-        )
+        # lm-eval prints while it works; standard output is for results.
+        with contextlib.redirect_stdout(sys.stderr):
+            output = lm_eval.simple_evaluate(
+                model=wrapped,
+                tasks=names,
+                task_manager=manager,
+                limit=limit,
+                num_fewshot=num_fewshot,
+                bootstrap_iters=BOOTSTRAP_SAMPLES,
+                log_samples=False,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
     except (OSError, ValueError) as error:
         raise InputError(
             f"evaluation.tasks ({', '.join(names)}): {' '.join(str(error).split())[:400]}. Tasks "

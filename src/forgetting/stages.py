@@ -358,7 +358,7 @@ def _train(
         # The one before the newest stays until the newest is sealed.
         save_total_limit=2,
         logging_steps=training.logging_steps,
-        report_to=list(training.report_to),
+        report_to=[tracker for tracker in training.report_to if tracker != "tensorboard"],
         run_name=f"{recipe.name}: {label}",
         disable_tqdm=True,
         # The samples were cut when they were prepared.
@@ -371,7 +371,7 @@ def _train(
         train_dataset=dataset,
         processing_class=models.load_tokenizer(recipe.model),
         peft_config=models.lora_config(training.lora) if training.lora else None,
-        callbacks=[ProgressCallback(label)],
+        callbacks=[ProgressCallback(label), *_tensorboard(training, work.output)],
     )
     trainer.remove_callback(PrinterCallback)
     latest = latest_checkpoint(checkpoints)
@@ -386,6 +386,23 @@ def _train(
         p.numel() for p in trainer.model.parameters() if p.requires_grad
     )
     shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _tensorboard(training: TrainingSettings, output: Path) -> list[Any]:
+    """A callback that writes beside the model; Trainer's own would write among the checkpoints,
+    which are gone when training ends."""
+    if "tensorboard" not in training.report_to:
+        return []
+    from transformers.integrations import TensorBoardCallback
+
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError(
+            "training.report_to names tensorboard, which is not installed: "
+            "pip install 'forgetting[tensorboard]'"
+        ) from error
+    return [TensorBoardCallback(SummaryWriter(str(output / "tensorboard")))]
 
 
 def evaluate(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
