@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from forgetting import scoring
+from forgetting import head
 from forgetting.data.samples import Samples
 from forgetting.errors import ForgettingError
 from forgetting.scoring import score_dataset, score_samples
@@ -103,7 +103,7 @@ def test_tiles_change_nothing(monkeypatch):
     model = small_model("llama")
     samples = Samples.from_lists(*random_samples(20))
     whole = score_samples(model, samples)
-    monkeypatch.setattr(scoring, "ROWS_PER_TILE", 3)
+    monkeypatch.setattr(head, "ROWS_PER_TILE", 3)
     tiled = score_samples(model, samples)
     assert np.abs(whole.log_probs - tiled.log_probs).max() < 1e-5
 

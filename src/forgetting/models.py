@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -183,35 +182,6 @@ def model_fingerprint(settings: ModelSettings) -> dict[str, Any]:
         }
     config = load_config(settings)
     return {"id": settings.name_or_path, "commit": getattr(config, "_commit_hash", None)}
-
-
-@dataclass(frozen=True)
-class Head:
-    """The last step of a causal language model, apart from the rest, so that it can be applied
-    to chosen positions in tiles: `logits = softcap(scale * (hidden @ weight + bias))`."""
-
-    backbone: nn.Module
-    linear: nn.Module
-    scale: float
-    softcap: float | None
-
-
-def split_head(model: Any) -> Head:
-    """Separate a causal language model into backbone and head, through an adapter if it has one."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    config = inner.config.get_text_config()
-    scale = 1.0
-    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
-        value = getattr(config, name, None)
-        if value is not None:
-            scale = float(value)
-            break
-    else:
-        divisor = getattr(config, "logits_scaling", None)
-        if divisor is not None:
-            scale = float(divisor) if config.model_type == "hyperclovax" else 1 / float(divisor)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(inner.base_model, inner.get_output_embeddings(), scale, softcap)
 
 
 def _origin(settings: ModelSettings) -> dict[str, Any]:

@@ -19,9 +19,7 @@ from torch import Tensor
 
 from forgetting.data.samples import Samples
 from forgetting.errors import ForgettingError
-from forgetting.models import Head, split_head
-
-ROWS_PER_TILE = 1024
+from forgetting.head import Head, predict, split_head
 
 
 @dataclass(frozen=True)
@@ -155,19 +153,12 @@ def _score_batch(head: Head, inputs: _Inputs) -> tuple[NDArray[np.float32], NDAr
         input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, use_cache=False
     ).last_hidden_state
     # Position i predicts the token at i + 1.
-    hidden = hidden[inputs.rows, inputs.positions - 1]
-    targets = inputs.input_ids[inputs.rows, inputs.positions]
-    log_probs = torch.empty(targets.shape, dtype=torch.float32, device=targets.device)
-    is_greedy = torch.empty(targets.shape, dtype=torch.bool, device=targets.device)
-    for begin in range(0, targets.numel(), ROWS_PER_TILE):
-        tile = slice(begin, begin + ROWS_PER_TILE)
-        logits = head.linear(hidden[tile]).float() * head.scale
-        if head.softcap is not None:
-            logits = head.softcap * torch.tanh(logits / head.softcap)
-        of_target = logits.gather(1, targets[tile, None])[:, 0]
-        log_probs[tile] = of_target - logits.logsumexp(-1)
-        is_greedy[tile] = of_target >= logits.amax(-1)
-    return log_probs.cpu().numpy(), is_greedy.cpu().numpy()
+    found = predict(
+        head,
+        hidden[inputs.rows, inputs.positions - 1],
+        inputs.input_ids[inputs.rows, inputs.positions],
+    )
+    return found.log_probs.cpu().numpy(), found.is_greedy.cpu().numpy()
 
 
 def _check_head(model: Any, inputs: _Inputs, log_probs: NDArray) -> None:

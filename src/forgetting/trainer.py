@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
@@ -31,6 +32,7 @@ from forgetting.checkpoints import (
 )
 from forgetting.console import progress
 from forgetting.errors import DivergenceError
+from forgetting.head import add_tiled_head
 from forgetting.objective import LambdaSchedule, ScheduleKind, forgetting_loss, polarity_sums
 
 COUNTERS = (
@@ -115,6 +117,7 @@ class ForgettingTrainer(SFTTrainer):
         args = args or ForgettingConfig()
         _refuse(args, train_dataset, kwargs)
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        add_tiled_head(self.model.get_base_model() if is_peft_model(self.model) else self.model)
         # SFTTrainer refuses a custom collator in some modes and builds the right one itself.
         self.data_collator: Any = PolarityCollator(self.data_collator)
         self._num_positive = self._num_negative = torch.tensor(1)
