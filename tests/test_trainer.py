@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from forgetting.checkpoints import latest_checkpoint
 from forgetting.errors import DivergenceError
-from forgetting.trainer import ForgettingConfig, ForgettingTrainer
+from forgetting.trainer import ForgettingConfig, ForgettingTrainer, sorted_by_length
 
 
 def rows(number: int, seed: int = 0, negatives: str = "some") -> list[dict[str, list[int]]]:
@@ -198,6 +198,36 @@ def test_polarity_is_cut_with_its_tokens(train):
     first = train(samples, max_length=9, schedule="constant")
     second = train(cut, schedule="constant")
     assert_same(weights(first), weights(second))
+
+
+def test_samples_of_a_step_are_dealt_by_length_and_none_is_lost():
+    generator = torch.Generator().manual_seed(0)
+    batches, samples = [], []
+    for size, lengths in ((2, [3, 9]), (3, [1, 5, 7]), (1, [2])):
+        width = max(lengths)
+        mask = torch.tensor([[int(i < n) for i in range(width)] for n in lengths])
+        ids = torch.randint(1, 99, (size, width), generator=generator) * mask
+        labels = torch.where(mask == 1, ids, -100)
+        polarity = mask * torch.randint(-1, 2, (size, width), generator=generator)
+        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, "polarity": polarity}
+        batches.append(batch)
+        samples += rows_of(batch)
+    dealt = sorted_by_length(batches)
+    assert [tuple(batch["input_ids"].shape) for batch in dealt] == [(2, 9), (3, 5), (1, 1)]
+    assert sorted(row for batch in dealt for row in rows_of(batch)) == sorted(samples)
+    for batch in dealt:
+        padding = batch["attention_mask"] == 0
+        assert (batch["labels"][padding] == -100).all()
+        assert (batch["polarity"][padding] == 0).all()
+    widths = [batch["input_ids"].shape[1] for batch in sorted_by_length(batches, 4)]
+    assert widths == [9, 8, 4]
+
+
+def rows_of(batch):
+    return [
+        tuple(tuple(values[i][mask == 1].tolist()) for values in batch.values())
+        for i, mask in enumerate(batch["attention_mask"])
+    ]
 
 
 class StopAt(TrainerCallback):

@@ -18,6 +18,7 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import SFTConfig, SFTTrainer
@@ -149,6 +150,7 @@ class ForgettingTrainer(SFTTrainer):
         # The only place that sees all micro-batches of an optimizer step before the first of
         # them is computed.
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        batches = sorted_by_length(batches, self.args.pad_to_multiple_of)
         counts = torch.zeros(2, dtype=torch.long, device=device)
         for batch in batches:
             polarity = _target_polarity(batch)
@@ -308,6 +310,41 @@ class ProgressCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._stack.close()
+
+
+def sorted_by_length(
+    batches: list[dict[str, Tensor]], multiple: int | None = None
+) -> list[dict[str, Tensor]]:
+    """Deal the samples of an optimizer step to its micro-batches by length, longest first.
+
+    The loss is divided by the counts of the whole step, so which micro-batch a sample is in
+    changes nothing but the padding that is computed with it.
+
+    Args:
+        batches: as collated, padded on the right; sizes and number stay as they are.
+        multiple: widths are multiples of it; default: of 1.
+    """
+    if len(batches) < 2 or any("attention_mask" not in batch for batch in batches):
+        return batches
+    width = max(batch["input_ids"].shape[1] for batch in batches)
+    padding = {"labels": -100}
+    whole = {
+        name: torch.cat(
+            [
+                pad(batch[name], (0, width - batch[name].shape[1]), value=padding.get(name, 0))
+                for batch in batches
+            ]
+        )
+        for name in batches[0]
+    }
+    lengths = whole["attention_mask"].sum(1)
+    order = lengths.argsort(descending=True, stable=True)
+    dealt = []
+    for rows in order.split([len(batch["input_ids"]) for batch in batches]):
+        longest = int(lengths[rows[0]])
+        end = longest + -longest % (multiple or 1)
+        dealt.append({name: values[rows, :end] for name, values in whole.items()})
+    return dealt
 
 
 def _target_polarity(batch: dict[str, Any]) -> Tensor:
