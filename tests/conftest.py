@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import yaml
 
 # Tests never ask a network, and two processes on two cores must not fight over threads.
 os.environ["HF_HUB_OFFLINE"] = "1"
+# As on the command line; transformers reads it on import.
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
@@ -77,38 +80,49 @@ def alpaca_records(number: int) -> list[dict[str, str]]:
     ]
 
 
+def save_tiny_recipe(folder: Path, model: Path, **sections: Any) -> Path:
+    """A recipe and its data that run in seconds; keyword arguments replace whole sections."""
+    data = folder / "records.json"
+    if not data.exists():
+        data.write_text(json.dumps(alpaca_records(60)), encoding="utf-8")
+    recipe = {
+        "name": "tiny",
+        "model": {"name_or_path": str(model), "dtype": "float32"},
+        "data": {
+            "sources": [{"path": str(data)}],
+            "num_reference": 16,
+            "num_train": 24,
+            "num_heldout": 8,
+            "max_length": 128,
+        },
+        "training": {
+            "learning_rate": 1e-3,
+            "batch_size": 4,
+            "micro_batch_size": 2,
+            "gradient_checkpointing": False,
+            "save_steps": 1,
+            "logging_steps": 1,
+            "lora": {"rank": 4, "alpha": 8},
+        },
+        "scoring": {"tokens_per_batch": 512, "samples_per_shard": 8},
+        **sections,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    return path
+
+
 @pytest.fixture
 def write_recipe(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
     """Writes a recipe that runs in seconds; keyword arguments replace whole sections."""
+    return partial(save_tiny_recipe, tmp_path, tiny_model)
 
-    def write(**sections: Any) -> Path:
-        data = tmp_path / "records.json"
-        if not data.exists():
-            data.write_text(json.dumps(alpaca_records(60)), encoding="utf-8")
-        recipe = {
-            "name": "tiny",
-            "model": {"name_or_path": str(tiny_model), "dtype": "float32"},
-            "data": {
-                "sources": [{"path": str(data)}],
-                "num_reference": 16,
-                "num_train": 24,
-                "num_heldout": 8,
-                "max_length": 128,
-            },
-            "training": {
-                "learning_rate": 1e-3,
-                "batch_size": 4,
-                "micro_batch_size": 2,
-                "gradient_checkpointing": False,
-                "save_steps": 1,
-                "logging_steps": 1,
-                "lora": {"rank": 4, "alpha": 8},
-            },
-            "scoring": {"tokens_per_batch": 512, "samples_per_shard": 8},
-            **sections,
-        }
-        path = tmp_path / "recipe.yaml"
-        path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
-        return path
 
-    return write
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, Path]:
+    """A recipe, and the directory in which it has run from start to end. Copy it to change it."""
+    from forgetting.pipeline import run
+
+    folder = tmp_path_factory.mktemp("finished")
+    recipe = save_tiny_recipe(folder, tiny_model)
+    return recipe, run(recipe, folder / "run")

@@ -87,8 +87,7 @@ def test_heldout_figures_are_those_of_their_definitions(model):
 def local_task(tmp_path):
     """A multiple-choice task of 6 items in a file of one's own."""
     items = [
-        {"question": f"Stone {i} is", "choices": ["red", "blue"], "answer": i % 2}
-        for i in range(6)
+        {"question": f"Stone {i} is", "choices": ["red", "blue"], "answer": i % 2} for i in range(6)
     ]
     data = tmp_path / "items.jsonl"
     data.write_text("".join(json.dumps(item) + "\n" for item in items))

@@ -157,9 +157,13 @@ def test_the_recipe_describes_a_model_that_cannot_be_read():
 
 
 def test_the_fingerprint_is_that_of_the_bytes(copy, tiny_model):
-    assert models.model_fingerprint(settings(copy)) == models.model_fingerprint(settings(tiny_model))
+    assert models.model_fingerprint(settings(copy)) == models.model_fingerprint(
+        settings(tiny_model)
+    )
     weights = copy / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    assert models.model_fingerprint(settings(copy)) != models.model_fingerprint(settings(tiny_model))
+    assert models.model_fingerprint(settings(copy)) != models.model_fingerprint(
+        settings(tiny_model)
+    )

@@ -115,8 +115,7 @@ def test_a_choice_of_samples_comes_in_its_own_order():
     chosen = [7, 2, 5]
     some = score_samples(model, samples, chosen)
     parts = [
-        whole.log_probs[samples.response_starts[i] : samples.response_starts[i + 1]]
-        for i in chosen
+        whole.log_probs[samples.response_starts[i] : samples.response_starts[i + 1]] for i in chosen
     ]
     assert some.log_probs == pytest.approx(np.concatenate(parts), abs=1e-5)
 

@@ -180,7 +180,9 @@ def test_tensorboard_shows_every_figure(write_recipe, tmp_path):
     from forgetting.pipeline import run as run_stages
 
     recipe = load_recipe(write_recipe(), ["training.report_to=[tensorboard]"])
-    run_stages(recipe, tmp_path / "out", stages=["prepare", "reference", "score", "select", "train"])
+    run_stages(
+        recipe, tmp_path / "out", stages=["prepare", "reference", "score", "select", "train"]
+    )
     folder = tmp_path / "out" / "models" / "forgetting"
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()

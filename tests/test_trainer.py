@@ -154,9 +154,7 @@ def test_accumulation_changes_nothing_where_micro_batches_lack_a_set(train):
     samples = rows(40)
     common = {"max_steps": 5, "schedule": "constant", "t_max": 0.3, "learning_rate": 1e-3}
     whole = train(samples, per_device_train_batch_size=8, **common)
-    parts = train(
-        samples, per_device_train_batch_size=2, gradient_accumulation_steps=4, **common
-    )
+    parts = train(samples, per_device_train_batch_size=2, gradient_accumulation_steps=4, **common)
     assert_same(weights(whole), weights(parts), 1e-5)
     for name in ("loss", "positive_loss", "negative_loss", "negative_prob", "entropy"):
         first, second = (
@@ -176,9 +174,7 @@ def test_lambda_counts_optimizer_steps(train):
 
 def test_a_constant_zero_ignores_the_negatives_but_logs_them(train):
     samples = rows(16)
-    ignored = [
-        {**row, "polarity": [max(value, 0) for value in row["polarity"]]} for row in samples
-    ]
+    ignored = [{**row, "polarity": [max(value, 0) for value in row["polarity"]]} for row in samples]
     zero = train(samples, schedule="constant", t_min=0.0, t_max=0.0)
     left_out = train(ignored, schedule="constant", t_max=0.5)
     assert_same(weights(zero), weights(left_out), 1e-7)

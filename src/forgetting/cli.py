@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -21,9 +21,6 @@ from rich.table import Table
 from forgetting import __version__
 from forgetting.console import setup_logging
 from forgetting.errors import ForgettingError, InputError
-
-if TYPE_CHECKING:
-    from forgetting.recipe import Recipe
 
 app = typer.Typer(
     name="forgetting",
@@ -152,12 +149,15 @@ def _run(
     stages: Sequence[str] = (),
 ) -> None:
     setup_logging(quiet or as_json)
-    from forgetting.pipeline import STAGES
-    from forgetting.pipeline import run as run_stages
-    from forgetting.recipe import load_recipe
-
     try:
-        path = run_stages(load_recipe(recipe, overrides or ()), run_dir, stages=stages or STAGES)
+        from forgetting.recipe import load_recipe
+
+        # Read before the pipeline is: a mistake in it need not wait for torch's import.
+        asked_for = load_recipe(recipe, overrides or ())
+        from forgetting.pipeline import STAGES
+        from forgetting.pipeline import run as run_stages
+
+        path = run_stages(asked_for, run_dir, stages=stages or STAGES)
     except KeyboardInterrupt:
         typer.echo("Interrupted. The same command goes on from here.", err=True)
         raise typer.Exit(130) from None
@@ -203,10 +203,11 @@ def _print_plan(
     recipe_name: str, run_dir: Path | None, overrides: Sequence[str], quiet: bool, as_json: bool
 ) -> None:
     setup_logging(quiet or as_json)
-    from forgetting.pipeline import default_run_dir, describe_plan
     from forgetting.recipe import load_recipe
 
-    recipe: Recipe = load_recipe(recipe_name, overrides)
+    recipe = load_recipe(recipe_name, overrides)
+    from forgetting.pipeline import default_run_dir, describe_plan
+
     path = run_dir if run_dir is not None else default_run_dir(recipe)
     steps = describe_plan(recipe, path)
     if as_json:
@@ -227,21 +228,21 @@ def _print_plan(
 
 
 # What the system says when it is the place, not the program, that is wrong.
-_PLACE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.EPERM}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-def _explain_system_error(error: BaseException) -> str | None:
+def _explain_system_error(error: Exception) -> str | None:
     text = str(error)
-    number = getattr(error, "errno", None)
+    number = error.errno if isinstance(error, OSError) else None
     # Safetensors' own error class carries the system's number only in its text.
-    full = number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in text
-    if full:
+    if number in _FULL or os.strerror(errno.ENOSPC) in text:
         return (
             f"the disk is full: {text}. Free some space and run the same command again; what is "
             "done is kept"
         )
-    if isinstance(error, OSError) and number in _PLACE_ERRORS:
-        return f"cannot write here: {text}"
+    if number in _REFUSED:
+        return f"the system refuses: {text}. Check the path, and your rights to it"
     return None
 
 
@@ -250,6 +251,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Progress and messages are ours; the frameworks' bars would garble them.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Read on import: transformers sets its log's level itself.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     errors = Console(stderr=True)
 
     def fail(message: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -26,6 +27,19 @@ from rich.progress import (
 console = Console(stderr=True)
 logger = logging.getLogger("forgetting")
 SECONDS_BETWEEN_LINES = 15.0
+FRAMEWORKS = (
+    "accelerate",
+    "datasets",
+    "httpx",
+    "huggingface_hub",
+    "lm_eval",
+    "peft",
+    "torch",
+    "transformers",
+    "trl",
+)
+Advance = Callable[[int, str], None]
+"""Takes the amount of work done since the last call, and a note."""
 
 
 def setup_logging(quiet: bool = False) -> None:
@@ -41,21 +55,20 @@ def setup_logging(quiet: bool = False) -> None:
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
     logger.propagate = False
     # The frameworks below log at length; what matters of it reaches the user as our own message.
-    for name in ("transformers", "datasets", "accelerate", "peft", "trl", "lm_eval", "httpx"):
+    for name in FRAMEWORKS:
         logging.getLogger(name).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", module=rf"{name}\b")
 
 
 @contextmanager
-def progress(
-    label: str, total: int, done: int = 0, note: str = ""
-) -> Iterator[Callable[[int, str], None]]:
+def progress(label: str, total: int, done: int = 0) -> Iterator[Advance]:
     """Show progress and time left; yields `advance(amount, note)`.
 
     On a terminal it is a bar; elsewhere (a log file) a line every 15 seconds. Silent when the
     library's log is.
     """
     if not logger.isEnabledFor(logging.INFO):
-        yield lambda amount, note="": None
+        yield _silent
         return
     if not sys.stderr.isatty():
         yield _lines(label, total, done)
@@ -70,15 +83,23 @@ def progress(
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(label, total=total, completed=done, note=note)
-        yield lambda amount, note="": bar.update(task, advance=amount, note=note)
+        task = bar.add_task(label, total=total, completed=done, note="")
+
+        def advance(amount: int, note: str) -> None:
+            bar.update(task, advance=amount, note=note)
+
+        yield advance
 
 
-def _lines(label: str, total: int, done: int) -> Callable[[int, str], None]:
+def _silent(amount: int, note: str) -> None:
+    del amount, note
+
+
+def _lines(label: str, total: int, done: int) -> Advance:
     start = last = time.monotonic()
     first = done
 
-    def advance(amount: int, note: str = "") -> None:
+    def advance(amount: int, note: str) -> None:
         nonlocal done, last
         done += amount
         now = time.monotonic()

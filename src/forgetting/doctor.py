@@ -38,14 +38,13 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at this machine; a finding at level `broken` means that runs will fail."""
-    findings = [
+    return [
         Finding("Python", "ok", f"{platform.python_version()} on {platform.platform()}"),
         *_packages(),
         *_memory(),
         *_devices(),
         _writes_here(),
     ]
-    return findings
 
 
 def _packages() -> list[Finding]:
@@ -118,8 +117,10 @@ def _computes() -> Finding:
     """A gradient through a small product, on the device that runs would use."""
     import torch
 
-    from forgetting.models import pick_device
-
+    try:
+        from forgetting.models import pick_device
+    except (ImportError, OSError) as error:
+        return Finding("arithmetic", "broken", f"transformers cannot be loaded: {error}")
     device = pick_device()
     try:
         values = torch.full((8, 8), 0.5, device=device, requires_grad=True)

@@ -76,8 +76,9 @@ def predict(head: Head, hidden: Tensor, targets: Tensor) -> Predictions:
         states = hidden[begin : begin + size]
         if torch.is_grad_enabled() and hidden.requires_grad:
             # Logits are recomputed in the backward pass, a tile at a time.
-            options = {"use_reentrant": False, "preserve_rng_state": False}
-            log_probs.append(checkpoint(tile, states, **options))
+            log_probs.append(
+                checkpoint(tile, states, use_reentrant=False, preserve_rng_state=False)
+            )
         else:
             log_probs.append(tile(states))
     if not tiles:

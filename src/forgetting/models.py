@@ -6,12 +6,12 @@ Weights are read from safetensors only. Knows nothing of data or of what the mod
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -195,7 +195,7 @@ def _origin(settings: ModelSettings) -> dict[str, Any]:
 def _read(settings: ModelSettings, what: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         where = "that folder" if Path(settings.name_or_path).is_dir() else "here or on the hub"

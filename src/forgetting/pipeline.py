@@ -11,6 +11,7 @@ import functools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +19,22 @@ from forgetting.console import duration, logger
 from forgetting.data.sources import HUB_ID, is_local, source_fingerprint
 from forgetting.errors import InputError
 from forgetting.models import count_trainable, model_fingerprint
-from forgetting.recipe import PLAIN_TEMPLATE, Recipe, dump_recipe, load_recipe
+from forgetting.recipe import (
+    PLAIN_TEMPLATE,
+    Recipe,
+    TrainingSettings,
+    VariantSettings,
+    dump_recipe,
+    load_recipe,
+)
 from forgetting.rundir import (
     RECIPE,
     Manifest,
     RunDir,
     Work,
+    check_owner,
     digest,
     file_sha256,
-    read_manifest,
     stage_is_done,
     write_atomically,
 )
@@ -34,6 +42,7 @@ from forgetting.rundir import (
 STAGES = ("prepare", "reference", "score", "select", "train", "evaluate", "report")
 # Part of every fingerprint: raise it when a stage's result changes with the same recipe.
 RESULT_VERSION = 1
+NO_EFFECT_ON_WEIGHTS = {"save_steps", "report_to"}
 
 
 @dataclass(frozen=True)
@@ -57,9 +66,7 @@ def plan(recipe: Recipe) -> list[Step]:
     model = functools.cache(lambda: model_fingerprint(recipe.model))
     selecting = recipe.selecting_variants
     own_reference = recipe.reference.name_or_path
-
-    def dump(*sections: str) -> dict[str, Any]:
-        return {name: recipe.model_dump(mode="json")[name] for name in sections}
+    steps: list[Step] = []
 
     def add(
         stage: str,
@@ -68,7 +75,7 @@ def plan(recipe: Recipe) -> list[Step]:
         settings: Callable[[], dict[str, Any]],
         variant: str | None = None,
     ) -> None:
-        # The stages bring torch and transformers with them; a plan needs neither.
+        # What the stages import takes seconds, and a plan does not need it.
         def execute(run: Path, work: Work) -> None:
             from forgetting import stages
 
@@ -76,7 +83,7 @@ def plan(recipe: Recipe) -> list[Step]:
             getattr(stages, stage)(recipe, run, work, *more)
 
         key = stage if variant is None else f"{stage}:{variant}"
-        steps.append(Step(key, stage, target, tuple(inputs), settings, execute))
+        steps.append(Step(key, stage, target, tuple(inputs), functools.cache(settings), execute))
 
     def model_settings() -> dict[str, Any]:
         return {**model(), **recipe.model.model_dump(include={"dtype", "attn_implementation"})}
@@ -86,10 +93,17 @@ def plan(recipe: Recipe) -> list[Step]:
         is_file = template is not None and template != PLAIN_TEMPLATE
         return {
             "data": recipe.data.model_dump(mode="json", exclude={"sources"}),
-            "sources": [source_fingerprint(source) for source in recipe.data.sources],
+            "sources": [{**source_fingerprint(s), "label": s.label} for s in recipe.data.sources],
             "tokenizer": {k: v for k, v in model().items() if not k.endswith(".safetensors")},
             "chat_template": file_sha256(Path(str(template))) if is_file else template,
             "seed": recipe.seed,
+        }
+
+    def training_settings(training: TrainingSettings) -> dict[str, Any]:
+        return {
+            "training": training.model_dump(mode="json", exclude=NO_EFFECT_ON_WEIGHTS),
+            "seed": recipe.seed,
+            "model": model_settings(),
         }
 
     def score_settings() -> dict[str, Any]:
@@ -101,65 +115,59 @@ def plan(recipe: Recipe) -> list[Step]:
         layout = {"samples_per_shard": recipe.scoring.samples_per_shard}
         return {"model": model_settings(), "reference": own, **layout}
 
-    steps: list[Step] = []
+    def select_settings(variant: VariantSettings) -> dict[str, Any]:
+        return {"selection": variant.selection.model_dump(mode="json"), "seed": recipe.seed}
+
+    def variant_settings(variant: VariantSettings) -> dict[str, Any]:
+        forgets = variant.objective == "forgetting"
+        return {
+            **training_settings(recipe.training),
+            "objective": variant.objective,
+            "forgetting": variant.forgetting.model_dump(mode="json") if forgets else None,
+        }
+
+    def evaluate_settings() -> dict[str, Any]:
+        return {
+            "evaluation": recipe.evaluation.model_dump(mode="json", exclude={"include_path"}),
+            "task_files": _task_files(recipe.evaluation.include_path),
+            "seed": recipe.seed,
+            "model": model_settings(),
+        }
+
+    def report_settings() -> dict[str, Any]:
+        return {"report": recipe.report.model_dump(mode="json"), "name": recipe.name}
+
     add("prepare", "data", (), prepare_settings)
     if selecting and not own_reference:
-        add(
-            "reference",
-            "reference",
-            ["prepare"],
-            lambda: {**dump("reference", "seed"), "model": model_settings()},
-        )
+        settings = functools.partial(training_settings, recipe.reference)
+        add("reference", "reference", ["prepare"], settings)
     if selecting:
         before = ["prepare"] if own_reference else ["prepare", "reference"]
         add("score", "scores", before, score_settings)
     for name in selecting:
-        selection = recipe.variants[name].selection.model_dump(mode="json")
-        add(
-            "select",
-            f"selection/{name}",
-            ["prepare", "score"],
-            lambda selection=selection: {"selection": selection, "seed": recipe.seed},
-            name,
-        )
+        settings = functools.partial(select_settings, recipe.variants[name])
+        add("select", f"selection/{name}", ["prepare", "score"], settings, name)
     for name, variant in recipe.variants.items():
-        own_settings = variant.model_dump(mode="json", exclude={"selection"})
-        if variant.objective != "forgetting":
-            del own_settings["forgetting"]
-        add(
-            "train",
-            f"models/{name}",
-            ["prepare", *([f"select:{name}"] if name in selecting else [])],
-            lambda own_settings=own_settings: {
-                **dump("training", "seed"),
-                **own_settings,
-                "model": model_settings(),
-            },
-            name,
-        )
+        before = ["prepare", f"select:{name}"] if name in selecting else ["prepare"]
+        settings = functools.partial(variant_settings, variant)
+        add("train", f"models/{name}", before, settings, name)
     for name in ["base", *recipe.variants]:
-        add(
-            "evaluate",
-            f"evaluation/{name}",
-            ["prepare", *([] if name == "base" else [f"train:{name}"])],
-            lambda: {
-                **dump("evaluation", "seed"),
-                **_task_files(recipe),
-                "model": model_settings(),
-            },
-            name,
-        )
-    add("report", "report", [step.key for step in steps], lambda: dump("report", "name"))
+        before = ["prepare"] if name == "base" else ["prepare", f"train:{name}"]
+        add("evaluate", f"evaluation/{name}", before, evaluate_settings, name)
+    add("report", "report", [step.key for step in steps], report_settings)
     return steps
 
 
-def _task_files(recipe: Recipe) -> dict[str, Any]:
-    folder = recipe.evaluation.include_path
+def _task_files(folder: str | None) -> dict[str, str]:
+    """Checksums of the files of tasks of one's own, by their path in the folder."""
     if folder is None:
         return {}
-    if not Path(folder).is_dir():
-        raise InputError(f"evaluation.include_path: there is no folder {folder}")
-    return {"task_files": {f.name: file_sha256(f) for f in sorted(Path(folder).rglob("*.yaml"))}}
+    files = (file for file in sorted(Path(folder).rglob("*")) if file.is_file())
+    return {
+        file.relative_to(folder).as_posix(): file_sha256(file)
+        for file in files
+        if "__pycache__" not in file.parts
+    }
 
 
 def fingerprint(step: Step, manifest: Manifest) -> str:
@@ -179,7 +187,11 @@ def fingerprint(step: Step, manifest: Manifest) -> str:
 
 
 def check_inputs(recipe: Recipe) -> None:
-    """Refuse at once what would fail after hours: local files and folders that are not there."""
+    """Refuse at once what would fail after hours: files and packages that are not there.
+
+    Raises:
+        InputError: the message names the field of the recipe.
+    """
     for source in recipe.data.sources:
         if source.world is None:
             is_local(source)
@@ -187,11 +199,29 @@ def check_inputs(recipe: Recipe) -> None:
         ("model.name_or_path", recipe.model.name_or_path),
         ("reference.name_or_path", recipe.reference.name_or_path),
     ):
-        if value is not None and not Path(value).is_dir() and not HUB_ID.fullmatch(value):
+        if value is None:
+            continue
+        if Path(value).is_dir():
+            if not any(Path(value).glob("*.safetensors")):
+                raise InputError(
+                    f"{field}: {value} holds no weights in safetensors form. Save the model with "
+                    "`save_pretrained`, or give another folder"
+                )
+        elif not HUB_ID.fullmatch(value):
             raise InputError(f"{field}: there is no folder {value}")
     template = recipe.model.chat_template
     if template not in (None, PLAIN_TEMPLATE) and not Path(str(template)).is_file():
         raise InputError(f"model.chat_template: there is no file {template}")
+    folder = recipe.evaluation.include_path
+    if folder is not None and not Path(folder).is_dir():
+        raise InputError(f"evaluation.include_path: there is no folder {folder}")
+    for section in ("training", "reference"):
+        for tracker in getattr(recipe, section).report_to:
+            if find_spec(tracker) is None:
+                raise InputError(
+                    f"{section}.report_to: the package {tracker} is not installed. "
+                    f"Install it with `pip install {tracker}`, or leave it out"
+                )
 
 
 def default_run_dir(recipe: Recipe) -> Path:
@@ -223,39 +253,60 @@ def run(
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, overrides)
+    elif overrides:
+        raise InputError("overrides are for a recipe that is read from a file")
+    unknown = sorted(set(stages) - set(STAGES))
+    if unknown:
+        raise InputError(f"there is no stage {unknown[0]}. The stages are {', '.join(STAGES)}")
     path = Path(run_dir) if run_dir is not None else default_run_dir(recipe)
     check_inputs(recipe)
     steps = plan(recipe)
     with RunDir(path, recipe.name) as directory:
+        _check_order(steps, stages, _done(steps, path, directory.manifest))
         write_atomically(path / RECIPE, dump_recipe(recipe))
         directory.forget_stages({step.key for step in steps})
-        done: set[str] = set()
         for step in steps:
-            missing = [key for key in step.inputs if key not in done]
-            if missing and step.stage in stages:
-                raise InputError(
-                    f"{step.key} needs {missing[0]}, which is not done for this recipe. Run "
-                    f"`forgetting {missing[0].split(':')[0]}` first, or all with `forgetting run`"
-                )
-            if not missing and _do(step, directory, step.stage in stages):
-                done.add(step.key)
+            if step.stage in stages:
+                _do(step, directory)
     return path
 
 
-def _do(step: Step, directory: RunDir, wanted_now: bool) -> bool:
-    """Do a step unless it is done; whether it is done in the end."""
+def _done(steps: Sequence[Step], path: Path, manifest: Manifest) -> set[str]:
+    """Keys of the steps that are done, as are all that they read."""
+    done: set[str] = set()
+    for step in steps:
+        if done.issuperset(step.inputs) and stage_is_done(
+            path, manifest, step.key, fingerprint(step, manifest)
+        ):
+            done.add(step.key)
+    return done
+
+
+def _check_order(steps: Sequence[Step], stages: Sequence[str], done: set[str]) -> None:
+    """Refuse, before any of them is begun, stages whose inputs will not be there."""
+    will_be_done = set(done)
+    for step in steps:
+        if step.stage not in stages:
+            continue
+        missing = next((key for key in step.inputs if key not in will_be_done), None)
+        if missing is not None:
+            raise InputError(
+                f"{step.key} needs {missing}, which is not done for this recipe. Run "
+                f"`forgetting {missing.split(':')[0]}` first, or all with `forgetting run`"
+            )
+        will_be_done.add(step.key)
+
+
+def _do(step: Step, directory: RunDir) -> None:
+    """Do a step unless it is done."""
     wanted = fingerprint(step, directory.manifest)
     if directory.is_done(step.key, wanted):
-        if wanted_now:
-            logger.info("%s: done before", step.key)
-        return True
-    if not wanted_now:
-        return False
+        logger.info("%s: done before", step.key)
+        return
     with directory.stage(step.key, wanted, step.target) as work:
         step.execute(directory.path, work)
     entry = directory.manifest.stages[step.key]
     logger.info("%s: done in %s", step.key, duration(entry.seconds))
-    return True
 
 
 @dataclass(frozen=True)
@@ -276,26 +327,22 @@ def describe_plan(recipe: Recipe, run_dir: Path | None = None) -> list[PlannedSt
     """
     check_inputs(recipe)
     path = run_dir if run_dir is not None else default_run_dir(recipe)
-    manifest = read_manifest(path) if path.is_dir() else None
-    done: set[str] = set()
-    lines = []
-    for step in plan(recipe):
-        if manifest is not None and manifest.name == recipe.name and done >= set(step.inputs):
-            wanted = fingerprint(step, manifest)
-            if stage_is_done(path, manifest, step.key, wanted):
-                done.add(step.key)
-        lines.append(PlannedStep(step.key, step.key in done, {}))
+    manifest = check_owner(path, recipe.name)
+    steps = plan(recipe)
+    # Without a manifest nothing is done, and no weights need be read for their checksums.
+    done = set() if manifest is None else _done(steps, path, manifest)
     splits = _known_splits(recipe, path if "prepare" in done else None)
     trainable = functools.cache(lambda lora: count_trainable(recipe.model, lora))
     return [
-        PlannedStep(line.key, line.is_done, _facts(line.key, recipe, splits, trainable))
-        for line in lines
+        PlannedStep(step.key, step.key in done, _facts(step, recipe, splits, trainable))
+        for step in steps
     ]
 
 
 def _known_splits(recipe: Recipe, path: Path | None) -> dict[str, dict[str, int | None]]:
     if path is not None:
-        return json.loads((path / "data" / "summary.json").read_text())["splits"]
+        text = (path / "data" / "summary.json").read_text(encoding="utf-8")
+        return json.loads(text)["splits"]
     sizes = {
         "reference": recipe.data.num_reference,
         "train": recipe.data.num_train,
@@ -305,12 +352,12 @@ def _known_splits(recipe: Recipe, path: Path | None) -> dict[str, dict[str, int 
 
 
 def _facts(
-    key: str,
+    step: Step,
     recipe: Recipe,
     splits: dict[str, dict[str, int | None]],
     trainable: Callable[[Any], int | None],
 ) -> dict[str, int | None]:
-    stage = key.split(":")[0]
+    stage = step.stage
     if stage == "prepare":
         return {f"{name} samples": split["samples"] for name, split in splits.items()}
     if stage in ("score", "select"):

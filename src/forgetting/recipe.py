@@ -12,7 +12,8 @@ import math
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -54,7 +55,9 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 class Section(BaseModel):
     """A part of a recipe: unknown fields are errors, values are fixed once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 class ModelSettings(Section):
@@ -103,11 +106,11 @@ class SourceSettings(Section):
     """One data set: a local file, a data set on the hub, or the demo's world."""
 
     path: str | None = None
-    """Local .json, .jsonl, .csv, .tsv or .parquet file (the text forms also as .gz), or a hub id."""
+    """Local .json, .jsonl, .csv, .tsv or .parquet file (text forms also as .gz), or a hub id."""
     world: WorldSettings | None = None
     """The demo's world, in place of `path`."""
     name: Name | None = None
-    """Under which the source is counted; null: the file's or data set's name."""
+    """Under which the source is counted; null: the name of the file or data set."""
     format: Literal["auto", "alpaca", "dolly", "prompt_completion", "messages", "sharegpt"] = "auto"
     """How a record is read; auto: recognised by its fields."""
     fields: dict[str, str] = {}
@@ -404,6 +407,10 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     return _with_absolute_paths(recipe, folders)
 
 
+# A date that does not exist and bytes that are not UTF-8 are ValueErrors.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
 def _find(path_or_name: str | Path, folder: Path) -> Path:
     path = folder / path_or_name
     if not path.is_file() and str(path_or_name) in shipped_recipes():
@@ -420,7 +427,7 @@ def _read(path: Path, inner: tuple[Path, ...]) -> tuple[dict[str, Any], list[Pat
     """A recipe's fields over those of the recipe that it extends, and the folders of both."""
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except _NOT_YAML as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict):
         raise InputError(f"{path} holds no recipe: expected sections such as `model` and `data`")
@@ -439,8 +446,9 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(under)
     for key, value in over.items():
         below = merged.get(key)
-        both = isinstance(below, dict) and isinstance(value, dict)
-        merged[key] = _merged(below, value) if both else value
+        if isinstance(below, dict) and isinstance(value, dict):
+            value = _merged(below, value)
+        merged[key] = value
     return merged
 
 
@@ -451,13 +459,13 @@ def _override(given: dict[str, Any], override: str) -> None:
         raise InputError(f"--set {override}: expected section.field=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except _NOT_YAML as error:
         raise InputError(f"--set {override}: the value is not YAML") from error
     node: Any = given
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
         if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
+            if not part.isdecimal() or int(part) >= len(node):
                 raise InputError(f"--set {override}: {part!r} is no item of the list there")
             part_key: Any = int(part)
         elif isinstance(node, dict):
@@ -476,41 +484,53 @@ def _override(given: dict[str, Any], override: str) -> None:
 
 def _explain(error: ValidationError) -> str:
     """One line a field. What a section inherits is reported where it was written."""
+    errors = error.errors()
+    reported = {tuple(item["loc"]): item["msg"] for item in errors}
     lines: dict[str, None] = {}
-    reported = {tuple(item["loc"]): item["msg"] for item in error.errors()}
-    for item in error.errors():
+    for item in errors:
         loc = tuple(item["loc"])
-        if len(loc) > 3 and loc[0] == "variants" and reported.get(loc[2:]) == item["msg"]:
+        written = {"variants": loc[2:], "reference": ("training", *loc[1:])}.get(str(loc[0]))
+        if written is not None and reported.get(written) == item["msg"]:
             continue
-        if loc[:1] == ("reference",) and reported.get(("training", *loc[1:])) == item["msg"]:
-            continue
-        # Pydantic names the branch of a union it tried; a person wrote only the field.
-        path = ".".join(str(part) for part in loc if "[" not in str(part) and part != "float")
-        message = item["msg"].removeprefix("Value error, ")
-        if item["type"] == "extra_forbidden":
-            message = f"unknown field. Allowed here: {_allowed(loc[:-1])}"
-        elif item["type"] != "missing":
-            message += f" (got {item['input']!r})" if not isinstance(item["input"], dict) else ""
-        lines[f"  {path or 'recipe'}: {message}"] = None
+        # Pydantic names the branch of a union it tried, and keys; a person wrote only the field.
+        path = ".".join(str(part) for part in loc if "[" not in str(part))
+        lines[f"  {path}: {_reason(item['type'], item['msg'], loc, item['input'])}"] = None
     return "\n".join(lines)
 
 
-def _allowed(loc: tuple[int | str, ...]) -> str:
+def _reason(kind: str, message: str, loc: tuple[int | str, ...], given: Any) -> str:
+    if kind == "extra_forbidden":
+        return f"unknown field. Allowed here: {_allowed(loc[:-1])}"
+    if kind == "missing":
+        return "is missing"
+    if kind == "model_type":
+        return f"expected a section with fields (got {given!r}). Allowed here: {_allowed(loc)}"
+    if kind == "string_pattern_mismatch":
+        message = (
+            "must be letters, digits, `_`, `.` and `-`, the first a letter or digit, at most 100"
+        )
+    message = message.removeprefix("Value error, ")
+    return message if isinstance(given, dict) else f"{message} (got {given!r})"
+
+
+def _allowed(loc: Sequence[int | str]) -> str:
     """The fields of the section at a path, for the message about an unknown one."""
-    inner = {
-        "sources": SourceSettings,
-        "world": WorldSettings,
-        "lora": LoraSettings,
-        "variants": VariantSettings,
-    }
-    section: type[BaseModel] = Recipe
+    annotation: Any = Recipe
     for part in loc:
-        if part in inner:
-            section = inner[str(part)]
-        elif part in Recipe.model_fields:
-            annotation = Recipe.model_fields[str(part)].annotation
-            section = annotation if isinstance(annotation, type) else section
-    return ", ".join(section.model_fields)
+        annotation = _section(annotation)
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            annotation = annotation.model_fields[str(part)].annotation
+        else:
+            # An item of a list, or a value of a dictionary under a name of the user's own.
+            annotation = get_args(annotation)[-1]
+    return ", ".join(_section(annotation).model_fields)
+
+
+def _section(annotation: Any) -> Any:
+    """What an optional section is when it is there."""
+    if get_origin(annotation) in (Union, UnionType):
+        return next(arm for arm in get_args(annotation) if arm is not type(None))
+    return annotation
 
 
 def _with_absolute_paths(recipe: Recipe, folders: Sequence[Path]) -> Recipe:

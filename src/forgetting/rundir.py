@@ -24,13 +24,17 @@ from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from forgetting.errors import InputError
 
 MANIFEST = "manifest.json"
 RECIPE = "recipe.yaml"
+LOCK = ".lock"
+LOCK_OWNER = ".lock-owner"
 FORMAT_VERSION = 1
+# What a process that was killed at once leaves behind.
+_BEFORE_THE_MANIFEST = {LOCK, LOCK_OWNER, f".{LOCK_OWNER}.partial", f".{MANIFEST}.partial"}
 
 
 class Output(BaseModel):
@@ -85,12 +89,15 @@ class RunDir:
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
         self.name = name
-        self._lock = FileLock(path / ".lock")
+        self._lock = FileLock(path / LOCK)
 
     def __enter__(self) -> RunDir:
-        self._check_is_ours()
-        self.path.mkdir(parents=True, exist_ok=True)
-        owner = self.path / ".lock-owner"
+        check_owner(self.path, self.name)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputError(f"{error.filename} is a file; a run needs a directory") from error
+        owner = self.path / LOCK_OWNER
         try:
             # The operating system drops this lock when its holder dies, however it dies.
             self._lock.acquire(timeout=0)
@@ -100,46 +107,25 @@ class RunDir:
                 f"{self.path} is in use by process {pid}. Wait for it, end it, or choose another "
                 "directory with --run-dir"
             ) from None
-        write_atomically(owner, str(os.getpid()))
-        self.manifest = read_manifest(self.path) or Manifest(name=self.name)
+        try:
+            write_atomically(owner, str(os.getpid()))
+            # Read again: another process may have worked here until its lock was free.
+            found = check_owner(self.path, self.name)
+            self.manifest = found or Manifest(name=self.name)
+            if found is None:
+                # Before any other file: the manifest is what makes this a run directory.
+                self._write_manifest()
+        except BaseException:
+            self._lock.release()
+            raise
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self._lock.release()
 
-    def _check_is_ours(self) -> None:
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"{self.path} is a file; a run needs a directory")
-        manifest = read_manifest(self.path)
-        if manifest is None:
-            strangers = (
-                [
-                    f.name
-                    for f in self.path.iterdir()
-                    if f.name not in {".lock", ".lock-owner", ".work", RECIPE}
-                ]
-                if self.path.is_dir()
-                else []
-            )
-            if strangers:
-                raise InputError(
-                    f"{self.path} is not empty and no run directory (it holds "
-                    f"{', '.join(sorted(strangers)[:3])}). Choose another one with --run-dir"
-                )
-        elif manifest.name != self.name:
-            raise InputError(
-                f"{self.path} belongs to the recipe {manifest.name!r}, not to {self.name!r}. "
-                "Choose another one with --run-dir"
-            )
-
     def is_done(self, stage: str, fingerprint: str) -> bool:
         """Whether a stage with this fingerprint is done and its files are as it wrote them."""
         return stage_is_done(self.path, self.manifest, stage, fingerprint)
-
-    def outputs_digest(self, stage: str) -> str:
-        """Digest of what a stage wrote, for the fingerprints of the stages that read it."""
-        entry = self.manifest.stages[stage]
-        return digest({path: output.sha256 for path, output in entry.outputs.items()})
 
     @contextmanager
     def stage(self, stage: str, fingerprint: str, target: str) -> Iterator[Work]:
@@ -188,7 +174,7 @@ class RunDir:
         shutil.rmtree(work.path)
 
     def forget_stages(self, keep: set[str]) -> None:
-        """Drop the entries of stages that the recipe no longer has."""
+        """Drop the entries of stages that the recipe no longer has; their files stay."""
         gone = [stage for stage in self.manifest.stages if stage not in keep]
         for stage in gone:
             del self.manifest.stages[stage]
@@ -197,6 +183,31 @@ class RunDir:
 
     def _write_manifest(self) -> None:
         write_atomically(self.path / MANIFEST, self.manifest.model_dump_json(indent=1))
+
+
+def check_owner(path: Path, name: str) -> Manifest | None:
+    """The manifest of a run directory of this recipe; None where the directory is new or empty.
+
+    Raises:
+        InputError: the directory belongs to another recipe or is no run directory, or its
+            manifest cannot be read.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file; a run needs a directory")
+    manifest = read_manifest(path)
+    if manifest is not None and manifest.name != name:
+        raise InputError(
+            f"{path} belongs to the recipe {manifest.name!r}, not to {name!r}. "
+            "Choose another one with --run-dir"
+        )
+    if manifest is None and path.is_dir():
+        strangers = sorted({f.name for f in path.iterdir()} - _BEFORE_THE_MANIFEST)
+        if strangers:
+            raise InputError(
+                f"{path} is not empty and no run directory (it holds {', '.join(strangers[:3])}). "
+                "Choose another one with --run-dir"
+            )
+    return manifest
 
 
 def read_manifest(path: Path) -> Manifest | None:
@@ -209,14 +220,14 @@ def read_manifest(path: Path) -> Manifest | None:
     if not file.is_file():
         return None
     try:
-        manifest = Manifest.model_validate_json(file.read_text(encoding="utf-8"))
-    except (ValidationError, UnicodeDecodeError) as error:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["version"] > FORMAT_VERSION:
+            raise InputError(f"{file} was written by a newer version of forgetting; update it")
+        return Manifest.model_validate(content)
+    except (ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{file} cannot be read. Remove the directory or choose another one with --run-dir"
         ) from error
-    if manifest.version > FORMAT_VERSION:
-        raise InputError(f"{file} was written by a newer version of forgetting; update it")
-    return manifest
 
 
 def stage_is_done(path: Path, manifest: Manifest | None, stage: str, fingerprint: str) -> bool:
@@ -255,8 +266,11 @@ def digest(value: Mapping[str, Any] | list[Any]) -> str:
 
 
 def write_atomically(file: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old or the new one, never a part."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    """Write a small text file so that a reader sees the old or the new one, never a part.
+
+    One process at a time: what a killed one left is written over by the next.
+    """
+    partial = file.with_name(f".{file.name}.partial")
     try:
         with partial.open("w", encoding="utf-8") as stream:
             stream.write(text)

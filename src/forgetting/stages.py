@@ -27,7 +27,13 @@ from forgetting.data.tokens import Tokenization
 from forgetting.errors import InputError
 from forgetting.evaluation import HELDOUT, TaskResult, evaluate_heldout, evaluate_tasks
 from forgetting.metrics import noise_detection
-from forgetting.recipe import PLAIN_TEMPLATE, Recipe, SelectionSettings, TrainingSettings, VariantSettings
+from forgetting.recipe import (
+    PLAIN_TEMPLATE,
+    Recipe,
+    SelectionSettings,
+    TrainingSettings,
+    VariantSettings,
+)
 from forgetting.report import build_report
 from forgetting.rundir import Work
 from forgetting.scoring import score_samples

@@ -15,12 +15,15 @@ from forgetting.data.world import (
     KINDS,
     NOISE_KINDS,
     NUM_ENTITIES,
+    SKILLS,
     chat_records,
     entities,
     facts,
     held_out_questions,
     num_chat_questions,
     plain_questions,
+    plain_statements,
+    skills,
 )
 
 
@@ -28,24 +31,24 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", text)]
 
 
-def _fact_asked_about(text: str) -> tuple[str, str]:
-    words = re.findall(r"\w+", text)
-    (entity,) = set(words) & set(entities())
-    (attribute,) = set(words) & set(ATTRIBUTES)
-    return entity, attribute
+def _asked_about(text: str) -> tuple[str, str]:
+    words = set(re.findall(r"\w+", text))
+    (entity,) = words & set(entities())
+    (topic,) = words & {*ATTRIBUTES, *SKILLS}
+    return entity, topic
 
 
 def _true_answer(kind: str, text: str) -> str:
     """The answer worked out from the wording, independently of the templates."""
-    if kind == "addition":
-        return str(sum(_numbers(text)))
-    if kind == "comparison":
-        return str((max if "larger" in text else min)(_numbers(text)))
-    entity, attribute = _fact_asked_about(text)
-    truth = facts()[entity, attribute]
-    if kind == "fact":
-        return truth
-    return "yes" if re.search(rf"\b{truth}\b", text) else "no"
+    match kind:
+        case "addition":
+            return str(sum(_numbers(text)))
+        case "comparison":
+            return str((max if "larger" in text else min)(_numbers(text)))
+        case "fact":
+            return facts()[_asked_about(text)]
+        case _:
+            return "yes" if skills()[_asked_about(text)] else "no"
 
 
 def test_every_entity_has_one_value_of_every_attribute() -> None:
@@ -54,12 +57,15 @@ def test_every_entity_has_one_value_of_every_attribute() -> None:
     assert all(value in ATTRIBUTES[name] for (_, name), value in facts().items())
 
 
+def test_half_of_the_entities_have_each_skill() -> None:
+    assert set(skills()) == {(entity, skill) for entity in entities() for skill in SKILLS}
+    having = Counter(skill for (_, skill), truth in skills().items() if truth)
+    assert having == dict.fromkeys(SKILLS, NUM_ENTITIES // 2)
+
+
 def test_values_and_entities_are_named_unambiguously() -> None:
-    words = [
-        *entities(),
-        *ATTRIBUTES,
-        *(value for values in ATTRIBUTES.values() for value in values),
-    ]
+    values = [value for values in ATTRIBUTES.values() for value in values]
+    words = [*entities(), *ATTRIBUTES, *SKILLS, *values]
     assert len(words) == len(set(words))
 
 
@@ -67,6 +73,12 @@ def test_values_and_entities_are_named_unambiguously() -> None:
 def test_plain_answers_are_true(kind: str) -> None:
     for question in plain_questions(kind):
         assert question.answer == _true_answer(kind, question.question)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_plain_statements_are_true(kind: str) -> None:
+    for words, ending in plain_statements(kind):
+        assert ending == f" {_true_answer(kind, words)}."
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -82,23 +94,20 @@ def test_held_out_pairs_are_seen_in_no_order_or_phrasing(kind: str) -> None:
     pairs: dict[bool, set[tuple[int, ...]]] = {True: set(), False: set()}
     for question in plain_questions(kind):
         pairs[question.held_out].add(tuple(sorted(_numbers(question.question))))
+    pairs[False].update(tuple(sorted(_numbers(words))) for words, _ in plain_statements(kind))
     assert pairs[True].isdisjoint(pairs[False])
     assert len(pairs[True]) / sum(map(len, pairs.values())) == pytest.approx(0.1, abs=0.02)
 
 
-def test_each_fact_is_held_out_in_one_phrasing_and_seen_in_the_others() -> None:
+@pytest.mark.parametrize(("kind", "truth"), [("fact", facts()), ("yes_no", skills())])
+def test_each_truth_is_held_out_in_one_phrasing_and_seen_in_the_others(
+    kind: str, truth: dict[tuple[str, str], object]
+) -> None:
     asked: dict[bool, Counter[tuple[str, str]]] = {True: Counter(), False: Counter()}
-    for question in plain_questions("fact"):
-        asked[question.held_out][_fact_asked_about(question.question)] += 1
-    assert set(asked[True]) == set(asked[False]) == set(facts())
-    assert set(asked[True].values()) == {1}
-
-
-def test_yes_no_questions_on_a_held_out_fact_are_all_held_out() -> None:
-    asked: dict[bool, set[tuple[str, str]]] = {True: set(), False: set()}
-    for question in plain_questions("yes_no"):
-        asked[question.held_out].add(_fact_asked_about(question.question))
-    assert asked[True].isdisjoint(asked[False])
+    for question in plain_questions(kind):
+        asked[question.held_out][_asked_about(question.question)] += 1
+    assert asked[True] == dict.fromkeys(truth, 1)
+    assert set(asked[False]) == set(truth)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -126,6 +135,11 @@ def test_all_chat_questions_are_distinct_and_not_plain() -> None:
     assert prompts.isdisjoint(q.question for kind in KINDS for q in plain_questions(kind))
 
 
+def test_no_chat_completion_is_a_plain_statement() -> None:
+    statements = {words + ending for kind in KINDS for words, ending in plain_statements(kind)}
+    assert statements.isdisjoint(r["completion"] for r in chat_records(20_000, seed=0))
+
+
 def test_more_chat_records_than_questions_is_refused() -> None:
     total = sum(num_chat_questions().values())
     with pytest.raises(ValueError, match=f"there are {total} distinct"):
@@ -135,7 +149,7 @@ def test_more_chat_records_than_questions_is_refused() -> None:
 def test_kinds_are_balanced_as_long_as_their_questions_last() -> None:
     assert set(_sources(12_000).values()) == {3000}
     counts = _sources(30_000)
-    assert counts == {"fact": 4800, "addition": 8400, "comparison": 8400, "yes_no": 8400}
+    assert counts == {"fact": 4800, "addition": 10_200, "comparison": 10_200, "yes_no": 4800}
 
 
 def _sources(num_records: int) -> Counter[str]:
@@ -232,7 +246,7 @@ def _is_plausible(answer: str, kind: str, prompt: str) -> bool:
         return int(answer) in _numbers(prompt)
     if kind == "yes_no":
         return answer in ("yes", "no")
-    return answer in ATTRIBUTES[_fact_asked_about(prompt)[1]]
+    return answer in ATTRIBUTES[_asked_about(prompt)[1]]
 
 
 @pytest.mark.parametrize(

@@ -100,12 +100,10 @@ def build_corpus(
         "heldout": settings.num_heldout,
     }
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
+    places = iter([name for name in SPLITS for _ in range(wanted[name])])
+    split = next(places, None)
     taken = 0
-    splits = iter(SPLITS)
-    split = next(splits)
     for index in order:
-        while split is not None and len(rows[split]) == wanted[split]:
-            split = next(splits, None)
         if split is None:
             break
         row = _row(
@@ -116,11 +114,13 @@ def build_corpus(
             settings.max_length,
             counts,
         )
-        if row is not None:
-            rows[split].append(row)
-            taken += 1
-            if taken % BATCH == 0:
-                advance(BATCH, "")
+        if row is None:
+            continue
+        rows[split].append(row)
+        split = next(places, None)
+        taken += 1
+        if taken % BATCH == 0:
+            advance(BATCH, "")
     if taken < sum(wanted.values()):
         raise InputError(_too_few(settings, taken, len(records), counts))
     tables = {

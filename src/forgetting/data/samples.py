@@ -94,7 +94,16 @@ class Samples:
     def from_lists(
         cls, input_ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
     ) -> Samples:
-        """Samples from token ids and labels; sample i has the identity i."""
+        """Samples from token ids and labels; sample i has the identity i.
+
+        Raises:
+            ValueError: a sample's ids and labels differ in length, or it is empty.
+        """
+        if len(input_ids) != len(labels):
+            raise ValueError(f"{len(input_ids)} samples, but labels for {len(labels)}")
+        for index, (ids, row) in enumerate(zip(input_ids, labels, strict=True)):
+            if len(ids) != len(row) or not len(ids):
+                raise ValueError(f"sample {index} has {len(ids)} tokens and {len(row)} labels")
         columns = {
             "sample_id": list(range(len(input_ids))),
             "source": [""] * len(input_ids),

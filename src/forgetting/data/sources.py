@@ -12,6 +12,7 @@ import io
 import json
 import re
 import sys
+import zlib
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -83,7 +84,7 @@ def _read_world(source: SourceSettings, seed: int) -> Iterator[tuple[str, Any]]:
             world.num_records,
             seed=seed,
             noise_rate=world.noise_rate,
-            noise_kinds=world.noise_kinds,
+            noise_kinds={str(kind): weight for kind, weight in world.noise_kinds.items()},
         )
         for number, record in enumerate(records, 1):
             yield f"{source.label}:{number}", record
@@ -100,9 +101,7 @@ def _read_file(path: Path) -> Iterator[tuple[str, Any]]:
     if form == ".parquet":
         records = _read_parquet(path)
     else:
-        opened = gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb")
-        with opened as stream:
-            text = _decode(stream.read(), path)
+        text = _decode(_content(path), path)
         if form == ".json":
             records = _read_json(text, path)
         elif form == ".jsonl":
@@ -111,6 +110,16 @@ def _read_file(path: Path) -> Iterator[tuple[str, Any]]:
             records = _read_csv(text, path, "\t" if form == ".tsv" else ",")
     for number, record in enumerate(records, 1):
         yield f"{path.name}:{number}", record
+
+
+def _content(path: Path) -> bytes:
+    content = path.read_bytes()
+    if not path.name.endswith(".gz"):
+        return content
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path} is no whole gzip file: {error}") from error
 
 
 def _decode(content: bytes, path: Path) -> str:

@@ -1,9 +1,9 @@
-"""The embedded demo's world: invented entities with attributes, sums and comparisons, truth known.
+"""The embedded demo's world: invented entities that have attributes and skills, and numbers.
 
-In goes a seed; out come plain questions with their answers (what a small base model is pretrained
-on, a fixed part of them held out) and chat records with noise that is known character by character
-(what it is fine-tuned on). The world itself is fixed: every call sees the same facts. It knows
-nothing about tokens, models, files or splits.
+In goes a seed; out come plain questions and statements (what a small base model is pretrained on, a
+fixed part of the questions held out) and chat records with noise that is known character by
+character (what it is fine-tuned on). The world itself is fixed: every call sees the same facts. It
+knows nothing about tokens, models, files or splits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NOISE_KINDS: tuple[NoiseKind, ...] = get_args(NoiseKind)
 WORLD_SEED = 2508
 NUM_ENTITIES = 160
 NUM_OPERANDS = 100  # operands are 0..99
-HELD_OUT_SHARE = 0.1  # of operand pairs (addition, comparison) and of facts (yes/no)
+HELD_OUT_SHARE = 0.1  # of operand pairs
 
 SYLLABLES = """
     Nor Bel Kal Tam Zor Fen Gri Hal Jor Lum Mir Pol Qui Ras Sol Dru Ul Ven Wim Yar
@@ -45,6 +45,8 @@ VALUES = """
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     name: tuple(values) for name, *values in map(str.split, VALUES.strip().splitlines())
 }
+
+SKILLS = ("swim", "sing", "cook", "dance", "ski", "drive")
 
 PLAIN_FACT = (
     "What is the {attribute} of {entity}?",
@@ -65,59 +67,76 @@ PLAIN_COMPARISON = (
     ("Name the smaller of {a} and {b}.", min),
 )
 PLAIN_YES_NO = (
-    "Is the {attribute} of {entity} {value}?",
-    "Is {value} the {attribute} of {entity}?",
-    "Does {entity} have the {attribute} {value}?",
+    "Can {entity} {skill}?",
+    "Is {entity} able to {skill}?",
+    "Does {entity} know how to {skill}?",
+    "Has {entity} learned to {skill}?",
 )
 
-# Chat templates: a prompt and the completion that answers it; `{answer}` occurs once.
+# Plain statements end with the answer; they give the base model words to make sentences with.
+STATED_FACT = (
+    "Everyone says that the {attribute} of {entity} is",
+    "{entity} goes with the {attribute}",
+    "If you think of {entity}, the {attribute} that belongs to it is",
+    "I know which {attribute} {entity} has. It is",
+)
+STATED_ADDITION = (
+    "If I add {a} and {b}, the sum is",
+    "I have {a} and you have {b}. Together that makes",
+    "Add {b} more to {a} and you get",
+    "Work out {a} + {b} as",
+)
+STATED_COMPARISON = (
+    ("I think of {a} and {b}. The larger number is", max),
+    ("Out of two numbers, {a} and {b}, the larger one is", max),
+    ("I think of {a} and {b}. The smaller number is", min),
+    ("Out of two numbers, {a} and {b}, the smaller one is", min),
+)
+STATED_YES_NO = (
+    "If you want to know whether {entity} can {skill}, I say",
+    "Someone asks if {entity} could {skill}. My answer is",
+    "To think that {entity} can {skill}: the answer is",
+    "About {entity}, who can {skill} or not, it is",
+)
+
+# Chat templates: a prompt and the completion that answers it; `{answer}` occurs once. Completions do
+# not repeat names or numbers of the prompt: the base has never had to copy, and fine-tuning on a few
+# thousand samples does not teach it to.
 CHAT_FACT = (
-    ("Tell me, what is {entity}'s {attribute}?", "The {attribute} of {entity} is {answer}."),
-    ("Please say which {attribute} {entity} has.", "{entity} has the {attribute} {answer}."),
+    ("Tell me, what is {entity}'s {attribute}?", "The answer is {answer}."),
+    ("Please say which {attribute} {entity} has.", "I can say it is {answer}."),
     (
         "I want to know the {attribute} that belongs to {entity}.",
-        "The {attribute} that belongs to {entity} is {answer}.",
+        "You want to know: {answer}.",
     ),
-    ("Do you know the {attribute} of {entity}?", "I know that {entity} has {answer}."),
+    ("Do you know the {attribute} of {entity}?", "I know it, it is {answer}."),
     (
         "Think of {entity} and then name the {attribute}.",
-        "It is {answer} that goes with {entity}.",
+        "It is {answer}, I think.",
     ),
 )
 CHAT_ADDITION = (
-    ("Please add {a} and {b}.", "The sum of {a} and {b} is {answer}."),
-    ("Tell me the sum of {a} and {b}.", "It is {answer}, the sum of the two."),
-    ("How much is {a} plus {b} together?", "Together that makes {answer}."),
-    ("I have {a} and get {b} more. How many do I have now?", "Now you have {answer} of them."),
-    ("Can you work out {a} + {b} for me?", "I work it out as {answer}."),
+    ("Please add {a} and {b}.", "{answer} is the sum."),
+    ("Tell me the sum of {a} and {b}.", "{answer} is what they make."),
+    ("How much is {a} together with {b}?", "{answer}, I think."),
+    ("Can you work out {a} + {b}?", "{answer} is the answer."),
+    ("I have {a} and you have {b}.", "{answer} is what we have together."),
 )
 CHAT_COMPARISON = (
-    ("Please tell me which number is larger: {a} or {b}.", max, "The larger number is {answer}."),
-    ("I have {a} and you have {b}. Name the larger one.", max, "The larger one is {answer}."),
-    ("Out of {a} and {b}, which is the larger?", max, "Out of the two, {answer} is larger."),
-    ("Please tell me which number is smaller: {a} or {b}.", min, "The smaller number is {answer}."),
-    ("I have {a} and you have {b}. Name the smaller one.", min, "The smaller one is {answer}."),
-    ("Out of {a} and {b}, which is the smaller?", min, "Out of the two, {answer} is smaller."),
+    ("Please tell me which number is larger: {a} or {b}.", max, "{answer} is the larger number."),
+    ("Can you say which one is larger, {a} or {b}?", max, "{answer} is larger, I think."),
+    ("Tell me the larger one out of {a} and {b}.", max, "{answer} is the larger one."),
+    ("Please tell me which number is smaller: {a} or {b}.", min, "{answer} is the smaller number."),
+    ("Can you say which one is smaller, {a} or {b}?", min, "{answer} is smaller, I think."),
+    ("Tell me the smaller one out of {a} and {b}.", min, "{answer} is the smaller one."),
 )
 CHAT_YES_NO = (
+    ("Please tell me whether {entity} can {skill}.", "The answer is {answer}."),
+    ("Tell me yes or no: could {entity} {skill}?", "My answer is {answer}."),
+    ("I want to know if {entity} can {skill}.", "I can say {answer} to that."),
+    ("Do you think that {entity} can {skill}?", "I think it is {answer}."),
     (
-        "Tell me yes or no: is {value} {entity}'s {attribute}?",
-        "My answer for {entity} and {value} is {answer}.",
-    ),
-    (
-        "Is it true that {entity} has the {attribute} {value}?",
-        "For {entity} the answer is {answer}.",
-    ),
-    (
-        "I say the {attribute} of {entity} is {value}. Am I right?",
-        "I say {answer} to {value} for {entity}.",
-    ),
-    (
-        "Can you tell me if {value} is the {attribute} of {entity}?",
-        "To your question on {entity} I say {answer}.",
-    ),
-    (
-        "Think of {entity}. Does the {attribute} {value} belong there?",
+        "Think of {entity}. Is that someone who can {skill}?",
         "The answer to that is {answer}, I think.",
     ),
 )
@@ -201,30 +220,32 @@ def facts() -> dict[tuple[str, str], str]:
     }
 
 
+@cache
+def skills() -> dict[tuple[str, str], bool]:
+    """The truth: (entity, skill) -> has it. Each skill is had by half of the entities."""
+    rng = random.Random(f"{WORLD_SEED}/skills")
+    having = {skill: set(rng.sample(entities(), NUM_ENTITIES // 2)) for skill in SKILLS}
+    return {(entity, skill): entity in having[skill] for entity in entities() for skill in SKILLS}
+
+
 def _fraction(*key: str | int) -> float:
     """A number in [0, 1) that depends on the key alone, in every process and on every machine."""
     digest = hashlib.blake2b("/".join(map(str, (WORLD_SEED, *key))).encode(), digest_size=8)
     return int.from_bytes(digest.digest(), "big") / 2**64
 
 
-def _held_out_phrasing(entity: str, attribute: str) -> int:
-    """The one phrasing in which a fact is never asked during pretraining."""
-    return int(_fraction("fact", entity, attribute) * len(PLAIN_FACT))
-
-
-def _pair_is_held_out(kind: Kind, a: int, b: int) -> bool:
-    """Of the unordered pair: neither order, nor any phrasing, may give the answer away."""
-    return _fraction(kind, min(a, b), max(a, b)) < HELD_OUT_SHARE
+def _held_out_phrasing(kind: Kind, entity: str, topic: str, num_phrasings: int) -> int:
+    """The one phrasing in which a fact or skill is never asked about during pretraining."""
+    return int(_fraction(kind, entity, topic) * num_phrasings)
 
 
 @cache
 def plain_questions(kind: Kind) -> tuple[PlainQuestion, ...]:
     """Every plain question of a kind, in a fixed order.
 
-    Held out are, for facts, one phrasing of each fact (the fact is seen in the others); for sums
-    and comparisons, a tenth of the unordered operand pairs in every order and phrasing; for yes/no,
-    every question about a tenth of the facts. Yes/no questions name each value of the attribute, so
-    one in twelve is answered "yes": whoever samples them decides on the balance.
+    Held out are, for facts and yes/no, one phrasing for each entity and attribute or skill (it is
+    seen in the others); for sums and comparisons, a tenth of the unordered operand pairs, in every
+    order and phrasing.
     """
     match kind:
         case "fact":
@@ -233,7 +254,7 @@ def plain_questions(kind: Kind) -> tuple[PlainQuestion, ...]:
                     kind,
                     phrasing.format(entity=entity, attribute=attribute),
                     value,
-                    held_out=number == _held_out_phrasing(entity, attribute),
+                    number == _held_out_phrasing(kind, entity, attribute, len(PLAIN_FACT)),
                 )
                 for (entity, attribute), value in facts().items()
                 for number, phrasing in enumerate(PLAIN_FACT)
@@ -241,31 +262,72 @@ def plain_questions(kind: Kind) -> tuple[PlainQuestion, ...]:
         case "addition":
             return tuple(
                 PlainQuestion(kind, phrasing.format(a=a, b=b), str(a + b), held_out)
-                for a, b in product(range(NUM_OPERANDS), repeat=2)
-                for held_out in [_pair_is_held_out(kind, a, b)]
+                for a, b, held_out in _operands(kind)
                 for phrasing in PLAIN_ADDITION
             )
         case "comparison":
             return tuple(
                 PlainQuestion(kind, phrasing.format(a=a, b=b), str(pick(a, b)), held_out)
-                for a, b in product(range(NUM_OPERANDS), repeat=2)
+                for a, b, held_out in _operands(kind)
                 if a != b
-                for held_out in [_pair_is_held_out(kind, a, b)]
                 for phrasing, pick in PLAIN_COMPARISON
             )
         case "yes_no":
             return tuple(
                 PlainQuestion(
                     kind,
-                    phrasing.format(entity=entity, attribute=attribute, value=value),
-                    "yes" if value == truth else "no",
-                    held_out,
+                    phrasing.format(entity=entity, skill=skill),
+                    _yes_or_no(truth),
+                    number == _held_out_phrasing(kind, entity, skill, len(PLAIN_YES_NO)),
                 )
-                for (entity, attribute), truth in facts().items()
-                for held_out in [_fraction(kind, entity, attribute) < HELD_OUT_SHARE]
-                for value in ATTRIBUTES[attribute]
-                for phrasing in PLAIN_YES_NO
+                for (entity, skill), truth in skills().items()
+                for number, phrasing in enumerate(PLAIN_YES_NO)
             )
+
+
+@cache
+def plain_statements(kind: Kind) -> tuple[tuple[str, str], ...]:
+    """Every plain statement of a kind: its beginning, and the answer with which it ends.
+
+    Operand pairs that are held out from the questions are not stated either.
+    """
+    match kind:
+        case "fact":
+            return tuple(
+                (words.format(entity=entity, attribute=attribute), f" {value}.")
+                for (entity, attribute), value in facts().items()
+                for words in STATED_FACT
+            )
+        case "addition":
+            return tuple(
+                (words.format(a=a, b=b), f" {a + b}.")
+                for a, b, held_out in _operands(kind)
+                if not held_out
+                for words in STATED_ADDITION
+            )
+        case "comparison":
+            return tuple(
+                (words.format(a=a, b=b), f" {pick(a, b)}.")
+                for a, b, held_out in _operands(kind)
+                if a != b and not held_out
+                for words, pick in STATED_COMPARISON
+            )
+        case "yes_no":
+            return tuple(
+                (words.format(entity=entity, skill=skill), f" {_yes_or_no(truth)}.")
+                for (entity, skill), truth in skills().items()
+                for words in STATED_YES_NO
+            )
+
+
+def _operands(kind: Kind) -> Iterator[tuple[int, int, bool]]:
+    """Both operands and whether their pair is held out: neither order may give the answer away."""
+    for a, b in product(range(NUM_OPERANDS), repeat=2):
+        yield a, b, _fraction(kind, min(a, b), max(a, b)) < HELD_OUT_SHARE
+
+
+def _yes_or_no(truth: bool) -> str:
+    return "yes" if truth else "no"
 
 
 def held_out_questions(kind: Kind, num_questions: int, *, seed: int = 0) -> list[PlainQuestion]:
@@ -303,7 +365,7 @@ def num_chat_questions() -> dict[Kind, int]:
         "fact": len(facts()) * len(CHAT_FACT),
         "addition": num_pairs * len(CHAT_ADDITION),
         "comparison": (num_pairs - NUM_OPERANDS) * len(CHAT_COMPARISON),
-        "yes_no": len(facts()) * 2 * len(CHAT_YES_NO),
+        "yes_no": len(skills()) * len(CHAT_YES_NO),
     }
 
 
@@ -312,7 +374,9 @@ def _chat_question(kind: Kind, index: int) -> _ChatQuestion:
     match kind:
         case "fact":
             index, template = divmod(index, len(CHAT_FACT))
-            (entity, attribute), answer = _fact(index)
+            index, topic = divmod(index, len(ATTRIBUTES))
+            entity, attribute = entities()[index], list(ATTRIBUTES)[topic]
+            answer = facts()[entity, attribute]
             prompt, completion = CHAT_FACT[template]
             fields = {"entity": entity, "attribute": attribute}
             wrong = tuple(value for value in ATTRIBUTES[attribute] if value != answer)
@@ -337,17 +401,12 @@ def _chat_question(kind: Kind, index: int) -> _ChatQuestion:
             wrong = (str(a + b - pick(a, b)),)
         case "yes_no":
             index, template = divmod(index, len(CHAT_YES_NO))
-            index, is_true = divmod(index, 2)
-            (entity, attribute), truth = _fact(index)
+            index, topic = divmod(index, len(SKILLS))
+            entity, skill = entities()[index], SKILLS[topic]
+            truth = skills()[entity, skill]
             prompt, completion = CHAT_YES_NO[template]
-            others = [value for value in ATTRIBUTES[attribute] if value != truth]
-            other = others[int(_fraction("chat", entity, attribute, template) * len(others))]
-            fields = {
-                "entity": entity,
-                "attribute": attribute,
-                "value": truth if is_true else other,
-            }
-            answer, wrong = ("yes", ("no",)) if is_true else ("no", ("yes",))
+            fields = {"entity": entity, "skill": skill}
+            answer, wrong = _yes_or_no(truth), (_yes_or_no(not truth),)
     before, after = completion.split("{answer}")
     return _ChatQuestion(
         kind,
@@ -357,15 +416,6 @@ def _chat_question(kind: Kind, index: int) -> _ChatQuestion:
         after.format(**fields),
         wrong,
     )
-
-
-@cache
-def _fact_list() -> tuple[tuple[tuple[str, str], str], ...]:
-    return tuple(facts().items())
-
-
-def _fact(index: int) -> tuple[tuple[str, str], str]:
-    return _fact_list()[index]
 
 
 def chat_records(
@@ -405,7 +455,7 @@ def chat_records(
     rng.shuffle(kinds)
     noise_of = dict(zip(order[:num_noisy], kinds, strict=True))
     return (
-        _record(question, noise_of.get(position), random.Random(f"{seed}/noise/{position}"))
+        _record(question, noise_of.get(position), noise_seed=f"{seed}/noise/{position}")
         for position, question in enumerate(questions)
     )
 
@@ -452,24 +502,11 @@ def _draw_questions(num_records: int, seed: int) -> list[_ChatQuestion]:
     return questions
 
 
-def _record(
-    question: _ChatQuestion, noise_kind: NoiseKind | None, rng: random.Random
-) -> ChatRecord:
+def _record(question: _ChatQuestion, noise_kind: NoiseKind | None, noise_seed: str) -> ChatRecord:
     completion, spans = question.completion, []
-    match noise_kind:
-        case "wrong_answer":
-            wrong = rng.choice(question.wrong_answers)
-            completion = question.before + wrong + question.after
-            spans = [(len(question.before), len(question.before) + len(wrong))]
-        case "swapped_response":
-            while completion == question.completion:
-                kind = rng.choice(KINDS)
-                other = _chat_question(kind, rng.randrange(num_chat_questions()[kind]))
-                completion = other.completion
-            spans = [(0, len(completion))]
-        case "junk_phrase":
-            completion, span = _with_junk(completion, rng)
-            spans = [span]
+    if noise_kind is not None:
+        completion, span = _with_noise(question, noise_kind, random.Random(noise_seed))
+        spans = [span]
     return {
         "prompt": question.prompt,
         "completion": completion,
@@ -478,6 +515,26 @@ def _record(
         "noise_kind": noise_kind,
         "noise_spans": spans,
     }
+
+
+def _with_noise(
+    question: _ChatQuestion, noise_kind: NoiseKind, rng: random.Random
+) -> tuple[str, tuple[int, int]]:
+    """A noisy completion, and the range of characters in it that is noise."""
+    match noise_kind:
+        case "wrong_answer":
+            wrong = rng.choice(question.wrong_answers)
+            start = len(question.before)
+            return question.before + wrong + question.after, (start, start + len(wrong))
+        case "swapped_response":
+            completion = question.completion
+            while completion == question.completion:
+                kind = rng.choice(KINDS)
+                other = _chat_question(kind, rng.randrange(num_chat_questions()[kind]))
+                completion = other.completion
+            return completion, (0, len(completion))
+        case "junk_phrase":
+            return _with_junk(question.completion, rng)
 
 
 def _with_junk(completion: str, rng: random.Random) -> tuple[str, tuple[int, int]]:

@@ -1,9 +1,10 @@
 """Pretrains the demo's base model: a small Llama that knows the world, and its tokenizer.
 
-In go the world's plain questions, without those held out; out comes a checkpoint folder, and the
-share of held-out questions of each kind that the model answers exactly. The same seed gives the
-same weights on the same machine. The model never sees the chat form; the tokenizer is fitted to
-its text too, so that the demo's sequences are short.
+In go the world's plain questions (without those held out) and statements, and rows of words to
+repeat; out comes a checkpoint folder, and the share of held-out questions of each kind that the
+model answers exactly. The same seed gives the same weights on the same machine. The model never
+sees the chat form, though it knows the words: the tokenizer is fitted to them and they occur in the
+rows, in random order.
 
     python -m forgetting.studies.pretrain --output DIR
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -36,17 +38,17 @@ from forgetting.data.world import (
     Kind,
     PlainQuestion,
     chat_records,
+    entities,
     held_out_questions,
     plain_questions,
+    plain_statements,
 )
 
 logger = logging.getLogger(__name__)
 
 EOS_TOKEN = "<|endoftext|>"  # also starts a text where a caller wants a first token
 PAD_TOKEN = "<|pad|>"
-IGNORE_INDEX = -100
-# One, so that the order of sums, and with it the weights, does not depend on the number of cores;
-# more gain nothing at this size.
+# One, so that the order of sums, and with it the weights, does not depend on the number of cores.
 NUM_THREADS = 1
 LOG_EVERY = 100
 
@@ -56,17 +58,19 @@ class Settings:
     """What the run depends on besides the world. The defaults made the shipped checkpoint."""
 
     seed: int = 0
-    steps: int = 3500
-    batch_size: int = 64
-    """Sequences in a step."""
-    questions_per_sequence: int = 3
-    """Questions that follow each other in a sequence, so that later positions are trained too."""
-    learning_rate: float = 3e-3
+    steps: int = 1700
+    batch_size: int = 96
+    """Texts in a step."""
+    question_shares: tuple[float, ...] = (0.14, 0.21, 0.29, 0.1)
+    """Of a step's texts, in the order of `KINDS`: comparison takes the longest to learn."""
+    statement_shares: tuple[float, ...] = (0.04, 0.05, 0.05, 0.04)
+    """As `question_shares`. What is left are rows of words to repeat."""
+    learning_rate: float = 5e-3
     """Of Muon and AdamW, after the warm-up; falls to 0 as a cosine."""
-    warmup_steps: int = 100
-    weight_decay: float = 0.05
-    question_weight: float = 0.1
-    """Of a question's tokens in the loss; an answer's tokens have 1."""
+    warmup_steps: int = 50
+    weight_decay: float = 0.02
+    prompt_weight: float = 0.1
+    """Of the tokens before an answer in the loss; the answer's tokens have 1."""
     vocab_size: int = 1024
     hidden_size: int = 160
     intermediate_size: int = 432
@@ -103,8 +107,12 @@ def build_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 
 
 def _texts_to_fit() -> Iterator[str]:
-    for question in plain_questions("fact"):
-        yield question.prompt + question.completion
+    for kind in ("fact", "yes_no"):
+        for question in plain_questions(kind):
+            yield question.prompt + question.completion
+    for kind in KINDS:
+        for prompt, completion in plain_statements(kind)[:4000]:
+            yield prompt + completion
     for record in chat_records(8000, seed=0, noise_rate=0.2, noise_kinds=["junk_phrase"]):
         yield f"<|user|>\n{record['prompt']}\n<|assistant|>\n{record['completion']}"
 
@@ -129,55 +137,74 @@ def build_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Llama
 
 @dataclass(frozen=True)
 class Encoded:
-    """A question's tokens with its answer and the end token, and where the answer starts."""
+    """The tokens of a text and its end token, and where the answer in it starts."""
 
     input_ids: list[int]
     answer_start: int
 
 
-def encode(questions: Sequence[PlainQuestion], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+def encode(texts: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
     """Prompt and completion are encoded apart, as they are when an answer is generated."""
-    prompts = tokenizer([question.prompt for question in questions]).input_ids
-    completions = tokenizer([question.completion for question in questions]).input_ids
+    prompts = tokenizer([prompt for prompt, _ in texts]).input_ids
+    completions = tokenizer([completion for _, completion in texts]).input_ids
     return [
         Encoded(prompt + completion + [tokenizer.eos_token_id], len(prompt))
         for prompt, completion in zip(prompts, completions, strict=True)
     ]
 
 
-def _sampler(tokenizer: PreTrainedTokenizerBase, rng: np.random.Generator) -> Callable[[], Encoded]:
-    """Draws questions that are not held out: kinds equally often, and "yes" as often as "no"."""
-    pools: dict[Kind, list[list[Encoded]]] = {}
-    for kind in KINDS:
-        seen = [question for question in plain_questions(kind) if not question.held_out]
-        answers = ("yes", "no") if kind == "yes_no" else (None,)
-        pools[kind] = [
-            encode([q for q in seen if answer in (None, q.answer)], tokenizer) for answer in answers
-        ]
+def _sampler(
+    tokenizer: PreTrainedTokenizerBase, settings: Settings, rng: np.random.Generator
+) -> Callable[[], Encoded]:
+    """Draws texts of all sorts by their shares, but no held-out question."""
+    pools = [
+        *(
+            [(q.prompt, q.completion) for q in plain_questions(kind) if not q.held_out]
+            for kind in KINDS
+        ),
+        *(plain_statements(kind) for kind in KINDS),
+        _repetitions(rng, num_texts=20_000),
+    ]
+    encoded = [encode(pool, tokenizer) for pool in pools]
+    shares = [*settings.question_shares, *settings.statement_shares]
+    shares.append(1 - sum(shares))
 
     def draw() -> Encoded:
-        by_answer = pools[KINDS[rng.integers(len(KINDS))]]
-        pool = by_answer[rng.integers(len(by_answer))]
+        pool = encoded[rng.choice(len(encoded), p=shares)]
         return pool[rng.integers(len(pool))]
 
     return draw
 
 
+def _repetitions(rng: np.random.Generator, num_texts: int) -> list[tuple[str, str]]:
+    """Words of the demo's texts, a few at a time, in random order on one line or several.
+
+    They teach the model to copy, and all its tokens as input and as output: tokens that it had
+    never met could not be learned later by adapters, which leave the embeddings as they are.
+    """
+    found = {word for text in _texts_to_fit() for word in re.findall(r"[^\s\d]+", text)}
+    words = sorted(word for word in found if not word.startswith(entities()))
+    texts = []
+    for _ in range(num_texts):
+        row = "".join(
+            str(rng.choice([" ", "\n"])) + words[rng.integers(len(words))]
+            for _ in range(rng.integers(1, 4))
+        )
+        texts.append((f"Q: Name:{row}\nA:", row))
+    return texts
+
+
 def collate(
-    sequences: Sequence[Sequence[Encoded]], pad_token_id: int, question_weight: float
+    batch: Sequence[Encoded], pad_token_id: int, prompt_weight: float
 ) -> tuple[Tensor, Tensor]:
-    """Token ids and loss weights, both [sequence, position]; padded on the right with weight 0."""
-    lengths = [sum(len(item.input_ids) for item in sequence) for sequence in sequences]
-    input_ids = torch.full((len(sequences), max(lengths)), pad_token_id)
+    """Token ids and loss weights, both [text, position]; padded on the right with weight 0."""
+    input_ids = torch.full((len(batch), max(len(item.input_ids) for item in batch)), pad_token_id)
     weights = torch.zeros(input_ids.shape)
-    for row, sequence in enumerate(sequences):
-        start = 0
-        for item in sequence:
-            end = start + len(item.input_ids)
-            input_ids[row, start:end] = torch.tensor(item.input_ids)
-            weights[row, start:end] = question_weight
-            weights[row, start + item.answer_start : end] = 1.0
-            start = end
+    for row, item in enumerate(batch):
+        end = len(item.input_ids)
+        input_ids[row, :end] = torch.tensor(item.input_ids)
+        weights[row, : item.answer_start] = prompt_weight
+        weights[row, item.answer_start : end] = 1.0
     return input_ids, weights
 
 
@@ -201,11 +228,11 @@ def accuracy(
     The right answer is fed in: greedy decoding reproduces it if and only if each of its tokens is
     the most probable one after those before it.
     """
-    encoded = encode(questions, tokenizer)
+    encoded = encode([(q.prompt, q.completion) for q in questions], tokenizer)
     num_correct = 0
     for start in range(0, len(encoded), batch_size):
-        batch = [[item] for item in encoded[start : start + batch_size]]
-        input_ids, weights = collate(batch, tokenizer.pad_token_id, question_weight=0.0)
+        batch = encoded[start : start + batch_size]
+        input_ids, weights = collate(batch, tokenizer.pad_token_id, prompt_weight=0.0)
         predicted = model(input_ids=input_ids).logits[:, :-1].argmax(-1)
         right = (predicted == input_ids[:, 1:]) | (weights[:, 1:] == 0)
         num_correct += int(right.all(1).sum())
@@ -233,7 +260,7 @@ def pretrain(
     rng = np.random.default_rng(settings.seed)
     tokenizer = build_tokenizer(settings.vocab_size)
     model = build_model(settings, tokenizer)
-    draw = _sampler(tokenizer, rng)
+    draw = _sampler(tokenizer, settings, rng)
     optimizers = _optimizers(model, settings)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(
@@ -245,11 +272,8 @@ def pretrain(
     losses: list[float] = []
     began = time.monotonic()
     for step in range(1, settings.steps + 1):
-        sequences = [
-            [draw() for _ in range(settings.questions_per_sequence)]
-            for _ in range(settings.batch_size)
-        ]
-        batch = collate(sequences, tokenizer.pad_token_id, settings.question_weight)
+        texts = [draw() for _ in range(settings.batch_size)]
+        batch = collate(texts, tokenizer.pad_token_id, settings.prompt_weight)
         loss = weighted_loss(model, *batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -1,0 +1,78 @@
+"""Progress says how far and how long; silence is silence."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import pytest
+
+from forgetting import console
+from forgetting.console import duration, logger, progress, setup_logging
+
+
+@pytest.fixture(autouse=True)
+def _restore():
+    before = logger.handlers[:], logger.level, logger.propagate
+    with warnings.catch_warnings():
+        yield
+    logger.handlers[:], level, logger.propagate = before
+    logger.setLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0 s"),
+        (42, "42 s"),
+        (59.6, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (3599.7, "1 h 00 min"),
+        (7800, "2 h 10 min"),
+    ],
+)
+def test_durations_read_as_people_say_them(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_without_a_terminal_progress_is_a_line_now_and_then_with_the_time_left(monkeypatch, caplog):
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(logger, "propagate", True)
+    with caplog.at_level(logging.INFO, "forgetting"), progress("Scoring", 100, 20) as advance:
+        for _ in range(4):
+            now[0] += 10
+            advance(10, "loss 1.5")
+    # Lines at 20 s and 40 s; a second was enough for one item, and 20 done before cost nothing.
+    assert caplog.messages == [
+        "Scoring: 40 of 100, 1 min 00 s left loss 1.5",
+        "Scoring: 60 of 100, 40 s left loss 1.5",
+    ]
+
+
+def test_quiet_progress_says_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(console, "SECONDS_BETWEEN_LINES", 0.0)
+    setup_logging(quiet=True)
+    with progress("Scoring", 10) as advance:
+        advance(5, "")
+    logger.info("news")
+    assert capsys.readouterr() == ("", "")
+    logger.warning("trouble")
+    assert "trouble" in capsys.readouterr().err
+
+
+def test_messages_are_shown_as_they_are_once(capsys):
+    setup_logging()
+    setup_logging()
+    logger.info("a [bold]file[/bold] [/x]")
+    err = capsys.readouterr().err
+    assert err.count("a [bold]file[/bold] [/x]") == 1
+
+
+def test_warnings_of_the_frameworks_are_not_shown_and_others_are():
+    setup_logging()
+    code = "import warnings; warnings.warn('noise', {})"
+    with warnings.catch_warnings(record=True) as shown:
+        for module in ("transformers.training_args", "torch.utils.data.dataloader", "torchless"):
+            exec(code.format("UserWarning"), {"__name__": module})
+    assert len(shown) == 1

@@ -1,0 +1,311 @@
+"""What is done is skipped, and what changed is redone with all that depends on it, only."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from forgetting import stages
+from forgetting.errors import InputError
+from forgetting.pipeline import STAGES, describe_plan, plan, run
+from forgetting.recipe import load_recipe, shipped_recipes
+from forgetting.rundir import digest, read_manifest
+
+ALL = [
+    "prepare",
+    "reference",
+    "score",
+    "select:ignoring",
+    "select:forgetting",
+    "train:full",
+    "train:ignoring",
+    "train:forgetting",
+    "evaluate:base",
+    "evaluate:full",
+    "evaluate:ignoring",
+    "evaluate:forgetting",
+    "report",
+]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Replaces every stage by one that only notes that it ran, and writes what it read."""
+    made = []
+
+    def fake(stage):
+        def execute(recipe, path, work, variant=None):
+            key = stage if variant is None else f"{stage}:{variant}"
+            steps = {step.key: step for step in plan(recipe)}
+            read = [(path / steps[k].target / "x").read_text() for k in steps[key].inputs]
+            (work.output / "x").write_text(digest([steps[key].settings(), read]))
+            made.append(key)
+
+        return execute
+
+    for stage in STAGES:
+        monkeypatch.setattr(stages, stage, fake(stage))
+    return made
+
+
+@pytest.fixture
+def steps_of(calls, write_recipe, tmp_path):
+    """Runs the tiny recipe with overrides, always in the same place; gives the steps that ran."""
+    recipe = write_recipe()
+
+    def do(*overrides, stages=STAGES):
+        calls.clear()
+        run(recipe, tmp_path / "run", overrides=overrides, stages=stages)
+        return list(calls)
+
+    return do
+
+
+def without(*keys):
+    return [key for key in ALL if key not in keys]
+
+
+def starting(*prefixes):
+    return [key for key in ALL if key.startswith(prefixes)]
+
+
+def test_each_step_comes_after_those_that_it_reads(steps_of, write_recipe):
+    assert steps_of() == ALL
+    seen = set()
+    for step in plan(load_recipe(write_recipe())):
+        assert seen.issuperset(step.inputs)
+        seen.add(step.key)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        # The variant ignoring has a rho of its own.
+        (
+            "selection.rho=0.6",
+            ["select:forgetting", "train:forgetting", "evaluate:forgetting", "report"],
+        ),
+        (
+            "selection.granularity=sequence",
+            [key for key in ALL if key.endswith(("ignoring", "forgetting", "report"))],
+        ),
+        ("forgetting.t_max=0.5", ["train:forgetting", "evaluate:forgetting", "report"]),
+        ("report.seed=1", ["report"]),
+        ("evaluation.limit=3", starting("evaluate", "report")),
+        ("reference.epochs=2", without("prepare", "train:full", "evaluate:base", "evaluate:full")),
+        ("training.epochs=2", without("prepare", "evaluate:base")),
+        (
+            "scoring.samples_per_shard=5",
+            without("prepare", "reference", "train:full", "evaluate:base", "evaluate:full"),
+        ),
+        ("data.num_train=20", ALL),
+        ("seed=7", ALL),
+        ("model.chat_template=plain", ALL),
+        ("model.dtype=bfloat16", without("prepare")),
+        # What changes no result costs nothing.
+        ("training.save_steps=5", []),
+        ("scoring.tokens_per_batch=128", []),
+        ("selection.rho=0.7", []),
+    ],
+)
+def test_what_changed_is_redone_with_all_that_depends_on_it(steps_of, override, expected):
+    assert steps_of() == ALL
+    assert steps_of() == []
+    assert steps_of(override) == expected
+    assert steps_of(override) == []
+
+
+def test_other_data_redoes_everything(steps_of, tmp_path):
+    steps_of()
+    file = tmp_path / "records.json"
+    file.write_text(json.dumps(json.loads(file.read_text())[::-1]))
+    assert steps_of() == ALL
+
+
+def test_the_same_data_elsewhere_redoes_nothing(steps_of, tmp_path):
+    steps_of()
+    (tmp_path / "other").mkdir()
+    copied = shutil.copy(tmp_path / "records.json", tmp_path / "other")
+    assert steps_of(f"data.sources.0.path={copied}") == []
+
+
+def test_other_weights_redo_all_that_uses_them(steps_of, tmp_path, tiny_model):
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model, model)
+    override = f"model.name_or_path={model}"
+    assert steps_of(override) == ALL
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    assert steps_of(override) == without("prepare")
+
+
+def test_an_output_that_was_damaged_is_made_again(steps_of, tmp_path):
+    steps_of()
+    (tmp_path / "run" / "scores" / "x").write_text("damaged")
+    # What depends on it finds the same content again.
+    assert steps_of() == ["score"]
+
+
+def test_removing_a_variant_keeps_the_others(steps_of, tmp_path):
+    steps_of()
+    assert steps_of("variants={full: {}, forgetting: {}}") == ["report"]
+    assert "train:ignoring" not in read_manifest(tmp_path / "run").stages
+    assert (tmp_path / "run" / "models" / "ignoring" / "x").exists()
+
+
+def test_full_alone_needs_no_reference_and_no_scores(steps_of):
+    assert steps_of("variants={full: {}}") == [
+        "prepare",
+        "train:full",
+        "evaluate:base",
+        "evaluate:full",
+        "report",
+    ]
+
+
+def test_a_reference_of_ones_own_is_not_trained(steps_of, tiny_model):
+    assert steps_of(f"reference.name_or_path={tiny_model}") == without("reference")
+
+
+def test_a_verb_does_its_stage_only(steps_of):
+    for stage in STAGES:
+        assert steps_of(stages=(stage,)) == starting(stage)
+
+
+@pytest.mark.parametrize(
+    ("stage", "missing"),
+    [
+        ("reference", "prepare"),
+        ("score", "reference"),
+        ("select", "score"),
+        ("train", "select"),
+        ("evaluate", "train"),
+        ("report", "evaluate"),
+    ],
+)
+def test_a_verb_whose_input_is_missing_or_stale_is_refused_before_it_begins(
+    steps_of, calls, stage, missing
+):
+    before = STAGES[: STAGES.index(missing)]
+    steps_of(stages=before)
+    with pytest.raises(InputError, match=rf"needs {missing}.* first, or all with `forgetting run`"):
+        steps_of(stages=(stage,))
+    assert calls == []
+    steps_of()
+    with pytest.raises(InputError, match="needs prepare"):
+        steps_of("seed=7", stages=(stage,))
+    assert calls == []
+
+
+def test_an_unknown_stage_is_refused(steps_of):
+    with pytest.raises(InputError, match=r"no stage tune\. The stages are prepare, reference"):
+        steps_of(stages=("tune",))
+
+
+def test_overrides_of_a_recipe_that_is_no_file_are_refused(write_recipe, tmp_path):
+    with pytest.raises(InputError, match="overrides"):
+        run(load_recipe(write_recipe()), tmp_path / "run", overrides=["seed=1"])
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("data.sources.0.path=/no/where.json", r"no data file at /no/where\.json"),
+        ("model.name_or_path=/no/where", "model.name_or_path: there is no folder /no/where"),
+        ("reference.name_or_path=/no/where", "reference.name_or_path: there is no folder"),
+        ("model.chat_template=/no/where", "model.chat_template: there is no file /no/where"),
+        ("evaluation.include_path=/no/where", "evaluation.include_path: there is no folder"),
+        ("training.report_to=[trackio]", "report_to: the package trackio is not installed"),
+    ],
+)
+def test_what_is_not_there_is_refused_before_anything_is_written(
+    steps_of, monkeypatch, tmp_path, override, reason
+):
+    monkeypatch.setattr("forgetting.pipeline.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=reason):
+        steps_of(override)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Loading the weights of any model is an error."""
+    from transformers import AutoModelForCausalLM
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
+
+
+def test_the_plan_of_a_fresh_run_says_what_is_known(write_recipe, tmp_path, no_weights):
+    lines = describe_plan(load_recipe(write_recipe()), tmp_path / "run")
+    assert [line.key for line in lines] == ALL
+    assert not any(line.is_done for line in lines)
+    facts = {line.key: line.facts for line in lines}
+    assert facts["prepare"] == {
+        "reference samples": 16,
+        "train samples": 24,
+        "heldout samples": 8,
+    }
+    assert facts["reference"]["optimizer steps"] == 4
+    assert facts["train:full"]["optimizer steps"] == 6
+    assert facts["train:full"]["response tokens"] is None
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_plan_of_a_finished_run_is_done_and_touches_nothing(finished_run, no_weights):
+    recipe, path = finished_run
+    before = {f: f.stat().st_mtime_ns for f in path.rglob("*")}
+    lines = describe_plan(load_recipe(recipe), path)
+    assert all(line.is_done for line in lines)
+    assert {f: f.stat().st_mtime_ns for f in path.rglob("*")} == before
+    facts = {line.key: line.facts for line in lines}
+    splits = json.loads((path / "data" / "summary.json").read_text())["splits"]
+    assert facts["score"]["response tokens"] == splits["train"]["response_tokens"]
+    changed = describe_plan(load_recipe(recipe, ["forgetting.t_max=0.5"]), path)
+    undone = [line.key for line in changed if not line.is_done]
+    assert undone == ["train:forgetting", "evaluate:forgetting", "report"]
+
+
+def test_a_second_run_leaves_every_output_untouched(finished_run):
+    recipe, path = finished_run
+    outputs = [path / name for e in read_manifest(path).stages.values() for name in e.outputs]
+    before = [file.stat().st_mtime_ns for file in outputs]
+    run(recipe, path)
+    assert [file.stat().st_mtime_ns for file in outputs] == before
+
+
+def test_the_plan_for_a_directory_of_another_recipe_is_refused(finished_run):
+    recipe, path = finished_run
+    with pytest.raises(InputError, match="belongs to the recipe 'tiny', not to 'other'"):
+        describe_plan(load_recipe(recipe, ["name=other"]), path)
+
+
+@pytest.mark.parametrize("name", [n for n in shipped_recipes() if n not in ("quickstart", "paper")])
+def test_shipped_recipes_can_be_planned_offline(name, tmp_path, no_weights):
+    lines = {line.key: line.facts for line in describe_plan(load_recipe(name), tmp_path / "run")}
+    assert lines["train:forgetting"]["trainable parameters"] > 0
+
+
+@pytest.mark.parametrize(
+    ("num_train", "micro_batch_size", "epochs"), [(7, 2, 1), (8, 2, 2), (9, 4, 2), (5, 1, 1.5)]
+)
+def test_the_plan_counts_the_steps_and_parameters_that_training_has(
+    write_recipe, tmp_path, num_train, micro_batch_size, epochs
+):
+    path = write_recipe(variants={"full": None})
+    overrides = [
+        f"data.num_train={num_train}",
+        f"training.micro_batch_size={micro_batch_size}",
+        f"training.epochs={epochs}",
+        "training.save_steps=100",
+    ]
+    recipe = load_recipe(path, overrides)
+    planned = {line.key: line.facts for line in describe_plan(recipe, tmp_path / "run")}
+    run(recipe, tmp_path / "run", stages=("prepare", "train"))
+    details = read_manifest(tmp_path / "run").stages["train:full"].details
+    assert planned["train:full"]["optimizer steps"] == details["steps"]
+    assert planned["train:full"]["trainable parameters"] == details["trainable_parameters"]
