@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 
 import pytest
@@ -35,16 +34,18 @@ def test_durations_read_as_people_say_them(seconds, text):
     assert duration(seconds) == text
 
 
-def test_without_a_terminal_progress_is_a_line_now_and_then_with_the_time_left(monkeypatch, caplog):
+def test_without_a_terminal_progress_is_a_line_now_and_then_with_the_time_left(monkeypatch):
     now = [0.0]
+    messages = []
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(logger, "propagate", True)
-    with caplog.at_level(logging.INFO, "forgetting"), progress("Scoring", 100, 20) as advance:
+    monkeypatch.setattr(logger, "info", lambda text, *args: messages.append(text % args))
+    setup_logging()
+    with progress("Scoring", 100, 20) as advance:
         for _ in range(4):
             now[0] += 10
             advance(10, "loss 1.5")
     # Lines at 20 s and 40 s; a second was enough for one item, and 20 done before cost nothing.
-    assert caplog.messages == [
+    assert messages == [
         "Scoring: 40 of 100, 1 min 00 s left loss 1.5",
         "Scoring: 60 of 100, 40 s left loss 1.5",
     ]

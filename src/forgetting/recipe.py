@@ -140,7 +140,8 @@ class DataSettings(Section):
     """The corpus and its disjoint parts."""
 
     sources: Annotated[list[SourceSettings], Field(min_length=1)]
-    """Mixed, stripped of duplicates, shuffled with the recipe's seed, then split."""
+    """Mixed, stripped of duplicates (the same conversation after NFC and white-space
+    normalisation), shuffled with the recipe's seed, then split."""
     num_reference: Positive = 10_000
     """Samples of D_ref, which trains the reference model."""
     num_train: Positive = 50_000
@@ -149,8 +150,6 @@ class DataSettings(Section):
     """Samples in neither, for the held-out loss of every variant."""
     max_length: Annotated[int, Field(gt=1)] = 2048
     """Tokens of a sample; what is longer is cut at the end."""
-    deduplicate: bool = True
-    """Drop records whose conversation is the same after NFC and white-space normalisation."""
     max_rejected_share: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Stop when more than this share of a source's records cannot be used."""
 

@@ -101,15 +101,26 @@ def test_broken_turns_are_rejected(roles):
     assert isinstance(read({"messages": turns}, form="messages"), Rejected)
 
 
+FIELD_NAMES = [
+    "prompt",
+    "completion",
+    "messages",
+    "role",
+    "content",
+    "conversations",
+    "from",
+    "value",
+    "instruction",
+    "output",
+    "noise_spans",
+    "response",
+]
 json_like = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(
-                ["prompt", "completion", "messages", "role", "content", "conversations", "from"]
-                + ["value", "instruction", "output", "noise_spans", "response"]
-            ),
+            st.sampled_from(FIELD_NAMES),
             inner,
             max_size=4,
         )

@@ -84,7 +84,7 @@ def test_a_broken_file_says_what_and_where(tmp_path, name, content, message):
 def test_a_cut_off_archive_is_an_error_of_the_input(tmp_path):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(gzip.compress(LINES.encode() * 50)[:-12])
-    with pytest.raises(InputError, match="a.jsonl.gz"):
+    with pytest.raises(InputError, match=r"a\.jsonl\.gz"):
         read(path)
 
 

@@ -99,9 +99,9 @@ STATED_YES_NO = (
     "About {entity}, who can {skill} or not, it is",
 )
 
-# Chat templates: a prompt and the completion that answers it; `{answer}` occurs once. Completions do
-# not repeat names or numbers of the prompt: the base has never had to copy, and fine-tuning on a few
-# thousand samples does not teach it to.
+# Chat templates: a prompt and the completion that answers it; `{answer}` occurs once. Completions
+# do not repeat names or numbers of the prompt: the base has never had to copy, and fine-tuning on
+# a few thousand samples does not teach it to.
 CHAT_FACT = (
     ("Tell me, what is {entity}'s {attribute}?", "The answer is {answer}."),
     ("Please say which {attribute} {entity} has.", "I can say it is {answer}."),
