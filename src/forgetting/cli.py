@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -181,15 +182,22 @@ def _print_results(path: Path, as_json: bool) -> None:
     from forgetting.report import results_table
 
     results = results_table(path)
-    table = Table(header_style="bold")
-    table.add_column("variant")
-    for column in results.columns:
-        table.add_column(escape(f"{column.task_title}: {column.title}"), justify="right")
+    # A line per figure: variants are few, figures many, and terminals 80 columns wide.
+    table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(no_wrap=True)
     for variant in results.variants:
-        cells = [results.cell(variant, column) for column in results.columns]
-        texts = [escape(results.text(variant, column)) for column in results.columns]
+        table.add_column(escape(variant), justify="right")
+    task = None
+    for column in results.columns:
+        cells = [results.cell(variant, column) for variant in results.variants]
+        texts = [escape(results.text(variant, column)) for variant in results.variants]
+        if column.task != task:
+            table.add_row(f"[italic]{escape(column.task_title)}[/] ({column.num_items})")
+            task = column.task
         table.add_row(
-            escape(variant),
+            f" {escape(column.metric_title)}"
+            if column.group is None
+            else f"   {escape(column.group)}",
             *(
                 f"[bold]{text}[/]" if cell is not None and cell.best else text
                 for cell, text in zip(cells, texts, strict=True)
@@ -251,6 +259,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Progress and messages are ours; the frameworks' bars would garble them.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        # In a log file a bar of lm-eval's is a line of hundreds of characters for each task.
+        os.environ.setdefault("TQDM_DISABLE", "1")
     # Read on import: transformers sets its log's level itself.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     errors = Console(stderr=True)

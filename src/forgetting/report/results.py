@@ -70,6 +70,8 @@ class Column:
             return "not finite"
         if self.percent:
             return f"{100 * value:.1f}"
+        if abs(value) >= 1e5:
+            return f"{value:.1e}"
         return f"{value:.{3 if abs(value) < 10 else 2 if abs(value) < 100 else 1}f}"
 
 

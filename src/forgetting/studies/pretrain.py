@@ -58,7 +58,7 @@ class Settings:
     """What the run depends on besides the world. The defaults made the shipped checkpoint."""
 
     seed: int = 0
-    steps: int = 1700
+    steps: int = 2400
     batch_size: int = 96
     """Texts in a step."""
     question_shares: tuple[float, ...] = (0.14, 0.21, 0.29, 0.1)
