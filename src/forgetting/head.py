@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 from trl.trainer.utils import FusedCausalLMOutput
 
-ROWS_PER_TILE = 256
+ROWS_PER_TILE = 128
 ROWS_PER_TILE_ACCELERATOR = 4096
 
 
@@ -61,60 +62,202 @@ def split_head(model: Any) -> Head:
     return Head(inner.base_model, inner.get_output_embeddings(), scale, softcap)
 
 
-def predict(head: Head, hidden: Tensor, targets: Tensor) -> Predictions:
+def predict(
+    head: Head, hidden: Tensor, targets: Tensor, *, with_entropy: bool = True
+) -> Predictions:
     """Score targets.
 
     Args:
         hidden: states of the positions that predict them, shape (positions, hidden size).
         targets: token ids, shape (positions,).
+        with_entropy: whether `entropy` is wanted; else it is zero.
     """
     size = ROWS_PER_TILE if hidden.device.type == "cpu" else ROWS_PER_TILE_ACCELERATOR
-    starts = range(0, targets.numel(), size)
-    tiles = [_Tile(head, targets[begin : begin + size]) for begin in starts]
-    log_probs = []
-    for begin, tile in zip(starts, tiles, strict=True):
-        states = hidden[begin : begin + size]
-        if torch.is_grad_enabled() and hidden.requires_grad:
-            # Logits are recomputed in the backward pass, a tile at a time.
-            log_probs.append(
-                checkpoint(tile, states, use_reentrant=False, preserve_rng_state=False)
-            )
-        else:
-            log_probs.append(tile(states))
-    if not tiles:
+    if not targets.numel():
         # Connected to the model, so that a batch without targets still has a gradient of zero.
         nothing = hidden.sum(-1).float()
         return Predictions(nothing, nothing.detach(), nothing.detach().bool())
-    return Predictions(
-        torch.cat(log_probs),
-        torch.cat([tile.entropy for tile in tiles if tile.entropy is not None]),
-        torch.cat([tile.is_greedy for tile in tiles if tile.is_greedy is not None]),
-    )
+    if _is_plain(head.linear):
+        weight: Tensor = head.linear.weight
+        bias: Tensor | None = head.linear.bias
+        if torch.is_autocast_enabled(hidden.device.type):
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+            hidden, weight = hidden.to(dtype), weight.to(dtype)
+            bias = None if bias is None else bias.to(dtype)
+        return Predictions(
+            *_LinearHead.apply(
+                hidden, weight, bias, targets, head.scale, head.softcap, size, with_entropy
+            )
+        )
+    pairs = zip(hidden.split(size), targets.split(size), strict=True)
+    tiles = [_predict_tile(head, *pair) for pair in pairs]
+    return Predictions(*(torch.cat(parts) for parts in zip(*tiles, strict=True)))
 
 
-class _Tile:
-    """Log-probabilities of some targets; what needs no gradient is kept from the first pass."""
+def _is_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether a head is its weights; an adapter on it, quantised or sharded weights are called."""
+    hooked = linear._forward_hooks or linear._forward_pre_hooks or hasattr(linear, "_hf_hook")
+    return type(linear) is nn.Linear and type(linear.weight) is nn.Parameter and not hooked
 
-    def __init__(self, head: Head, targets: Tensor) -> None:
-        self.head = head
-        self.targets = targets
-        self.entropy: Tensor | None = None
-        self.is_greedy: Tensor | None = None
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        logits = self.head.linear(hidden).float()
-        if self.head.scale != 1.0:
-            logits = logits * self.head.scale
-        if self.head.softcap is not None:
-            logits = self.head.softcap * torch.tanh(logits / self.head.softcap)
-        of_target = logits.gather(1, self.targets[:, None])[:, 0]
-        normalizer = logits.logsumexp(-1)
-        if self.entropy is None:
-            with torch.no_grad():
-                probs = (logits - normalizer[:, None]).exp_()
-                self.entropy = normalizer - probs.mul_(logits).sum(-1)
-                self.is_greedy = of_target >= logits.amax(-1)
-        return of_target - normalizer
+class _LinearHead(torch.autograd.Function):
+    """The head of nearly all models, with its gradient in closed form.
+
+    For logits z, log p(t) = z_t - logsumexp(z) has the gradient onehot(t) - softmax(z). Where
+    the weights are frozen, as under an adapter, its product with them is made while the tile is
+    there, and the backward pass only scales it; else the backward pass makes each tile again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        scale: float,
+        softcap: float | None,
+        size: int,
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.tile = _LinearTile(weight, bias, scale, softcap, min(size, len(targets)))
+        ctx.size = size
+        frozen = not any(ctx.needs_input_grad[1:3])
+        slopes = []
+        found = []
+        for states, of_tile in zip(hidden.split(size), targets.split(size), strict=True):
+            logits = ctx.tile.logits(states)
+            of_target = logits.gather(1, of_tile[:, None])[:, 0]
+            largest = logits.amax(1)
+            exps = ctx.tile.exps(logits, largest)
+            total = exps.sum(1)
+            normalizer = largest + total.log()
+            entropy = torch.zeros_like(total)
+            if with_entropy:
+                entropy = normalizer - torch.linalg.vecdot(exps, logits) / total
+            found.append((of_target - normalizer, entropy, of_target >= largest))
+            if ctx.needs_input_grad[0] and frozen:
+                slope = ctx.tile.slope(logits, exps.div_(total[:, None]), of_tile)
+                slopes.append(slope @ weight)
+        log_probs, entropy, is_greedy = (torch.cat(parts) for parts in zip(*found, strict=True))
+        ctx.tile.drop_buffers()
+        if slopes:
+            ctx.save_for_backward(torch.cat(slopes))
+        elif any(ctx.needs_input_grad):
+            ctx.save_for_backward(hidden, weight, targets, log_probs)
+        ctx.mark_non_differentiable(entropy, is_greedy)
+        return log_probs, entropy, is_greedy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        grad = grads[0]
+        if len(ctx.saved_tensors) == 1:
+            (slopes,) = ctx.saved_tensors
+            return (grad[:, None].to(slopes.dtype) * slopes, *(None,) * 7)
+        hidden, weight, targets, log_probs = ctx.saved_tensors
+        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        # Sums over many tiles are kept in float32.
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grad_bias = weight.new_zeros(len(weight), dtype=torch.float32) if needs_bias else None
+        grad_hidden = []
+        tiles = (values.split(ctx.size) for values in (hidden, targets, log_probs, grad))
+        for states, of_tile, log_prob, grad_of_tile in zip(*tiles, strict=True):
+            logits = ctx.tile.logits(states)
+            normalizer = logits.gather(1, of_tile[:, None])[:, 0] - log_prob
+            probs = ctx.tile.exps(logits, normalizer)
+            slope = ctx.tile.slope(logits, probs, of_tile, grad_of_tile)
+            if needs_hidden:
+                grad_hidden.append(slope @ weight)
+            if grad_weight is not None:
+                grad_weight += slope.T @ states
+            if grad_bias is not None:
+                grad_bias += slope.float().sum(0)
+        ctx.tile.drop_buffers()
+        return (
+            torch.cat(grad_hidden) if needs_hidden else None,
+            None if grad_weight is None else grad_weight.to(weight.dtype),
+            None if grad_bias is None else grad_bias.to(weight.dtype),
+            *(None,) * 5,
+        )
+
+
+class _LinearTile:
+    """Logits of a few rows, in buffers that are used again: fresh pages cost as much as the
+    arithmetic."""
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, scale: float, softcap: float | None, rows: int
+    ) -> None:
+        self.weight = weight
+        self.bias = bias
+        self.scale = scale
+        self.softcap = softcap
+        self.rows = rows
+        self.buffers: list[Tensor] = []
+
+    def _buffer(self, index: int, rows: int) -> Tensor:
+        if not self.buffers:
+            shape = (2, self.rows, len(self.weight))
+            self.buffers = list(self.weight.new_empty(shape, dtype=torch.float32))
+        return self.buffers[index][:rows]
+
+    def drop_buffers(self) -> None:
+        self.buffers = []
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Float32, shape (rows, vocabulary)."""
+        buffer = self._buffer(0, len(states))
+        if self.weight.dtype == torch.float32:
+            logits = torch.mm(states, self.weight.T, out=buffer)
+        else:
+            logits = buffer.copy_(states @ self.weight.T)
+        if self.bias is not None:
+            logits += self.bias
+        if self.scale != 1.0:
+            logits *= self.scale
+        if self.softcap is not None:
+            logits.div_(self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
+    def exps(self, logits: Tensor, shift: Tensor) -> Tensor:
+        """exp(logits - shift), in a buffer of its own."""
+        return torch.sub(logits, shift[:, None], out=self._buffer(1, len(logits))).exp_()
+
+    def slope(
+        self, logits: Tensor, probs: Tensor, targets: Tensor, grad: Tensor | None = None
+    ) -> Tensor:
+        """Gradient of the log-probabilities to the product of states and weights; takes `probs`
+        over for it."""
+        slope = probs.neg_()
+        slope[torch.arange(len(targets), device=targets.device), targets] += 1
+        if self.softcap is not None:
+            slope *= 1 - (logits / self.softcap).square_()
+        if self.scale != 1.0:
+            slope *= self.scale
+        if grad is not None:
+            slope *= grad[:, None]
+        return slope.to(self.weight.dtype)
+
+
+def _predict_tile(head: Head, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = head.linear(hidden).float()
+        if head.scale != 1.0:
+            logits = logits * head.scale
+        if head.softcap is not None:
+            logits = head.softcap * torch.tanh(logits / head.softcap)
+        log_probs = logits.log_softmax(-1)
+        of_target = log_probs.gather(1, targets[:, None])[:, 0]
+        with torch.no_grad():
+            entropy = -torch.linalg.vecdot(log_probs.exp(), log_probs)
+            is_greedy = of_target >= log_probs.amax(-1)
+        return of_target, entropy, is_greedy
+
+    if not torch.is_grad_enabled():
+        return forward(hidden)
+    # Logits are made again in the backward pass, a tile at a time.
+    return checkpoint(forward, hidden, use_reentrant=False, preserve_rng_state=False)
 
 
 def add_tiled_head(model: Any) -> None:

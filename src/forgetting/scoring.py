@@ -157,6 +157,7 @@ def _score_batch(head: Head, inputs: _Inputs) -> tuple[NDArray[np.float32], NDAr
         head,
         hidden[inputs.rows, inputs.positions - 1],
         inputs.input_ids[inputs.rows, inputs.positions],
+        with_entropy=False,
     )
     return found.log_probs.cpu().numpy(), found.is_greedy.cpu().numpy()
 
