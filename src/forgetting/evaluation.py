@@ -54,7 +54,7 @@ def evaluate_heldout(
     model: Any,
     samples: Samples,
     *,
-    tokens_per_batch: int = 8192,
+    tokens_per_batch: int | None = None,
     advance: Callable[[int, str], None] = lambda amount, note: None,
 ) -> TaskResult:
     """Measure how well a model predicts held-out responses.

@@ -216,8 +216,8 @@ class ReferenceSettings(TrainingSettings):
 class ScoringSettings(Section):
     """Log-probabilities of D_train's response tokens under base and reference."""
 
-    tokens_per_batch: Positive = 8192
-    """Padded tokens in one forward pass."""
+    tokens_per_batch: Positive | None = None
+    """Padded tokens in one forward pass; null: 8192 on an accelerator, 1024 on a CPU."""
     samples_per_shard: Positive = 2000
     """Samples of one file; a killed run computes only the missing files."""
 
