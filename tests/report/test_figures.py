@@ -44,6 +44,7 @@ def test_diverged_losses_are_drawn_on_a_logarithmic_scale() -> None:
     diverged = curve_figure("a", "loss", {"forgetting": (STEPS, values)}, styles)
     assert diverged is not None
     assert "loss (logarithmic)" in diverged
+    assert "$" not in diverged
 
 
 def test_colors_come_from_the_page(run_dir: Path) -> None:

@@ -93,6 +93,8 @@ def curve_figure(
     finite = np.concatenate([values[np.isfinite(values)] for _, values in drawn.values()])
     if finite.min() > 0 and finite.max() > 100 * finite.min():
         axes.set_yscale("log")
+        # Text in an SVG is not typeset, so powers of ten are written out.
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         title += " (logarithmic)"
     axes.set_title(title, loc="left", fontsize=9, color=INK)
     axes.set_xlabel("optimizer step", color=MUTED)
