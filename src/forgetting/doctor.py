@@ -109,6 +109,14 @@ def _devices() -> list[Finding]:
         findings.append(Finding("GPU", "ok", "Apple MPS"))
     if not findings:
         findings.append(Finding("GPU", "note", "none: everything runs on the CPU"))
+        bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        findings.append(
+            Finding(
+                "CPU",
+                "ok",
+                "bfloat16 " + ("in hardware" if bf16 else "not in hardware: use float32"),
+            )
+        )
     findings.append(_computes())
     return findings
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig, SFTTrainer
 
 from forgetting.checkpoints import (
@@ -55,6 +56,7 @@ class ForgettingConfig(SFTConfig):
         schedule: of lambda over the optimizer steps, see `LambdaSchedule`; default `linear`.
         t_min: default 1e-4.
         t_max: default 0.25. With `schedule="constant"` and `t_max=0`, negatives are ignored.
+        bf16: default: where an accelerator computes in it and `fp16` is off.
     """
 
     schedule: ScheduleKind = field(
@@ -69,6 +71,9 @@ class ForgettingConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         self.lambda_schedule = LambdaSchedule(self.schedule, self.t_min, self.t_max)
+        if self.bf16 is None:
+            # TRL's default is true everywhere, and then refused on a machine without accelerator.
+            self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
         super().__post_init__()
 
 
