@@ -64,6 +64,10 @@ class ForgettingConfig(SFTConfig):
     )
     t_min: float = field(default=1e-4, metadata={"help": "Lower end of lambda's range."})
     t_max: float = field(default=0.25, metadata={"help": "Upper end of lambda's range."})
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "Whether to train in bfloat16; default: where an accelerator has it."},
+    )
     logging_nan_inf_filter: bool = field(
         default=False,
         metadata={"help": "Kept off: the filter would hide the steps that matter most."},
