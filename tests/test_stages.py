@@ -202,6 +202,44 @@ def test_tensorboard_shows_every_figure(write_recipe, tmp_path):
     assert values == pytest.approx([line["lambda"] for line in logged])
 
 
+@pytest.mark.parametrize("term", ["ga", "tnpo"])
+def test_terms_reach_the_training_of_a_run_with_the_scores_they_need(
+    term, write_recipe, tmp_path, monkeypatch
+):
+    from forgetting import trainer
+    from forgetting.pipeline import run as run_stages
+
+    seen = {}
+
+    class Spy(trainer.ForgettingTrainer):
+        def __init__(self, *, args, train_dataset, **kwargs):
+            seen[args.forgetting_term.kind] = (args, train_dataset)
+            super().__init__(args=args, train_dataset=train_dataset, **kwargs)
+
+    monkeypatch.setattr(trainer, "ForgettingTrainer", Spy)
+    changes = [
+        f"forgetting.term={term}",
+        "forgetting.beta=0.3",
+        "forgetting.floor=0.01",
+        "forgetting.normalization=token",
+        "variants={forgetting: {objective: forgetting}}",
+    ]
+    path = run_stages(
+        load_recipe(write_recipe(), changes),
+        tmp_path / "out",
+        stages=["prepare", "reference", "score", "select", "train"],
+    )
+    args, dataset = seen[term]
+    assert (args.beta, args.floor, args.normalization) == (0.3, 0.01, "token")
+    assert ("base_log_probs" in dataset.column_names) == (term == "tnpo")
+    if term == "tnpo":
+        samples = Samples.read(path / "data" / "train.parquet")
+        base, _ = stages.read_scores(path, samples)
+        given = np.concatenate([np.asarray(row) for row in dataset["base_log_probs"]])
+        assert given[samples.is_response].tolist() == pytest.approx(base.tolist())
+        assert not given[~samples.is_response].any()
+
+
 def test_max_length_beyond_the_positions_is_refused(write_recipe):
     recipe = load_recipe(write_recipe(), ["data.max_length=257"])
     with pytest.raises(InputError, match=r"max_length 257 is more than the 256 positions"):

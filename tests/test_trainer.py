@@ -164,6 +164,92 @@ def test_accumulation_changes_nothing_where_micro_batches_lack_a_set(train):
         assert first == pytest.approx(second, abs=1e-4), name
 
 
+def with_base(samples, seed=3):
+    random = np.random.default_rng(seed)
+    return [
+        {**row, "base_log_probs": (-5 * random.random(len(row["labels"]))).tolist()}
+        for row in samples
+    ]
+
+
+TERMS = [
+    {"term": "wga"},
+    {"term": "satimp", "beta1": 2.0},
+    {"term": "npo"},
+    {"term": "tnpo", "beta": 0.5},
+    {"term": "wtnpo"},
+    {"term": "unlikelihood"},
+    {"floor": 0.01},
+    {"normalization": "token"},
+]
+
+
+@pytest.mark.parametrize("options", TERMS, ids=str)
+def test_accumulation_changes_nothing_whatever_the_term(train, options):
+    samples = with_base(rows(24))
+    common = {"schedule": "constant", "t_max": 0.3, "learning_rate": 1e-3, **options}
+    whole = train(samples, per_device_train_batch_size=8, **common)
+    parts = train(samples, per_device_train_batch_size=2, gradient_accumulation_steps=4, **common)
+    assert_same(weights(whole), weights(parts), 1e-5)
+    plain = train(samples, per_device_train_batch_size=8, **{**common, "t_max": 0.0, "t_min": 0.0})
+    moved = [
+        (a - b).abs().max()
+        for a, b in zip(weights(whole).values(), weights(plain).values(), strict=True)
+    ]
+    assert max(moved) > 1e-5
+
+
+def test_base_log_probs_reach_their_tokens_and_both_sets_the_count_of_all(train, tiny_model):
+    """One step of TNPO, normalised by tokens, in float64; samples are cut, padded and sorted."""
+    samples = with_base(rows(8))
+    lam, beta, rate, limit = 0.4, 0.5, 0.1, 15
+    trainer = train(
+        samples,
+        optim="sgd",
+        learning_rate=rate,
+        max_steps=1,
+        max_length=limit,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        schedule="constant",
+        t_max=lam,
+        term="tnpo",
+        beta=beta,
+        normalization="token",
+    )
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).double()
+    loss, num_tokens = torch.zeros((), dtype=torch.float64), 0
+    for row in samples:
+        ids = torch.tensor([row["input_ids"][:limit]])
+        log_probs = model(ids).logits[0].log_softmax(-1)
+        for position in range(3, ids.shape[1]):
+            log_p = log_probs[position - 1, ids[0, position]]
+            num_tokens += 1
+            if row["polarity"][position] > 0:
+                loss = loss - log_p
+            elif row["polarity"][position] < 0:
+                ratio = torch.exp(log_p - row["base_log_probs"][position]) ** beta
+                loss = loss + lam * 2 / beta * torch.log(1 + ratio)
+    (loss / num_tokens).backward()
+    expected = {
+        name: (p - rate * p.grad).float()
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
+    got = {name: value for name, value in weights(trainer).items() if name in expected}
+    assert_same(expected, got, 2e-6)
+
+
+def test_a_term_that_compares_with_the_base_needs_its_column(train):
+    with pytest.raises(ValueError, match="base_log_probs"):
+        train(rows(4), term="tnpo")
+
+
+def test_npo_is_not_normalised_by_tokens(tmp_path):
+    with pytest.raises(ValueError, match="one value a sample"):
+        ForgettingConfig(**config(tmp_path, term="npo", normalization="token"))
+
+
 def test_lambda_counts_optimizer_steps(train):
     trainer = train(
         rows(32), max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2

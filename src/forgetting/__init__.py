@@ -7,7 +7,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from forgetting.objective import LambdaSchedule, forgetting_loss
+    from forgetting.objective import ForgettingTerm, LambdaSchedule, forgetting_loss
     from forgetting.pipeline import run
     from forgetting.recipe import Recipe
     from forgetting.scoring import score_dataset
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __version__ = version("forgetting")
 __all__ = [
     "ForgettingConfig",
+    "ForgettingTerm",
     "ForgettingTrainer",
     "LambdaSchedule",
     "Recipe",
@@ -28,6 +29,7 @@ __all__ = [
 ]
 _HOMES = {
     "ForgettingConfig": "trainer",
+    "ForgettingTerm": "objective",
     "ForgettingTrainer": "trainer",
     "LambdaSchedule": "objective",
     "Recipe": "recipe",

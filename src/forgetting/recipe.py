@@ -27,7 +27,7 @@ from pydantic import (
 )
 
 from forgetting.errors import InputError
-from forgetting.objective import ScheduleKind
+from forgetting.objective import Normalization, ScheduleKind, TermKind
 from forgetting.selection import Granularity, Threshold
 
 PLAIN_TEMPLATE = "plain"
@@ -261,11 +261,28 @@ class ForgettingSettings(Section):
     t_min: Annotated[float, Field(ge=0)] = 1e-4
     t_max: Annotated[float, Field(ge=0)] = 0.25
     """The largest lambda; `constant` keeps it from the first step."""
+    term: TermKind = "ga"
+    """What is minimised on negative tokens; ga (gradient ascent) is the paper's."""
+    alpha: Annotated[float, Field(ge=0)] = 1.0
+    """Exponent of p in wga and wtnpo."""
+    beta: Annotated[float, Field(gt=0)] = 0.1
+    """Of npo, tnpo and wtnpo."""
+    beta1: Annotated[float, Field(ge=0)] = 5.0
+    """Exponent of p in satimp."""
+    beta2: Annotated[float, Field(ge=0)] = 1.0
+    """Exponent of 1 - p in satimp."""
+    floor: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Probability below which a token is unlearned no further; null: none, as in the paper."""
+    normalization: Normalization = "group"
+    """group: each set is divided by its own count (the paper); token: both by that of all
+    response tokens."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ForgettingSettings:
         if self.t_min > self.t_max:
             raise ValueError(f"t_min {self.t_min} is above t_max {self.t_max}")
+        if self.term == "npo" and self.normalization == "token":
+            raise ValueError("term npo is one value a sample: normalization must be group")
         return self
 
 

@@ -27,6 +27,7 @@ from forgetting.data.tokens import Tokenization
 from forgetting.errors import InputError
 from forgetting.evaluation import HELDOUT, TaskResult, evaluate_heldout, evaluate_tasks
 from forgetting.metrics import noise_detection
+from forgetting.objective import ForgettingTerm
 from forgetting.recipe import (
     PLAIN_TEMPLATE,
     Recipe,
@@ -311,7 +312,12 @@ def train(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
     else:
         file = run / "selection" / variant / "polarity.parquet"
         polarity, _ = list_column(read_table(file, samples.fingerprint), "polarity")
-    _train(recipe, recipe.training, settings, samples, polarity, f"Training {variant}", work)
+    term = ForgettingTerm(kind=settings.forgetting.term)
+    base_log_probs = None
+    if settings.objective == "forgetting" and term.needs_base:
+        base_log_probs, _ = read_scores(run, samples)
+    label = f"Training {variant}"
+    _train(recipe, recipe.training, settings, samples, polarity, label, work, base_log_probs)
 
 
 def _train(
@@ -322,6 +328,7 @@ def _train(
     polarity: NDArray[np.int8],
     label: str,
     work: Work,
+    base_log_probs: NDArray[np.float32] | None = None,
 ) -> None:
     # Imported here: TRL takes seconds, and no other stage needs it.
     from datasets import Dataset
@@ -332,23 +339,22 @@ def _train(
     dtype = models.pick_dtype(recipe.model)
     # All weights are trained in float32, with arithmetic in `dtype`; an adapter's base is frozen.
     model = models.load_base_model(recipe.model, dtype if training.lora else torch.float32)
-    dataset = Dataset(
-        pa.table(
-            {
-                "input_ids": samples.table["input_ids"],
-                "labels": samples.table["labels"],
-                "polarity": samples.aligned(polarity),
-            }
-        )
-    )
-    forgets = variant.objective == "forgetting"
+    columns = {
+        "input_ids": samples.table["input_ids"],
+        "labels": samples.table["labels"],
+        "polarity": samples.aligned(polarity),
+    }
+    if base_log_probs is not None:
+        columns["base_log_probs"] = samples.aligned(base_log_probs)
+    dataset = Dataset(pa.table(columns))
+    # A constant zero leaves the negatives out, and their figures are still logged.
+    unlearning: dict[str, Any] = {"schedule": "constant", "t_min": 0.0, "t_max": 0.0}
+    if variant.objective == "forgetting":
+        unlearning = variant.forgetting.model_dump()
     checkpoints = work.path / "checkpoints"
     config = ForgettingConfig(
         output_dir=str(checkpoints),
-        # A constant zero leaves the negatives out, and their figures are still logged.
-        schedule=variant.forgetting.schedule if forgets else "constant",
-        t_min=variant.forgetting.t_min if forgets else 0.0,
-        t_max=variant.forgetting.t_max if forgets else 0.0,
+        **unlearning,
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.lr_scheduler,
         warmup_steps=training.warmup_ratio,

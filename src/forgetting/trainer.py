@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from accelerate.utils import is_peft_model
@@ -35,8 +35,18 @@ from forgetting.checkpoints import (
 from forgetting.console import progress
 from forgetting.errors import DivergenceError
 from forgetting.head import add_tiled_head
-from forgetting.objective import LambdaSchedule, ScheduleKind, forgetting_loss, polarity_sums
+from forgetting.objective import (
+    ForgettingTerm,
+    LambdaSchedule,
+    Normalization,
+    ScheduleKind,
+    TermKind,
+    forgetting_loss,
+    polarity_sums,
+)
 
+# Columns with a value for each token, beside those that TRL knows.
+TOKEN_COLUMNS = ("polarity", "base_log_probs")
 COUNTERS = (
     "positive_loss",
     "negative_loss",
@@ -50,12 +60,18 @@ COUNTERS = (
 
 @dataclass
 class ForgettingConfig(SFTConfig):
-    """`trl.SFTConfig` and the schedule of unlearning.
+    """`trl.SFTConfig`, and how negative tokens are unlearned.
 
     Parameters:
         schedule: of lambda over the optimizer steps, see `LambdaSchedule`; default `linear`.
         t_min: default 1e-4.
         t_max: default 0.25. With `schedule="constant"` and `t_max=0`, negatives are ignored.
+        term: what is minimised on negative tokens, see `ForgettingTerm`; default `ga`. Those that
+            compare with the base model need a column `base_log_probs`.
+        alpha, beta, beta1, beta2, floor: of the term.
+        normalization: `group` (default, the paper's) divides each set by its own count, `token`
+            both by the count of all labelled tokens, so that no token of a small negative set
+            weighs more than a positive one.
         bf16: default: where an accelerator computes in it and `fp16` is off.
     """
 
@@ -64,6 +80,17 @@ class ForgettingConfig(SFTConfig):
     )
     t_min: float = field(default=1e-4, metadata={"help": "Lower end of lambda's range."})
     t_max: float = field(default=0.25, metadata={"help": "Upper end of lambda's range."})
+    term: TermKind = field(default="ga", metadata={"help": "Minimised on negative tokens."})
+    alpha: float = field(default=1.0, metadata={"help": "Exponent of p in wga and wtnpo."})
+    beta: float = field(default=0.1, metadata={"help": "Of npo, tnpo and wtnpo."})
+    beta1: float = field(default=5.0, metadata={"help": "Exponent of p in satimp."})
+    beta2: float = field(default=1.0, metadata={"help": "Exponent of 1 - p in satimp."})
+    floor: float | None = field(
+        default=None, metadata={"help": "Probability below which a token is left alone."}
+    )
+    normalization: Normalization = field(
+        default="group", metadata={"help": "Divide by the count of each group, or of all tokens."}
+    )
     bf16: bool | None = field(
         default=None,
         metadata={"help": "Whether to train in bfloat16; default: where an accelerator has it."},
@@ -75,6 +102,13 @@ class ForgettingConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         self.lambda_schedule = LambdaSchedule(self.schedule, self.t_min, self.t_max)
+        self.forgetting_term = ForgettingTerm(
+            self.term, self.alpha, self.beta, self.beta1, self.beta2, self.floor
+        )
+        if self.normalization not in get_args(Normalization):
+            raise ValueError(f"normalization must be one of {get_args(Normalization)}")
+        if self.normalization == "token" and self.forgetting_term.is_per_sample:
+            raise ValueError(f"the term {self.term} is one value a sample: normalise by group")
         if self.bf16 is None:
             # TRL's default is true everywhere, and then refused on a machine without accelerator.
             self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
@@ -82,20 +116,22 @@ class ForgettingConfig(SFTConfig):
 
 
 class PolarityCollator:
-    """Collates with TRL's collator and pads `polarity` to the same shape."""
+    """Collates with TRL's collator and pads `TOKEN_COLUMNS` to the same shape, with zeros."""
 
     def __init__(self, collator: Any) -> None:
         self.collator = collator
 
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(examples)
-        if "polarity" not in examples[0]:
-            return batch  # an evaluation set need not have it
-        polarity = torch.zeros_like(batch["labels"])
-        for row, example in enumerate(examples):
-            values = torch.tensor(example["polarity"])
-            polarity[row, : len(values)] = values
-        batch["polarity"] = polarity
+        for name in TOKEN_COLUMNS:
+            if name not in examples[0]:
+                continue  # an evaluation set need not have it
+            dtype = torch.long if name == "polarity" else torch.float32
+            padded = torch.zeros(batch["labels"].shape, dtype=dtype)
+            for row, example in enumerate(examples):
+                values = torch.tensor(example[name])
+                padded[row, : len(values)] = values
+            batch[name] = padded
         return batch
 
 
@@ -105,7 +141,8 @@ class ForgettingTrainer(SFTTrainer):
     Args:
         args: a `ForgettingConfig`; default: its defaults.
         train_dataset: with `input_ids`, `labels` (-100 where nothing is predicted) and
-            `polarity`, all of one length per sample.
+            `polarity`, all of one length per sample; some terms need `base_log_probs` too, the
+            base model's log-probability of each labelled token.
         **kwargs: as for `trl.SFTTrainer`.
 
     Raises:
@@ -141,16 +178,17 @@ class ForgettingTrainer(SFTTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         # SFTTrainer drops every column that it does not know.
         super()._set_signature_columns_if_needed()
-        if "polarity" not in self._signature_columns:
-            self._signature_columns.append("polarity")
+        known = set(self._signature_columns)
+        self._signature_columns += [name for name in TOKEN_COLUMNS if name not in known]
 
     def _prepare_dataset(
         self, dataset: Any, processing_class: Any, args: Any, *more: Any, **kwargs: Any
     ) -> Any:
         # SFTTrainer cuts `input_ids` and `labels` to max_length, and nothing else.
         limit = args.max_length
-        if limit is not None and "polarity" in dataset.column_names:
-            dataset = dataset.map(lambda row: {"polarity": row["polarity"][:limit]})
+        columns = [name for name in TOKEN_COLUMNS if name in dataset.column_names]
+        if limit is not None and columns:
+            dataset = dataset.map(lambda row: {name: row[name][:limit] for name in columns})
         return super()._prepare_dataset(dataset, processing_class, args, *more, **kwargs)
 
     def get_batch_samples(
@@ -163,8 +201,13 @@ class ForgettingTrainer(SFTTrainer):
         counts = torch.zeros(2, dtype=torch.long, device=device)
         for batch in batches:
             polarity = _target_polarity(batch)
+            if self.args.normalization == "token":
+                counts += (batch["labels"][:, 1:] != -100).sum().to(device)
+                continue
+            is_negative = polarity < 0
+            per_sample = self.args.forgetting_term.is_per_sample
             counts[0] += (polarity > 0).sum().to(device)
-            counts[1] += (polarity < 0).sum().to(device)
+            counts[1] += (is_negative.any(-1) if per_sample else is_negative).sum().to(device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
         self._num_positive, self._num_negative = counts[0], counts[1]
@@ -182,10 +225,11 @@ class ForgettingTrainer(SFTTrainer):
         Outside training it is the parent's mean cross-entropy over all labels.
         """
         batch = inputs
-        inputs = {name: value for name, value in batch.items() if name != "polarity"}
+        inputs = {name: value for name, value in batch.items() if name not in TOKEN_COLUMNS}
         if not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         polarity = _target_polarity(batch)
+        base_log_probs = batch["base_log_probs"][:, 1:] if "base_log_probs" in batch else None
         inputs["use_cache"] = False
         if self.aux_loss_enabled:
             inputs["output_router_logits"] = True
@@ -194,6 +238,8 @@ class ForgettingTrainer(SFTTrainer):
             outputs.log_probs,
             polarity,
             self.lam,
+            term=self.args.forgetting_term,
+            base_log_probs=base_log_probs,
             num_positive=self._num_positive,
             num_negative=self._num_negative,
         )
@@ -366,6 +412,11 @@ def _refuse(args: ForgettingConfig, dataset: Dataset, kwargs: dict[str, Any]) ->
     if not isinstance(args, ForgettingConfig):
         raise TypeError(f"args must be a ForgettingConfig, got {type(args).__name__}")
     columns = set(dataset.column_names or ())
+    if args.forgetting_term.needs_base and "base_log_probs" not in columns:
+        raise ValueError(
+            f"the term {args.term} needs a column base_log_probs in train_dataset: the base "
+            "model's log-probability of each labelled token, and anything elsewhere"
+        )
     missing = sorted({"input_ids", "labels", "polarity"} - columns)
     if missing:
         raise ValueError(
