@@ -386,6 +386,40 @@ def test_divergence_stops_before_the_weights_are_touched(train, tmp_path):
     assert all(math.isfinite(entry["loss"]) for entry in state["log_history"])
 
 
+HUGE_LAMBDA = {
+    "schedule": "constant",
+    "t_max": 1e4,
+    "learning_rate": 3e-2,
+    "max_steps": 30,
+    "save_strategy": "steps",
+    "save_steps": 1,
+}
+
+
+def test_a_huge_lambda_is_stopped_by_the_positive_loss_and_the_last_checkpoint_kept(
+    train, tmp_path
+):
+    with pytest.raises(DivergenceError, match=r"positive loss is .* more than 2 times") as caught:
+        train(rows(40), divergence_ratio=2.0, **HUGE_LAMBDA)
+    saved = latest_checkpoint(tmp_path / "out")
+    state = json.loads((saved / "trainer_state.json").read_text())
+    assert f"at step {state['global_step'] + 1} of 30" in str(caught.value)
+    assert str(saved) in str(caught.value)
+    assert "lambda 10000" in str(caught.value)
+    losses = [e["positive_loss"] for e in state["log_history"] if "positive_loss" in e]
+    assert all(loss <= 2 * losses[0] for loss in losses)
+    # Resumed, it compares with the same start.
+    with pytest.raises(DivergenceError, match=f"the {losses[0]:.4g} of its start"):
+        train(rows(40), divergence_ratio=2.0, resume=str(saved), **HUGE_LAMBDA)
+
+
+def test_without_a_ratio_the_positive_loss_may_rise(train):
+    trainer = train(rows(40), divergence_ratio=None, **HUGE_LAMBDA)
+    losses = [e["positive_loss"] for e in trainer.state.log_history if "positive_loss" in e]
+    assert max(losses) > 2 * losses[0]
+    assert trainer.state.global_step == 30
+
+
 def test_evaluation_is_the_mean_cross_entropy_of_all_labels(train, tiny_model):
     samples = rows(8)
     trainer = train(samples, max_steps=1)

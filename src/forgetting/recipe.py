@@ -276,6 +276,8 @@ class ForgettingSettings(Section):
     normalization: Normalization = "group"
     """group: each set is divided by its own count (the paper); token: both by that of all
     response tokens."""
+    divergence_ratio: Annotated[float, Field(gt=1)] | None = 10.0
+    """Stop when the positive loss is more than so many times that of the first logged step."""
 
     @model_validator(mode="after")
     def _ordered(self) -> ForgettingSettings:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 import torch
 from accelerate.utils import is_peft_model
@@ -72,6 +72,8 @@ class ForgettingConfig(SFTConfig):
         normalization: `group` (default, the paper's) divides each set by its own count, `token`
             both by the count of all labelled tokens, so that no token of a small negative set
             weighs more than a positive one.
+        divergence_ratio: training stops with a `DivergenceError` when the positive loss of a
+            logging step is more than so many times that of the first; default 10, None: never.
         bf16: default: where an accelerator computes in it and `fp16` is off.
     """
 
@@ -91,6 +93,9 @@ class ForgettingConfig(SFTConfig):
     normalization: Normalization = field(
         default="group", metadata={"help": "Divide by the count of each group, or of all tokens."}
     )
+    divergence_ratio: float | None = field(
+        default=10.0, metadata={"help": "Stop where the positive loss is so many times its start."}
+    )
     bf16: bool | None = field(
         default=None,
         metadata={"help": "Whether to train in bfloat16; default: where an accelerator has it."},
@@ -105,6 +110,8 @@ class ForgettingConfig(SFTConfig):
         self.forgetting_term = ForgettingTerm(
             self.term, self.alpha, self.beta, self.beta1, self.beta2, self.floor
         )
+        if self.divergence_ratio is not None and not self.divergence_ratio > 1:
+            raise ValueError(f"divergence_ratio must be above 1, got {self.divergence_ratio}")
         if self.normalization not in get_args(Normalization):
             raise ValueError(f"normalization must be one of {get_args(Normalization)}")
         if self.normalization == "token" and self.forgetting_term.is_per_sample:
@@ -289,20 +296,38 @@ class ForgettingTrainer(SFTTrainer):
             # The step counter has moved on by the time its figures are logged.
             step = self.state.global_step - 1
             logs["lambda"] = self.args.lambda_schedule(step, self.state.max_steps)
+            self._check_positive_loss(logs.get("positive_loss"))
         super().log(logs, start_time)
+
+    def _check_positive_loss(self, value: float | None) -> None:
+        # Logged before a checkpoint of the same step is written, and kept in checkpoints, so that
+        # a resumed run compares with the same start.
+        ratio = self.args.divergence_ratio
+        logged = (entry.get("positive_loss") for entry in self.state.log_history)
+        start = next((loss for loss in logged if loss is not None), None)
+        if value is None or start is None or ratio is None or value <= ratio * start:
+            return
+        self._diverged(
+            self.state.global_step,
+            f"the positive loss is {value:.4g}, more than {ratio:g} times the {start:.4g} of its "
+            "start",
+        )
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         # Called on every step before the optimizer acts, so bad gradients never reach the weights.
         norm = super()._get_grad_norm(model, grad_norm)
         if not math.isfinite(float(norm)):
-            kept = latest_checkpoint(Path(self.args.output_dir))
-            raise DivergenceError(
-                f"training diverged at step {self.state.global_step + 1} of "
-                f"{self.state.max_steps}: the gradient norm is {float(norm)} at lambda "
-                f"{self.lam:g}. Last good checkpoint: {kept or 'none yet'}. Lower t_max or the "
-                "learning rate, or set max_grad_norm"
-            )
+            self._diverged(self.state.global_step + 1, f"the gradient norm is {float(norm)}")
         return norm
+
+    def _diverged(self, step: int, reason: str) -> NoReturn:
+        kept = latest_checkpoint(Path(self.args.output_dir))
+        lam = self.args.lambda_schedule(step - 1, self.state.max_steps)
+        raise DivergenceError(
+            f"training diverged at step {step} of {self.state.max_steps}: {reason}, at lambda "
+            f"{lam:g}. Last good checkpoint: {kept or 'none yet'}. Lower t_max or the learning "
+            "rate, or set a floor or max_grad_norm"
+        )
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Trainer pickles its arguments beside the weights.
