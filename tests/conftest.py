@@ -61,6 +61,45 @@ def byte_tokenizer() -> Any:
     )
 
 
+def small_model(kind: str, vocab_size: int) -> Any:
+    """A model of an architecture, with 2 layers, 32 dimensions and random weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    common = {"vocab_size": vocab_size, "initializer_range": 0.3, "pad_token_id": 0}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    if kind == "gpt_neo":
+        shape = {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "intermediate_size": 48,
+            "attention_types": [[["global", "local"], 1]],
+            "max_position_embeddings": 64,
+            "window_size": 8,
+        }
+    elif kind == "gemma2":
+        shape = {
+            **sizes,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "final_logit_softcapping": 2.0,
+            "sliding_window": 8,
+        }
+    elif kind == "mixtral":
+        shape = {**sizes, "num_key_value_heads": 2, "num_local_experts": 3}
+    elif kind == "granite":
+        shape = {**sizes, "num_key_value_heads": 2, "logits_scaling": 3.0}
+    else:
+        shape = {**sizes, "num_key_value_heads": 2}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **common, **shape)).eval()
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the tiny model and its tokenizer."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from forgetting import head
 from forgetting.data.samples import Samples
 from forgetting.errors import ForgettingError
 from forgetting.scoring import score_dataset, score_samples
+from tests.conftest import small_model
 
 VOCAB = 61
 
@@ -45,43 +45,9 @@ def expected_scores(model, ids, labels) -> tuple[list[np.ndarray], list[np.ndarr
     return log_probs, greedy
 
 
-def small_model(kind: str):
-    torch.manual_seed(0)
-    common = {"vocab_size": VOCAB, "initializer_range": 0.3, "pad_token_id": 0}
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-    }
-    if kind == "gpt_neo":
-        shape = {
-            "hidden_size": 32,
-            "num_layers": 2,
-            "num_heads": 4,
-            "intermediate_size": 48,
-            "attention_types": [[["global", "local"], 1]],
-            "max_position_embeddings": 64,
-            "window_size": 8,
-        }
-    elif kind == "gemma2":
-        shape = {
-            **sizes,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "final_logit_softcapping": 2.0,
-            "sliding_window": 8,
-        }
-    elif kind == "granite":
-        shape = {**sizes, "num_key_value_heads": 2, "logits_scaling": 3.0}
-    else:
-        shape = {**sizes, "num_key_value_heads": 2}
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **common, **shape)).eval()
-
-
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neo", "gemma2", "granite"])
 def test_scores_are_those_of_full_logits(kind):
-    model = small_model(kind)
+    model = small_model(kind, VOCAB)
     ids, labels = random_samples()
     samples = Samples.from_lists(ids, labels)
     scores = score_samples(model, samples, tokens_per_batch=64)
@@ -91,7 +57,7 @@ def test_scores_are_those_of_full_logits(kind):
 
 
 def test_batches_and_padding_change_nothing():
-    model = small_model("llama")
+    model = small_model("llama", VOCAB)
     samples = Samples.from_lists(*random_samples(30))
     reference = score_samples(model, samples, tokens_per_batch=1)
     for tokens in (40, 100, 10_000):
@@ -100,7 +66,7 @@ def test_batches_and_padding_change_nothing():
 
 
 def test_tiles_change_nothing(monkeypatch):
-    model = small_model("llama")
+    model = small_model("llama", VOCAB)
     samples = Samples.from_lists(*random_samples(20))
     whole = score_samples(model, samples)
     monkeypatch.setattr(head, "ROWS_PER_TILE", 3)
@@ -109,7 +75,7 @@ def test_tiles_change_nothing(monkeypatch):
 
 
 def test_a_choice_of_samples_comes_in_its_own_order():
-    model = small_model("llama")
+    model = small_model("llama", VOCAB)
     samples = Samples.from_lists(*random_samples(10))
     whole = score_samples(model, samples)
     chosen = [7, 2, 5]
@@ -125,9 +91,10 @@ def test_adapter_on_and_off_are_reference_and_base():
 
     ids, labels = random_samples()
     samples = Samples.from_lists(ids, labels)
-    base = score_samples(small_model("llama"), samples)
+    base = score_samples(small_model("llama", VOCAB), samples)
     model = get_peft_model(
-        small_model("llama"), LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+        small_model("llama", VOCAB),
+        LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False),
     ).eval()
     adapted = score_samples(model, samples)
     expected, _ = expected_scores(model, ids, labels)
@@ -139,7 +106,7 @@ def test_adapter_on_and_off_are_reference_and_base():
 
 
 def test_score_dataset_gives_one_array_a_sample():
-    model = small_model("llama")
+    model = small_model("llama", VOCAB)
     ids, labels = random_samples()
     expected, _ = expected_scores(model, ids, labels)
     for got, wanted in zip(score_dataset(model, ids, labels), expected, strict=True):
@@ -147,7 +114,7 @@ def test_score_dataset_gives_one_array_a_sample():
 
 
 def test_damaged_weights_name_the_sample():
-    model = small_model("llama")
+    model = small_model("llama", VOCAB)
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
     with pytest.raises(ForgettingError, match="sample 0 a log-probability of nan"):
@@ -155,7 +122,7 @@ def test_damaged_weights_name_the_sample():
 
 
 def test_a_head_that_does_more_than_we_know_is_refused():
-    model = small_model("llama")
+    model = small_model("llama", VOCAB)
     head_forward = model.forward
 
     def bent(*args, **kwargs):
