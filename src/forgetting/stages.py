@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from forgetting import models
+from forgetting.card import model_card
 from forgetting.checkpoints import latest_checkpoint
 from forgetting.console import logger, progress
 from forgetting.data.corpus import build_corpus
@@ -318,6 +319,12 @@ def train(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
         base_log_probs, _ = read_scores(run, samples)
     label = f"Training {variant}"
     _train(recipe, recipe.training, settings, samples, polarity, label, work, base_log_probs)
+    selection = None
+    if settings.objective != "full":
+        summary = run / "selection" / variant / "summary.json"
+        selection = json.loads(summary.read_text(encoding="utf-8"))
+    card = model_card(recipe, variant, selection, work.details)
+    (work.output / "README.md").write_text(card, encoding="utf-8")
 
 
 def _train(
