@@ -240,6 +240,34 @@ def test_terms_reach_the_training_of_a_run_with_the_scores_they_need(
         assert not given[~samples.is_response].any()
 
 
+def test_the_baselines_are_what_their_names_say(write_recipe, tmp_path):
+    from forgetting.pipeline import run as run_stages
+
+    variants = load_recipe("baselines").model_dump(mode="json", exclude_unset=True)["variants"]
+    path = run_stages(load_recipe(write_recipe(variants=variants)), tmp_path / "out")
+    summaries = {
+        name: json.loads((path / "selection" / name / "summary.json").read_text())
+        for name in variants
+        if name != "full"
+    }
+    total = summaries["forgetting"]["num_tokens"]
+    for name, summary in summaries.items():
+        assert (path / "evaluation" / name / "heldout.json").is_file()
+        counts = [summary[f"num_{kind}"] for kind in ("positive", "negative", "ignored")]
+        assert sum(counts) == total
+        if "random" in name:
+            assert summary["num_positive"] > 0.3 * total
+    half = summaries["forgetting-half"]
+    assert half["num_ignored"] > 0 < half["num_negative"]
+    assert summaries["forgetting-sequence"]["granularity"] == "sequence"
+    assert summaries["forgetting-zero"]["threshold_kind"] == "zero"
+    lambdas = {
+        json.loads(line)["lambda"]
+        for line in (path / "models/forgetting-constant/training.jsonl").read_text().splitlines()
+    }
+    assert lambdas == {1e-4}
+
+
 def test_max_length_beyond_the_positions_is_refused(write_recipe):
     recipe = load_recipe(write_recipe(), ["data.max_length=257"])
     with pytest.raises(InputError, match=r"max_length 257 is more than the 256 positions"):
