@@ -95,6 +95,17 @@ def assert_same(first, second, tolerance=0.0):
         assert (first[name] - second[name]).abs().max().item() <= tolerance, name
 
 
+def assert_took_the_step(trainer, model, rate):
+    """That the trainer's weights are those of `model`, one SGD step along its gradients."""
+    expected = {
+        name: (p - rate * p.grad).float()
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
+    got = {name: value for name, value in weights(trainer).items() if name in expected}
+    assert_same(expected, got, 2e-6)
+
+
 def test_all_positive_trains_as_sft_does(train):
     samples = rows(16, negatives="none")
     ours = train(samples, t_max=0.25)
@@ -133,13 +144,7 @@ def test_a_step_is_that_of_equation_8_in_float64(train, tiny_model):
                 negative.append(loss)
     loss = torch.stack(positive).mean() - lam * torch.stack(negative).mean()
     loss.backward()
-    expected = {
-        name: (p - rate * p.grad).float()
-        for name, p in model.named_parameters()
-        if p.grad is not None
-    }
-    got = {name: value for name, value in weights(trainer).items() if name in expected}
-    assert_same(expected, got, 2e-6)
+    assert_took_the_step(trainer, model, rate)
     logged = trainer.state.log_history[0]
     assert logged["loss"] == pytest.approx(loss.item(), abs=1e-5)
     assert logged["positive_loss"] == pytest.approx(torch.stack(positive).mean().item(), abs=1e-5)
@@ -231,13 +236,7 @@ def test_base_log_probs_reach_their_tokens_and_both_sets_the_count_of_all(train,
                 ratio = torch.exp(log_p - row["base_log_probs"][position]) ** beta
                 loss = loss + lam * 2 / beta * torch.log(1 + ratio)
     (loss / num_tokens).backward()
-    expected = {
-        name: (p - rate * p.grad).float()
-        for name, p in model.named_parameters()
-        if p.grad is not None
-    }
-    got = {name: value for name, value in weights(trainer).items() if name in expected}
-    assert_same(expected, got, 2e-6)
+    assert_took_the_step(trainer, model, rate)
 
 
 def test_a_term_that_compares_with_the_base_needs_its_column(train):

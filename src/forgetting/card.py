@@ -40,12 +40,13 @@ def model_card(
     """
     settings = recipe.variants[variant]
     base = recipe.model.name_or_path
+    is_folder = Path(base).exists()
     metadata: dict[str, Any] = {
         "library_name": "peft" if recipe.training.lora else "transformers",
         "tags": ["forgetting", "sft"],
     }
     # The hub takes ids only; a folder means nothing there.
-    if not Path(base).exists():
+    if not is_folder:
         metadata["base_model"] = base
     lines = [
         "---",
@@ -55,7 +56,7 @@ def model_card(
         f"# {recipe.name}: {variant}",
         "",
         f"A {'LoRA adapter' if recipe.training.lora else 'model'} fine-tuned from "
-        f"{_code(Path(base).name if Path(base).exists() else base)} with `forgetting`. "
+        f"{_code(Path(base).name if is_folder else base)} with `forgetting`. "
         f"It {WAYS[settings.objective]}",
         "",
     ]
