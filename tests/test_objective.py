@@ -191,6 +191,43 @@ def test_terms_and_their_gradients_are_their_formulas(kind, triples, lam):
     assert x.grad.tolist() == pytest.approx(gradient, rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.parametrize("kind", TERMS)
+@given(scored, st.lists(st.floats(0, 5), min_size=20, max_size=20), st.floats(0.01, 2))
+def test_weights_scale_each_token_in_value_and_gradient(kind, triples, numbers, lam):
+    x, base = (torch.tensor([t[i] for t in triples], dtype=torch.float64) for i in (0, 1))
+    polarity = torch.tensor([t[2] for t in triples])
+    weights = torch.tensor(numbers[: len(triples)], dtype=torch.float64)
+    x.requires_grad_()
+    loss = forgetting_loss(
+        x, polarity, lam, term=make_term(kind), base_log_probs=base, weights=weights
+    )
+    loss.backward()
+    # Counts are of tokens, whatever their weights.
+    num_positive = max(sum(t[2] > 0 for t in triples), 1)
+    num_negative = max(sum(t[2] < 0 for t in triples), 1)
+    expected, gradient = 0.0, []
+    for (log_p, log_r, sign), weight in zip(triples, weights.tolist(), strict=True):
+        value, slope = TERMS[kind](log_p, log_r)
+        share = 1 / num_positive if sign > 0 else lam / num_negative if sign < 0 else 0.0
+        expected += weight * share * (-log_p if sign > 0 else value)
+        gradient.append(weight * share * (-1 if sign > 0 else slope))
+    assert loss.item() == pytest.approx(expected, rel=1e-9, abs=1e-9)
+    assert x.grad.tolist() == pytest.approx(gradient, rel=1e-9, abs=1e-12)
+
+
+def test_npo_takes_no_weights():
+    term = make_term("npo")
+    with pytest.raises(ValueError, match="takes no weights"):
+        forgetting_loss(
+            torch.zeros(1, 2),
+            -torch.ones(1, 2),
+            0.1,
+            term=term,
+            base_log_probs=torch.zeros(1, 2),
+            weights=torch.ones(1, 2),
+        )
+
+
 def test_npo_is_one_value_a_sample_over_its_negative_tokens():
     x = torch.tensor(
         [[-1.0, -2.0, -0.5], [-3.0, -1.0, -4.0], [-2.0, -2.0, -2.0]],

@@ -79,7 +79,11 @@ class ForgettingTerm:
         return self.kind == "npo"
 
     def __call__(
-        self, log_probs: Tensor, is_negative: Tensor, base_log_probs: Tensor | None = None
+        self,
+        log_probs: Tensor,
+        is_negative: Tensor,
+        base_log_probs: Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """Sum of the term over the negative tokens (over the samples that have some, for `npo`).
 
@@ -87,15 +91,18 @@ class ForgettingTerm:
             log_probs: in nats, shape (tokens,) or (batch, length). `npo` takes a row for a sample.
             is_negative: same shape.
             base_log_probs: same shape, under the base model.
+            weights: same shape, of each token's value in the sum; default: all 1.
 
         Returns:
             A scalar, float32 or finer. Other tokens receive no gradient, whatever their value.
 
         Raises:
-            ValueError: the term needs base_log_probs.
+            ValueError: the term needs base_log_probs, or has no value per token to be weighted.
         """
         if self.needs_base and base_log_probs is None:
             raise ValueError(f"the term {self.kind} needs base_log_probs")
+        if self.is_per_sample and weights is not None:
+            raise ValueError(f"the term {self.kind} is one value a sample: it takes no weights")
         dtype = torch.promote_types(log_probs.dtype, torch.float32)
         # What is not negative may be infinite, and zero times infinity is no number.
         log_p = torch.where(is_negative, log_probs.to(dtype), -1.0)
@@ -123,6 +130,8 @@ class ForgettingTerm:
                 rest = -torch.expm1(log_p.detach().clamp(max=LARGEST_LOG_PROB))
                 weight = (self.beta1 * log_p).detach().exp() * rest**self.beta2
             values = weight * log_p
+        if weights is not None:
+            values = weights.to(dtype) * values
         return torch.where(is_negative, values, 0.0).sum()
 
 
@@ -134,18 +143,21 @@ def _log1p_exp(x: Tensor) -> Tensor:
 GRADIENT_ASCENT = ForgettingTerm()
 
 
-def polarity_sums(log_probs: Tensor, polarity: Tensor) -> tuple[Tensor, Tensor]:
+def polarity_sums(
+    log_probs: Tensor, polarity: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Cross-entropy summed over the positive and over the negative tokens.
 
     Args:
         log_probs: log-probabilities of the target tokens in nats, any shape.
         polarity: same shape; +1 learn, -1 forget, 0 ignore.
+        weights: same shape; default: all 1.
 
     Returns:
-        Two scalars, `sum_P -log p` and `sum_N -log p`; each is zero where its set is empty.
+        Two scalars, `sum_P -w log p` and `sum_N -w log p`; each is zero where its set is empty.
         Tokens of the other sets receive no gradient, whatever their value.
     """
-    cross_entropy = -log_probs
+    cross_entropy = -log_probs if weights is None else -weights * log_probs
     zero = cross_entropy.new_zeros(())
     positive = torch.where(polarity > 0, cross_entropy, zero).sum()
     negative = torch.where(polarity < 0, cross_entropy, zero).sum()
@@ -159,12 +171,14 @@ def forgetting_loss(
     *,
     term: ForgettingTerm = GRADIENT_ASCENT,
     base_log_probs: Tensor | None = None,
+    weights: Tensor | None = None,
     num_positive: Tensor | float | None = None,
     num_negative: Tensor | float | None = None,
 ) -> Tensor:
     """Learn the positive tokens, unlearn the negative ones (arXiv 2508.04329, equation 8).
 
-    `L = 1/|P| sum_P -log p  +  lam * 1/|N| sum_N term`, where the paper's term is `log p`.
+    `L = 1/|P| sum_P -w log p  +  lam * 1/|N| sum_N w term`, where the paper's term is `log p` and
+    its weights w are 1.
 
     Args:
         log_probs: log-probabilities of the target tokens in nats, shape (tokens,) or
@@ -173,6 +187,8 @@ def forgetting_loss(
         lam: weight of the unlearning term at this step, at least 0.
         term: what is minimised on negative tokens; default: gradient ascent, as in the paper.
         base_log_probs: same shape, for the terms that need them.
+        weights: same shape, of each token's part in its sum, at least 0; default: all 1. The
+            counts stay counts: a token of weight 0 still counts.
         num_positive: |P|; default: counted in `polarity`. A trainer passes the count of the
             whole optimizer step, so that the losses of its parts add up to the loss of the step.
         num_negative: |N|, likewise; samples with a negative token for a term per sample.
@@ -181,9 +197,11 @@ def forgetting_loss(
         A scalar. A set that is empty contributes zero; the loss is never 0/0.
 
     Raises:
-        ValueError: shapes differ, `lam` is no weight, or the term lacks base_log_probs.
+        ValueError: shapes differ, `lam` is no weight, the term lacks base_log_probs or takes no
+            weights.
     """
-    for name, other in (("polarity", polarity), ("base_log_probs", base_log_probs)):
+    others = (("polarity", polarity), ("base_log_probs", base_log_probs), ("weights", weights))
+    for name, other in others:
         if other is not None and other.shape != log_probs.shape:
             raise ValueError(
                 f"log_probs and {name} differ in shape: {tuple(log_probs.shape)} and "
@@ -196,11 +214,11 @@ def forgetting_loss(
         num_positive = (polarity > 0).sum()
     if num_negative is None:
         num_negative = (is_negative.any(-1) if term.is_per_sample else is_negative).sum()
-    positive, _ = polarity_sums(log_probs, polarity)
+    positive, _ = polarity_sums(log_probs, polarity, weights)
     loss = positive / torch.as_tensor(num_positive, device=positive.device).clamp(min=1)
     # At lambda 0 the second term is left out, not multiplied: 0 * inf would be NaN.
     if lam > 0:
-        negative = term(log_probs, is_negative, base_log_probs)
+        negative = term(log_probs, is_negative, base_log_probs, weights)
         loss = loss + lam * negative / torch.as_tensor(num_negative, device=negative.device).clamp(
             min=1
         )
