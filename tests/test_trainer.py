@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from forgetting.checkpoints import latest_checkpoint
 from forgetting.errors import DivergenceError
-from forgetting.trainer import ForgettingConfig, ForgettingTrainer, sorted_by_length
+from forgetting.trainer import ForgettingConfig, ForgettingTrainer
 
 
 def rows(number: int, seed: int = 0, negatives: str = "some") -> list[dict[str, list[int]]]:
@@ -281,36 +281,6 @@ def test_polarity_is_cut_with_its_tokens(train):
     assert_same(weights(first), weights(second))
 
 
-def test_samples_of_a_step_are_dealt_by_length_and_none_is_lost():
-    generator = torch.Generator().manual_seed(0)
-    batches, samples = [], []
-    for size, lengths in ((2, [3, 9]), (3, [1, 5, 7]), (1, [2])):
-        width = max(lengths)
-        mask = torch.tensor([[int(i < n) for i in range(width)] for n in lengths])
-        ids = torch.randint(1, 99, (size, width), generator=generator) * mask
-        labels = torch.where(mask == 1, ids, -100)
-        polarity = mask * torch.randint(-1, 2, (size, width), generator=generator)
-        batch = {"input_ids": ids, "attention_mask": mask, "labels": labels, "polarity": polarity}
-        batches.append(batch)
-        samples += rows_of(batch)
-    dealt = sorted_by_length(batches)
-    assert [tuple(batch["input_ids"].shape) for batch in dealt] == [(2, 9), (3, 5), (1, 1)]
-    assert sorted(row for batch in dealt for row in rows_of(batch)) == sorted(samples)
-    for batch in dealt:
-        padding = batch["attention_mask"] == 0
-        assert (batch["labels"][padding] == -100).all()
-        assert (batch["polarity"][padding] == 0).all()
-    widths = [batch["input_ids"].shape[1] for batch in sorted_by_length(batches, 4)]
-    assert widths == [9, 8, 4]
-
-
-def rows_of(batch):
-    return [
-        tuple(tuple(values[i][mask == 1].tolist()) for values in batch.values())
-        for i, mask in enumerate(batch["attention_mask"])
-    ]
-
-
 class StopAt(TrainerCallback):
     """Ends training after a step, as a kill after its checkpoint would."""
 
@@ -440,8 +410,7 @@ def test_evaluation_is_the_mean_cross_entropy_of_all_labels(train, tiny_model):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"packing": True, "max_length": 64}, "packing"),
-        ({"padding_free": True}, "padding_free"),
+        ({"packing": True, "max_length": None}, "packing needs a max_length"),
         ({"loss_type": "dft"}, "loss_type"),
         ({"truncation_mode": "keep_end"}, "truncation_mode"),
         ({"average_tokens_across_devices": False}, "average_tokens_across_devices"),
@@ -452,13 +421,278 @@ def test_what_cannot_carry_polarity_is_refused(train, change, message):
         train(rows(4), **change)
 
 
-@pytest.mark.parametrize("column", ["input_ids", "labels", "polarity"])
+@pytest.mark.parametrize("column", ["labels", "polarity"])
 def test_a_missing_column_is_named(train, column):
     samples = [{k: v for k, v in row.items() if k != column} for row in rows(4)]
     with pytest.raises(ValueError, match=f"no column {column}"):
         train(samples)
 
 
+@pytest.mark.parametrize(
+    ("options", "column", "message"),
+    [
+        ({"term": "npo"}, {"token_weights": 1.0}, "drop token_weights"),
+        ({"term": "npo", "packing": True, "packing_strategy": "wrapped"}, {}, "takes samples"),
+        ({}, {"images": []}, "for text alone"),
+    ],
+)
+def test_what_a_term_or_the_objective_cannot_do_is_refused(train, options, column, message):
+    samples = [{**row, **column} for row in with_base(rows(4))]
+    with pytest.raises(ValueError, match=message):
+        train(samples, **{"max_length": 64, **options})
+
+
 def test_a_bad_schedule_is_refused_by_the_config(tmp_path):
     with pytest.raises(ValueError, match="t_min"):
         ForgettingConfig(**config(tmp_path, t_min=0.5, t_max=0.1))
+
+
+# What a step of a padding-free or packed batch must not change: all samples of the list are in
+# one optimizer step.
+ONE_STEP = {
+    "optim": "sgd",
+    "learning_rate": 0.1,
+    "max_steps": 1,
+    "schedule": "constant",
+    "t_max": 0.4,
+    "per_device_train_batch_size": 8,
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"term": "npo"}, {"term": "tnpo"}], ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"padding_free": True},
+        {"padding_free": True, "pad_to_multiple_of": 16},
+        {"packing": True, "max_length": 40, "packing_strategy": "bfd"},
+    ],
+    ids=str,
+)
+def test_padding_free_and_packed_samples_take_the_step_of_padded_ones(train, layout, options):
+    samples = with_base(rows(8))
+    step = {**ONE_STEP, **options}
+    apart = train(samples, **step)
+    together = train(samples, **{**step, **layout})
+    assert_same(weights(apart), weights(together), 2e-6)
+    assert together.state.global_step == 1
+    for name in ("positive_loss", "negative_loss", "negative_prob", "share_negative"):
+        first, second = (trainer.state.log_history[0][name] for trainer in (apart, together))
+        assert first == pytest.approx(second, abs=1e-5), name
+
+
+@pytest.mark.parametrize("strategy", ["bfd", "bfd_split", "wrapped"])
+def test_packed_and_all_positive_trains_as_sft_does(train, strategy):
+    samples = rows(24, negatives="none")
+    options = {
+        "packing": True,
+        "packing_strategy": strategy,
+        "max_length": 18,
+        "shuffle_dataset": True,
+        # Adam would make rounding visible where gradients are next to nothing.
+        "optim": "sgd",
+        "learning_rate": 0.1,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+    }
+    ours = train(samples, **options)
+    plain = [{k: v for k, v in row.items() if k != "polarity"} for row in samples]
+    theirs = train(plain, cls=SFTTrainer, **options)
+    assert_same(weights(ours), weights(theirs), 1e-6)
+
+
+def test_a_wrapped_row_is_a_sample_of_equation_8_in_float64(train, tiny_model):
+    """Rows run over the ends of samples; each token keeps its polarity and its weight."""
+    samples = [{**row, "token_weights": weights_of(row)} for row in rows(8)]
+    size = 21
+    trainer = train(samples, packing=True, packing_strategy="wrapped", max_length=size, **ONE_STEP)
+    flat = {name: [v for row in samples for v in row[name]] for name in samples[0]}
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).double()
+    sums, counts = {1: 0.0, -1: 0.0}, {1: 0, -1: 0}
+    for begin in range(0, len(flat["input_ids"]), size):
+        ids = torch.tensor([flat["input_ids"][begin : begin + size]])
+        log_probs = model(ids).logits[0].log_softmax(-1)
+        for place in range(1, ids.shape[1]):
+            sign = flat["polarity"][begin + place]
+            if flat["labels"][begin + place] == -100 or sign == 0:
+                continue
+            log_p = log_probs[place - 1, ids[0, place]]
+            sums[sign] = sums[sign] - flat["token_weights"][begin + place] * log_p
+            counts[sign] += 1
+    (sums[1] / counts[1] - ONE_STEP["t_max"] * sums[-1] / counts[-1]).backward()
+    assert_took_the_step(trainer, model, ONE_STEP["learning_rate"])
+
+
+def weights_of(row):
+    return [0.25 + (token % 7) / 4 for token in row["input_ids"]]
+
+
+@pytest.mark.parametrize("options", [{}, {"padding_free": True}], ids=str)
+def test_token_weights_multiply_each_token_in_float64(train, tiny_model, options):
+    samples = [{**row, "token_weights": weights_of(row)} for row in rows(8)]
+    trainer = train(samples, **{**ONE_STEP, **options})
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).double()
+    sums, counts = {1: 0.0, -1: 0.0}, {1: 0, -1: 0}
+    for row in samples:
+        ids = torch.tensor([row["input_ids"]])
+        log_probs = model(ids).logits[0].log_softmax(-1)
+        for place, sign in enumerate(row["polarity"]):
+            if sign:
+                log_p = log_probs[place - 1, ids[0, place]]
+                sums[sign] = sums[sign] - row["token_weights"][place] * log_p
+                counts[sign] += 1
+    (sums[1] / counts[1] - ONE_STEP["t_max"] * sums[-1] / counts[-1]).backward()
+    assert_took_the_step(trainer, model, ONE_STEP["learning_rate"])
+
+
+CHAT = (
+    "{% for message in messages %}{{ '[' + message.role + ']' + message.content + eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+RAW = {
+    "prompt and completion": (
+        {"prompt": "What is two and two? ", "completion": "Four, or five."},
+        "Four, or five.</s>",
+    ),
+    "conversational prompt and completion": (
+        {
+            "prompt": [{"role": "user", "content": "Is it wet?"}],
+            "completion": [{"role": "assistant", "content": "Yes, no."}],
+        },
+        "Yes, no.</s>",
+    ),
+    "messages": (
+        {
+            "messages": [
+                {"role": "user", "content": "Hello."},
+                {"role": "assistant", "content": "Good day."},
+            ]
+        },
+        "user]Hello.</s>[assistant]Good day.</s>",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", RAW)
+@pytest.mark.parametrize("layout", [{}, {"packing": True, "max_length": 64}], ids=str)
+def test_polarity_finds_its_tokens_in_what_trl_tokenises(tiny_model, tmp_path, form, layout):
+    """One value for each predicted token of a text: it must come back on that very token."""
+    raw, predicted = RAW[form]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = CHAT
+    signs = {character: 1 if index % 3 else -1 for index, character in enumerate("Fo,.YeGd ")}
+    # One token a character, and one for the end of a turn.
+    tokens = [*predicted.replace("</s>", "\0")]
+    polarity = [signs.get(token, 0) for token in tokens]
+    trainer = ForgettingTrainer(
+        model=AutoModelForCausalLM.from_pretrained(tiny_model),
+        args=ForgettingConfig(**config(tmp_path, **layout)),
+        train_dataset=Dataset.from_list([{**raw, "polarity": polarity}] * 2),
+        processing_class=tokenizer,
+    )
+    (batch,) = list(trainer.get_train_dataloader())
+    found = 0
+    for ids, labels, values in zip(
+        batch["input_ids"], batch["labels"], batch["polarity"], strict=True
+    ):
+        for token, label, value in zip(ids, labels, values, strict=True):
+            if label == -100:
+                continue
+            text = tokenizer.decode([int(token)])
+            assert int(value) == (0 if text == "</s>" else signs.get(text, 0)), text
+            found += int(value) != 0
+    assert found == 2 * sum(value != 0 for value in polarity)
+
+
+def test_one_number_a_sample_learns_or_unlearns_its_whole_response(train, tiny_model, tmp_path):
+    texts = [("What? ", "Blue."), ("Why? ", "Never mind.")]
+    common = {"processing_class": AutoTokenizer.from_pretrained(tiny_model)}
+    signs = [1, -1]
+    raw = [
+        {"prompt": prompt, "completion": completion, "polarity": sign}
+        for (prompt, completion), sign in zip(texts, signs, strict=True)
+    ]
+    spelled = [{**row, "polarity": [row["polarity"]] * (len(row["completion"]) + 1)} for row in raw]
+    trained = []
+    for rows_ in (raw, spelled):
+        trainer = ForgettingTrainer(
+            model=AutoModelForCausalLM.from_pretrained(tiny_model),
+            args=ForgettingConfig(**config(tmp_path, **ONE_STEP)),
+            train_dataset=Dataset.from_list(rows_),
+            **common,
+        )
+        trainer.train()
+        assert trainer.state.log_history[0]["share_negative"] == pytest.approx(12 / 18)
+        trained.append(weights(trainer))
+    assert_same(*trained)
+
+
+def pad_left(examples):
+    width = max(len(e["input_ids"]) for e in examples)
+
+    def row(values, fill):
+        return [fill] * (width - len(values)) + list(values)
+
+    return {
+        "input_ids": torch.tensor([row(e["input_ids"], 2) for e in examples]),
+        "labels": torch.tensor([row(e["labels"], -100) for e in examples]),
+        "attention_mask": torch.tensor([row([1] * len(e["input_ids"]), 0) for e in examples]),
+    }
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_left_padding_takes_the_step_of_right_padding(tiny_model, tmp_path, accumulation):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model, padding_side="left")
+    trained = []
+    for collator in (None, pad_left):
+        options = {**ONE_STEP, "per_device_train_batch_size": 8 // accumulation}
+        trainer = ForgettingTrainer(
+            model=AutoModelForCausalLM.from_pretrained(tiny_model),
+            args=ForgettingConfig(
+                **config(tmp_path, gradient_accumulation_steps=accumulation, **options)
+            ),
+            train_dataset=Dataset.from_list(with_base(rows(8))),
+            processing_class=tokenizer,
+            data_collator=collator,
+        )
+        trainer.train()
+        trained.append(weights(trainer))
+    assert_same(*trained, 2e-6)
+
+
+def test_a_streamed_dataset_trains_as_a_listed_one(tiny_model, tmp_path):
+    trained = []
+    for stream in (False, True):
+        data = Dataset.from_list(rows(8))
+        trainer = ForgettingTrainer(
+            model=AutoModelForCausalLM.from_pretrained(tiny_model),
+            args=ForgettingConfig(**config(tmp_path, **{**ONE_STEP, "max_length": 15})),
+            train_dataset=data.to_iterable_dataset() if stream else data,
+            processing_class=AutoTokenizer.from_pretrained(tiny_model),
+        )
+        trainer.train()
+        trained.append(weights(trainer))
+    assert_same(*trained, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"max_steps": 6}, "max_steps"),
+        ({"per_device_train_batch_size": 2}, "per_device_train_batch_size"),
+        ({"t_max": 0.1}, "t_max"),
+        ({"term": "wga"}, "term.kind"),
+    ],
+)
+def test_resuming_with_another_course_is_refused(train, tmp_path, change, name):
+    common = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    train(rows(20), callbacks=[StopAt(2)], **common)
+    checkpoint = latest_checkpoint(tmp_path / "out")
+    with pytest.raises(ValueError, match=f"written with {name} "):
+        train(rows(20), resume=str(checkpoint), **{**common, **change})
+
+
+def test_figures_that_sft_logs_are_logged(train):
+    logged = train(rows(8), max_steps=1).state.log_history[0]
+    assert {"loss", "grad_norm", "learning_rate", "entropy", "mean_token_accuracy"} <= set(logged)
+    assert 0 <= logged["mean_token_accuracy"] <= 1

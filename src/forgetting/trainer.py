@@ -1,16 +1,18 @@
 """TRL's SFT trainer with the forgetting objective.
 
-Takes what `trl.SFTTrainer` takes, with one more column: `polarity`, as long as `input_ids`
-(+1 learn, -1 forget, 0 elsewhere). With every labelled token positive it trains exactly as its
-parent. This class adds only what differs; each override says which trap it avoids.
+Takes what `trl.SFTTrainer` takes, with one more column: `polarity` (+1 learn, -1 forget, 0
+ignore). With every labelled token positive it trains exactly as its parent. This class adds only
+what differs; each override says which trap it avoids.
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -18,11 +20,12 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig, SFTTrainer
+from trl.data_utils import get_dataset_column_names
 
 from forgetting.checkpoints import (
     latest_checkpoint,
@@ -33,6 +36,14 @@ from forgetting.checkpoints import (
     set_random_state,
 )
 from forgetting.console import progress
+from forgetting.data.token_columns import (
+    TOKEN_COLUMNS,
+    TokenColumnCollator,
+    align_token_columns,
+    cut_to_length,
+    deal_by_length,
+    pack,
+)
 from forgetting.errors import DivergenceError
 from forgetting.head import add_tiled_head
 from forgetting.objective import (
@@ -45,13 +56,14 @@ from forgetting.objective import (
     polarity_sums,
 )
 
-# Columns with a value for each token, beside those that TRL knows.
-TOKEN_COLUMNS = ("polarity", "base_log_probs")
+# In every checkpoint: what must not change when it is resumed.
+COURSE = "course.json"
 COUNTERS = (
     "positive_loss",
     "negative_loss",
     "negative_prob",
     "entropy",
+    "num_greedy",
     "num_positive",
     "num_negative",
     "num_tokens",
@@ -122,38 +134,23 @@ class ForgettingConfig(SFTConfig):
         super().__post_init__()
 
 
-class PolarityCollator:
-    """Collates with TRL's collator and pads `TOKEN_COLUMNS` to the same shape, with zeros."""
-
-    def __init__(self, collator: Any) -> None:
-        self.collator = collator
-
-    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.collator(examples)
-        for name in TOKEN_COLUMNS:
-            if name not in examples[0]:
-                continue  # an evaluation set need not have it
-            dtype = torch.long if name == "polarity" else torch.float32
-            padded = torch.zeros(batch["labels"].shape, dtype=dtype)
-            for row, example in enumerate(examples):
-                values = torch.tensor(example[name])
-                padded[row, : len(values)] = values
-            batch[name] = padded
-        return batch
-
-
 class ForgettingTrainer(SFTTrainer):
     """Learns the positive tokens and unlearns the negative ones (arXiv 2508.04329, equation 8).
 
     Args:
         args: a `ForgettingConfig`; default: its defaults.
-        train_dataset: with `input_ids`, `labels` (-100 where nothing is predicted) and
-            `polarity`, all of one length per sample; some terms need `base_log_probs` too, the
-            base model's log-probability of each labelled token.
+        train_dataset: any form that `trl.SFTTrainer` takes (tokens with labels, prompt and
+            completion, messages), and `polarity`. A row's polarity is one value for each of its
+            tokens, or one for each that is predicted (label other than -100), in order, or one
+            number for all of them. In the same three forms: `base_log_probs`, which some terms
+            need, and `token_weights`, at least 0, of each token's part in its mean (default 1).
+        data_collator: default TRL's. One of your own must give `input_ids`, `labels` and an
+            `attention_mask` that is 1 on the tokens of each sample; it may pad on either side.
         **kwargs: as for `trl.SFTTrainer`.
 
     Raises:
-        ValueError: a column is missing, or an option is on that cannot carry polarity.
+        ValueError: a column is missing or does not fit its tokens, or an option is on that cannot
+            carry polarity.
     """
 
     # The loss is divided by the counts of the whole optimizer step: Trainer must not divide it
@@ -171,9 +168,10 @@ class ForgettingTrainer(SFTTrainer):
         args = args or ForgettingConfig()
         _refuse(args, train_dataset, kwargs)
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        _refuse_sharded_sequences(self.accelerator.parallelism_config)
         add_tiled_head(self.model.get_base_model() if is_peft_model(self.model) else self.model)
         # SFTTrainer refuses a custom collator in some modes and builds the right one itself.
-        self.data_collator: Any = PolarityCollator(self.data_collator)
+        self.data_collator: Any = TokenColumnCollator(self.data_collator)
         self._num_positive = self._num_negative = torch.tensor(1)
         self._sums: Tensor | None = None
 
@@ -189,14 +187,36 @@ class ForgettingTrainer(SFTTrainer):
         self._signature_columns += [name for name in TOKEN_COLUMNS if name not in known]
 
     def _prepare_dataset(
-        self, dataset: Any, processing_class: Any, args: Any, *more: Any, **kwargs: Any
+        self,
+        dataset: Any,
+        processing_class: Any,
+        args: Any,
+        packing: bool,
+        formatting_func: Any,
+        dataset_name: str,
     ) -> Any:
-        # SFTTrainer cuts `input_ids` and `labels` to max_length, and nothing else.
-        limit = args.max_length
-        columns = [name for name in TOKEN_COLUMNS if name in dataset.column_names]
-        if limit is not None and columns:
-            dataset = dataset.map(lambda row: {name: row[name][:limit] for name in columns})
-        return super()._prepare_dataset(dataset, processing_class, args, *more, **kwargs)
+        # SFTTrainer cuts and packs `input_ids` and `labels`, and nothing else: it tokenises here,
+        # and what follows is done to all columns alike, in its order.
+        present = get_dataset_column_names(dataset)
+        columns = [name for name in TOKEN_COLUMNS if name in present]
+        if not columns:
+            return super()._prepare_dataset(
+                dataset, processing_class, args, packing, formatting_func, dataset_name
+            )
+        uncut = copy.copy(args)
+        uncut.max_length, uncut.shuffle_dataset = None, False
+        dataset = super()._prepare_dataset(
+            dataset, processing_class, uncut, False, formatting_func, dataset_name
+        )
+        dataset = align_token_columns(dataset, columns)
+        columns = ["input_ids", "labels", *columns]
+        if packing:
+            if args.shuffle_dataset:
+                dataset = dataset.shuffle(seed=args.seed)
+            dataset = pack(dataset, columns, args.max_length, args.packing_strategy)
+        elif args.max_length is not None:
+            dataset = cut_to_length(dataset, columns, args.max_length)
+        return dataset.shuffle(seed=args.seed) if args.shuffle_dataset else dataset
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
@@ -204,7 +224,7 @@ class ForgettingTrainer(SFTTrainer):
         # The only place that sees all micro-batches of an optimizer step before the first of
         # them is computed.
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        batches = sorted_by_length(batches, self.args.pad_to_multiple_of)
+        batches = deal_by_length(batches, self.args.pad_to_multiple_of)
         counts = torch.zeros(2, dtype=torch.long, device=device)
         for batch in batches:
             polarity = _target_polarity(batch)
@@ -212,9 +232,10 @@ class ForgettingTrainer(SFTTrainer):
                 counts += (batch["labels"][:, 1:] != -100).sum().to(device)
                 continue
             is_negative = polarity < 0
-            per_sample = self.args.forgetting_term.is_per_sample
+            if self.args.forgetting_term.is_per_sample:
+                is_negative = _rows_of_samples(batch, is_negative).any(-1)
             counts[0] += (polarity > 0).sum().to(device)
-            counts[1] += (is_negative.any(-1) if per_sample else is_negative).sum().to(device)
+            counts[1] += is_negative.sum().to(device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
         self._num_positive, self._num_negative = counts[0], counts[1]
@@ -236,17 +257,25 @@ class ForgettingTrainer(SFTTrainer):
         if not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         polarity = _target_polarity(batch)
-        base_log_probs = batch["base_log_probs"][:, 1:] if "base_log_probs" in batch else None
         inputs["use_cache"] = False
         if self.aux_loss_enabled:
             inputs["output_router_logits"] = True
         outputs = model(**inputs, fused_lm_head=True)
+        of_targets = {
+            "log_probs": outputs.log_probs,
+            "polarity": polarity,
+            "base_log_probs": batch["base_log_probs"][:, 1:] if "base_log_probs" in batch else None,
+            "weights": batch["token_weights"][:, 1:] if "token_weights" in batch else None,
+        }
+        if self.args.forgetting_term.is_per_sample:
+            of_targets = {
+                name: None if values is None else _rows_of_samples(batch, values)
+                for name, values in of_targets.items()
+            }
         loss = forgetting_loss(
-            outputs.log_probs,
-            polarity,
-            self.lam,
+            **of_targets,
+            lam=self.lam,
             term=self.args.forgetting_term,
-            base_log_probs=base_log_probs,
             num_positive=self._num_positive,
             num_negative=self._num_negative,
         )
@@ -272,6 +301,7 @@ class ForgettingTrainer(SFTTrainer):
                 negative,
                 torch.where(is_negative, log_probs.exp(), 0.0).sum(),
                 outputs.entropy.detach().float().sum(),
+                outputs.is_top1.sum(),
                 (polarity > 0).sum(),
                 is_negative.sum(),
                 outputs.label_mask.sum(),
@@ -293,6 +323,7 @@ class ForgettingTrainer(SFTTrainer):
                 logs["negative_prob"] = total["negative_prob"] / total["num_negative"]
             logs["share_negative"] = total["num_negative"] / max(total["num_tokens"], 1)
             logs["entropy"] = total["entropy"] / max(total["num_tokens"], 1)
+            logs["mean_token_accuracy"] = total["num_greedy"] / max(total["num_tokens"], 1)
             # The step counter has moved on by the time its figures are logged.
             step = self.state.global_step - 1
             logs["lambda"] = self.args.lambda_schedule(step, self.state.max_steps)
@@ -337,8 +368,38 @@ class ForgettingTrainer(SFTTrainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            folder = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            seal(Path(self.args.output_dir) / folder)
+            folder = Path(self.args.output_dir) / (
+                f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            )
+            (folder / COURSE).write_text(json.dumps(self._course(), indent=1))
+            seal(folder)
+
+    def _course(self) -> dict[str, Any]:
+        """What all steps of a run depend on alike."""
+        args = self.args
+        return {
+            "max_steps": self.state.max_steps,
+            "num_processes": args.world_size,
+            "per_device_train_batch_size": args.per_device_train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "normalization": args.normalization,
+            **asdict(args.lambda_schedule),
+            **{f"term.{name}": value for name, value in asdict(args.forgetting_term).items()},
+        }
+
+    def _check_course(self, checkpoint: str) -> None:
+        # Trainer goes on with other settings, and lambda would jump to another schedule's value.
+        file = Path(checkpoint) / COURSE
+        if not file.is_file():
+            return
+        before = json.loads(file.read_text())
+        for name, value in self._course().items():
+            if name in before and before[name] != value:
+                raise ValueError(
+                    f"{checkpoint} was written with {name} {before[name]}, and this run has "
+                    f"{value}: lambda and the order of the samples would jump. Set it back, or "
+                    "train from the start"
+                )
 
     # Trainer pickles optimizer, scheduler and generators. Sharded optimizers keep the format of
     # their framework.
@@ -351,6 +412,8 @@ class ForgettingTrainer(SFTTrainer):
             save_state(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self._check_course(checkpoint)
         if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
@@ -392,66 +455,56 @@ class ProgressCallback(TrainerCallback):
         self._stack.close()
 
 
-def sorted_by_length(
-    batches: list[dict[str, Tensor]], multiple: int | None = None
-) -> list[dict[str, Tensor]]:
-    """Deal the samples of an optimizer step to its micro-batches by length, longest first.
-
-    The loss is divided by the counts of the whole step, so which micro-batch a sample is in
-    changes nothing but the padding that is computed with it.
-
-    Args:
-        batches: as collated, padded on the right; sizes and number stay as they are.
-        multiple: widths are multiples of it; default: of 1.
-    """
-    if len(batches) < 2 or any("attention_mask" not in batch for batch in batches):
-        return batches
-    width = max(batch["input_ids"].shape[1] for batch in batches)
-    padding = {"labels": -100}
-    whole = {
-        name: torch.cat(
-            [
-                pad(batch[name], (0, width - batch[name].shape[1]), value=padding.get(name, 0))
-                for batch in batches
-            ]
-        )
-        for name in batches[0]
-    }
-    lengths = whole["attention_mask"].sum(1)
-    order = lengths.argsort(descending=True, stable=True)
-    dealt = []
-    for rows in order.split([len(batch["input_ids"]) for batch in batches]):
-        longest = int(lengths[rows[0]])
-        end = longest + -longest % (multiple or 1)
-        dealt.append({name: values[rows, :end] for name, values in whole.items()})
-    return dealt
-
-
 def _target_polarity(batch: dict[str, Any]) -> Tensor:
     """Polarity of the predicted tokens, shape (batch, length - 1): zero where no label is."""
     polarity, labels = batch["polarity"][:, 1:], batch["labels"][:, 1:]
     return torch.where(labels == -100, torch.zeros_like(polarity), polarity)
 
 
+def _rows_of_samples(batch: dict[str, Any], values: Tensor) -> Tensor:
+    """Values of the predicted tokens with a row for each sample, filled up with zeros.
+
+    A padding-free batch has all samples in one row, shape (1, length - 1).
+    """
+    if "cu_seq_lens_q" not in batch:
+        return values
+    lengths = batch["cu_seq_lens_q"].diff().tolist()
+    lengths[0] -= 1  # its first token is not predicted; those of the others carry no label
+    return pad_sequence(list(values[0].split(lengths)), batch_first=True)
+
+
 def _refuse(args: ForgettingConfig, dataset: Dataset, kwargs: dict[str, Any]) -> None:
     if not isinstance(args, ForgettingConfig):
         raise TypeError(f"args must be a ForgettingConfig, got {type(args).__name__}")
-    columns = set(dataset.column_names or ())
+    columns = set(get_dataset_column_names(dataset))
+    if {"image", "images"} & columns:
+        raise ValueError("train_dataset holds images: the forgetting objective is for text alone")
+    if "polarity" not in columns:
+        raise ValueError(
+            "train_dataset has no column polarity (+1 learn, -1 forget, 0 ignore). Select tokens "
+            "first, or give every row the number 1 to learn all tokens"
+        )
+    if "input_ids" in columns and not {"labels", "completion_mask", "assistant_masks"} & columns:
+        raise ValueError(
+            "train_dataset has input_ids and no column labels, so prompts would be trained on as "
+            "well. Add labels: the token where it is to be predicted, -100 elsewhere"
+        )
     if args.forgetting_term.needs_base and "base_log_probs" not in columns:
         raise ValueError(
             f"the term {args.term} needs a column base_log_probs in train_dataset: the base "
-            "model's log-probability of each labelled token, and anything elsewhere"
+            "model's log-probability of each labelled token"
         )
-    missing = sorted({"input_ids", "labels", "polarity"} - columns)
-    if missing:
+    if args.forgetting_term.is_per_sample and "token_weights" in columns:
         raise ValueError(
-            f"train_dataset has no column {', '.join(missing)}. Tokenise it first: input_ids, "
-            "labels (-100 where nothing is predicted) and polarity (+1 learn, -1 forget, 0 ignore)"
+            f"the term {args.term} is one value a sample: drop token_weights, or use another term"
         )
-    if args.packing or args.padding_free:
+    if args.forgetting_term.is_per_sample and args.packing and args.packing_strategy != "bfd":
         raise ValueError(
-            "packing and padding_free would separate polarity from its tokens: set both to False"
+            f"the term {args.term} is one value a sample, and packing_strategy "
+            f"{args.packing_strategy!r} takes samples apart: use 'bfd'"
         )
+    if args.packing and args.max_length is None:
+        raise ValueError("packing needs a max_length: the tokens of a row")
     if args.loss_type != "nll" or args.label_smoothing_factor:
         raise ValueError(
             "the forgetting objective replaces the loss: leave loss_type at 'nll' and "
@@ -463,6 +516,14 @@ def _refuse(args: ForgettingConfig, dataset: Dataset, kwargs: dict[str, Any]) ->
         raise ValueError(
             "average_tokens_across_devices must stay True: the means are over all processes"
         )
-    for option in ("data_collator", "compute_loss_func", "formatting_func"):
-        if kwargs.get(option) is not None:
-            raise ValueError(f"{option} would bypass the forgetting objective: leave it out")
+    if kwargs.get("compute_loss_func") is not None:
+        raise ValueError("compute_loss_func would bypass the forgetting objective: leave it out")
+
+
+def _refuse_sharded_sequences(parallelism: Any) -> None:
+    for name in ("tp", "cp", "sp"):
+        if parallelism is not None and getattr(parallelism, f"{name}_enabled", False):
+            raise ValueError(
+                f"{name}_size above 1 divides samples between processes, and their tokens would "
+                "be counted wrongly: use data parallelism (DDP, FSDP2, ZeRO) alone"
+            )
