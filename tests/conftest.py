@@ -80,7 +80,7 @@ def small_model(kind: str, vocab_size: int) -> Any:
             "num_heads": 4,
             "intermediate_size": 48,
             "attention_types": [[["global", "local"], 1]],
-            "max_position_embeddings": 64,
+            "max_position_embeddings": 256,
             "window_size": 8,
         }
     elif kind == "gemma2":

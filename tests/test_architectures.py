@@ -31,8 +31,9 @@ def padded(samples, name, fill):
     return torch.tensor([row[name] + [fill] * (width - len(row[name])) for row in samples])
 
 
+@pytest.mark.parametrize("padding_free", [False, True], ids=["padded", "padding-free"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neo", "gemma2", "mixtral"])
-def test_a_step_is_that_of_equation_8(kind, tmp_path):
+def test_a_step_is_that_of_equation_8(kind, padding_free, tmp_path):
     samples, tokenizer = rows(), byte_tokenizer()
     model = small_model(kind, len(tokenizer))
     router = kind == "mixtral"
@@ -60,6 +61,7 @@ def test_a_step_is_that_of_equation_8(kind, tmp_path):
             disable_tqdm=True,
             dataloader_pin_memory=False,
             max_length=None,
+            padding_free=padding_free,
             schedule="constant",
             t_max=LAMBDA,
         ),
