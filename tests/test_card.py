@@ -56,6 +56,13 @@ def test_a_hub_model_is_named_to_the_hub(write_recipe):
     assert "A model fine-tuned from `org/model`" in text
 
 
+def test_a_merged_model_is_no_adapter(write_recipe):
+    recipe = load_recipe(write_recipe(), ["training.merge=true"])
+    metadata, text = parts(model_card(recipe, "full", None, {}))
+    assert metadata["library_name"] == "transformers"
+    assert "A model fine-tuned from" in text
+
+
 def test_backticks_in_a_recipe_do_not_end_its_block(recipe):
     hostile = recipe.model_copy(
         update={"model": recipe.model.model_copy(update={"name_or_path": "a`b/```c"})}

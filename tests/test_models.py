@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -167,3 +168,45 @@ def test_the_fingerprint_is_that_of_the_bytes(copy, tiny_model):
     assert models.model_fingerprint(settings(copy)) != models.model_fingerprint(
         settings(tiny_model)
     )
+
+
+needs_bitsandbytes = pytest.mark.skipif(
+    find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed"
+)
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize(("kind", "layer"), [("nf4", "Linear4bit"), ("int8", "Linear8bitLt")])
+def test_quantised_weights_are_close_to_the_whole_ones(tiny_model, kind, layer):
+    ids = torch.arange(3, 40)[None]
+    whole = models.load_base_model(settings(tiny_model), torch.float32)
+    small = models.load_base_model(settings(tiny_model, quantization=kind), torch.float32)
+    assert type(small.model.layers[0].mlp.up_proj).__name__ == layer
+    # The head stays as it is: its log-probabilities are what everything rests on.
+    assert torch.equal(small.lm_head.weight, whole.lm_head.weight)
+    with torch.no_grad():
+        first, second = (model(ids).logits.flatten() for model in (whole, small))
+    assert torch.corrcoef(torch.stack([first, second]))[0, 1] > 0.9
+    assert not torch.equal(first, second)
+
+
+def test_without_bitsandbytes_quantisation_says_what_to_install(tiny_model, monkeypatch):
+    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="forgetting\\[qlora\\]"):
+        models.load_base_model(settings(tiny_model, quantization="nf4"), torch.float32)
+
+
+@pytest.mark.parametrize("quantization", [None, pytest.param("nf4", marks=needs_bitsandbytes)])
+def test_a_merged_model_says_what_its_adapter_said(tiny_model, tmp_path, quantization):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config).eval()
+    tuned.save_pretrained(tmp_path / "adapter")
+    own = settings(tiny_model, quantization=quantization)
+    merged = models.merge_adapter(own, torch.float32, tmp_path / "adapter")
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        assert (merged(ids).logits - tuned(ids).logits).abs().max() < 1e-4
+    assert not any("lora" in name for name, _ in merged.named_parameters())

@@ -384,3 +384,17 @@ def test_whole_epochs_take_as_many_steps_as_batches_of_samples(
         batch_size=micro * accumulation, micro_batch_size=micro, epochs=epochs
     )
     assert training.num_steps(num_samples) == epochs * -(-num_samples // training.batch_size)
+
+
+def test_quantised_weights_take_adapters_alone(load):
+    with pytest.raises(InputError, match=r"training\.lora cannot be null"):
+        load("training.lora=null", "reference.lora={rank: 4}", "model.quantization=nf4")
+    assert load("model.quantization=nf4").model.quantization == "nf4"
+
+
+def test_only_an_adapter_is_merged_and_the_reference_is_not(load):
+    with pytest.raises(InputError, match="merge needs an adapter"):
+        load("training.lora=null", "training.merge=true")
+    recipe = load("training.merge=true")
+    assert recipe.training.merge
+    assert not recipe.reference.merge

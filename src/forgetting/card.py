@@ -41,8 +41,9 @@ def model_card(
     settings = recipe.variants[variant]
     base = recipe.model.name_or_path
     is_folder = Path(base).exists()
+    is_adapter = recipe.training.lora is not None and not recipe.training.merge
     metadata: dict[str, Any] = {
-        "library_name": "peft" if recipe.training.lora else "transformers",
+        "library_name": "peft" if is_adapter else "transformers",
         "tags": ["forgetting", "sft"],
     }
     # The hub takes ids only; a folder means nothing there.
@@ -55,7 +56,7 @@ def model_card(
         "",
         f"# {recipe.name}: {variant}",
         "",
-        f"A {'LoRA adapter' if recipe.training.lora else 'model'} fine-tuned from "
+        f"A {'LoRA adapter' if is_adapter else 'model'} fine-tuned from "
         f"{_code(Path(base).name if is_folder else base)} with `forgetting`. "
         f"It {WAYS[settings.objective]}",
         "",

@@ -7,6 +7,7 @@ Weights are read from safetensors only. Knows nothing of data or of what the mod
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -89,7 +91,11 @@ def load_base_model(settings: ModelSettings, dtype: torch.dtype) -> PreTrainedMo
             f"{path} holds no weights in safetensors form. Save the model with "
             "`save_pretrained`, or give another folder in model.name_or_path"
         )
-    extra = {"attn_implementation": settings.attn_implementation}
+    extra: dict[str, Any] = {"attn_implementation": settings.attn_implementation}
+    if settings.quantization is not None:
+        extra["quantization_config"] = quantization_config(settings, dtype)
+        # Quantised weights are made where they stay.
+        extra["device_map"] = {"": pick_device()}
     model = _read(
         settings,
         "model",
@@ -100,7 +106,38 @@ def load_base_model(settings: ModelSettings, dtype: torch.dtype) -> PreTrainedMo
             **{key: value for key, value in extra.items() if value is not None},
         ),
     )
-    return model.to(pick_device()).eval()
+    return (model if settings.quantization else model.to(pick_device())).eval()
+
+
+def quantization_config(settings: ModelSettings, dtype: torch.dtype) -> BitsAndBytesConfig:
+    """How the base weights are kept in fewer bits; arithmetic is in `dtype`.
+
+    Raises:
+        InputError: bitsandbytes is not installed.
+    """
+    if find_spec("bitsandbytes") is None:
+        raise InputError(
+            "model.quantization needs bitsandbytes, which is not installed: "
+            "pip install 'forgetting[qlora]'"
+        )
+    if settings.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+
+
+def merge_adapter(settings: ModelSettings, dtype: torch.dtype, path: Path | str) -> PreTrainedModel:
+    """The base model with an adapter added to its weights, in `dtype` and no fewer bits.
+
+    Args:
+        path: folder of the adapter.
+    """
+    whole = settings.model_copy(update={"quantization": None})
+    return attach_adapter(load_base_model(whole, dtype), path).merge_and_unload()
 
 
 def attach_adapter(model: PreTrainedModel, path: Path | str) -> Any:
@@ -117,7 +154,9 @@ def load_variant(settings: ModelSettings, dtype: torch.dtype, path: Path | str) 
     """A fine-tuned model: an adapter on the base model, or whole weights of its own."""
     if is_adapter(path):
         return attach_adapter(load_base_model(settings, dtype), path)
-    own = settings.model_copy(update={"name_or_path": str(path), "revision": None})
+    own = settings.model_copy(
+        update={"name_or_path": str(path), "revision": None, "quantization": None}
+    )
     return load_base_model(own, dtype)
 
 

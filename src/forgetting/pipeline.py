@@ -86,7 +86,8 @@ def plan(recipe: Recipe) -> list[Step]:
         steps.append(Step(key, stage, target, tuple(inputs), functools.cache(settings), execute))
 
     def model_settings() -> dict[str, Any]:
-        return {**model(), **recipe.model.model_dump(include={"dtype", "attn_implementation"})}
+        own = recipe.model.model_dump(include={"dtype", "attn_implementation", "quantization"})
+        return {**model(), **own}
 
     def prepare_settings() -> dict[str, Any]:
         template = recipe.model.chat_template

@@ -69,6 +69,9 @@ class ModelSettings(Section):
     """Branch, tag or commit on the hub."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Of the weights and of the arithmetic; auto: bfloat16 on GPUs that have it, else float32."""
+    quantization: Literal["nf4", "int8"] | None = None
+    """Keep the base weights in 4 bits (QLoRA, arXiv 2305.14314) or 8, in every stage; adapters
+    only. Needs bitsandbytes."""
     attn_implementation: str | None = None
     """As in transformers (sdpa, flash_attention_2, eager); null: its choice."""
     trust_remote_code: bool = False
@@ -182,6 +185,8 @@ class TrainingSettings(Section):
     """Gradients are clipped to this norm; 0: not clipped, as in the paper."""
     lora: LoraSettings | None = LoraSettings()
     """Adapter to train; null: all weights are trained."""
+    merge: bool = False
+    """Save the whole model with the adapter merged into it, in place of the adapter."""
     gradient_checkpointing: bool = True
     """Less memory for a third more time."""
     save_steps: Positive = 200
@@ -197,6 +202,8 @@ class TrainingSettings(Section):
                 f"batch_size {self.batch_size} is not a multiple of micro_batch_size "
                 f"{self.micro_batch_size}"
             )
+        if self.merge and self.lora is None:
+            raise ValueError("merge needs an adapter: set lora, or merge to false")
         return self
 
     def num_steps(self, num_samples: int) -> int:
@@ -351,7 +358,9 @@ class Recipe(Section):
         recipe = dict(given)
         training = recipe.get("training")
         if isinstance(training, Mapping) and isinstance(recipe.get("reference", {}), Mapping):
-            recipe["reference"] = {**training, **recipe.get("reference", {})}
+            # A merged reference would be a second copy of the base's weights.
+            shared = {field: value for field, value in training.items() if field != "merge"}
+            recipe["reference"] = {**shared, **recipe.get("reference", {})}
         variants = recipe.get("variants", DEFAULT_VARIANTS)
         if isinstance(variants, Mapping):
             recipe["variants"] = {
@@ -365,6 +374,16 @@ class Recipe(Section):
         if "base" in variants:
             raise ValueError("`base` names the untrained model, which is always evaluated")
         return variants
+
+    @model_validator(mode="after")
+    def _quantised_weights_are_frozen(self) -> Recipe:
+        for section in ("training", "reference"):
+            if self.model.quantization is not None and getattr(self, section).lora is None:
+                raise ValueError(
+                    f"model.quantization keeps the base weights as they are, so {section}.lora "
+                    "cannot be null"
+                )
+        return self
 
     @property
     def selecting_variants(self) -> list[str]:
@@ -507,6 +526,10 @@ def _explain(error: ValidationError) -> str:
     lines: dict[str, None] = {}
     for item in errors:
         loc = tuple(item["loc"])
+        if not loc:
+            # Of fields that do not go together: the message names them.
+            lines[f"  {item['msg'].removeprefix('Value error, ')}"] = None
+            continue
         written = {"variants": loc[2:], "reference": ("training", *loc[1:])}.get(str(loc[0]))
         if written is not None and reported.get(written) == item["msg"]:
             continue

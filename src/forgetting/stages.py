@@ -397,13 +397,18 @@ def _train(
     if latest is not None:
         logger.info("%s: resuming from step %s", label, latest.name.removeprefix("checkpoint-"))
     trainer.train(resume_from_checkpoint=str(latest) if latest else None)
-    trainer.save_model(str(work.output))
+    trainer.save_model(str(work.path / "adapter" if training.merge else work.output))
     lines = [json.dumps(entry) for entry in trainer.state.log_history if "loss" in entry]
     (work.output / "training.jsonl").write_text("".join(f"{line}\n" for line in lines))
     work.details["steps"] = trainer.state.global_step
     work.details["trainable_parameters"] = sum(
         p.numel() for p in trainer.model.parameters() if p.requires_grad
     )
+    if training.merge:
+        del trainer, model
+        merged = models.merge_adapter(recipe.model, dtype, work.path / "adapter")
+        merged.save_pretrained(work.output)
+        models.load_tokenizer(recipe.model).save_pretrained(work.output)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 

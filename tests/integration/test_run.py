@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
+from importlib.util import find_spec
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from transformers import AutoTokenizer
 
 from forgetting.data.samples import Samples
+from forgetting.pipeline import run as run_pipeline
 from forgetting.recipe import load_recipe
 from forgetting.rundir import read_manifest
 
@@ -144,3 +148,27 @@ def test_the_report_holds_every_variant(run):
     results = read(run / "report" / "results.json")["results"]
     assert {result["variant"] for result in results} == {"base", *VARIANTS}
     assert all(variant in page for variant in ("base", *VARIANTS))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_adapters_on_a_quantised_base_are_merged_into_whole_weights(write_recipe, tmp_path):
+    overrides = [
+        "model.quantization=nf4",
+        "training.merge=true",
+        "variants={forgetting: {}}",
+    ]
+    path = run_pipeline(write_recipe(), tmp_path / "run", overrides=overrides)
+    # The reference stays an adapter, and so shares the base's weights when it scores.
+    assert (path / "reference" / "adapter_model.safetensors").is_file()
+    model = path / "models" / "forgetting"
+    assert (model / "model.safetensors").is_file()
+    assert not (model / "adapter_config.json").exists()
+    assert AutoTokenizer.from_pretrained(model).eos_token == "</s>"
+    losses = [json.loads(line)["loss"] for line in (model / "training.jsonl").open()]
+    assert all(math.isfinite(loss) for loss in losses)
+    base, tuned = (
+        read(path / "evaluation" / name / "heldout.json")["metrics"]["loss"]["value"]
+        for name in ("base", "forgetting")
+    )
+    assert tuned < base
