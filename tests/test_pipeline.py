@@ -36,7 +36,7 @@ def calls(monkeypatch):
     made = []
 
     def fake(stage):
-        def execute(recipe, path, work, variant=None):
+        def execute(recipe, path, work, variant=None, bench=None):
             key = stage if variant is None else f"{stage}:{variant}"
             steps = {step.key: step for step in plan(recipe)}
             read = [(path / steps[k].target / "x").read_text() for k in steps[key].inputs]

@@ -221,7 +221,7 @@ def test_variants_take_selection_and_forgetting_of_the_recipe(load):
         ("selection.keep_eos=false", lambda r: r.selection.keep_eos is False),
         ("training.lora=null", lambda r: r.training.lora is None and r.reference.lora is None),
         ("training.lora.rank=8", lambda r: r.training.lora.rank == 8),
-        ("evaluation.tasks=[a, b]", lambda r: r.evaluation.tasks == ["a", "b"]),
+        ("evaluation.tasks=[a, b]", lambda r: [t.task for t in r.evaluation.tasks] == ["a", "b"]),
         ("training.lora.target_modules=[q]", lambda r: r.training.lora.target_modules == ["q"]),
         ("training={epochs: 3}", lambda r: r.training.epochs == 3),
         ("data.sources.0.limit=9", lambda r: r.data.sources[0].limit == 9),

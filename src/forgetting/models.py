@@ -6,7 +6,9 @@ Weights are read from safetensors only. Knows nothing of data or of what the mod
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,63 @@ def load_variant(settings: ModelSettings, dtype: torch.dtype, path: Path | str) 
         update={"name_or_path": str(path), "revision": None, "quantization": None}
     )
     return load_base_model(own, dtype)
+
+
+class SharedBase:
+    """One base model, loaded once and lent to one fine-tuned model after the other.
+
+    An adapter is put on the base and taken off again; whole weights take the base's place, so
+    that two models are never in memory together. The caller owns it, and calls `release`.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self._settings = settings
+        self._base: PreTrainedModel | None = None
+
+    @contextmanager
+    def lend(self, path: Path | str | None = None) -> Iterator[Any]:
+        """The base model, or the fine-tuned one at `path`, for as long as the context is open.
+
+        Raises:
+            InputError: there are no such weights, or the adapter changes nothing.
+        """
+        dtype = pick_dtype(self._settings)
+        if path is not None and not is_adapter(path):
+            self.release()
+            yield load_variant(self._settings, dtype, path)
+            return
+        if self._base is None:
+            self._base = load_base_model(self._settings, dtype)
+        if path is None:
+            yield self._base
+            return
+        model = attach_adapter(self._base, path)
+        try:
+            if not changes_logits(model):
+                raise InputError(
+                    f"the adapter in {path} does not change what the model predicts: it was not "
+                    "trained (a learning rate or a number of steps too small), or does not fit "
+                    "this base model. Nothing was measured"
+                )
+            yield model
+        finally:
+            self._base = model.unload()
+
+    def release(self) -> None:
+        """Give the base model's memory back; the next loan loads it again."""
+        self._base = None
+        gc.collect()
+
+
+def changes_logits(model: Any) -> bool:
+    """Whether a PEFT model's adapter makes any difference to the logits of some tokens."""
+    device = next(model.parameters()).device
+    ids = torch.arange(min(32, model.config.get_text_config().vocab_size), device=device)[None]
+    with torch.inference_mode():
+        tuned = model(input_ids=ids).logits
+        with model.disable_adapter():
+            base = model(input_ids=ids).logits
+    return not torch.equal(tuned, base)
 
 
 def is_adapter(path: Path | str) -> bool:

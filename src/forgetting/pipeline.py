@@ -18,6 +18,7 @@ from typing import Any
 from forgetting.console import duration, logger
 from forgetting.data.sources import HUB_ID, is_local, source_fingerprint
 from forgetting.errors import InputError
+from forgetting.evaluation.suites import check_tasks, evaluation_fingerprint
 from forgetting.models import count_trainable, model_fingerprint
 from forgetting.recipe import (
     PLAIN_TEMPLATE,
@@ -68,6 +69,13 @@ def plan(recipe: Recipe) -> list[Step]:
     own_reference = recipe.reference.name_or_path
     steps: list[Step] = []
 
+    @functools.cache
+    def bench() -> Any:
+        """Held by the plan's own steps: gone with them, when the run ends."""
+        from forgetting.stages import Bench
+
+        return Bench(recipe)
+
     def add(
         stage: str,
         target: str,
@@ -79,7 +87,9 @@ def plan(recipe: Recipe) -> list[Step]:
         def execute(run: Path, work: Work) -> None:
             from forgetting import stages
 
-            more = () if variant is None else (variant,)
+            more: tuple[Any, ...] = () if variant is None else (variant,)
+            if stage == "evaluate":
+                more += (bench(),)
             getattr(stages, stage)(recipe, run, work, *more)
 
         key = stage if variant is None else f"{stage}:{variant}"
@@ -128,8 +138,10 @@ def plan(recipe: Recipe) -> list[Step]:
         }
 
     def evaluate_settings() -> dict[str, Any]:
+        places = {"include_path", "data_dir"}
         return {
-            "evaluation": recipe.evaluation.model_dump(mode="json", exclude={"include_path"}),
+            "evaluation": recipe.evaluation.model_dump(mode="json", exclude=places),
+            "tasks": evaluation_fingerprint(recipe.evaluation),
             "task_files": _task_files(recipe.evaluation.include_path),
             "seed": recipe.seed,
             "model": model_settings(),
@@ -213,9 +225,11 @@ def check_inputs(recipe: Recipe) -> None:
     template = recipe.model.chat_template
     if template not in (None, PLAIN_TEMPLATE) and not Path(str(template)).is_file():
         raise InputError(f"model.chat_template: there is no file {template}")
-    folder = recipe.evaluation.include_path
-    if folder is not None and not Path(folder).is_dir():
-        raise InputError(f"evaluation.include_path: there is no folder {folder}")
+    for field in ("include_path", "data_dir"):
+        folder = getattr(recipe.evaluation, field)
+        if folder is not None and not Path(folder).is_dir():
+            raise InputError(f"evaluation.{field}: there is no folder {folder}")
+    check_tasks(recipe.evaluation)
     for section in ("training", "reference"):
         for tracker in getattr(recipe, section).report_to:
             if find_spec(tracker) is None:

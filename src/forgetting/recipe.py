@@ -306,21 +306,54 @@ class VariantSettings(Section):
     """Fields left out are those of the recipe's `forgetting`."""
 
 
+def _number_or_share(value: Any) -> Any:
+    """One message for what would be two, one for each half of the union."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not (0 < value < 1 or (value >= 1 and value == int(value))):
+        raise ValueError("must be a whole number above 0, or a share between 0 and 1")
+    return int(value) if value >= 1 else float(value)
+
+
+ItemLimit = Annotated[int | float, BeforeValidator(_number_or_share)]
+"""So many items of a task, or such a share of them."""
+
+
+class TaskSettings(Section):
+    """A task or a suite to be measured. Its name alone is short for `{task: NAME}`."""
+
+    task: str
+    """A task, group or tag of lm-eval; a suite (`paper`, `paper-diverse`); a task or suite of
+    one's own."""
+    num_fewshot: Annotated[int, Field(ge=0)] | None = None
+    """Examples in the prompt; null: `evaluation.num_fewshot`. Not for suites, which say it."""
+    limit: ItemLimit | None = None
+    """Items, or the share of them; null: all. `evaluation.limit` caps it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, given: Any) -> Any:
+        return {"task": given} if isinstance(given, str) else given
+
+
 class EvaluationSettings(Section):
     """What every variant, and the untrained base, is measured on."""
 
     heldout: bool = True
     """Loss, perplexity and greedy exact match on the held-out responses."""
-    tasks: list[str] = []
-    """lm-eval tasks, by name."""
+    tasks: list[TaskSettings] = []
+    """Tasks and suites; `forgetting` measures each task once."""
     include_path: str | None = None
-    """Folder with task files of one's own."""
-    limit: Positive | None = None
-    """Items of each task; null: all."""
+    """Folder with task and suite files of one's own."""
+    data_dir: str | None = None
+    """Folder with local files for the nine benchmarks of the suites, in place of the hub."""
+    limit: ItemLimit | None = None
+    """At most so many items of each task, or such a share of them; null: all."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     """Examples in the prompt; null: what each task says."""
     batch_size: Positive = 8
     """Sequences in one forward pass of an lm-eval task."""
+    log_samples: bool = False
+    """Keep every prompt and answer, as JSON lines beside the results."""
 
 
 class ReportSettings(Section):
@@ -596,7 +629,7 @@ def _with_absolute_paths(recipe: Recipe, folders: Sequence[Path]) -> Recipe:
         update={
             "model": updated(recipe.model, "name_or_path", "chat_template"),
             "reference": updated(recipe.reference, "name_or_path"),
-            "evaluation": updated(recipe.evaluation, "include_path"),
+            "evaluation": updated(recipe.evaluation, "include_path", "data_dir"),
             "data": recipe.data.model_copy(update={"sources": sources}),
         }
     )

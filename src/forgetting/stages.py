@@ -7,7 +7,9 @@ mathematics and decide nothing about order: that is the pipeline's.
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -26,7 +28,7 @@ from forgetting.data.corpus import build_corpus
 from forgetting.data.samples import Samples, list_column, lists, read_table, write_table
 from forgetting.data.tokens import Tokenization
 from forgetting.errors import InputError
-from forgetting.evaluation import HELDOUT, TaskResult, evaluate_heldout, evaluate_tasks
+from forgetting.evaluation import HELDOUT, Harness, TaskResult, evaluate_heldout
 from forgetting.metrics import noise_detection
 from forgetting.objective import ForgettingTerm
 from forgetting.recipe import (
@@ -37,7 +39,7 @@ from forgetting.recipe import (
     VariantSettings,
 )
 from forgetting.report import build_report
-from forgetting.rundir import Work
+from forgetting.rundir import Work, write_atomically
 from forgetting.scoring import score_samples
 from forgetting.selection import (
     quality_threshold,
@@ -429,42 +431,77 @@ def _tensorboard(training: TrainingSettings, output: Path) -> list[Any]:
     return [TensorBoardCallback(SummaryWriter(str(output / "tensorboard")))]
 
 
-def evaluate(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
-    """Measure one variant, or the untrained `base`."""
+class Bench:
+    """What the variants of a run share while they are measured: the base model in memory, and
+    lm-eval's tasks with their data. Held by who runs the stages; empty until it is used."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        self._recipe = recipe
+        self.models = models.SharedBase(recipe.model)
+
+    @functools.cached_property
+    def harness(self) -> Harness:
+        """The recipe's lm-eval tasks, read once."""
+        tokenizer = models.load_tokenizer(self._recipe.model)
+        return Harness(self._recipe.evaluation, tokenizer, seed=self._recipe.seed)
+
+
+def evaluate(
+    recipe: Recipe, run: Path, work: Work, variant: str, bench: Bench | None = None
+) -> None:
+    """Measure one variant, or the untrained `base`. What has a result file is not done again."""
     settings = recipe.evaluation
-    dtype = models.pick_dtype(recipe.model)
-    if variant == "base":
-        model = models.load_base_model(recipe.model, dtype)
-    else:
-        model = models.load_variant(recipe.model, dtype, run / "models" / variant)
-    results: list[TaskResult] = []
-    if settings.heldout and recipe.data.num_heldout:
-        samples = Samples.read(run / "data" / "heldout.parquet")
-        with progress(f"Evaluating {variant} on held-out samples", len(samples)) as advance:
-            results.append(
-                evaluate_heldout(
+    bench = bench or Bench(recipe)
+    requests = bench.harness.requests if settings.tasks else []
+    path = None if variant == "base" else run / "models" / variant
+    has_heldout = settings.heldout and recipe.data.num_heldout > 0
+    measured = {r.task for r in requests if _result_file(work, r.task).is_file()}
+    with bench.models.lend(path) as model:
+        if has_heldout and not _result_file(work, HELDOUT).is_file():
+            samples = Samples.read(run / "data" / "heldout.parquet")
+            with progress(f"Evaluating {variant} on held-out samples", len(samples)) as advance:
+                result = evaluate_heldout(
                     model,
                     samples,
                     tokens_per_batch=recipe.scoring.tokens_per_batch,
                     advance=advance,
                 )
-            )
-    if settings.tasks:
-        logger.info("Evaluating %s on %s", variant, ", ".join(settings.tasks))
-        results += evaluate_tasks(
-            model,
-            models.load_tokenizer(recipe.model),
-            settings.tasks,
-            include_path=settings.include_path,
-            limit=settings.limit,
-            num_fewshot=settings.num_fewshot,
-            batch_size=settings.batch_size,
-            seed=recipe.seed,
-        )
-    for result in results:
-        name = result.task if result.task == HELDOUT else result.task.replace("/", "_")
-        content = {"variant": variant, **result.model_dump()}
-        _write_json(work.output / f"{name}.json", content)
+            _write_result(work, variant, result)
+        with progress(f"Evaluating {variant} on tasks", len(requests), len(measured)) as advance:
+            for request in requests:
+                if request.task in measured:
+                    continue
+                output = bench.harness.measure(model, request)
+                if output is not None:
+                    for name, rows in output.samples.items():
+                        _write_samples(work, name, rows)
+                    for result in output.results:
+                        _write_result(work, variant, result)
+                advance(1, request.task)
+    if requests:
+        results = {
+            r.task: TaskResult.model_validate_json(_result_file(work, r.task).read_bytes())
+            for r in requests
+        }
+        for result in bench.harness.suite_results(results):
+            _write_result(work, variant, result)
+
+
+def _result_file(work: Work, task: str) -> Path:
+    """A task's name may hold what a file's may not."""
+    return work.output / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', task)}.json"
+
+
+def _write_result(work: Work, variant: str, result: TaskResult) -> None:
+    content = {"variant": variant, **result.model_dump()}
+    _write_json(_result_file(work, result.task), content)
+
+
+def _write_samples(work: Work, task: str, rows: list[dict[str, Any]]) -> None:
+    # Before the result, whose file says that the task is done.
+    file = _result_file(work, task).with_suffix(".samples.jsonl")
+    lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
+    write_atomically(file, "".join(f"{line}\n" for line in lines))
 
 
 def report(recipe: Recipe, run: Path, work: Work) -> None:
@@ -480,4 +517,4 @@ def report(recipe: Recipe, run: Path, work: Work) -> None:
 
 
 def _write_json(path: Path, content: Any) -> None:
-    path.write_text(json.dumps(content, indent=1, allow_nan=False), encoding="utf-8")
+    write_atomically(path, json.dumps(content, indent=1, allow_nan=False))

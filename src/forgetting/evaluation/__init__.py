@@ -1,0 +1,18 @@
+"""What a model can do: held-out responses, and tasks of lm-evaluation-harness, in process."""
+
+from forgetting.evaluation.harness import Harness, Measured
+from forgetting.evaluation.heldout import HELDOUT, evaluate_heldout
+from forgetting.evaluation.results import Group, Metric, TaskResult
+from forgetting.evaluation.suites import Request, plan_tasks
+
+__all__ = [
+    "HELDOUT",
+    "Group",
+    "Harness",
+    "Measured",
+    "Metric",
+    "Request",
+    "TaskResult",
+    "evaluate_heldout",
+    "plan_tasks",
+]

@@ -1,0 +1,344 @@
+"""Tasks of lm-evaluation-harness on a model in memory, adapter and all.
+
+Goes in: the recipe's settings once, then a model for each measurement. Comes out: one
+`TaskResult` a task. The index of tasks and their data are read once for all models. Knows
+nothing of how a model was trained.
+
+Several processes, met in torch.distributed, each have a `Harness` and a copy of the model; they
+call `measure` together, the items are divided among them, and the first has the results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from forgetting.errors import InputError
+from forgetting.evaluation.benchmarks import BENCHMARKS, write_task
+from forgetting.evaluation.results import Metric, TaskResult
+from forgetting.evaluation.suites import (
+    Request,
+    metric_label,
+    plan_tasks,
+    read_request,
+    suite_result,
+)
+from forgetting.recipe import EvaluationSettings
+
+# Of bootstrapped standard errors, such as F1's; lm-eval's own default takes minutes a task.
+BOOTSTRAP_SAMPLES = 1000
+LOCAL_DATA = {"json", "csv", "parquet", "text", "arrow"}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one task gave."""
+
+    results: list[TaskResult]
+    """The task's own last; those of a group's tasks come before it."""
+    samples: dict[str, list[dict[str, Any]]]
+    """Prompts and answers by task, where they are kept."""
+
+
+class Harness:
+    """The tasks of a recipe, ready to be run on one model after the other.
+
+    Args:
+        settings: which tasks, and how.
+        tokenizer: of the models to come.
+        seed: of everything that lm-eval draws.
+        process_index: which of `num_processes` this one is.
+
+    Raises:
+        InputError: a task is unknown, asked for twice, or lacks its local files.
+    """
+
+    def __init__(
+        self,
+        settings: EvaluationSettings,
+        tokenizer: Any,
+        *,
+        seed: int = 0,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        self._process_index, self._num_processes = process_index, num_processes
+        self.requests, self.suites = plan_tasks(settings)
+        self._settings = settings
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._folder = TemporaryDirectory(prefix="forgetting-tasks-")
+        self._notes = write_tasks(self.requests, settings.data_dir, Path(self._folder.name))
+        self._manager = _index(self.requests, settings.include_path, self._folder.name)
+        self.requests = _without_tags(self.requests, self._manager)
+        self._loaded: dict[str, Any] = {}
+
+    def measure(self, model: Any, request: Request) -> Measured | None:
+        """Run one task; None in all processes but the first.
+
+        Raises:
+            InputError: the task's data cannot be had, or it has fewer items than processes.
+        """
+        from lm_eval.evaluator import evaluate
+
+        with _on_stderr():
+            loaded = self._load(request)
+            items = {
+                name: request.num_items(len(task.eval_docs))
+                for name, task in loaded["tasks"].items()
+            }
+            self._check_processes(items)
+            lm = self._wrap(model)
+            _seed_everything(self._seed)
+            shortened = {}
+            for name, task in loaded["tasks"].items():
+                task.set_fewshot_seed(seed=self._seed)
+                shortened[name] = _fit_generation(task, lm)
+            output = evaluate(
+                lm=lm,
+                task_dict=loaded,
+                samples={name: list(range(number)) for name, number in items.items()},
+                bootstrap_iters=BOOTSTRAP_SAMPLES,
+                log_samples=self._settings.log_samples,
+            )
+        if output is None:
+            return None
+        # A group's own row is the last: where it is written, all are.
+        names = [*loaded["tasks"], *reversed(loaded["groups"])]
+        results = [self._result(name, output, loaded, request) for name in names]
+        for result in results:
+            result.notes += shortened.get(result.task, [])
+        return Measured(
+            results,
+            {
+                name: sorted(rows, key=lambda row: (row["filter"], row["doc_id"]))
+                for name, rows in (output.get("samples") or {}).items()
+            },
+        )
+
+    def suite_results(self, results: Mapping[str, TaskResult]) -> list[TaskResult]:
+        """One row for each suite of the recipe, from the results of its tasks."""
+        return [suite_result(suite, results) for suite in self.suites]
+
+    def close(self) -> None:
+        """Remove the local builds; no task can be run any more."""
+        self._loaded.clear()
+        self._folder.cleanup()
+
+    def _load(self, request: Request) -> Any:
+        """The request's tasks with their data, as lm-eval runs them."""
+        if request.task not in self._loaded:
+            from datasets.exceptions import DatasetsError
+
+            try:
+                with _without_downloads() if request.local else contextlib.nullcontext():
+                    loaded = self._manager.load([request.task])
+            except (OSError, ValueError, AssertionError, LookupError, DatasetsError) as error:
+                reason = " ".join(str(error).split())[:400]
+                raise InputError(
+                    f"evaluation.tasks: {request.task}: {reason}. Tasks take their data from "
+                    "the hub unless evaluation.data_dir or their own file names local data"
+                ) from error
+            for task in loaded["tasks"].values():
+                _set_num_fewshot(task, request.num_fewshot)
+                if request.max_context_tokens is not None:
+                    _cut_contexts(task, self._tokenizer, request.max_context_tokens)
+            self._loaded[request.task] = loaded
+        return self._loaded[request.task]
+
+    def _check_processes(self, items: Mapping[str, int]) -> None:
+        """lm-eval fails with a process that has nothing to do."""
+        for name, number in items.items():
+            if number < self._num_processes:
+                raise InputError(
+                    f"the task {name} has {number} items for {self._num_processes} processes. "
+                    "Raise evaluation.limit, or evaluate on fewer processes"
+                )
+
+    def _wrap(self, model: Any) -> Any:
+        """The model as lm-eval runs it, on this process's share of the items."""
+        from lm_eval.models.huggingface import HFLM
+
+        lm = HFLM(pretrained=model, tokenizer=self._tokenizer, batch_size=self._settings.batch_size)
+        if self._num_processes > 1:
+            # For a model in memory HFLM leaves the division among processes to its caller.
+            lm.accelerator = Accelerator()
+            lm._rank, lm._world_size = self._process_index, self._num_processes
+        return lm
+
+    def _result(
+        self, name: str, output: dict[str, Any], loaded: Any, request: Request
+    ) -> TaskResult:
+        figures = output["results"][name]
+        better = output.get("higher_is_better", {}).get(name, {})
+        metrics = {}
+        for key, value in figures.items():
+            metric, comma, filter_name = key.partition(",")
+            is_error = metric.endswith("_stderr")
+            if not comma or is_error or not isinstance(value, (int, float)):
+                continue
+            stderr = figures.get(f"{metric}_stderr,{filter_name}")
+            metrics[metric_label(metric, filter_name)] = Metric(
+                value=float(value),
+                stderr=float(stderr) if isinstance(stderr, (int, float)) else None,
+                higher_is_better=bool(better.get(metric, True)),
+            )
+        is_task = name in loaded["tasks"]
+        members = (
+            [name] if is_task else [t.task_name for t in loaded["groups"][name].get_all_tasks()]
+        )
+        counts = output["n-samples"]
+        shots = output["configs"][name]["num_fewshot"] if is_task else None
+        notes = list(self._notes.get(name, []))
+        if is_task and request.num_fewshot not in (None, shots):
+            notes.append(f"the task says {shots} examples itself; num_fewshot has no effect on it")
+        return TaskResult(
+            task=name,
+            num_items=sum(int(counts[member]["effective"]) for member in members),
+            metrics=metrics,
+            local=all(_is_local(output["configs"][member]) for member in members),
+            num_fewshot=shots,
+            notes=notes,
+        )
+
+
+def write_tasks(
+    requests: Iterable[Request], data_dir: str | None, folder: Path
+) -> dict[str, list[str]]:
+    """Write the task files of the benchmarks among `requests`, with local data where they have it.
+
+    Returns:
+        By task, what a reader of its figures must know of its items.
+    """
+    notes = {}
+    for request in requests:
+        if request.task not in BENCHMARKS:
+            continue
+        items = read_request(request, data_dir)
+        if items is not None:
+            notes[request.task] = items.notes
+        write_task(BENCHMARKS[request.task], folder, items, request.num_fewshot)
+    return notes
+
+
+def _index(requests: Iterable[Request], include_path: str | None, folder: str) -> Any:
+    """lm-eval's index of tasks, of as few files as the requests need."""
+    # Imported here: it takes seconds, and a run without tasks does not need it.
+    from lm_eval.tasks import TaskManager
+
+    names = {request.task for request in requests}
+    # What lies in a folder of the user's own comes before ours.
+    paths = [folder, *([] if include_path is None else [include_path])]
+    manager = TaskManager(include_path=paths, include_defaults=False)
+    if not names <= set(manager.all_tasks):
+        # All that lm-eval ships: tens of seconds.
+        manager = TaskManager(include_path=paths)
+    unknown = sorted(names - set(manager.all_tasks))
+    if unknown:
+        raise InputError(
+            f"evaluation.tasks: lm-eval knows no task {', '.join(unknown)}"
+            + (f", and none lies in {include_path}" if include_path else "")
+            + ". `lm_eval ls tasks` prints the names it knows"
+        )
+    return manager
+
+
+def _without_tags(requests: Iterable[Request], manager: Any) -> list[Request]:
+    """A tag's tasks in its place, so that each is done and kept by itself."""
+    index = manager.task_index
+    found: dict[str, Request] = {}
+    for request in requests:
+        entry = index[request.task]
+        for name in sorted(entry.tags) if entry.kind.name == "TAG" else [request.task]:
+            found.setdefault(name, replace(request, task=name))
+    return list(found.values())
+
+
+def _seed_everything(seed: int) -> None:
+    import langdetect
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    # IFEval detects languages; without a seed the same answer can pass one time and fail the next.
+    langdetect.DetectorFactory.seed = seed
+
+
+def _set_num_fewshot(task: Any, wanted: int | None) -> None:
+    """As lm-eval does: a task that says 0 keeps it, one that says nothing has none."""
+    own = task.get_config("num_fewshot")
+    if wanted is not None and own != 0:
+        task.set_config(key="num_fewshot", value=wanted)
+    elif own is None:
+        task.set_config(key="num_fewshot", value=0)
+
+
+def _fit_generation(task: Any, lm: Any) -> list[str]:
+    """Shorten answers that alone fill all positions of the model, which lm-eval refuses to run."""
+    if task.OUTPUT_TYPE != "generate_until":
+        return []
+    own = dict(task.config.generation_kwargs or {})
+    wanted = int(own.get("max_gen_toks", lm.max_gen_toks))
+    if wanted < lm.max_length:
+        return []
+    shorter = lm.max_length // 2
+    task.set_config(key="generation_kwargs", value={**own, "max_gen_toks": shorter})
+    return [
+        f"answers end after {shorter} tokens, not {wanted}: the model has {lm.max_length} positions"
+    ]
+
+
+def _cut_contexts(task: Any, tokenizer: Any, max_tokens: int) -> None:
+    """Keep the first `max_tokens` tokens of every item's `context`, examples included."""
+
+    def cut(text: str) -> str:
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        ends = offsets["offset_mapping"]
+        return text if len(ends) <= max_tokens else text[: ends[max_tokens - 1][1]]
+
+    process = task.config.process_docs
+
+    def process_docs(dataset: Any) -> Any:
+        dataset = dataset if process is None else process(dataset)
+        contexts = [cut(text) for text in dataset["context"]]
+        return dataset.remove_columns("context").add_column("context", contexts)
+
+    task.config.process_docs = process_docs
+    examples = task.sampler.df[: task.get_config("num_fewshot") or 0]
+    task.sampler.replace_df([{**doc, "context": cut(doc["context"])} for doc in examples])
+
+
+def _is_local(config: Mapping[str, Any]) -> bool:
+    path = config.get("dataset_path")
+    return path in LOCAL_DATA or (isinstance(path, str) and Path(path).exists())
+
+
+@contextlib.contextmanager
+def _on_stderr() -> Iterator[None]:
+    """lm-eval prints while it works; standard output is for results."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+@contextlib.contextmanager
+def _without_downloads() -> Iterator[None]:
+    """lm-eval's IFEval asks the network for sentence data as soon as it is imported, also where
+    no item needs it; a network that swallows the request holds that up for minutes."""
+    import nltk
+
+    download = nltk.download
+    nltk.download = lambda *args, **kwargs: False
+    try:
+        yield
+    finally:
+        nltk.download = download

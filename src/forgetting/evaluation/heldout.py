@@ -1,0 +1,100 @@
+"""How well a model predicts held-out responses: loss, perplexity, greedy exact match.
+
+Goes in: a model in memory and samples. Comes out: one `TaskResult`. Of several processes, each
+scores its share of the samples, and all have the whole result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from numpy.typing import NDArray
+
+from forgetting.data.samples import Samples
+from forgetting.evaluation.results import Group, Metric, TaskResult
+from forgetting.scoring import score_samples
+
+HELDOUT = "heldout"
+
+
+def evaluate_heldout(
+    model: Any,
+    samples: Samples,
+    *,
+    tokens_per_batch: int | None = None,
+    process_index: int = 0,
+    num_processes: int = 1,
+    advance: Callable[[int, str], None] = lambda amount, note: None,
+) -> TaskResult:
+    """Measure how well a model predicts held-out responses.
+
+    `loss` is the mean cross-entropy of the response tokens in nats, its standard error that of
+    a ratio over samples, since tokens of one response are not independent; `perplexity` is its
+    exponential; `exact_match` is the share of responses that greedy decoding would give token
+    for token, end included (every token is the most likely one after those before it, so one
+    forward pass tells).
+
+    Args:
+        samples: at least one.
+        process_index: which of `num_processes`, met in torch.distributed, this one is.
+    """
+    counts = samples.num_response_tokens
+    # What is another process's stays zero, and is added.
+    losses, exact = np.zeros(len(samples)), np.zeros(len(samples))
+    own = np.arange(process_index, len(samples), num_processes)
+    if len(own):
+        scores = score_samples(
+            model, samples, own, tokens_per_batch=tokens_per_batch, advance=advance
+        )
+        starts = np.cumsum(counts[own]) - counts[own]
+        losses[own] = np.add.reduceat(-scores.log_probs.astype(np.float64), starts)
+        exact[own] = np.logical_and.reduceat(scores.is_greedy, starts)
+    if num_processes > 1:
+        losses, exact = (_sum_over_processes(values) for values in (losses, exact))
+    sources = np.asarray(samples.table["source"].to_pylist(), dtype=object)
+    groups = {
+        str(name): _response_metrics(
+            losses[sources == name], counts[sources == name], exact[sources == name]
+        )
+        for name in sorted(set(sources))
+    }
+    whole = _response_metrics(losses, counts, exact)
+    return TaskResult(task=HELDOUT, local=True, groups=groups, **whole.model_dump())
+
+
+def _sum_over_processes(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    tensor = torch.from_numpy(values).to(PartialState().device)
+    return reduce(tensor, reduction="sum").cpu().numpy()
+
+
+def _response_metrics(
+    losses: NDArray[np.float64], counts: NDArray[np.int64], exact: NDArray[np.float64]
+) -> Group:
+    num_items, num_tokens = len(losses), int(counts.sum())
+    loss = float(losses.sum() / num_tokens)
+    stderr = None
+    if num_items > 1:
+        residuals = losses - loss * counts
+        stderr = math.sqrt(num_items / (num_items - 1) * float((residuals**2).sum())) / num_tokens
+    accuracy = float(exact.mean())
+    spread = math.sqrt(accuracy * (1 - accuracy) / (num_items - 1)) if num_items > 1 else None
+    # exp(709) is the largest a float holds; a loss above it has no perplexity to speak of.
+    perplexity = math.exp(min(loss, 709.0))
+    return Group(
+        num_items=num_items,
+        metrics={
+            "exact_match": Metric(value=accuracy, stderr=spread, higher_is_better=True),
+            "loss": Metric(value=loss, stderr=stderr, higher_is_better=False),
+            "perplexity": Metric(
+                value=perplexity,
+                stderr=None if stderr is None else perplexity * stderr,
+                higher_is_better=False,
+            ),
+        },
+    )

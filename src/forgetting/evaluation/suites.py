@@ -1,0 +1,286 @@
+"""Which tasks an evaluation asks for, with which settings, and what a suite makes of them.
+
+Goes in: the recipe's settings. Comes out: one `Request` a task, the suites they belong to, and,
+once the tasks are measured, one row a suite: the mean over its members. Runs no task.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from forgetting.errors import InputError
+from forgetting.evaluation.benchmarks import (
+    BENCHMARKS,
+    LocalItems,
+    check_sentences,
+    find_files,
+    missing_files,
+    read_items,
+)
+from forgetting.evaluation.results import Group, Metric, TaskResult
+from forgetting.recipe import EvaluationSettings, ItemLimit
+from forgetting.rundir import file_sha256
+
+AVERAGE = "average"
+
+
+class Member(BaseModel):
+    """One number of a suite: a metric of a task, or its mean over several tasks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    tasks: Annotated[list[str], Field(min_length=1)]
+    metric: str
+    filter: str = "none"
+    num_fewshot: int | None = None
+    limit: ItemLimit | None = None
+    max_context_tokens: int | None = None
+    """Tokens after which the `context` of an item is cut; None: not cut."""
+
+    @property
+    def label(self) -> str:
+        """The metric as results name it."""
+        return metric_label(self.metric, self.filter)
+
+
+class Suite(BaseModel):
+    """Tasks that are reported as one average over its members."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    suite: str
+    members: Annotated[list[Member], Field(min_length=1)]
+
+
+def metric_label(metric: str, filter_name: str) -> str:
+    """A metric's name in results: its filter is said where there is one."""
+    return metric if filter_name == "none" else f"{metric} ({filter_name})"
+
+
+@dataclass(frozen=True)
+class Request:
+    """A task to be run, and how."""
+
+    task: str
+    num_fewshot: int | None = None
+    """None: what the task says."""
+    limits: tuple[ItemLimit, ...] = ()
+    """Each a number of items, or a share of them below 1; the smallest counts."""
+    max_context_tokens: int | None = None
+    local: bool = False
+    """From files of `data_dir`."""
+
+    def num_items(self, total: int) -> int:
+        """How many of a task's items are scored."""
+        return min([total, *(math.ceil(total * x) if x < 1 else math.ceil(x) for x in self.limits)])
+
+
+def shipped_suites() -> dict[str, Suite]:
+    """The suites of the package, by name."""
+    folder = Path(str(resources.files("forgetting") / "tasks"))
+    return _read_suites(folder)
+
+
+def _read_suites(folder: Path) -> dict[str, Suite]:
+    """The suites among the YAML files of a folder; task files of lm-eval are none."""
+    suites = {}
+    for path in sorted(folder.glob("*.yaml")):
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError):
+            # Task files may hold `!function`, which only lm-eval reads.
+            continue
+        if not isinstance(content, dict) or "suite" not in content:
+            continue
+        try:
+            suite = Suite.model_validate(content)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise InputError(f"{path} is no suite: {place}: {first['msg']}") from error
+        suites[suite.suite] = suite
+    return suites
+
+
+def plan_tasks(settings: EvaluationSettings) -> tuple[list[Request], list[Suite]]:
+    """The tasks that settings ask for, each once, and the suites.
+
+    With `data_dir`, a member of a suite that is a mean over tasks keeps those that have files.
+
+    Raises:
+        InputError: a suite cannot be read, a file is missing, or a task is asked for twice with
+            different settings.
+    """
+    known = shipped_suites()
+    if settings.include_path is not None:
+        known |= _read_suites(Path(settings.include_path))
+    own = () if settings.limit is None else (settings.limit,)
+    requests: dict[str, Request] = {}
+    suites: list[Suite] = []
+
+    def add(request: Request) -> None:
+        if requests.setdefault(request.task, request) != request:
+            raise InputError(
+                f"evaluation.tasks asks for {request.task} twice, with different settings. "
+                "Evaluate one of them in a recipe of its own"
+            )
+
+    for asked in settings.tasks:
+        limits = own if asked.limit is None else (asked.limit, *own)
+        suite = known.get(asked.task)
+        if suite is None:
+            shots = settings.num_fewshot if asked.num_fewshot is None else asked.num_fewshot
+            for task in _with_tag(asked.task, settings.data_dir):
+                add(_located(Request(task, shots, limits), settings.data_dir))
+            continue
+        if asked.num_fewshot is not None:
+            raise InputError(
+                f"evaluation.tasks: {suite.suite} is a suite, and says itself how many examples "
+                "each of its tasks has. Leave num_fewshot out"
+            )
+        suite = _available(suite, settings.data_dir)
+        suites.append(suite)
+        for member in suite.members:
+            of_member = limits if member.limit is None else (member.limit, *limits)
+            for task in member.tasks:
+                request = Request(task, member.num_fewshot, of_member, member.max_context_tokens)
+                add(_located(request, settings.data_dir))
+    return list(requests.values()), suites
+
+
+def _with_tag(name: str, data_dir: str | None) -> list[str]:
+    """The tasks of a name that stands for several of the benchmarks; others as they are."""
+    tagged = [task for task, benchmark in BENCHMARKS.items() if benchmark.tag == name]
+    if not tagged:
+        return [name]
+    if data_dir is None:
+        return tagged
+    return _with_files(tagged, data_dir) or tagged
+
+
+def _with_files(tasks: Sequence[str], data_dir: str) -> list[str]:
+    folder = Path(data_dir)
+    return [t for t in tasks if t not in BENCHMARKS or find_files(BENCHMARKS[t], folder)]
+
+
+def _available(suite: Suite, data_dir: str | None) -> Suite:
+    if data_dir is None:
+        return suite
+    members = [
+        # Where nothing is there, the message names the first file.
+        m.model_copy(update={"tasks": _with_files(m.tasks, data_dir) or m.tasks[:1]})
+        for m in suite.members
+    ]
+    return suite.model_copy(update={"members": members})
+
+
+def _located(request: Request, data_dir: str | None) -> Request:
+    if data_dir is None or request.task not in BENCHMARKS:
+        return request
+    benchmark = BENCHMARKS[request.task]
+    if not find_files(benchmark, Path(data_dir)):
+        raise InputError(missing_files(benchmark, Path(data_dir)))
+    return replace(request, local=True)
+
+
+def check_tasks(settings: EvaluationSettings) -> None:
+    """Refuse what an evaluation would fail on after hours of training: settings, local files.
+
+    Raises:
+        InputError: the message names the setting, or the file and the record.
+    """
+    requests, _ = plan_tasks(settings)
+    for request in requests:
+        read_request(request, settings.data_dir)
+
+
+def read_request(request: Request, data_dir: str | None) -> LocalItems | None:
+    """The local items of a task; None where it takes its own data set.
+
+    Raises:
+        InputError: a file is broken, or IFEval's sentence data is not here.
+    """
+    if not request.local:
+        return None
+    assert data_dir is not None
+    benchmark = BENCHMARKS[request.task]
+    items = read_items(benchmark, Path(data_dir))
+    if request.task == "ifeval":
+        scored = items.splits[benchmark.scored]
+        check_sentences(scored[: request.num_items(len(scored))], Path(data_dir))
+    return items
+
+
+def evaluation_fingerprint(settings: EvaluationSettings) -> dict[str, Any]:
+    """What the figures depend on beside the settings: the suites' contents, the local files'."""
+    requests, suites = plan_tasks(settings)
+    files = {}
+    for request in requests:
+        if request.local and settings.data_dir is not None:
+            found = find_files(BENCHMARKS[request.task], Path(settings.data_dir))
+            files[request.task] = {split: file_sha256(path) for split, (_, path) in found.items()}
+    return {"suites": [suite.model_dump() for suite in suites], "files": files}
+
+
+def suite_result(suite: Suite, results: Mapping[str, TaskResult]) -> TaskResult:
+    """The mean over a suite's members, each the mean over its tasks, none weighted by size.
+
+    The standard error is that of a mean of independent figures; None where one of them has none.
+
+    Args:
+        results: by task; all tasks of the suite are among them.
+
+    Raises:
+        InputError: a task has no such metric.
+    """
+    groups = {member.name: _member_group(member, results) for member in suite.members}
+    figures = [group.metrics[AVERAGE] for group in groups.values()]
+    measured = [results[task] for member in suite.members for task in member.tasks]
+    notes = [
+        f"{m.name}: mean of {m.label} over {', '.join(m.tasks)}"
+        for m in suite.members
+        if len(m.tasks) > 1
+    ]
+    return TaskResult(
+        task=suite.suite,
+        num_items=sum(group.num_items for group in groups.values()),
+        metrics={AVERAGE: _mean(figures)},
+        local=any(result.local for result in measured),
+        notes=notes + [f"{r.task}: {note}" for r in measured for note in r.notes],
+        groups=groups,
+    )
+
+
+def _member_group(member: Member, results: Mapping[str, TaskResult]) -> Group:
+    figures = []
+    for task in member.tasks:
+        metrics = results[task].metrics
+        if member.label not in metrics:
+            raise InputError(
+                f"the task {task} has no metric {member.label}; it has {', '.join(metrics)}"
+            )
+        figures.append(metrics[member.label])
+    return Group(
+        num_items=sum(results[task].num_items for task in member.tasks),
+        metrics={AVERAGE: _mean(figures)},
+    )
+
+
+def _mean(figures: Iterable[Metric]) -> Metric:
+    figures = list(figures)
+    errors = [f.stderr for f in figures]
+    known: list[float] = [error for error in errors if error is not None]
+    return Metric(
+        value=math.fsum(f.value for f in figures) / len(figures),
+        stderr=math.hypot(*known) / len(figures) if len(known) == len(figures) else None,
+        higher_is_better=all(f.higher_is_better for f in figures),
+    )
