@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from forgetting import models
 from forgetting.errors import InputError
 from forgetting.recipe import LoraSettings, ModelSettings
+from tests.conftest import save_tiny_model
 
 
 def settings(path, **changes) -> ModelSettings:
@@ -108,6 +109,75 @@ def test_an_adapter_shares_the_base_weights(tiny_model, tmp_path):
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
     with pytest.raises(InputError, match="no adapter"):
         models.attach_adapter(base, tmp_path / "adapter")
+
+
+@pytest.fixture
+def adapters(tiny_model, tmp_path):
+    """Two trained adapters, and one that was not."""
+    from peft import get_peft_model
+
+    paths = []
+    for seed in (1, 2, None):
+        tuned = get_peft_model(
+            AutoModelForCausalLM.from_pretrained(tiny_model),
+            models.lora_config(LoraSettings(rank=2)),
+        )
+        for name, parameter in tuned.named_parameters():
+            if seed is not None and "lora_B" in name:
+                torch.manual_seed(seed)
+                torch.nn.init.normal_(parameter)
+        path = tmp_path / f"adapter-{seed}"
+        tuned.save_pretrained(path)
+        paths.append(path)
+    return paths
+
+
+def test_one_load_of_the_base_serves_it_and_every_adapter(tiny_model, adapters, monkeypatch):
+    loads = []
+    load = models.load_base_model
+    monkeypatch.setattr(models, "load_base_model", lambda *args: loads.append(args) or load(*args))
+    shared = models.SharedBase(settings(tiny_model))
+    ids = torch.arange(20)[None]
+
+    def logits(path):
+        with shared.lend(path) as model, torch.no_grad():
+            return model(input_ids=ids).logits
+
+    first, second, _ = adapters
+    # In any order, and the base after an adapter as before it.
+    shared_logits = [logits(path) for path in (None, first, second, None, first)]
+    assert len(loads) == 1
+    for path, found in zip((None, first, second, None, first), shared_logits, strict=True):
+        alone = load(settings(tiny_model), torch.float32)
+        if path is not None:
+            alone = models.attach_adapter(alone, path)
+        with torch.no_grad():
+            assert torch.equal(alone(input_ids=ids).logits, found)
+    assert not torch.equal(shared_logits[1], shared_logits[2])
+
+
+def test_whole_weights_take_the_place_of_the_base(tiny_model, adapters, tmp_path):
+    import weakref
+
+    whole = save_tiny_model(tmp_path / "whole", seed=5)
+    shared = models.SharedBase(settings(tiny_model))
+    with shared.lend() as base:
+        held = weakref.ref(base)
+    del base
+    assert held() is not None
+    with shared.lend(whole) as model:
+        assert held() is None
+        assert not hasattr(model, "peft_config")
+    with shared.lend(adapters[0]) as model:
+        assert models.changes_logits(model)
+
+
+def test_an_adapter_that_changes_nothing_is_refused(tiny_model, adapters):
+    shared = models.SharedBase(settings(tiny_model))
+    with pytest.raises(InputError, match="adapter-None does not change"), shared.lend(adapters[2]):
+        pass
+    with shared.lend() as base:
+        assert not hasattr(base, "peft_config")
 
 
 def test_the_adapter_leaves_the_head_alone(tiny_model):

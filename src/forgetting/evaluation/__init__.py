@@ -1,6 +1,6 @@
 """What a model can do: held-out responses, and tasks of lm-evaluation-harness, in process."""
 
-from forgetting.evaluation.harness import Harness, Measured
+from forgetting.evaluation.harness import Harness, Measured, write_tasks
 from forgetting.evaluation.heldout import HELDOUT, evaluate_heldout
 from forgetting.evaluation.results import Group, Metric, TaskResult
 from forgetting.evaluation.suites import Request, plan_tasks
@@ -15,4 +15,5 @@ __all__ = [
     "TaskResult",
     "evaluate_heldout",
     "plan_tasks",
+    "write_tasks",
 ]

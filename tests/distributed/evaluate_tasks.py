@@ -1,0 +1,36 @@
+"""Measures a model as one of several processes, or alone; the first writes what came out."""
+
+import json
+import sys
+from pathlib import Path
+
+from accelerate import PartialState
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from forgetting.data.samples import Samples
+from forgetting.evaluation import Harness, evaluate_heldout
+from forgetting.recipe import EvaluationSettings
+
+
+def main(model_path: str, heldout: str, output: str, settings: str) -> None:
+    state = PartialState(cpu=True)
+    place = {"process_index": state.process_index, "num_processes": state.num_processes}
+    model = AutoModelForCausalLM.from_pretrained(model_path).eval()
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    harness = Harness(EvaluationSettings.model_validate_json(settings), tokenizer, **place)
+    found = {}
+    for request in harness.requests:
+        measured = harness.measure(model, request)
+        if state.is_main_process:
+            found |= {r.task: r.model_dump() for r in measured.results}
+            found |= {f"{k} items": [r["doc_id"] for r in v] for k, v in measured.samples.items()}
+        else:
+            assert measured is None
+    samples = Samples.read(Path(heldout))
+    found["heldout"] = evaluate_heldout(model, samples, **place).model_dump()
+    if state.is_main_process:
+        Path(output).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

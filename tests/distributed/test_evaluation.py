@@ -1,0 +1,94 @@
+"""Two processes measure what one measures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from forgetting.data.samples import SAMPLE_SCHEMA, write_table
+
+SCRIPT = Path(__file__).with_name("evaluate_tasks.py")
+
+
+@pytest.fixture
+def measured(tmp_path, tiny_model):
+    """Measures in one process or in several; what the first wrote."""
+    random = np.random.default_rng(0)
+    rows = []
+    for index in range(7):
+        ids = random.integers(3, 259, 6 + index).tolist()
+        sample = {"sample_id": index, "source": "x", "input_ids": ids}
+        rows.append({**sample, "labels": [-100] * 3 + ids[3:], "noise": None, "noise_kind": None})
+    heldout = tmp_path / "heldout.parquet"
+    write_table(pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA), heldout)
+    items = [{"q": f"Stone {i} is", "choices": ["red", "blue"], "answer": i % 2} for i in range(5)]
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    common = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(tmp_path / "items.jsonl")}},
+        "test_split": "test",
+        "doc_to_text": "{{q}}",
+    }
+    choose = {
+        "output_type": "multiple_choice",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "metric_list": [{"metric": "acc"}],
+    }
+    write = {
+        "output_type": "generate_until",
+        "doc_to_target": "{{choices[answer]}}",
+        "generation_kwargs": {"max_gen_toks": 4, "do_sample": False},
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    for name, task in (("choose", choose), ("write", write)):
+        (folder / f"{name}.yaml").write_text(json.dumps({"task": name, **common, **task}))
+    settings = {
+        "tasks": ["choose", "write"],
+        "include_path": str(folder),
+        "batch_size": 2,
+        "log_samples": True,
+    }
+
+    def run(processes):
+        output = tmp_path / f"{processes}.json"
+        python = [sys.executable]
+        if processes > 1:
+            python += ["-m", "accelerate.commands.launch", "--multi_gpu"]
+            python += [f"--num_processes={processes}", "--main_process_port=0"]
+            python += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+        arguments = [SCRIPT, tiny_model, heldout, output, json.dumps(settings)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+        done = subprocess.run(
+            [*python, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(output.read_text())
+
+    return run
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_measures(measured):
+    whole, parts = measured(1), measured(2)
+    assert whole["choose items"] == [0, 1, 2, 3, 4]
+    loss, loss_of_parts = (r["heldout"]["metrics"].pop("loss") for r in (whole, parts))
+    assert loss["value"] == pytest.approx(loss_of_parts["value"], abs=1e-6)
+    assert loss["stderr"] == pytest.approx(loss_of_parts["stderr"], abs=1e-6)
+    for result in (whole, parts):
+        del result["heldout"]["metrics"]["perplexity"], result["heldout"]["groups"]
+    assert parts == whole
