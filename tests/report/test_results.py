@@ -199,3 +199,16 @@ def test_damaged_result_is_refused_by_its_path(run_dir: Path, damage: str) -> No
     path.write_text(damage)
     with pytest.raises(InputError, match=r"full/heldout\.json cannot be read"):
         results_table(run_dir)
+
+
+def test_a_suite_shows_its_average_its_members_and_that_it_is_local() -> None:
+    average = {"average": Metric(0.25, 0.02, True)}
+    groups = {name: Measurement(20, average) for name in ("TruthfulQA", "BoolQ")}
+    suite = Evaluation("full", "paper", Measurement(40, average), groups, local=True)
+    table = tabulate([suite])
+    assert [(c.task_title, c.title) for c in table.columns] == [
+        ("paper (local build)", "average"),
+        ("paper (local build)", "average, TruthfulQA"),
+        ("paper (local build)", "average, BoolQ"),
+    ]
+    assert table.text("full", table.columns[0]) == "25.0 ± 2.0"

@@ -57,6 +57,8 @@ class Evaluation:
     task: str
     overall: Measurement
     groups: Mapping[str, Measurement]
+    local: bool = False
+    """Whether the items are a build from local files."""
 
 
 @dataclass(frozen=True)
@@ -390,6 +392,7 @@ def _read_evaluation(variant: str, path: Path) -> Evaluation:
             task=str(result["task"]),
             overall=_measurement(result),
             groups={str(name): _measurement(group) for name, group in groups.items()},
+            local=bool(result.get("local", False)),
         )
 
 

@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from forgetting.report.collect import Evaluation, Measurement, Metric, in_order, read_evaluations
@@ -23,7 +23,7 @@ HELDOUT = "heldout"
 HELDOUT_METRICS = ("exact_match", "loss", "perplexity")
 # Below this every model fails nearly every question: what differs is chance, and loss says more.
 LEAST_EXACT_MATCH = 0.02
-SHARES = re.compile(r"acc|exact_match|^em$|^f1$|^mc[12]$")
+SHARES = re.compile(r"acc|exact_match|^em$|^f1$|^mc[12]$|^average$")
 SPOKEN = {
     "full": "training on all tokens",
     "base": "the base model without fine-tuning",
@@ -43,6 +43,8 @@ class Column:
     higher_is_better: bool
     percent: bool
     """Values are shares of 1, shown times 100."""
+    local: bool = False
+    """The items are a build from local files."""
 
     @property
     def key(self) -> str:
@@ -52,7 +54,9 @@ class Column:
     @property
     def task_title(self) -> str:
         """The task, for people."""
-        return "held-out" if self.task == HELDOUT else self.task
+        if self.task == HELDOUT:
+            return "held-out"
+        return f"{self.task} (local build)" if self.local else self.task
 
     @property
     def metric_title(self) -> str:
@@ -130,6 +134,7 @@ def tabulate(evaluations: Sequence[Evaluation]) -> ResultsTable:
                 e.variant: m for e in of_task if (m := _measured(e, metric, group)) is not None
             }
             column = _column(task, metric, group, list(found.values()))
+            column = replace(column, local=any(e.local for e in of_task))
             columns[column.key] = column
             for variant, cell in _cells({v: m.metrics[metric] for v, m in found.items()}).items():
                 cells[variant, column.key] = cell
@@ -144,10 +149,12 @@ def tabulate(evaluations: Sequence[Evaluation]) -> ResultsTable:
 
 
 def _metrics(evaluations: Sequence[Evaluation], grouped: str) -> list[tuple[str, str | None]]:
-    """Metrics of a task in the order of its columns; a single group repeats the whole task."""
+    """Metrics of a task in the order of its columns; a single held-out group repeats the whole."""
     names = list(dict.fromkeys(name for e in evaluations for name in e.overall.metrics))
     if evaluations[0].task != HELDOUT:
-        return [(name, None) for name in names]
+        # The members of a suite follow its average.
+        members = dict.fromkeys(group for e in evaluations for group in e.groups)
+        return [(name, group) for name in names for group in (None, *members)]
     names.sort(
         key=lambda n: HELDOUT_METRICS.index(n) if n in HELDOUT_METRICS else len(HELDOUT_METRICS)
     )
