@@ -217,6 +217,8 @@ def test_overrides_of_a_recipe_that_is_no_file_are_refused(write_recipe, tmp_pat
         ("reference.name_or_path=/no/where", "reference.name_or_path: there is no folder"),
         ("model.chat_template=/no/where", "model.chat_template: there is no file /no/where"),
         ("evaluation.include_path=/no/where", "evaluation.include_path: there is no folder"),
+        ("evaluation.data_dir=/no/where", "evaluation.data_dir: there is no folder"),
+        ("evaluation={tasks: [paper], data_dir: .}", "has no file mc_task.json"),
         ("training.report_to=[trackio]", "report_to: the package trackio is not installed"),
     ],
 )

@@ -84,6 +84,11 @@ def test_a_recipe_without_name_takes_that_of_its_file(load):
         ({"selection": {"roh": 0.5}}, "selection.roh", "rho"),
         ({"forgetting": {"tmax": 1}}, "forgetting.tmax", "t_max"),
         ({"evaluation": {"task": []}}, "evaluation.task", "tasks"),
+        (
+            {"evaluation": {"tasks": [{"task": "boolq", "shots": 1}]}},
+            "evaluation.tasks.0.shots",
+            "num_fewshot",
+        ),
         ({"report": {"sed": 1}}, "report.sed", "seed"),
         ({"variants": {"full": {"x": 1}}}, "variants.full.x", "objective"),
         (
@@ -398,3 +403,17 @@ def test_only_an_adapter_is_merged_and_the_reference_is_not(load):
     recipe = load("training.merge=true")
     assert recipe.training.merge
     assert not recipe.reference.merge
+
+
+@pytest.mark.parametrize(
+    ("limit", "read"), [("20", 20), ("0.99", 0.99), ("1.0", 1), ("0", None), ("1.5", None)]
+)
+def test_a_limit_is_a_number_of_items_or_a_share(write_recipe, limit, read):
+    overrides = [f"evaluation.tasks=[boolq, {{task: asdiv, limit: {limit}}}]"]
+    if read is None:
+        with pytest.raises(InputError, match=r"evaluation.tasks.1.limit: must be a whole number"):
+            load_recipe(write_recipe(), overrides)
+        return
+    boolq, asdiv = load_recipe(write_recipe(), overrides).evaluation.tasks
+    assert (boolq.task, boolq.limit, asdiv.task, asdiv.limit) == ("boolq", None, "asdiv", read)
+    assert type(asdiv.limit) is type(read)

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import random
+import shutil
 import sys
+import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -77,9 +79,10 @@ class Harness:
         self._settings = settings
         self._tokenizer = tokenizer
         self._seed = seed
-        self._folder = TemporaryDirectory(prefix="forgetting-tasks-")
-        self._notes = write_tasks(self.requests, settings.data_dir, Path(self._folder.name))
-        self._manager = _index(self.requests, settings.include_path, self._folder.name)
+        folder = Path(mkdtemp(prefix="forgetting-tasks-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        self._notes = write_tasks(self.requests, settings.data_dir, folder)
+        self._manager = _index(self.requests, settings.include_path, folder)
         self.requests = _without_tags(self.requests, self._manager)
         self._loaded: dict[str, Any] = {}
 
@@ -129,11 +132,6 @@ class Harness:
     def suite_results(self, results: Mapping[str, TaskResult]) -> list[TaskResult]:
         """One row for each suite of the recipe, from the results of its tasks."""
         return [suite_result(suite, results) for suite in self.suites]
-
-    def close(self) -> None:
-        """Remove the local builds; no task can be run any more."""
-        self._loaded.clear()
-        self._folder.cleanup()
 
     def _load(self, request: Request) -> Any:
         """The request's tasks with their data, as lm-eval runs them."""
@@ -231,7 +229,7 @@ def write_tasks(
     return notes
 
 
-def _index(requests: Iterable[Request], include_path: str | None, folder: str) -> Any:
+def _index(requests: Iterable[Request], include_path: str | None, folder: Path) -> Any:
     """lm-eval's index of tasks, of as few files as the requests need."""
     # Imported here: it takes seconds, and a run without tasks does not need it.
     from lm_eval.tasks import TaskManager
@@ -301,19 +299,20 @@ def _fit_generation(task: Any, lm: Any) -> list[str]:
 def _cut_contexts(task: Any, tokenizer: Any, max_tokens: int) -> None:
     """Keep the first `max_tokens` tokens of every item's `context`, examples included."""
 
+    if "context" not in task.eval_docs.features:
+        raise InputError(f"max_context_tokens: the items of {task.task_name} have no `context`")
+
     def cut(text: str) -> str:
         offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         ends = offsets["offset_mapping"]
         return text if len(ends) <= max_tokens else text[: ends[max_tokens - 1][1]]
 
-    process = task.config.process_docs
-
-    def process_docs(dataset: Any) -> Any:
-        dataset = dataset if process is None else process(dataset)
-        contexts = [cut(text) for text in dataset["context"]]
-        return dataset.remove_columns("context").add_column("context", contexts)
-
-    task.config.process_docs = process_docs
+    split = task.config.test_split or task.config.validation_split
+    # Done here, once: lm-eval processes a data set anew each time it looks at it.
+    items = task.eval_docs
+    contexts = [cut(text) for text in items["context"]]
+    task.config.process_docs = None
+    task.dataset[split] = items.remove_columns("context").add_column("context", contexts)
     examples = task.sampler.df[: task.get_config("num_fewshot") or 0]
     task.sampler.replace_df([{**doc, "context": cut(doc["context"])} for doc in examples])
 
