@@ -17,9 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from forgetting.errors import InputError
 from forgetting.rundir import write_atomically
 
 SEAL = "sealed.json"
+RANDOM_STATE = "random_state"
 
 
 def save_state(state: Any, path: Path) -> None:
@@ -111,6 +113,21 @@ def latest_checkpoint(folder: Path) -> Path | None:
         if _is_whole(path):
             return path
     return None
+
+
+def check_num_processes(checkpoint: Path, count: int) -> None:
+    """Refuse a checkpoint of another number of processes: each draws its own dropout, so the
+    result would be another.
+
+    Raises:
+        InputError: the message says how many it takes.
+    """
+    saved = len(list(checkpoint.glob(f"{RANDOM_STATE}_*.json")))
+    if saved != count:
+        raise InputError(
+            f"{checkpoint} was saved by {saved} processes and would not go on alike with {count}. "
+            f"Run with --processes {saved}, or remove {checkpoint.parent} to train from the start"
+        )
 
 
 def _is_whole(folder: Path) -> bool:

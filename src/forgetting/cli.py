@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,13 @@ from rich.table import Table
 from forgetting import __version__
 from forgetting.console import setup_logging
 from forgetting.errors import ForgettingError, InputError
+from forgetting.launch import launch, report_failure
+from forgetting.processes import (
+    end_with_the_others,
+    leave_processes,
+    num_processes,
+    process_index,
+)
 
 app = typer.Typer(
     name="forgetting",
@@ -44,6 +52,23 @@ SetOption = Annotated[
     typer.Option("--set", metavar="SECTION.FIELD=VALUE", help="Override a field; repeatable."),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Only warnings, errors and results.")]
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--processes",
+        metavar="N",
+        min=1,
+        help="Train and score in N processes, one for each GPU. Default: one process.",
+    ),
+]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--accelerate-config",
+        metavar="NAME|FILE",
+        help="How they share the work: ddp, fsdp2, zero3, or a file of `accelerate config`.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Results as JSON on standard output.")]
 
 
@@ -80,6 +105,8 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan; load no weights, write nothing.")
     ] = False,
+    processes: ProcessesOption = None,
+    accelerate_config: ConfigOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -87,7 +114,7 @@ def run(
     if dry_run:
         _print_plan(recipe, run_dir, set_ or (), quiet, as_json)
     else:
-        _run(recipe, run_dir, set_, quiet, as_json)
+        _run(recipe, run_dir, set_, quiet, as_json, (), processes, accelerate_config)
 
 
 def _stage_command(stage: str, summary: str) -> None:
@@ -104,11 +131,27 @@ def _stage_command(stage: str, summary: str) -> None:
     app.command(stage)(command)
 
 
+def _shared_stage_command(stage: str, summary: str) -> None:
+    def command(
+        recipe: RecipeArgument,
+        run_dir: RunDirOption = None,
+        set_: SetOption = None,
+        processes: ProcessesOption = None,
+        accelerate_config: ConfigOption = None,
+        quiet: QuietOption = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        _run(recipe, run_dir, set_, quiet, as_json, (stage,), processes, accelerate_config)
+
+    command.__doc__ = summary
+    app.command(stage)(command)
+
+
 _stage_command("prepare", "Build the corpus: tokens, labels, disjoint splits.")
-_stage_command("reference", "Fine-tune the reference model on D_ref.")
-_stage_command("score", "Score D_train's response tokens under base and reference.")
+_shared_stage_command("reference", "Fine-tune the reference model on D_ref.")
+_shared_stage_command("score", "Score D_train's response tokens under base and reference.")
 _stage_command("select", "Choose the tokens to learn, to forget and to ignore.")
-_stage_command("train", "Fine-tune every variant on D_train.")
+_shared_stage_command("train", "Fine-tune every variant on D_train.")
 _stage_command("evaluate", "Measure every variant and the untrained base.")
 _stage_command("report", "Write the report page, its figures and tables.")
 
@@ -148,20 +191,34 @@ def _run(
     quiet: bool,
     as_json: bool,
     stages: Sequence[str] = (),
+    processes: int | None = None,
+    accelerate_config: str | None = None,
 ) -> None:
-    setup_logging(quiet or as_json)
+    setup_logging(quiet or as_json or process_index() > 0)
     try:
-        from forgetting.recipe import load_recipe
+        from forgetting.recipe import check_batches, load_recipe
 
         # Read before the pipeline is: a mistake in it need not wait for torch's import.
         asked_for = load_recipe(recipe, overrides or ())
+        asks_for_more = (processes or 1) > 1 or accelerate_config is not None
+        if num_processes() == 1 and asks_for_more:
+            check_batches(asked_for, processes or 1)
+            arguments = [stages[0] if stages else "run", recipe]
+            arguments += [] if run_dir is None else ["--run-dir", str(run_dir)]
+            arguments += [part for override in overrides or () for part in ("--set", override)]
+            arguments += ["--quiet"] * quiet + ["--json"] * as_json
+            launch(arguments, processes, accelerate_config)
+            return
         from forgetting.pipeline import STAGES
         from forgetting.pipeline import run as run_stages
 
         path = run_stages(asked_for, run_dir, stages=stages or STAGES)
+        leave_processes()
     except KeyboardInterrupt:
         typer.echo("Interrupted. The same command goes on from here.", err=True)
         raise typer.Exit(130) from None
+    if process_index() > 0:
+        return
     finished = path / "report" / "index.html"
     shows_results = (not stages or stages == ("report",)) and finished.is_file()
     if shows_results:
@@ -256,6 +313,8 @@ def _explain_system_error(error: Exception) -> str | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
+    if num_processes() > 1:
+        end_with_the_others()
     # Progress and messages are ours; the frameworks' bars would garble them.
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -266,25 +325,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     errors = Console(stderr=True)
 
-    def fail(message: str) -> None:
-        errors.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+    def fail(message: str, exit_code: int) -> int:
+        # Of several processes the one that failed first is heard, through their launcher.
+        if num_processes() == 1 or not report_failure(message, exit_code):
+            errors.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True, highlight=False)
+        return exit_code
 
     try:
         app(args=arguments)
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else 0
     except InputError as error:
-        fail(str(error))
-        return 2
+        return fail(str(error), 2)
     except ForgettingError as error:
-        fail(str(error))
-        return 1
+        return fail(str(error), 1)
     except Exception as error:
         message = _explain_system_error(error)
-        if message is None:
+        if message is not None:
+            return fail(message, 2)
+        if num_processes() == 1:
             raise
-        fail(message)
-        return 2
+        return fail(traceback.format_exc(), 1)
     return 0
 
 

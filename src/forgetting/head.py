@@ -74,8 +74,9 @@ def predict(
     """
     size = ROWS_PER_TILE if hidden.device.type == "cpu" else ROWS_PER_TILE_ACCELERATOR
     if not targets.numel():
-        # Connected to the model, so that a batch without targets still has a gradient of zero.
-        nothing = hidden.sum(-1).float()
+        # Connected to the whole model, so that a batch without targets still has a gradient of
+        # zero: other processes wait for it.
+        nothing = head.linear(hidden).sum(-1).float()
         return Predictions(nothing, nothing.detach(), nothing.detach().bool())
     if _is_plain(head.linear):
         weight: Tensor = head.linear.weight

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import patch_environment
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -25,6 +26,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from forgetting.errors import InputError
 from forgetting.recipe import LoraSettings, ModelSettings
@@ -81,8 +83,14 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_base_model(settings: ModelSettings, dtype: torch.dtype) -> PreTrainedModel:
+def load_base_model(
+    settings: ModelSettings, dtype: torch.dtype, *, in_parts: bool = False
+) -> PreTrainedModel:
     """The base model in evaluation mode, on this machine's device.
+
+    Args:
+        in_parts: leave it where it was read, for a trainer that spreads it over several
+            processes; then only one of them may hold the weights.
 
     Raises:
         InputError: there are no such weights, or they are not safetensors.
@@ -98,16 +106,21 @@ def load_base_model(settings: ModelSettings, dtype: torch.dtype) -> PreTrainedMo
         extra["quantization_config"] = quantization_config(settings, dtype)
         # Quantised weights are made where they stay.
         extra["device_map"] = {"": pick_device()}
-    model = _read(
-        settings,
-        "model",
-        lambda: AutoModelForCausalLM.from_pretrained(
+
+    def read() -> PreTrainedModel:
+        return AutoModelForCausalLM.from_pretrained(
             **_origin(settings),
             dtype=dtype,
             use_safetensors=True,
             **{key: value for key, value in extra.items() if value is not None},
-        ),
-    )
+        )
+
+    if in_parts:
+        return _read(settings, "model", read).eval()
+    # transformers would read a part of it, or nothing, where training is set up to be in parts.
+    unset_hf_deepspeed_config()
+    with patch_environment(fsdp_cpu_ram_efficient_loading="false"):
+        model = _read(settings, "model", read)
     return (model if settings.quantization else model.to(pick_device())).eval()
 
 

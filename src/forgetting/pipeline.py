@@ -19,12 +19,14 @@ from forgetting.console import duration, logger
 from forgetting.data.sources import HUB_ID, is_local, source_fingerprint
 from forgetting.errors import InputError
 from forgetting.evaluation.suites import check_tasks, evaluation_fingerprint
-from forgetting.models import count_trainable, model_fingerprint
+from forgetting.models import count_trainable, model_fingerprint, pick_device
+from forgetting.processes import ALONE, Processes, join_processes, num_processes
 from forgetting.recipe import (
     PLAIN_TEMPLATE,
     Recipe,
     TrainingSettings,
     VariantSettings,
+    check_batches,
     dump_recipe,
     load_recipe,
 )
@@ -41,6 +43,8 @@ from forgetting.rundir import (
 )
 
 STAGES = ("prepare", "reference", "score", "select", "train", "evaluate", "report")
+# Which of them all processes do together.
+SHARED_STAGES = ("reference", "score", "train")
 # Part of every fingerprint: raise it when a stage's result changes with the same recipe.
 RESULT_VERSION = 1
 NO_EFFECT_ON_WEIGHTS = {"save_steps", "report_to"}
@@ -275,15 +279,29 @@ def run(
         raise InputError(f"there is no stage {unknown[0]}. The stages are {', '.join(STAGES)}")
     path = Path(run_dir) if run_dir is not None else default_run_dir(recipe)
     check_inputs(recipe)
+    check_batches(recipe, num_processes())
     steps = plan(recipe)
+    processes = join_processes(pick_device().type)
+    if not processes.is_main:
+        _follow(steps, path, processes)
+        return path
     with RunDir(path, recipe.name) as directory:
         _check_order(steps, stages, _done(steps, path, directory.manifest))
         write_atomically(path / RECIPE, dump_recipe(recipe))
         directory.forget_stages({step.key for step in steps})
         for step in steps:
             if step.stage in stages:
-                _do(step, directory)
+                _do(step, directory, processes)
+    processes.share(None)
     return path
+
+
+def _follow(steps: Sequence[Step], path: Path, processes: Processes) -> None:
+    """Take part in every step that the leading process announces, until it announces no more."""
+    by_key = {step.key: step for step in steps}
+    while order := processes.share():
+        by_key[order["step"]].execute(path, Work(path / order["work"], processes))
+        processes.wait()
 
 
 def _done(steps: Sequence[Step], path: Path, manifest: Manifest) -> set[str]:
@@ -312,14 +330,19 @@ def _check_order(steps: Sequence[Step], stages: Sequence[str], done: set[str]) -
         will_be_done.add(step.key)
 
 
-def _do(step: Step, directory: RunDir) -> None:
-    """Do a step unless it is done."""
+def _do(step: Step, directory: RunDir, processes: Processes) -> None:
+    """Do a step unless it is done, with the other processes where it is one for all."""
     wanted = fingerprint(step, directory.manifest)
     if directory.is_done(step.key, wanted):
         logger.info("%s: done before", step.key)
         return
-    with directory.stage(step.key, wanted, step.target) as work:
+    shared = step.stage in SHARED_STAGES
+    together = processes if shared else ALONE
+    with directory.stage(step.key, wanted, step.target, together) as work:
+        if shared:
+            processes.share({"step": step.key, "work": str(work.path.relative_to(directory.path))})
         step.execute(directory.path, work)
+        together.wait()
     entry = directory.manifest.stages[step.key]
     logger.info("%s: done in %s", step.key, duration(entry.seconds))
 

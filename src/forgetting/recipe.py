@@ -635,6 +635,25 @@ def _with_absolute_paths(recipe: Recipe, folders: Sequence[Path]) -> Recipe:
     )
 
 
+def check_batches(recipe: Recipe, num_processes: int) -> None:
+    """Refuse a number of processes that an optimizer step's samples cannot be dealt to.
+
+    Raises:
+        InputError: the message names the field of the recipe and what to set.
+    """
+    for section in ("training", "reference"):
+        if section == "reference" and recipe.reference.name_or_path:
+            continue
+        settings: TrainingSettings = getattr(recipe, section)
+        together = settings.micro_batch_size * num_processes
+        if settings.batch_size % together:
+            raise InputError(
+                f"{section}.batch_size {settings.batch_size} cannot be dealt to {num_processes} "
+                f"processes with {section}.micro_batch_size {settings.micro_batch_size}: it must "
+                f"be a multiple of {together}. Set --processes or one of the two accordingly"
+            )
+
+
 def dump_recipe(recipe: Recipe) -> str:
     """The whole recipe as YAML, as it is kept in the run directory."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

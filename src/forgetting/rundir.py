@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel
 
 from forgetting.errors import InputError
+from forgetting.processes import ALONE, Processes
 
 MANIFEST = "manifest.json"
 RECIPE = "recipe.yaml"
@@ -67,9 +68,11 @@ class Manifest(BaseModel):
 class Work:
     """The work folder of a stage in progress: scratch that survives a kill, and its output."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, processes: Processes = ALONE) -> None:
         self.path = path
         self.output = path / "output"
+        self.processes = processes
+        """Who does the stage, each with a `Work` of its own on the same folder."""
         self.details: dict[str, float | int | str | None] = {}
         """Small numbers that the manifest keeps and the report shows."""
 
@@ -128,7 +131,9 @@ class RunDir:
         return stage_is_done(self.path, self.manifest, stage, fingerprint)
 
     @contextmanager
-    def stage(self, stage: str, fingerprint: str, target: str) -> Iterator[Work]:
+    def stage(
+        self, stage: str, fingerprint: str, target: str, processes: Processes = ALONE
+    ) -> Iterator[Work]:
         """Do a stage: yields its work folder, publishes `work.output` as `target` at the end.
 
         Interrupted, the work folder stays for the next attempt with the same fingerprint; work
@@ -139,7 +144,7 @@ class RunDir:
         for other in (self.path / ".work").glob(f"{slug}-*"):
             if other != folder and re.fullmatch(re.escape(slug) + r"-[0-9a-f]{16}", other.name):
                 shutil.rmtree(other)
-        work = Work(folder)
+        work = Work(folder, processes)
         work.output.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
         with _PeakMemory() as peak:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from forgetting import models
 from forgetting.card import model_card
-from forgetting.checkpoints import latest_checkpoint
+from forgetting.checkpoints import check_num_processes, latest_checkpoint
 from forgetting.console import logger, progress
 from forgetting.data.corpus import build_corpus
 from forgetting.data.samples import Samples, list_column, lists, read_table, write_table
@@ -31,6 +31,7 @@ from forgetting.errors import InputError
 from forgetting.evaluation import HELDOUT, Harness, TaskResult, evaluate_heldout
 from forgetting.metrics import noise_detection
 from forgetting.objective import ForgettingTerm
+from forgetting.processes import share_one_model
 from forgetting.recipe import (
     PLAIN_TEMPLATE,
     Recipe,
@@ -105,19 +106,29 @@ def reference(recipe: Recipe, run: Path, work: Work) -> None:
 def score(recipe: Recipe, run: Path, work: Work) -> None:
     """Log-probabilities of D_train's response tokens under base and reference, in shards."""
     samples = Samples.read(run / "data" / "train.parquet")
-    fingerprint = samples.fingerprint
     size = recipe.scoring.samples_per_shard
     shards = [
         np.arange(begin, min(begin + size, len(samples))) for begin in range(0, len(samples), size)
     ]
+    score_shards(recipe, run, work, samples, shards)
+    work.processes.wait()
+    if work.processes.is_main:
+        join_shards(work, samples, len(shards))
+
+
+def score_shards(
+    recipe: Recipe, run: Path, work: Work, samples: Samples, shards: list[NDArray]
+) -> None:
+    """Every so many-th shard, as many as there are processes, under one model and the other."""
+    own = range(work.processes.index, len(shards), work.processes.count)
     path = reference_path(recipe, run)
     dtype = models.pick_dtype(recipe.model)
     # A LoRA reference is the base model with an adapter on it; whole weights take its place,
     # so that the two are never in memory together.
     model: Any = None
     for name in ("base", "reference"):
-        files = [work.path / f"{name}-{index:05d}.parquet" for index in range(len(shards))]
-        missing = [index for index, file in enumerate(files) if not file.is_file()]
+        files = {index: work.path / f"{name}-{index:05d}.parquet" for index in own}
+        missing = [index for index, file in files.items() if not file.is_file()]
         if not missing:
             continue
         if name == "base":
@@ -127,8 +138,9 @@ def score(recipe: Recipe, run: Path, work: Work) -> None:
         else:
             model = None
             model = models.load_variant(recipe.model, dtype, path)
-        done = len(samples) - sum(len(shards[index]) for index in missing)
-        with progress(f"Scoring, {name} model", len(samples), done) as advance:
+        total = sum(len(shards[index]) for index in own)
+        done = total - sum(len(shards[index]) for index in missing)
+        with progress(f"Scoring, {name} model", total, done) as advance:
             for index in missing:
                 scores = score_samples(
                     model,
@@ -144,10 +156,14 @@ def score(recipe: Recipe, run: Path, work: Work) -> None:
                         "log_probs": lists(scores.log_probs, starts),
                     }
                 )
-                write_table(table, files[index], fingerprint)
-    for index in range(len(shards)):
+                write_table(table, files[index], samples.fingerprint)
+
+
+def join_shards(work: Work, samples: Samples, num_shards: int) -> None:
+    """The scores of both models side by side, a file for each shard."""
+    for index in range(num_shards):
         base, tuned = (
-            read_table(work.path / f"{name}-{index:05d}.parquet", fingerprint)
+            read_table(work.path / f"{name}-{index:05d}.parquet", samples.fingerprint)
             for name in ("base", "reference")
         )
         joined = pa.table(
@@ -157,8 +173,8 @@ def score(recipe: Recipe, run: Path, work: Work) -> None:
                 "reference_log_probs": tuned["log_probs"],
             }
         )
-        target = work.output / f"scores-{index:05d}-of-{len(shards):05d}.parquet"
-        write_table(joined, target, fingerprint)
+        target = work.output / f"scores-{index:05d}-of-{num_shards:05d}.parquet"
+        write_table(joined, target, samples.fingerprint)
     work.details["response_tokens"] = len(samples.response_ids)
 
 
@@ -321,6 +337,8 @@ def train(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
         base_log_probs, _ = read_scores(run, samples)
     label = f"Training {variant}"
     _train(recipe, recipe.training, settings, samples, polarity, label, work, base_log_probs)
+    if not work.processes.is_main:
+        return
     selection = None
     if settings.objective != "full":
         summary = run / "selection" / variant / "summary.json"
@@ -346,8 +364,6 @@ def _train(
     from forgetting.trainer import ForgettingConfig, ForgettingTrainer, ProgressCallback
 
     dtype = models.pick_dtype(recipe.model)
-    # All weights are trained in float32, with arithmetic in `dtype`; an adapter's base is frozen.
-    model = models.load_base_model(recipe.model, dtype if training.lora else torch.float32)
     columns = {
         "input_ids": samples.table["input_ids"],
         "labels": samples.table["labels"],
@@ -361,6 +377,9 @@ def _train(
     if variant.objective == "forgetting":
         unlearning = variant.forgetting.model_dump()
     checkpoints = work.path / "checkpoints"
+    latest = latest_checkpoint(checkpoints)
+    if latest is not None:
+        check_num_processes(latest, work.processes.count)
     config = ForgettingConfig(
         output_dir=str(checkpoints),
         **unlearning,
@@ -369,11 +388,14 @@ def _train(
         warmup_steps=training.warmup_ratio,
         num_train_epochs=training.epochs,
         per_device_train_batch_size=training.micro_batch_size,
-        gradient_accumulation_steps=training.batch_size // training.micro_batch_size,
+        gradient_accumulation_steps=training.batch_size
+        // (training.micro_batch_size * work.processes.count),
         weight_decay=training.weight_decay,
         max_grad_norm=training.max_grad_norm,
         gradient_checkpointing=training.gradient_checkpointing,
         bf16=dtype == torch.bfloat16,
+        ddp_find_unused_parameters=False,
+        use_cpu=models.pick_device().type == "cpu",
         save_strategy="steps",
         save_steps=training.save_steps,
         # The one before the newest stays until the newest is sealed.
@@ -386,20 +408,26 @@ def _train(
         max_length=None,
         seed=recipe.seed,
     )
+    # All weights are trained in float32, with arithmetic in `dtype`; an adapter's base is frozen.
+    # After the configuration, which may say that the weights are read in parts.
+    model = models.load_base_model(
+        recipe.model, dtype if training.lora else torch.float32, in_parts=share_one_model()
+    )
     trainer = ForgettingTrainer(
         model=model,
         args=config,
         train_dataset=dataset,
         processing_class=models.load_tokenizer(recipe.model),
         peft_config=models.lora_config(training.lora) if training.lora else None,
-        callbacks=[ProgressCallback(label), *_tensorboard(training, work.output)],
+        callbacks=[ProgressCallback(label), *_tensorboard(training, work)],
     )
     trainer.remove_callback(PrinterCallback)
-    latest = latest_checkpoint(checkpoints)
     if latest is not None:
         logger.info("%s: resuming from step %s", label, latest.name.removeprefix("checkpoint-"))
     trainer.train(resume_from_checkpoint=str(latest) if latest else None)
     trainer.save_model(str(work.path / "adapter" if training.merge else work.output))
+    if not work.processes.is_main:
+        return
     lines = [json.dumps(entry) for entry in trainer.state.log_history if "loss" in entry]
     (work.output / "training.jsonl").write_text("".join(f"{line}\n" for line in lines))
     work.details["steps"] = trainer.state.global_step
@@ -414,10 +442,10 @@ def _train(
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _tensorboard(training: TrainingSettings, output: Path) -> list[Any]:
+def _tensorboard(training: TrainingSettings, work: Work) -> list[Any]:
     """A callback that writes beside the model; Trainer's own would write among the checkpoints,
     which are gone when training ends."""
-    if "tensorboard" not in training.report_to:
+    if "tensorboard" not in training.report_to or not work.processes.is_main:
         return []
     from transformers.integrations import TensorBoardCallback
 
@@ -428,7 +456,7 @@ def _tensorboard(training: TrainingSettings, output: Path) -> list[Any]:
             "training.report_to names tensorboard, which is not installed: "
             "pip install 'forgetting[tensorboard]'"
         ) from error
-    return [TensorBoardCallback(SummaryWriter(str(output / "tensorboard")))]
+    return [TensorBoardCallback(SummaryWriter(str(work.output / "tensorboard")))]
 
 
 class Bench:

@@ -28,6 +28,7 @@ from trl import SFTConfig, SFTTrainer
 from trl.data_utils import get_dataset_column_names
 
 from forgetting.checkpoints import (
+    RANDOM_STATE,
     latest_checkpoint,
     load_state,
     random_state,
@@ -224,6 +225,7 @@ class ForgettingTrainer(SFTTrainer):
         # The only place that sees all micro-batches of an optimizer step before the first of
         # them is computed.
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        self._blank_repeated_samples(batches)
         batches = deal_by_length(batches, self.args.pad_to_multiple_of)
         counts = torch.zeros(2, dtype=torch.long, device=device)
         for batch in batches:
@@ -240,6 +242,28 @@ class ForgettingTrainer(SFTTrainer):
             counts = self.accelerator.reduce(counts, reduction="sum")
         self._num_positive, self._num_negative = counts[0], counts[1]
         return batches, num_items
+
+    def _blank_repeated_samples(self, batches: list[Any]) -> None:
+        # At the end of an epoch accelerate fills the micro-batches of all processes with samples
+        # from its start; the step of one process does not hold them.
+        state, size = self.accelerator.gradient_state, self.args.per_device_train_batch_size
+        if not batches or not state.end_of_dataloader or self.args.dataloader_drop_last:
+            return
+        num_left = len(self.train_dataset) % (size * self.args.world_size)
+        num_own = max(num_left - self.args.process_index * size, 0)
+        if self.args.world_size == 1 or not num_left or num_own >= size:
+            return
+        batch = batches[-1]
+        where: Any = slice(num_own, None)
+        if len(batch["labels"]) != size:
+            # Padding-free: one row of samples. Of packed rows it does not say where they begin,
+            # and they are left as they are.
+            starts = (batch["position_ids"][0] == 0).nonzero()[:, 0]
+            if len(starts) != size:
+                return
+            where = (0, slice(int(starts[num_own]), None))
+        batch["labels"][where] = -100
+        batch["polarity"][where] = 0
 
     def compute_loss(
         self,
@@ -367,6 +391,8 @@ class ForgettingTrainer(SFTTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
+        # Each process writes the state of its own generators.
+        self.accelerator.wait_for_everyone()
         if self.args.should_save:
             folder = Path(self.args.output_dir) / (
                 f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
@@ -429,7 +455,7 @@ class ForgettingTrainer(SFTTrainer):
 
     def _random_state_path(self, checkpoint: str) -> Path:
         Path(checkpoint).mkdir(parents=True, exist_ok=True)
-        return Path(checkpoint) / f"random_state_{self.args.process_index}"
+        return Path(checkpoint) / f"{RANDOM_STATE}_{self.args.process_index}"
 
 
 class ProgressCallback(TrainerCallback):

@@ -1,0 +1,133 @@
+"""Configurations are those that accelerate takes, and what goes wrong comes back as one error."""
+
+import json
+import logging
+import signal
+
+import pytest
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+from forgetting import launch as launch_module
+from forgetting.errors import ForgettingError, InputError
+from forgetting.launch import (
+    ERROR_FILE,
+    config_path,
+    launch_options,
+    report_failure,
+    shipped_configs,
+)
+
+
+@pytest.fixture(autouse=True)
+def no_accelerators(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 0)
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_shipped_configurations_are_taken_by_accelerate(name, monkeypatch):
+    from accelerate.commands.launch import _validate_launch_command
+
+    monkeypatch.setattr(launch_module, "find_spec", lambda package: object())
+    options = launch_options(["run", "demo"], 2, name)
+    assert (options.training_script, options.training_script_args) == (
+        "forgetting",
+        ["run", "demo"],
+    )
+    checked, _, _ = _validate_launch_command(options)
+    kinds = {"ddp": checked.multi_gpu, "fsdp2": checked.use_fsdp, "zero3": checked.use_deepspeed}
+    assert [kind for kind, is_on in kinds.items() if is_on] == [name]
+    assert checked.num_processes == 2
+    assert checked.mixed_precision == "no"
+
+
+def test_a_number_of_processes_is_asked_for_where_nothing_says_it(monkeypatch):
+    with pytest.raises(InputError, match="give --processes"):
+        launch_options([], None, "ddp")
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
+    assert launch_options([], None, "ddp").num_processes == 4
+
+
+def test_more_processes_than_accelerators_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    with pytest.raises(InputError, match=r"and it has 2\. Give --processes 2"):
+        launch_options([], 3, "ddp")
+
+
+def test_a_file_of_ones_own_is_taken(tmp_path):
+    file = tmp_path / "own.yaml"
+    text = config_path("ddp").read_text() + "num_processes: 8\nmain_process_port: 2000\n"
+    file.write_text(text.replace("num_machines: 1", "num_machines: 4"))
+    options = launch_options(["run"], None, str(file))
+    assert options.num_processes == 8
+    assert options.main_process_port is None  # accelerate reads it from the file
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, "there is no file .*Shipped are ddp, fsdp2, zero3"),
+        ("distributed_type: MULTI_GPU\ncompute_environment: LOCAL_MACHINE\nx_y: 1\n", "x_y"),
+        ("[", "is no configuration of accelerate"),
+        ("- 1\n", "is no configuration of accelerate"),
+    ],
+)
+def test_what_is_no_configuration_is_refused(tmp_path, text, reason):
+    file = tmp_path / "own.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(InputError, match=reason):
+        launch_options([], 2, str(file))
+
+
+def test_a_package_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(launch_module, "find_spec", lambda package: None)
+    with pytest.raises(InputError, match="pip install deepspeed"):
+        launch_options([], 2, "zero3")
+
+
+@pytest.fixture
+def failure(tmp_path, monkeypatch):
+    """What torch's launcher knows of a process that failed, with or without a message."""
+
+    def make(rank, exit_code, message=None, when=0.0):
+        file = tmp_path / f"{rank}.json"
+        if message is not None:
+            monkeypatch.setenv(ERROR_FILE, str(file))
+            assert report_failure(message, exit_code)
+            content = {**json.loads(file.read_text()), "exact_time": when}
+            file.write_text(json.dumps(content))
+        return rank, ProcessFailure(rank, 1000 + rank, exit_code, str(file))
+
+    return make
+
+
+def test_the_first_to_fail_is_heard(failure):
+    failures = dict([failure(0, 1, "lost a peer", 5.2), failure(1, 2, "bad [recipe]", 5.1)])
+    with pytest.raises(InputError, match=r"^bad \[recipe\]$"):
+        launch_module._raise_cause(failures)
+    failures = dict([failure(0, 1, "diverged", 4.0), failure(1, 1, "diverged", 4.1)])
+    with pytest.raises(ForgettingError, match=r"^diverged$") as caught:
+        launch_module._raise_cause(failures)
+    assert not isinstance(caught.value, InputError)
+
+
+def test_a_killed_process_is_the_cause_of_what_the_others_say(failure):
+    failures = dict([failure(0, 1, "connection closed", 5.0), failure(1, -signal.SIGKILL)])
+    with pytest.raises(ForgettingError, match=r"process 1 was ended by SIGKILL.* memory runs out"):
+        launch_module._raise_cause(failures)
+    with pytest.raises(KeyboardInterrupt):
+        launch_module._raise_cause(dict([failure(2, -signal.SIGINT)]))
+
+
+def test_without_a_launcher_nothing_is_left_for_it(monkeypatch):
+    monkeypatch.delenv(ERROR_FILE, raising=False)
+    assert not report_failure("x", 1)
+
+
+@pytest.fixture(autouse=True)
+def _restore_levels():
+    log = logging.getLogger("torch.distributed")
+    before = log.level
+    yield
+    log.setLevel(before)
