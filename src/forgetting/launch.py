@@ -71,10 +71,8 @@ def launch(arguments: Sequence[str], num_processes: int | None, config: str | No
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    # They report at length, each at a level of its own, what is one message here.
-    for name in list(logging.root.manager.loggerDict):
-        if name.startswith("torch.distributed"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
+    # They report at length, with tables, what is one message here.
+    logging.disable()
     try:
         launch_command(options)
     except (ValueError, ConnectionError) as error:
@@ -87,6 +85,8 @@ def launch(arguments: Sequence[str], num_processes: int | None, config: str | No
         raise ForgettingError(
             f"ended by {error.sigval.name}. The same command goes on from here"
         ) from error
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def launch_options(arguments: Sequence[str], num_processes: int | None, config: str | None) -> Any:
@@ -102,6 +102,11 @@ def launch_options(arguments: Sequence[str], num_processes: int | None, config: 
     if settings.get("distributed_type") == "DEEPSPEED" and find_spec("deepspeed") is None:
         raise InputError(
             f"{path} needs the package deepspeed, which is not installed: pip install deepspeed"
+        )
+    if settings.get("distributed_type") in ("FSDP", "DEEPSPEED") and not _num_accelerators():
+        raise InputError(
+            f"{path} spreads a model over accelerators, and this machine has none: "
+            "use --accelerate-config ddp"
         )
     num_machines = settings.get("num_machines") or 1
     here = count // num_machines

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from forgetting.errors import InputError
+
 # Stages of one process can take days, and nobody waits for them in vain: a process that ends
 # closes its connections.
 WAITING = timedelta(days=365)
@@ -75,13 +77,23 @@ def process_index() -> int:
 
 
 def join_processes(device_type: str) -> Processes:
-    """Meet the processes that were started together with this one, to compute on `device_type`."""
+    """Meet the processes that were started together with this one, to compute on `device_type`.
+
+    Raises:
+        InputError: a model is to be spread over processes that cannot.
+    """
     if num_processes() == 1:
         return ALONE
     import torch.distributed as dist
     from accelerate import PartialState
 
     if device_type == "cpu":
+        if share_one_model():
+            # Accelerate would say nothing and give each process the whole model.
+            raise InputError(
+                "FSDP and DeepSpeed need accelerators, and this machine has none: start the "
+                "processes with another configuration, such as ddp"
+            )
         PartialState(cpu=True)
     else:
         PartialState(timeout=WORKING)

@@ -20,6 +20,12 @@ import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.nn.utils.rnn import pad_sequence
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -389,6 +395,17 @@ class ForgettingTrainer(SFTTrainer):
         super()._save(output_dir, state_dict)
         (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        # Trainer writes nothing where checkpoints are sharded. A checkpoint has the weights in
+        # another form, see below.
+        if not _internal_call:
+            weights = self.accelerator.get_state_dict(self.model)
+            if self.args.should_save:
+                self._save(output_dir, weights)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         super()._save_checkpoint(model, trial)
         # Each process writes the state of its own generators.
@@ -427,24 +444,53 @@ class ForgettingTrainer(SFTTrainer):
                     "train from the start"
                 )
 
-    # Trainer pickles optimizer, scheduler and generators. Sharded optimizers keep the format of
-    # their framework.
+    # Trainer pickles optimizer, scheduler and generators, and under FSDP the weights. DeepSpeed
+    # keeps a format of its own.
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if self.is_deepspeed_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
-        elif self.args.should_save:
-            save_state(self.optimizer.state_dict(), Path(output_dir) / "optimizer")
+            return
+        if self.is_fsdp_enabled:
+            # Gathered on the first process, the weights under the names of the sharded model.
+            options = StateDictOptions(
+                full_state_dict=True, cpu_offload=True, ignore_frozen_params=True
+            )
+            weights, optimizer = get_state_dict(self.model, self.optimizer, options=options)
+            if self.args.should_save:
+                save_state(weights, Path(output_dir) / "weights")
+        else:
+            optimizer = self.optimizer.state_dict()
+        if self.args.should_save:
+            save_state(optimizer, Path(output_dir) / "optimizer")
             save_state(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             self._check_course(checkpoint)
-        if checkpoint is None or self.is_deepspeed_enabled or self.is_fsdp_enabled:
+        if checkpoint is None or self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        self.optimizer.load_state_dict(load_state(Path(checkpoint) / "optimizer"))
-        self.lr_scheduler.load_state_dict(load_state(Path(checkpoint) / "scheduler"))
+        folder = Path(checkpoint)
+        if self.is_fsdp_enabled:
+            # Only the first process reads. One function for each, as the one for both takes no
+            # weights for "leave the weights alone", and the first would wait for the others.
+            options = StateDictOptions(
+                full_state_dict=True, broadcast_from_rank0=True, strict=False
+            )
+            is_main = self.accelerator.is_main_process
+            weights = load_state(folder / "weights") if is_main else {}
+            set_model_state_dict(self.model, weights, options=options)
+            state = load_state(folder / "optimizer") if is_main else {}
+            set_optimizer_state_dict(self.model, self.optimizer, state, options=options)
+        else:
+            self.optimizer.load_state_dict(load_state(folder / "optimizer"))
+        self.lr_scheduler.load_state_dict(load_state(folder / "scheduler"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # Under FSDP the weights come with the optimizer, see above.
+        if not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _save_rng_state(self, output_dir: str) -> None:
         save_state(random_state(), self._random_state_path(output_dir))

@@ -1,0 +1,97 @@
+"""A model in parts over two processes (FSDP2) takes the steps of a whole one, and resumes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.numpy import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from forgetting.launch import config_path
+
+pytestmark = pytest.mark.slow
+SCRIPT = Path(__file__).with_name("train_in_parts.py")
+CONFIG = {
+    "learning_rate": 1e-3,
+    "per_device_train_batch_size": 2,
+    "max_steps": 5,
+    "max_length": None,
+    "gradient_checkpointing": True,
+    "bf16": False,
+    "save_steps": 2,
+    "logging_steps": 1,
+    "disable_tqdm": True,
+    "report_to": "none",
+    "dataloader_pin_memory": False,
+    "max_grad_norm": 1.0,
+    "schedule": "constant",
+    "t_max": 0.3,
+}
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory, tiny_model):
+    """Where one process, and two of one model, have put their weights."""
+    folder = tmp_path_factory.mktemp("parts")
+    # The embeddings are the head too: one tensor that two parts of the model use.
+    model = folder / "model"
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(tiny_model, tie_word_embeddings=True)
+    AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(model)
+    samples = folder / "samples.json"
+    rows = [
+        {
+            "input_ids": list(range(3 + n % 5, 20 + 3 * n % 7)),
+            "labels": list(range(3 + n % 5, 20 + 3 * n % 7)),
+            "polarity": [1 if (n + t) % 3 else -1 for t in range(3 + n % 5, 20 + 3 * n % 7)],
+        }
+        for n in range(40)
+    ]
+    samples.write_text(json.dumps(rows))
+    found = []
+    for processes in (1, 2):
+        output = folder / str(processes)
+        config = {**CONFIG, "gradient_accumulation_steps": 4 // processes}
+        config["use_cpu"] = processes == 1
+        launch = ["-m", "accelerate.commands.launch", "--num_processes=2", "--main_process_port=0"]
+        launch += [f"--config_file={config_path('fsdp2')}"]
+        command = [sys.executable, *(launch if processes > 1 else [])]
+        command += [str(SCRIPT), str(model), str(samples), str(output), json.dumps(config)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=environment, timeout=240, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        found.append(output)
+    return found
+
+
+KINDS = {"full": "model.safetensors", "lora": "adapter_model.safetensors"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_hold_parts_and_end_with_the_weights_of_one(outputs, kind):
+    one, two = (output / kind for output in outputs)
+    assert ((one / "sharded.txt").read_text(), (two / "sharded.txt").read_text()) == (
+        "False",
+        "True",
+    )
+    expected = load_file(one / "whole" / KINDS[kind])
+    for run in (two / "whole", two / "resumed"):
+        weights = load_file(run / KINDS[kind])
+        assert weights.keys() == expected.keys()
+        for name, values in expected.items():
+            assert abs(values - weights[name]).max() <= 1e-5, (run, name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_in_parts_holds_no_pickle(outputs, kind):
+    checkpoint = outputs[1] / kind / "checkpoint-2"
+    names = {file.name for file in checkpoint.rglob("*")}
+    assert {"weights.safetensors", "optimizer.safetensors", "sealed.json"} <= names
+    assert {Path(name).suffix for name in names} == {".safetensors", ".json"}
