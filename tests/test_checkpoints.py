@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from forgetting.checkpoints import (
+    RANDOM_STATE,
     SEAL,
+    check_num_processes,
     latest_checkpoint,
     load_state,
     random_state,
@@ -17,6 +19,7 @@ from forgetting.checkpoints import (
     seal,
     set_random_state,
 )
+from forgetting.errors import InputError
 
 
 def test_nested_state_comes_back_equal(tmp_path):
@@ -79,6 +82,14 @@ def test_generators_go_on_where_they_stopped(tmp_path):
     torch.manual_seed(1)
     set_random_state(load_state(tmp_path / "random"))
     assert draw() == expected
+
+
+def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path):
+    for index in range(3):
+        save_state(random_state(), tmp_path / f"{RANDOM_STATE}_{index}")
+    check_num_processes(tmp_path, 3)
+    with pytest.raises(InputError, match=r"saved by 3 processes .* Run with --processes 3, or"):
+        check_num_processes(tmp_path, 2)
 
 
 def test_the_latest_whole_checkpoint_counts(tmp_path):

@@ -155,12 +155,14 @@ def test_extreme_logits_stay_finite():
 
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_no_targets_give_no_predictions_and_a_gradient_of_zero(wrapped):
-    head, _ = make(wrapped=wrapped)
+    head, linear = make(wrapped=wrapped)
     hidden = torch.zeros(0, HIDDEN, requires_grad=True)
     found = predict(head, hidden, torch.zeros(0, dtype=torch.long))
     assert found.log_probs.shape == found.entropy.shape == found.is_greedy.shape == (0,)
     found.log_probs.sum().backward()
     assert hidden.grad.shape == (0, HIDDEN)
+    # None would leave another process waiting for it.
+    assert all((parameter.grad == 0).all() for parameter in linear.parameters())
 
 
 def test_a_hook_on_the_head_is_called():

@@ -20,14 +20,21 @@ from forgetting.launch import (
 
 
 @pytest.fixture(autouse=True)
-def no_accelerators(monkeypatch):
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 0)
+def accelerators(monkeypatch):
+    """Says how many this machine has; none at first."""
+
+    def have(count):
+        monkeypatch.setattr(torch.accelerator, "device_count", lambda: count)
+
+    have(0)
+    return have
 
 
 @pytest.mark.parametrize("name", shipped_configs())
-def test_shipped_configurations_are_taken_by_accelerate(name, monkeypatch):
+def test_shipped_configurations_are_taken_by_accelerate(name, monkeypatch, accelerators):
     from accelerate.commands.launch import _validate_launch_command
 
+    accelerators(2)
     monkeypatch.setattr(launch_module, "find_spec", lambda package: object())
     options = launch_options(["run", "demo"], 2, name)
     assert (options.training_script, options.training_script_args) == (
@@ -41,15 +48,15 @@ def test_shipped_configurations_are_taken_by_accelerate(name, monkeypatch):
     assert checked.mixed_precision == "no"
 
 
-def test_a_number_of_processes_is_asked_for_where_nothing_says_it(monkeypatch):
+def test_a_number_of_processes_is_asked_for_where_nothing_says_it(accelerators):
     with pytest.raises(InputError, match="give --processes"):
         launch_options([], None, "ddp")
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 4)
+    accelerators(4)
     assert launch_options([], None, "ddp").num_processes == 4
 
 
-def test_more_processes_than_accelerators_are_refused(monkeypatch):
-    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+def test_more_processes_than_accelerators_are_refused(accelerators):
+    accelerators(2)
     with pytest.raises(InputError, match=r"and it has 2\. Give --processes 2"):
         launch_options([], 3, "ddp")
 
@@ -78,6 +85,13 @@ def test_what_is_no_configuration_is_refused(tmp_path, text, reason):
         file.write_text(text)
     with pytest.raises(InputError, match=reason):
         launch_options([], 2, str(file))
+
+
+def test_a_model_is_not_spread_over_cpus(monkeypatch):
+    monkeypatch.setattr(launch_module, "find_spec", lambda package: object())
+    for name in ("fsdp2", "zero3"):
+        with pytest.raises(InputError, match="this machine has none: use --accelerate-config ddp"):
+            launch_options([], 2, name)
 
 
 def test_a_package_that_is_not_there_is_named(monkeypatch):

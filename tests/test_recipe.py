@@ -16,6 +16,7 @@ from forgetting.recipe import (
     Recipe,
     SelectionSettings,
     TrainingSettings,
+    check_batches,
     dump_recipe,
     load_recipe,
     shipped_recipes,
@@ -417,3 +418,21 @@ def test_a_limit_is_a_number_of_items_or_a_share(write_recipe, limit, read):
     boolq, asdiv = load_recipe(write_recipe(), overrides).evaluation.tasks
     assert (boolq.task, boolq.limit, asdiv.task, asdiv.limit) == ("boolq", None, "asdiv", read)
     assert type(asdiv.limit) is type(read)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 3, 4, 6, 12])
+def test_a_step_is_dealt_to_processes_that_divide_it(load, num_processes):
+    check_batches(load(training={"batch_size": 24, "micro_batch_size": 2}), num_processes)
+
+
+@pytest.mark.parametrize("section", ["training", "reference"])
+def test_a_step_that_cannot_be_dealt_is_refused(load, section):
+    recipe = load(**{section: {"batch_size": 24, "micro_batch_size": 8}})
+    check_batches(recipe, 3)
+    with pytest.raises(InputError, match=rf"{section}.batch_size 24 .* to 2 .* multiple of 16"):
+        check_batches(recipe, 2)
+
+
+def test_a_reference_of_ones_own_is_not_trained_and_not_checked(load):
+    own = {"name_or_path": "some/reference", "batch_size": 6, "micro_batch_size": 6}
+    check_batches(load(reference=own), 2)

@@ -403,6 +403,9 @@ class ForgettingTrainer(SFTTrainer):
         # another form, see below.
         if not _internal_call:
             weights = self.accelerator.get_state_dict(self.model)
+            # Gathered one by one, so that save_pretrained cannot see which of them are one.
+            for name in self.model.all_tied_weights_keys:
+                weights.pop(name, None)
             if self.args.should_save:
                 self._save(output_dir, weights)
 
@@ -451,6 +454,7 @@ class ForgettingTrainer(SFTTrainer):
         if self.is_deepspeed_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
         if self.is_fsdp_enabled:
             # Gathered on the first process, the weights under the names of the sharded model.
             options = StateDictOptions(

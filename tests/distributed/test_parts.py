@@ -53,7 +53,7 @@ def outputs(tmp_path_factory, tiny_model):
         for n in range(40)
     ]
     samples.write_text(json.dumps(rows))
-    found = []
+    started = []
     for processes in (1, 2):
         output = folder / str(processes)
         config = {**CONFIG, "gradient_accumulation_steps": 4 // processes}
@@ -63,12 +63,12 @@ def outputs(tmp_path_factory, tiny_model):
         command = [sys.executable, *(launch if processes > 1 else [])]
         command += [str(SCRIPT), str(model), str(samples), str(output), json.dumps(config)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=240, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        found.append(output)
-    return found
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+        started.append((process, output))
+    for process, _ in started:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors[-5000:]
+    return [output for _, output in started]
 
 
 KINDS = {"full": "model.safetensors", "lora": "adapter_model.safetensors"}
