@@ -105,6 +105,24 @@ def test_the_plan_is_printed_and_nothing_is_written(write_recipe, tmp_path, caps
     assert not path.exists()
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_processes_that_a_step_cannot_be_dealt_to_are_refused(write_recipe, tmp_path, capsys, more):
+    options = ["--run-dir", str(tmp_path / "run"), "--processes", "3", *more]
+    assert main(["run", str(write_recipe()), *options]) == 2
+    assert "training.batch_size 4 cannot be dealt to 3 processes" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_are_started_with_the_same_command(write_recipe, monkeypatch):
+    started = []
+    monkeypatch.setattr("forgetting.cli.launch", lambda *arguments: started.append(arguments))
+    recipe = str(write_recipe())
+    options = ["--run-dir", "some/where", "--set", "seed=1", "--set", "seed=2", "--quiet", "--json"]
+    assert main(["score", recipe, *options, "--processes", "2"]) == 0
+    assert main(["run", recipe, "--accelerate-config", "fsdp2"]) == 0
+    assert started == [(["score", recipe, *options], 2, None), (["run", recipe], None, "fsdp2")]
+
+
 def test_the_default_run_directory_is_named_after_the_recipe(write_recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(["prepare", str(write_recipe()), "--quiet"]) == 0

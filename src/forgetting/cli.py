@@ -112,7 +112,7 @@ def run(
 ) -> None:
     """Do all that a recipe asks for. Run again: done stages are skipped, cut-off ones resume."""
     if dry_run:
-        _print_plan(recipe, run_dir, set_ or (), quiet, as_json)
+        _print_plan(recipe, run_dir, set_ or (), quiet, as_json, processes or 1)
     else:
         _run(recipe, run_dir, set_, quiet, as_json, (), processes, accelerate_config)
 
@@ -265,12 +265,18 @@ def _print_results(path: Path, as_json: bool) -> None:
 
 
 def _print_plan(
-    recipe_name: str, run_dir: Path | None, overrides: Sequence[str], quiet: bool, as_json: bool
+    recipe_name: str,
+    run_dir: Path | None,
+    overrides: Sequence[str],
+    quiet: bool,
+    as_json: bool,
+    processes: int,
 ) -> None:
     setup_logging(quiet or as_json)
-    from forgetting.recipe import load_recipe
+    from forgetting.recipe import check_batches, load_recipe
 
     recipe = load_recipe(recipe_name, overrides)
+    check_batches(recipe, processes)
     from forgetting.pipeline import default_run_dir, describe_plan
 
     path = run_dir if run_dir is not None else default_run_dir(recipe)
