@@ -253,18 +253,21 @@ class ForgettingTrainer(SFTTrainer):
         # At the end of an epoch accelerate fills the micro-batches of all processes with samples
         # from its start; the step of one process does not hold them.
         state, size = self.accelerator.gradient_state, self.args.per_device_train_batch_size
-        if not batches or not state.end_of_dataloader or self.args.dataloader_drop_last:
+        if self.args.world_size == 1 or not batches or not state.end_of_dataloader:
+            return
+        if self.args.dataloader_drop_last or not hasattr(self.train_dataset, "__len__"):
             return
         num_left = len(self.train_dataset) % (size * self.args.world_size)
         num_own = max(num_left - self.args.process_index * size, 0)
-        if self.args.world_size == 1 or not num_left or num_own >= size:
+        if not num_left or num_own >= size:
             return
         batch = batches[-1]
         where: Any = slice(num_own, None)
         if len(batch["labels"]) != size:
             # Padding-free: one row of samples. Of packed rows it does not say where they begin,
             # and they are left as they are.
-            starts = (batch["position_ids"][0] == 0).nonzero()[:, 0]
+            positions = batch.get("position_ids", torch.ones(1, 1))
+            starts = (positions[0] == 0).nonzero()[:, 0]
             if len(starts) != size:
                 return
             where = (0, slice(int(starts[num_own]), None))
