@@ -58,7 +58,7 @@ ProcessesOption = Annotated[
         "--processes",
         metavar="N",
         min=1,
-        help="Train and score in N processes, one for each GPU. Default: one process.",
+        help="Train, score and evaluate in N processes, one for each GPU. Default: one process.",
     ),
 ]
 ConfigOption = Annotated[
@@ -152,7 +152,7 @@ _shared_stage_command("reference", "Fine-tune the reference model on D_ref.")
 _shared_stage_command("score", "Score D_train's response tokens under base and reference.")
 _stage_command("select", "Choose the tokens to learn, to forget and to ignore.")
 _shared_stage_command("train", "Fine-tune every variant on D_train.")
-_stage_command("evaluate", "Measure every variant and the untrained base.")
+_shared_stage_command("evaluate", "Measure every variant and the untrained base.")
 _stage_command("report", "Write the report page, its figures and tables.")
 
 

@@ -44,7 +44,7 @@ from forgetting.rundir import (
 
 STAGES = ("prepare", "reference", "score", "select", "train", "evaluate", "report")
 # Which of them all processes do together.
-SHARED_STAGES = ("reference", "score", "train")
+SHARED_STAGES = ("reference", "score", "train", "evaluate")
 # Part of every fingerprint: raise it when a stage's result changes with the same recipe.
 RESULT_VERSION = 1
 NO_EFFECT_ON_WEIGHTS = {"save_steps", "report_to"}
@@ -74,11 +74,11 @@ def plan(recipe: Recipe) -> list[Step]:
     steps: list[Step] = []
 
     @functools.cache
-    def bench() -> Any:
+    def bench(processes: Processes) -> Any:
         """Held by the plan's own steps: gone with them, when the run ends."""
         from forgetting.stages import Bench
 
-        return Bench(recipe)
+        return Bench(recipe, processes)
 
     def add(
         stage: str,
@@ -93,7 +93,7 @@ def plan(recipe: Recipe) -> list[Step]:
 
             more: tuple[Any, ...] = () if variant is None else (variant,)
             if stage == "evaluate":
-                more += (bench(),)
+                more += (bench(work.processes),)
             getattr(stages, stage)(recipe, run, work, *more)
 
         key = stage if variant is None else f"{stage}:{variant}"

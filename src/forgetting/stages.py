@@ -31,7 +31,7 @@ from forgetting.errors import InputError
 from forgetting.evaluation import HELDOUT, Harness, TaskResult, evaluate_heldout
 from forgetting.metrics import noise_detection
 from forgetting.objective import ForgettingTerm
-from forgetting.processes import share_one_model
+from forgetting.processes import ALONE, Processes, share_one_model
 from forgetting.recipe import (
     PLAIN_TEMPLATE,
     Recipe,
@@ -463,15 +463,21 @@ class Bench:
     """What the variants of a run share while they are measured: the base model in memory, and
     lm-eval's tasks with their data. Held by who runs the stages; empty until it is used."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, processes: Processes = ALONE) -> None:
         self._recipe = recipe
+        self._processes = processes
         self.models = models.SharedBase(recipe.model)
 
     @functools.cached_property
     def harness(self) -> Harness:
         """The recipe's lm-eval tasks, read once."""
-        tokenizer = models.load_tokenizer(self._recipe.model)
-        return Harness(self._recipe.evaluation, tokenizer, seed=self._recipe.seed)
+        return Harness(
+            self._recipe.evaluation,
+            models.load_tokenizer(self._recipe.model),
+            seed=self._recipe.seed,
+            process_index=self._processes.index,
+            num_processes=self._processes.count,
+        )
 
 
 def evaluate(
@@ -479,23 +485,30 @@ def evaluate(
 ) -> None:
     """Measure one variant, or the untrained `base`. What has a result file is not done again."""
     settings = recipe.evaluation
-    bench = bench or Bench(recipe)
+    processes = work.processes
+    bench = bench or Bench(recipe, processes)
     requests = bench.harness.requests if settings.tasks else []
     path = None if variant == "base" else run / "models" / variant
     has_heldout = settings.heldout and recipe.data.num_heldout > 0
-    measured = {r.task for r in requests if _result_file(work, r.task).is_file()}
+    # Settled by one: others could see what it writes in the meantime.
+    names = [*([HELDOUT] if has_heldout else []), *(r.task for r in requests)]
+    measured = processes.share([name for name in names if _result_file(work, name).is_file()])
     with bench.models.lend(path) as model:
-        if has_heldout and not _result_file(work, HELDOUT).is_file():
+        if has_heldout and HELDOUT not in measured:
             samples = Samples.read(run / "data" / "heldout.parquet")
             with progress(f"Evaluating {variant} on held-out samples", len(samples)) as advance:
                 result = evaluate_heldout(
                     model,
                     samples,
                     tokens_per_batch=recipe.scoring.tokens_per_batch,
+                    process_index=processes.index,
+                    num_processes=processes.count,
                     advance=advance,
                 )
-            _write_result(work, variant, result)
-        with progress(f"Evaluating {variant} on tasks", len(requests), len(measured)) as advance:
+            if processes.is_main:
+                _write_result(work, variant, result)
+        done = sum(request.task in measured for request in requests)
+        with progress(f"Evaluating {variant} on tasks", len(requests), done) as advance:
             for request in requests:
                 if request.task in measured:
                     continue
@@ -506,7 +519,7 @@ def evaluate(
                     for result in output.results:
                         _write_result(work, variant, result)
                 advance(1, request.task)
-    if requests:
+    if requests and processes.is_main:
         results = {
             r.task: TaskResult.model_validate_json(_result_file(work, r.task).read_bytes())
             for r in requests

@@ -154,3 +154,13 @@ def test_two_processes_choose_the_tokens_of_one(runs, variant):
         read_table(run / "selection" / variant / "polarity.parquet") for run in runs[:2]
     )
     assert first.equals(second)
+
+
+@pytest.mark.parametrize("variant", ["base", "full", "ignoring", "forgetting"])
+def test_two_processes_measure_what_one_does(runs, variant):
+    first, second = (
+        json.loads((run / "evaluation" / variant / "heldout.json").read_text())["metrics"]
+        for run in runs[:2]
+    )
+    for name, figures in first.items():
+        assert second[name] == pytest.approx(figures, rel=1e-4, abs=1e-6), name
