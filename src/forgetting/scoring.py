@@ -1,9 +1,10 @@
 """Log-probability of every response token under a model.
 
 Goes in: samples and a model. Comes out: one float32 per response token, in the one order of
-tokens, whatever the batches were. The head sees only the positions that predict a response
-token, a tile at a time, so full logits never exist; the log-sum-exp is float32. Knows nothing of
-what the scores are for.
+tokens, whatever the batches were; entropy and rank of the same prediction when asked for. A
+sample is read up to its last response token, in batches of like length. The head sees only the
+positions that predict a response token, so full logits never exist; the log-sum-exp is float32.
+Knows nothing of what the scores are for.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from forgetting.data.samples import Samples
 from forgetting.errors import ForgettingError
-from forgetting.head import Head, predict, split_head
+from forgetting.head import Head, Predictions, measure, split_head
 
 TOKENS_PER_BATCH = 8192
 # More only makes a CPU wait for fresh pages of memory.
@@ -34,6 +35,10 @@ class Scores:
     """Natural logarithm, shape (response tokens,)."""
     is_greedy: NDArray[np.bool_]
     """Whether the model finds no token more likely; same shape."""
+    entropy: NDArray[np.float32] | None = None
+    """Of the whole prediction at that position, in nats; same shape; None unless asked for."""
+    rank: NDArray[np.int32] | None = None
+    """How many tokens the model finds more likely; same shape; None unless asked for."""
 
 
 def score_samples(
@@ -41,6 +46,8 @@ def score_samples(
     samples: Samples,
     indices: Sequence[int] | NDArray | None = None,
     *,
+    with_entropy: bool = False,
+    with_rank: bool = False,
     tokens_per_batch: int | None = None,
     advance: Callable[[int, str], None] = lambda amount, note: None,
 ) -> Scores:
@@ -50,6 +57,8 @@ def score_samples(
         model: a causal language model of transformers, with or without a PEFT adapter.
         samples: the samples.
         indices: which of them; default all. The result is in this order.
+        with_entropy: whether `entropy` is wanted.
+        with_rank: whether `rank` is wanted, which makes the head slower.
         tokens_per_batch: padded tokens in one forward pass; None: 8192 on an accelerator, 1024 on a
             CPU. Changes speed and memory, not scores.
         advance: called with the number of samples done since the last call.
@@ -61,35 +70,51 @@ def score_samples(
     chosen = np.arange(len(samples)) if indices is None else np.asarray(indices)
     counts = samples.num_response_tokens[chosen]
     starts = np.r_[0, np.cumsum(counts)]
-    log_probs = np.empty(starts[-1], dtype=np.float32)
-    is_greedy = np.empty(starts[-1], dtype=bool)
     head = split_head(model)
-    checked = False
+    device = next(model.parameters()).device
+    budget = tokens_per_batch or (
+        TOKENS_PER_BATCH_CPU if device.type == "cpu" else TOKENS_PER_BATCH
+    )
+    found: list[Predictions] = []
+    places: list[NDArray[np.int64]] = []
     with torch.inference_mode():
-        device = next(model.parameters()).device
-        on_cpu = device.type == "cpu"
-        budget = tokens_per_batch or (TOKENS_PER_BATCH_CPU if on_cpu else TOKENS_PER_BATCH)
-        for batch in _batches(samples.lengths[chosen], budget):
+        for batch in _batches(_lengths_read(samples)[chosen], budget):
             inputs = _pad(samples, chosen[batch], device)
-            batch_log_probs, batch_greedy = _score_batch(head, inputs)
-            if not checked:
-                _check_head(model, inputs, batch_log_probs)
-                checked = True
-            ends = np.cumsum(counts[batch])
-            for place, end in zip(batch, ends, strict=True):
-                begin = end - counts[place]
-                target = slice(starts[place], starts[place + 1])
-                log_probs[target] = batch_log_probs[begin:end]
-                is_greedy[target] = batch_greedy[begin:end]
+            hidden = _hidden(head, inputs)
+            scores = measure(
+                head, hidden, inputs.targets, with_entropy=with_entropy, with_rank=with_rank
+            )
+            if not found:
+                _check_head(model, inputs, scores.log_probs)
+            found.append(scores)
+            places.extend(np.arange(starts[place], starts[place + 1]) for place in batch)
             advance(len(batch), "")
-    if not np.isfinite(log_probs).all():
-        token = int(np.flatnonzero(~np.isfinite(log_probs))[0])
-        sample = samples.sample_ids[chosen[np.searchsorted(starts, token, side="right") - 1]]
-        raise ForgettingError(
-            f"the model gives sample {sample} a log-probability of {log_probs[token]}. Its weights "
-            "are damaged, or its numbers overflow: try model.dtype float32"
-        )
-    return Scores(log_probs, is_greedy)
+    advance(int((counts == 0).sum()), "")
+    order = np.concatenate(places) if places else np.zeros(0, dtype=np.int64)
+
+    def gather(name: str, dtype: Any) -> NDArray[Any]:
+        # One transfer for all batches: until here, nothing has waited for an accelerator.
+        parts = [getattr(scores, name) for scores in found]
+        values = np.empty(order.size, dtype=dtype)
+        if parts:
+            values[order] = torch.cat(parts).cpu().numpy()
+        return values
+
+    result = Scores(
+        gather("log_probs", np.float32),
+        gather("is_greedy", np.bool_),
+        gather("entropy", np.float32) if with_entropy else None,
+        gather("rank", np.int32) if with_rank else None,
+    )
+    for what, values in (("a log-probability", result.log_probs), ("an entropy", result.entropy)):
+        if values is not None and not np.isfinite(values).all():
+            token = int(np.flatnonzero(~np.isfinite(values))[0])
+            sample = samples.sample_ids[chosen[np.searchsorted(starts, token, side="right") - 1]]
+            raise ForgettingError(
+                f"the model gives sample {sample} {what} of {values[token]}. Its weights are "
+                "damaged, or its numbers overflow: try model.dtype float32"
+            )
+    return result
 
 
 def score_dataset(
@@ -119,11 +144,23 @@ def score_dataset(
     return np.split(scores.log_probs, samples.response_starts[1:-1])
 
 
+def _lengths_read(samples: Samples) -> NDArray[np.int64]:
+    """Tokens of each sample that the model has to read: all before the last response token, which
+    needs to be predicted but not read. 0 where there is no response."""
+    places = np.flatnonzero(samples.is_response)
+    lengths = np.zeros(len(samples), dtype=np.int64)
+    some = samples.num_response_tokens > 0
+    last = places[samples.response_starts[1:][some] - 1]
+    lengths[some] = last - samples.token_starts[:-1][some]
+    return lengths
+
+
 def _batches(lengths: ArrayLike, tokens_per_batch: int) -> Iterator[NDArray[np.int64]]:
     """Places of samples of like length, longest first, so that a batch that does not fit fails
-    at once; a batch holds at least one sample."""
+    at once; a batch holds at least one sample. Nothing is read of samples of length 0."""
     lengths = np.asarray(lengths)
     order = np.argsort(-lengths, kind="stable")
+    order = order[: np.count_nonzero(lengths)]
     begin = 0
     while begin < order.size:
         size = max(1, tokens_per_batch // int(lengths[order[begin]]))
@@ -134,53 +171,57 @@ def _batches(lengths: ArrayLike, tokens_per_batch: int) -> Iterator[NDArray[np.i
 @dataclass(frozen=True)
 class _Inputs:
     input_ids: Tensor
-    attention_mask: Tensor
-    rows: Tensor
-    """(row, position) of each token to score, in the order of samples and positions."""
+    """Padded on the right, shape (samples, longest)."""
     positions: Tensor
+    """Those that predict a response token, counted over all rows in a line."""
+    targets: Tensor
+    """The token that each of them predicts."""
 
 
 def _pad(samples: Samples, indices: NDArray, device: torch.device) -> _Inputs:
-    longest = int(samples.lengths[indices].max())
-    shape = (len(indices), longest)
-    ids = np.zeros(shape, dtype=np.int64)
-    mask = np.zeros(shape, dtype=np.int64)
-    is_response = np.zeros(shape, dtype=bool)
-    for row, index in enumerate(indices):
+    rows, positions, targets = [], [], []
+    for index in indices:
         begin, end = samples.token_starts[index], samples.token_starts[index + 1]
-        ids[row, : end - begin] = samples.input_ids[begin:end]
-        mask[row, : end - begin] = 1
-        is_response[row, : end - begin] = samples.is_response[begin:end]
-    rows, positions = np.nonzero(is_response)
-    tensors = (torch.from_numpy(array).to(device) for array in (ids, mask, rows, positions))
-    return _Inputs(*tensors)
+        responses = np.flatnonzero(samples.is_response[begin:end])
+        ids = samples.input_ids[begin : begin + responses[-1] + 1]
+        rows.append(ids[:-1])
+        positions.append(responses - 1)
+        targets.append(ids[responses])
+    longest = max(len(row) for row in rows)
+    input_ids = np.zeros((len(rows), longest), dtype=np.int64)
+    for row, ids in enumerate(rows):
+        input_ids[row, : len(ids)] = ids
+        positions[row] += row * longest
+    arrays = (input_ids, np.concatenate(positions), np.concatenate(targets).astype(np.int64))
+    return _Inputs(*(_to(torch.from_numpy(array), device) for array in arrays))
 
 
-def _score_batch(head: Head, inputs: _Inputs) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    hidden = head.backbone(
-        input_ids=inputs.input_ids, attention_mask=inputs.attention_mask, use_cache=False
-    ).last_hidden_state
-    # Position i predicts the token at i + 1.
-    found = predict(
-        head,
-        hidden[inputs.rows, inputs.positions - 1],
-        inputs.input_ids[inputs.rows, inputs.positions],
-        with_entropy=False,
-    )
-    return found.log_probs.cpu().numpy(), found.is_greedy.cpu().numpy()
+def _to(tensor: Tensor, device: torch.device) -> Tensor:
+    """To an accelerator without waiting for what it is doing."""
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
-def _check_head(model: Any, inputs: _Inputs, log_probs: NDArray) -> None:
-    """Compare with the model's own logits: an architecture may do more in its head than we know."""
-    row = int(inputs.rows[-1])
+def _hidden(head: Head, inputs: _Inputs) -> Tensor:
+    """States of the predicting positions.
+
+    Without a mask: padding stands on the right, where no token of a causal model looks, and
+    attention without a mask takes the fastest way there is.
+    """
+    hidden: Tensor = head.backbone(input_ids=inputs.input_ids, use_cache=False).last_hidden_state
+    return hidden.flatten(0, 1)[inputs.positions]
+
+
+def _check_head(model: Any, inputs: _Inputs, log_probs: Tensor) -> None:
+    """Compare with the model's own logits: an architecture may do more in its head than we know,
+    or look at padding that no causal model sees. The last, shortest row has the most padding."""
+    longest = inputs.input_ids.shape[1]
+    row, position = divmod(int(inputs.positions[-1]), longest)
     logits = model(
-        input_ids=inputs.input_ids[row : row + 1],
-        attention_mask=inputs.attention_mask[row : row + 1],
-        use_cache=False,
+        input_ids=inputs.input_ids[row : row + 1, : position + 1], use_cache=False
     ).logits.float()
-    position = int(inputs.positions[-1])
-    target = inputs.input_ids[row, position]
-    own = float(logits[0, position - 1].log_softmax(-1)[target])
+    own = float(logits[0, position].log_softmax(-1)[inputs.targets[-1]])
     tolerance = 1e-3 if logits.dtype == torch.float32 and _is_float32(model) else 0.25
     if abs(own - float(log_probs[-1])) > tolerance + 1e-3 * abs(own):
         raise ForgettingError(
