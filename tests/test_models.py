@@ -180,6 +180,46 @@ def test_an_adapter_that_changes_nothing_is_refused(tiny_model, adapters):
         assert not hasattr(base, "peft_config")
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_is_added_into_float32_weights_only(tiny_model, tmp_path, dtype):
+    from peft import PeftModel, get_peft_model
+
+    config = models.lora_config(LoraSettings(rank=2, alpha=1))
+    config.init_lora_weights = False
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype), config)
+    tuned.save_pretrained(tmp_path / "adapter")
+    apart = PeftModel.from_pretrained(
+        models.load_base_model(settings(tiny_model), dtype), tmp_path / "adapter"
+    ).eval()
+    model = models.attach_adapter(
+        models.load_base_model(settings(tiny_model), dtype), tmp_path / "adapter", fuse=True
+    )
+    layer = model.get_base_model().model.layers[0].self_attn.q_proj
+    assert layer.merged == (dtype == torch.float32)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        found, expected = (m(ids).logits.log_softmax(-1) for m in (model, apart))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_on_weights_that_embedding_and_head_share_stays_apart(tmp_path):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    folder = save_tiny_model(tmp_path / "tied", tie_word_embeddings=True)
+    tuned = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(folder),
+        LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False),
+    )
+    tuned.save_pretrained(tmp_path / "adapter")
+    base = models.load_base_model(settings(folder), torch.float32)
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        expected = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(ids).logits
+        base = models.load_base_model(settings(folder), torch.float32)
+        found = models.attach_adapter(base, tmp_path / "adapter", fuse=True)(ids).logits
+    torch.testing.assert_close(found, expected)
+
+
 def test_the_adapter_leaves_the_head_alone(tiny_model):
     from peft import get_peft_model
 

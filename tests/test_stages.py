@@ -142,36 +142,91 @@ def test_known_noise_is_measured(select):
     assert kind["num_tokens"] == noisy.sum()
 
 
-def test_a_missing_shard_is_refused(run):
-    samples = Samples.read(run / "data" / "train.parquet")
-    (run / "scores" / "scores-00001-of-00002.parquet").unlink()
-    with pytest.raises(InputError, match="1 of 2 shards"):
-        stages.read_scores(run, samples)
+@pytest.fixture
+def scored(finished_run, tmp_path):
+    """Runs the pieces of the score stage on a finished run's corpus; gives its work folder."""
+    path, run = finished_run
+    recipe = load_recipe(path)
+
+    def do(world_size, name, recipe=recipe):
+        work = Work(tmp_path / name)
+        work.output.mkdir(parents=True)
+        for rank in range(world_size):
+            stages.score_shards(recipe, run, work, rank, world_size)
+        stages.join_shards(recipe, run, work)
+        return work
+
+    do.recipe, do.run = recipe, run
+    return do
 
 
-def test_scores_of_other_tokens_are_refused(run):
-    table = pa.Table.from_pylist(
-        read_table(run / "data" / "train.parquet").to_pylist()[::-1], schema=SAMPLE_SCHEMA
+def test_shards_do_not_depend_on_the_number_of_processes(scored):
+    alone, shared = scored(1, "alone"), scored(2, "shared")
+    files = sorted(file.name for file in alone.output.iterdir())
+    assert files == [f"scores-{index:05d}-of-00003.parquet" for index in range(3)]
+    for file in files:
+        assert read_table(alone.output / file) == read_table(shared.output / file)
+    assert alone.details == shared.details
+
+
+def test_each_process_does_its_own_shards(scored, tmp_path):
+    work = Work(tmp_path / "work")
+    work.output.mkdir(parents=True)
+    stages.score_shards(scored.recipe, scored.run, work, rank=1, world_size=2)
+    done = sorted(file.name for file in work.path.glob("*.parquet"))
+    assert done == ["base-00001.parquet", "reference-00001.parquet"]
+    with pytest.raises(InputError, match=r"base-00000.parquet cannot be read"):
+        stages.join_shards(scored.recipe, scored.run, work)
+
+
+def test_a_process_without_shards_loads_no_model(scored, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages.models, "load_base_model", None)
+    work = Work(tmp_path / "work")
+    work.output.mkdir(parents=True)
+    stages.score_shards(scored.recipe, scored.run, work, rank=3, world_size=4)
+    assert not list(work.path.glob("*.parquet"))
+
+
+def test_entropy_and_rank_are_stored_when_asked_for(scored, monkeypatch, tmp_path):
+    monkeypatch.setattr(stages, "_extra_columns", lambda recipe: frozenset({"entropy", "rank"}))
+    output = scored(1, "more").output
+    (tmp_path / "run").mkdir()
+    output.rename(tmp_path / "run" / "scores")
+    samples = Samples.read(scored.run / "data" / "train.parquet")
+    plain = stages.read_scores(scored.run, samples)
+    names = [f"{m}_{c}" for m in ("base", "reference") for c in ("log_probs", "entropy", "rank")]
+    found = dict(zip(names, stages.read_scores(tmp_path / "run", samples, names), strict=True))
+    for name, expected in zip(("base_log_probs", "reference_log_probs"), plain, strict=True):
+        assert np.abs(found[name] - expected).max() < 1e-5
+    assert {found[name].dtype for name in names} == {np.dtype("float32"), np.dtype("int32")}
+    # A greedy token is at least as likely as any other: -log p is at most the entropy.
+    greedy = found["base_rank"] == 0
+    assert (-found["base_log_probs"] <= found["base_entropy"] + 1e-5)[greedy].all()
+
+
+def test_a_reference_of_whole_weights_is_never_in_memory_with_the_base(
+    scored, tmp_path, monkeypatch, tiny_model
+):
+    import gc
+    import weakref
+
+    alive = weakref.WeakSet()
+    most = []
+    load = stages.models.load_base_model
+
+    def watched(*args):
+        gc.collect()
+        most.append(len(alive))
+        model = load(*args)
+        alive.add(model)
+        return model
+
+    monkeypatch.setattr(stages.models, "load_base_model", watched)
+    recipe = load_recipe(
+        scored.run.parent / "recipe.yaml", [f"reference.name_or_path={tiny_model}"]
     )
-    write_table(table, run / "data" / "train.parquet")
-    samples = Samples.read(run / "data" / "train.parquet")
-    with pytest.raises(InputError, match=r"scores-00000-of-00002.parquet belongs to other tokens"):
-        stages.read_scores(run, samples)
-
-
-@pytest.mark.parametrize("bad", [np.nan, -np.inf])
-def test_a_score_that_is_not_finite_names_shard_and_sample(run, bad):
-    samples = Samples.read(run / "data" / "train.parquet")
-    file = run / "scores" / "scores-00001-of-00002.parquet"
-    table = read_table(file, samples.fingerprint)
-    values, starts = list_column(table, "reference_log_probs")
-    values = values.copy()
-    values[starts[2]] = bad
-    index = table.column_names.index("reference_log_probs")
-    table = table.set_column(index, "reference_log_probs", lists(values, starts))
-    write_table(table, file, samples.fingerprint)
-    with pytest.raises(InputError, match=r"scores-00001.*reference_log_probs of sample 109"):
-        stages.read_scores(run, samples)
+    scored(1, "whole", recipe)
+    assert most == [0, 0]
 
 
 def test_tensorboard_shows_every_figure(write_recipe, tmp_path):

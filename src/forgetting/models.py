@@ -155,14 +155,32 @@ def merge_adapter(settings: ModelSettings, dtype: torch.dtype, path: Path | str)
     return attach_adapter(load_base_model(whole, dtype), path).merge_and_unload()
 
 
-def attach_adapter(model: PreTrainedModel, path: Path | str) -> Any:
-    """The model with a trained LoRA adapter on it; the base weights are shared, not copied."""
+def attach_adapter(model: PreTrainedModel, path: Path | str, *, fuse: bool = False) -> Any:
+    """The model with a trained LoRA adapter on it; the base weights are shared, not copied.
+
+    Args:
+        fuse: add the adapter into the weights where that loses nothing, which spares its own
+            products; for who needs the base no more. In half precision or fewer bits it stays
+            apart: rounding the sum would lose most of what was trained.
+
+    Raises:
+        InputError: there is no such adapter.
+    """
     from peft import PeftModel
+    from peft.tuners.lora import LoraModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
     folder = Path(path)
     if folder.is_dir() and not (folder / "adapter_model.safetensors").is_file():
         raise InputError(f"{folder} holds no adapter in safetensors form")
-    return PeftModel.from_pretrained(model, str(path)).eval()
+    adapted = PeftModel.from_pretrained(model, str(path)).eval()
+    is_exact = model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
+    # An adapter on weights that embedding and head share would change the other one too.
+    ends = adapted.get_input_embeddings(), adapted.get_output_embeddings()
+    adapts_ends = any(isinstance(module, BaseTunerLayer) for module in ends)
+    if fuse and is_exact and isinstance(adapted.base_model, LoraModel) and not adapts_ends:
+        adapted.merge_adapter()
+    return adapted
 
 
 def load_variant(settings: ModelSettings, dtype: torch.dtype, path: Path | str) -> Any:

@@ -25,7 +25,21 @@ from forgetting.card import model_card
 from forgetting.checkpoints import check_num_processes, latest_checkpoint
 from forgetting.console import logger, progress
 from forgetting.data.corpus import build_corpus
-from forgetting.data.samples import Samples, list_column, lists, read_table, write_table
+from forgetting.data.samples import (
+    SampleFile,
+    Samples,
+    list_column,
+    lists,
+    read_table,
+    write_table,
+)
+from forgetting.data.scores import (
+    MODELS,
+    join_scores,
+    read_scores,
+    shard_name,
+    write_scores,
+)
 from forgetting.data.tokens import Tokenization
 from forgetting.errors import InputError
 from forgetting.evaluation import HELDOUT, Harness, TaskResult, evaluate_heldout
@@ -105,77 +119,82 @@ def reference(recipe: Recipe, run: Path, work: Work) -> None:
 
 def score(recipe: Recipe, run: Path, work: Work) -> None:
     """Log-probabilities of D_train's response tokens under base and reference, in shards."""
-    samples = Samples.read(run / "data" / "train.parquet")
-    size = recipe.scoring.samples_per_shard
-    shards = [
-        np.arange(begin, min(begin + size, len(samples))) for begin in range(0, len(samples), size)
-    ]
-    score_shards(recipe, run, work, samples, shards)
+    score_shards(recipe, run, work)
     work.processes.wait()
     if work.processes.is_main:
-        join_shards(work, samples, len(shards))
+        join_shards(recipe, run, work)
 
 
-def score_shards(
-    recipe: Recipe, run: Path, work: Work, samples: Samples, shards: list[NDArray]
-) -> None:
-    """Every so many-th shard, as many as there are processes, under one model and the other."""
-    own = range(work.processes.index, len(shards), work.processes.count)
+def score_shards(recipe: Recipe, run: Path, work: Work) -> None:
+    """The shards of this process, under each model; those that are there are kept.
+
+    Holds one shard of the corpus at a time.
+    """
+    corpus = SampleFile(run / "data" / "train.parquet")
     path = reference_path(recipe, run)
     dtype = models.pick_dtype(recipe.model)
+    extra = _extra_columns(recipe)
+    shards = _shard_ranges(recipe, corpus)
+    own = range(work.processes.index, len(shards), work.processes.count)
+    total = sum(len(shards[index]) for index in own)
     # A LoRA reference is the base model with an adapter on it; whole weights take its place,
     # so that the two are never in memory together.
     model: Any = None
-    for name in ("base", "reference"):
-        files = {index: work.path / f"{name}-{index:05d}.parquet" for index in own}
-        missing = [index for index, file in files.items() if not file.is_file()]
+    for name in MODELS:
+        missing = [index for index in own if not _part(work, name, index).is_file()]
         if not missing:
             continue
         if name == "base":
             model = models.load_base_model(recipe.model, dtype)
         elif model is not None and models.is_adapter(path):
-            model = models.attach_adapter(model, path)
+            model = models.attach_adapter(model, path, fuse=True)
         else:
             model = None
             model = models.load_variant(recipe.model, dtype, path)
-        total = sum(len(shards[index]) for index in own)
         done = total - sum(len(shards[index]) for index in missing)
         with progress(f"Scoring, {name} model", total, done) as advance:
             for index in missing:
+                samples = corpus.read(shards[index].start, shards[index].stop)
                 scores = score_samples(
                     model,
                     samples,
-                    shards[index],
+                    with_entropy="entropy" in extra,
+                    with_rank="rank" in extra,
                     tokens_per_batch=recipe.scoring.tokens_per_batch,
                     advance=advance,
                 )
-                starts = np.r_[0, np.cumsum(samples.num_response_tokens[shards[index]])]
-                table = pa.table(
-                    {
-                        "sample_id": samples.sample_ids[shards[index]],
-                        "log_probs": lists(scores.log_probs, starts),
-                    }
-                )
-                write_table(table, files[index], samples.fingerprint)
+                columns = {"log_probs": scores.log_probs}
+                columns |= {column: getattr(scores, column) for column in sorted(extra)}
+                write_scores(_part(work, name, index), samples, columns, corpus.fingerprint)
 
 
-def join_shards(work: Work, samples: Samples, num_shards: int) -> None:
-    """The scores of both models side by side, a file for each shard."""
+def join_shards(recipe: Recipe, run: Path, work: Work) -> None:
+    """Base and reference side by side, once every process has done its shards."""
+    corpus = SampleFile(run / "data" / "train.parquet")
+    num_shards = len(_shard_ranges(recipe, corpus))
+    num_tokens = 0
     for index in range(num_shards):
-        base, tuned = (
-            read_table(work.path / f"{name}-{index:05d}.parquet", samples.fingerprint)
-            for name in ("base", "reference")
-        )
-        joined = pa.table(
-            {
-                "sample_id": base["sample_id"],
-                "base_log_probs": base["log_probs"],
-                "reference_log_probs": tuned["log_probs"],
-            }
-        )
-        target = work.output / f"scores-{index:05d}-of-{num_shards:05d}.parquet"
-        write_table(joined, target, samples.fingerprint)
-    work.details["response_tokens"] = len(samples.response_ids)
+        parts = [_part(work, name, index) for name in MODELS]
+        target = work.output / shard_name(index, num_shards)
+        num_tokens += join_scores(parts, target, corpus.fingerprint)
+    work.details["response_tokens"] = num_tokens
+
+
+def _extra_columns(recipe: Recipe) -> frozenset[str]:
+    """What the measures of quality need beside log-probabilities: `entropy`, `rank`."""
+    del recipe
+    return frozenset()
+
+
+def _shard_ranges(recipe: Recipe, corpus: SampleFile) -> list[range]:
+    size = recipe.scoring.samples_per_shard
+    starts = range(0, len(corpus), size)
+    return [range(begin, min(begin + size, len(corpus))) for begin in starts]
+
+
+def _part(work: Work, model: str, index: int) -> Path:
+    """Where the scores of one shard under one model wait for the other's."""
+    return work.path / f"{model}-{index:05d}.parquet"
 
 
 def reference_path(recipe: Recipe, run: Path) -> Path | str:
@@ -183,49 +202,12 @@ def reference_path(recipe: Recipe, run: Path) -> Path | str:
     return recipe.reference.name_or_path or run / "reference"
 
 
-def read_scores(run: Path, samples: Samples) -> tuple[NDArray, NDArray]:
-    """Base and reference log-probabilities of D_train's response tokens, in the one order.
-
-    Raises:
-        InputError: a shard is missing, belongs to other tokens, or holds a number that is not
-            finite; the message names the shard, and the sample where there is one.
-    """
-    fingerprint = samples.fingerprint
-    files = sorted((run / "scores").glob("scores-*-of-*.parquet"))
-    expected = int(files[0].stem.rsplit("-", 1)[1]) if files else 1
-    if len(files) != expected:
-        raise InputError(
-            f"{run / 'scores'} holds {len(files)} of {expected} shards. Score again with "
-            "`forgetting score`"
-        )
-    sample_ids: list[NDArray] = []
-    columns: dict[str, list[NDArray]] = {"base_log_probs": [], "reference_log_probs": []}
-    for file in files:
-        table = read_table(file, fingerprint)
-        sample_ids.append(table["sample_id"].to_numpy())
-        for name, parts in columns.items():
-            values, starts = list_column(table, name)
-            if not np.isfinite(values).all():
-                token = int(np.flatnonzero(~np.isfinite(values))[0])
-                row = int(np.searchsorted(starts, token, side="right")) - 1
-                raise InputError(
-                    f"{file}: {name} of sample {sample_ids[-1][row]} holds {values[token]}. Score "
-                    "again with `forgetting score`"
-                )
-            parts.append(values)
-    if not np.array_equal(np.concatenate(sample_ids), samples.sample_ids):
-        raise InputError(f"{run / 'scores'} does not hold the samples of data/train.parquet")
-    base, tuned = (np.concatenate(parts) for parts in columns.values())
-    if base.size != samples.response_ids.size or tuned.size != base.size:
-        raise InputError(f"{run / 'scores'} does not hold one score for each response token")
-    return base, tuned
-
-
 def select(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
     """Scores to polarity for one variant, with a summary."""
     samples = Samples.read(run / "data" / "train.parquet")
     settings = recipe.variants[variant].selection
-    quality = token_quality(*read_scores(run, samples))
+    base_log_probs, reference_log_probs = read_scores(run, samples)
+    quality = token_quality(base_log_probs, reference_log_probs)
     polarity = _choose(settings, quality, samples, recipe.seed)
     # A threshold on token quality exists only where tokens were chosen by it.
     by_token = settings.by == "quality" and settings.granularity == "token"
@@ -334,7 +316,7 @@ def train(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
     term = ForgettingTerm(kind=settings.forgetting.term)
     base_log_probs = None
     if settings.objective == "forgetting" and term.needs_base:
-        base_log_probs, _ = read_scores(run, samples)
+        (base_log_probs,) = read_scores(run, samples, ["base_log_probs"])
     label = f"Training {variant}"
     _train(recipe, recipe.training, settings, samples, polarity, label, work, base_log_probs)
     if not work.processes.is_main:

@@ -7,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forgetting.data import samples as samples_module
 from forgetting.data.samples import (
     SAMPLE_SCHEMA,
+    SampleFile,
     Samples,
     list_column,
     lists,
@@ -157,3 +159,35 @@ def test_a_write_that_fails_leaves_the_old_table(tmp_path, samples, monkeypatch)
         write_table(samples.table, path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["train.parquet"]
+
+
+def test_a_range_of_a_file_is_that_of_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(samples_module, "ROWS_PER_GROUP", 3)
+    random = np.random.default_rng(0)
+    ids = [random.integers(0, 50, random.integers(1, 6)).tolist() for _ in range(11)]
+    whole = Samples.from_lists(ids, ids)
+    path = tmp_path / "train.parquet"
+    write_table(whole.table, path)
+    file = SampleFile(path)
+    assert pq.ParquetFile(path).metadata.num_row_groups == 4
+    assert len(file) == 11
+    assert file.fingerprint == whole.fingerprint
+    for begin, end in [(0, 11), (0, 3), (2, 4), (3, 9), (4, 5), (10, 11)]:
+        part = file.read(begin, end)
+        assert part.table.to_pylist() == whole.table.slice(begin, end - begin).to_pylist()
+        first, last = whole.response_starts[[begin, end]]
+        assert part.response_ids.tolist() == whole.response_ids[first:last].tolist()
+
+
+def test_a_file_without_samples_has_the_fingerprint_of_none(tmp_path):
+    nothing = Samples.from_lists([], [])
+    write_table(nothing.table, tmp_path / "train.parquet")
+    file = SampleFile(tmp_path / "train.parquet")
+    assert len(file) == 0
+    assert file.fingerprint == nothing.fingerprint
+
+
+def test_a_file_that_is_none_is_named(tmp_path):
+    (tmp_path / "train.parquet").write_bytes(b"no parquet")
+    with pytest.raises(InputError, match=r"train.parquet cannot be read"):
+        SampleFile(tmp_path / "train.parquet")

@@ -8,7 +8,8 @@ carries the fingerprint of its tokens; a mismatch is an error, never a silent sh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from forgetting.errors import InputError
 
 IGNORE_INDEX = -100
 FINGERPRINT_KEY = b"forgetting.tokens"
+ROWS_PER_GROUP = 1000
+"""Rows that are written, and can be read, by themselves."""
 SAMPLE_SCHEMA = pa.schema(
     [
         ("sample_id", pa.int64()),
@@ -38,7 +41,7 @@ def write_table(table: pa.Table, path: Path, fingerprint: str | None = None) -> 
         table = table.replace_schema_metadata({FINGERPRINT_KEY: fingerprint.encode()})
     partial = path.with_name(f".{path.name}.partial")
     try:
-        pq.write_table(table, partial, compression="zstd")
+        pq.write_table(table, partial, compression="zstd", row_group_size=ROWS_PER_GROUP)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -140,10 +143,7 @@ class Samples:
     @property
     def fingerprint(self) -> str:
         """Checksum of all tokens, labels and sample boundaries."""
-        checksum = hashlib.sha256()
-        for array in (self.sample_ids, self.token_starts, self.input_ids, self.labels):
-            checksum.update(np.ascontiguousarray(array).data)
-        return checksum.hexdigest()
+        return _fingerprint([self])
 
     def per_response_token(self, per_sample: NDArray) -> NDArray:
         """Repeat a value of each sample for each of its response tokens."""
@@ -162,6 +162,59 @@ class Samples:
         values = np.full(self.input_ids.size, fill, dtype=per_response.dtype)
         values[self.is_response] = per_response
         return pa.ListArray.from_arrays(pa.array(self.token_starts, pa.int32()), pa.array(values))
+
+
+class SampleFile:
+    """A split on disk, of which a range of samples is in memory at a time.
+
+    Args:
+        path: a table that `write_table` wrote, with the columns of `SAMPLE_SCHEMA`.
+
+    Raises:
+        InputError: the file is missing or broken.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            # Without a buffer of its own, pages that were read stay behind.
+            self._file = pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+        metadata = self._file.metadata
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._group_starts = np.r_[0, np.cumsum(sizes, dtype=np.int64)]
+
+    def __len__(self) -> int:
+        return int(self._group_starts[-1])
+
+    def read(self, begin: int, end: int) -> Samples:
+        """Samples `begin` to `end`, not included."""
+        # A group holds a row of the range if it starts before its end and ends after its start.
+        first = int(np.searchsorted(self._group_starts, begin, side="right")) - 1
+        last = int(np.searchsorted(self._group_starts, end, side="left"))
+        try:
+            table = self._file.read_row_groups(range(first, max(first, last)))
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{self.path} cannot be read: {error}") from error
+        offset = begin - int(self._group_starts[first])
+        return Samples(table.slice(offset, end - begin))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """That of the whole table, as `Samples.fingerprint`."""
+        ranges = zip(self._group_starts[:-1].tolist(), self._group_starts[1:].tolist(), strict=True)
+        return _fingerprint(self.read(begin, end) for begin, end in ranges)
+
+
+def _fingerprint(parts: Iterable[Samples]) -> str:
+    """One checksum for each column, so that it does not matter where the table is cut."""
+    columns = [hashlib.sha256() for _ in range(4)]
+    for samples in parts:
+        arrays = (samples.sample_ids, samples.lengths, samples.input_ids, samples.labels)
+        for checksum, array in zip(columns, arrays, strict=True):
+            checksum.update(np.ascontiguousarray(array).data)
+    return hashlib.sha256(b"".join(column.digest() for column in columns)).hexdigest()
 
 
 def list_column(table: pa.Table, name: str) -> tuple[NDArray, NDArray[np.int64]]:
