@@ -226,7 +226,8 @@ class ScoringSettings(Section):
     tokens_per_batch: Positive | None = None
     """Padded tokens in one forward pass; null: 8192 on an accelerator, 1024 on a CPU."""
     samples_per_shard: Positive = 2000
-    """Samples of one file; a killed run computes only the missing files."""
+    """Samples of one file; a killed run computes only the missing files. This many are held in
+    memory, and sorted by length."""
 
 
 class SelectionSettings(Section):
