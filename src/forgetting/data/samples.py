@@ -177,8 +177,7 @@ class SampleFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            # Without a buffer of its own, pages that were read stay behind.
-            self._file = pq.ParquetFile(path, buffer_size=2**20, pre_buffer=False)
+            self._file = pq.ParquetFile(path)
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{path} cannot be read: {error}") from error
         metadata = self._file.metadata
