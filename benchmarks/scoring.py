@@ -39,12 +39,22 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging as transformers_logging
+from workload import (
+    MAX_LENGTH,
+    SHAPES,
+    draw_lengths,
+    forget_peak,
+    held_bytes,
+    matmul_rate,
+    peak_bytes,
+    timed,
+    word_tokenizer,
+)
 
 from forgetting import models
 from forgetting.data.samples import SAMPLE_SCHEMA, Samples, lists, write_table
@@ -52,27 +62,6 @@ from forgetting.recipe import LoraSettings, ModelSettings, load_recipe
 from forgetting.rundir import Work
 from forgetting.scoring import score_samples
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "36m": {
-        "vocab_size": 32_000,
-        "hidden_size": 512,
-        "intermediate_size": 1408,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 8,
-    },
-    "1b": {
-        "vocab_size": 128_256,
-        "hidden_size": 2048,
-        "intermediate_size": 8192,
-        "num_hidden_layers": 16,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-    },
-}
-MAX_LENGTH = 1024
-CHARACTERS_PER_TOKEN = 4
-TEMPLATE_TOKENS = 8
 BATCH_SIZES = {"cpu": (4, 8, 16), "accelerator": (16, 32, 64, 128)}
 WAYS = ("ours", "(a)", "(b)", "(c)")
 
@@ -83,26 +72,6 @@ class Pair:
 
     prompt: list[int]
     response: list[int]
-
-
-def draw_lengths(number: int, records: Path | None, seed: int) -> NDArray[np.int64]:
-    """Tokens of prompts and responses, shape (number, 2)."""
-    random = np.random.default_rng(seed)
-    if records is None:
-        # Medians and spread of the Alpaca corpus by the same count of characters.
-        prompts = random.lognormal(3.29, 0.36, number)
-        responses = random.lognormal(3.64, 1.23, number)
-    else:
-        given = json.loads(records.read_text(encoding="utf-8"))
-        chosen = [given[i] for i in random.choice(len(given), number, len(given) < number)]
-        characters = [
-            (len(r["instruction"] + r.get("input", "")), len(r["output"])) for r in chosen
-        ]
-        prompts, responses = (np.array(characters) / CHARACTERS_PER_TOKEN).T
-        prompts, responses = prompts + TEMPLATE_TOKENS, responses + 1
-    prompts = np.clip(np.ceil(prompts), 1, MAX_LENGTH // 2)
-    responses = np.clip(np.ceil(responses), 1, MAX_LENGTH // 2)
-    return np.stack([prompts, responses], 1).astype(np.int64)
 
 
 def draw_pairs(lengths: NDArray[np.int64], vocab_size: int) -> list[Pair]:
@@ -195,13 +164,8 @@ def score_sorted(model: Any, pairs: list[Pair], batch_size: int) -> NDArray:
 def score_lm_eval(model: Any, pairs: list[Pair], batch_size: int) -> NDArray:
     """One sum for each pair: lm-eval keeps no more."""
     from lm_eval.models.huggingface import HFLM
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
 
-    words = WordLevel({"<pad>": 0, "</s>": 1}, unk_token="<pad>")
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(words), pad_token="<pad>", eos_token="</s>"
-    )
+    tokenizer = word_tokenizer()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     wrapped = HFLM(
         pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=MAX_LENGTH
@@ -215,29 +179,7 @@ def score_ours(model: Any, samples: Samples, tokens_per_batch: int | None) -> ND
     return score_samples(model, samples, tokens_per_batch=tokens_per_batch).log_probs
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize()
-
-
 clock = time.perf_counter
-
-
-def timed(function: Callable[[], Any], device: torch.device) -> tuple[float, Any]:
-    synchronize(device)
-    start = clock()
-    result = function()
-    synchronize(device)
-    return clock() - start, result
-
-
-def matmul_rate(dtype: torch.dtype, device: torch.device) -> float:
-    """Floating-point operations a second of a plain square product, the best of a few."""
-    size = 2048 if device.type == "cpu" else 8192
-    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    with torch.inference_mode():
-        seconds = min(timed(lambda: left @ right.T, device)[0] for _ in range(3))
-    return 2 * size**3 / seconds
 
 
 def needed_operations(shape: dict[str, Any], lengths: NDArray[np.int64]) -> float:
@@ -258,7 +200,7 @@ def best_batch_size(
     device = next(model.parameters()).device
     sizes = BATCH_SIZES["cpu" if device.type == "cpu" else "accelerator"]
     some = pairs[: 2 * sizes[-1]]
-    return min(sizes, key=lambda size: timed(lambda: score(model, some, size), device)[0])
+    return min(sizes, key=lambda size: timed(lambda: score(model, some, size), device, clock)[0])
 
 
 def ways(
@@ -271,24 +213,6 @@ def ways(
         "(b)": lambda model: score_lm_eval(model, pairs, batch_sizes["(b)"]),
         "(c)": lambda model: score_sorted(model, pairs, batch_sizes["(c)"]),
     }
-
-
-def forget_peak() -> None:
-    """Loading a model takes memory for a moment that is not the way's."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-
-
-def held_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated()
-    return psutil.Process().memory_info().rss
 
 
 def in_own_process(*arguments: str) -> Any:
@@ -407,7 +331,7 @@ def main() -> None:
         # The published code of the method holds both models; the others one at a time.
         apart = arguments.memory_of == "(a)"
         loaded = list(on_disk.load_apart()) if apart else [on_disk.load(on_disk.base)]
-        forget_peak()
+        forget_peak(device)
         held = held_bytes(device)
         ways(samples, pairs, arguments.batch_sizes, arguments.tokens_per_batch)[
             arguments.memory_of
@@ -442,9 +366,11 @@ def compare(
     results: dict[str, Any] = {}
     for _ in range(arguments.repeats):
         for name in arguments.ways:
-            rates.append(matmul_rate(dtype, device))
+            rates.append(matmul_rate(dtype, device, clock))
             given = on_disk.load_ours() if name == "ours" else iter((base, merged))
-            parts = [timed(lambda m=model, n=name: functions[n](m), device) for model in given]
+            parts = [
+                timed(lambda m=model, n=name: functions[n](m), device, clock) for model in given
+            ]
             seconds[name].append(sum(part[0] for part in parts))
             results[name] = parts[0][1]
     tokens = int(lengths.sum())
