@@ -18,6 +18,7 @@ from forgetting.data.samples import (
     write_table,
 )
 from forgetting.errors import InputError
+from forgetting.processes import Processes
 from forgetting.recipe import load_recipe
 from forgetting.rundir import Work
 
@@ -152,12 +153,17 @@ def scored(finished_run, tmp_path):
         work = Work(tmp_path / name)
         work.output.mkdir(parents=True)
         for rank in range(world_size):
-            stages.score_shards(recipe, run, work, rank, world_size)
+            stages.score_shards(recipe, run, as_process(work, rank, world_size))
         stages.join_shards(recipe, run, work)
         return work
 
     do.recipe, do.run = recipe, run
     return do
+
+
+def as_process(work, index, count):
+    """The same work folder as one process of several has it."""
+    return Work(work.path, Processes(index, count))
 
 
 def test_shards_do_not_depend_on_the_number_of_processes(scored):
@@ -172,7 +178,7 @@ def test_shards_do_not_depend_on_the_number_of_processes(scored):
 def test_each_process_does_its_own_shards(scored, tmp_path):
     work = Work(tmp_path / "work")
     work.output.mkdir(parents=True)
-    stages.score_shards(scored.recipe, scored.run, work, rank=1, world_size=2)
+    stages.score_shards(scored.recipe, scored.run, as_process(work, 1, 2))
     done = sorted(file.name for file in work.path.glob("*.parquet"))
     assert done == ["base-00001.parquet", "reference-00001.parquet"]
     with pytest.raises(InputError, match=r"base-00000.parquet cannot be read"):
@@ -183,7 +189,7 @@ def test_a_process_without_shards_loads_no_model(scored, tmp_path, monkeypatch):
     monkeypatch.setattr(stages.models, "load_base_model", None)
     work = Work(tmp_path / "work")
     work.output.mkdir(parents=True)
-    stages.score_shards(scored.recipe, scored.run, work, rank=3, world_size=4)
+    stages.score_shards(scored.recipe, scored.run, as_process(work, 3, 4))
     assert not list(work.path.glob("*.parquet"))
 
 
