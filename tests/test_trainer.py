@@ -696,3 +696,28 @@ def test_figures_that_sft_logs_are_logged(train):
     logged = train(rows(8), max_steps=1).state.log_history[0]
     assert {"loss", "grad_norm", "learning_rate", "entropy", "mean_token_accuracy"} <= set(logged)
     assert 0 <= logged["mean_token_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("use_adapter", [False, True], ids=["whole", "adapter"])
+def test_gradient_checkpointing_takes_the_same_step(train, use_adapter):
+    from peft import LoraConfig
+
+    adapter = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    trained = []
+    for checkpointing in (False, True):
+        options = {**ONE_STEP, "gradient_checkpointing": checkpointing}
+        trainer = train(rows(8), peft_config=adapter if use_adapter else None, **options)
+        trained.append(weights(trainer))
+    assert_same(*trained, 2e-6)
+
+
+def test_bfloat16_takes_nearly_the_step_of_float32(train):
+    before = weights(train(rows(8), **{**ONE_STEP, "learning_rate": 0.0}))
+    moves = []
+    for bf16 in (False, True):
+        trainer = train(rows(8), **{**ONE_STEP, "bf16": bf16, "use_cpu": True})
+        after = weights(trainer)
+        moves.append(torch.cat([(after[name] - before[name]).flatten() for name in before]))
+    # The arithmetic is coarse, not the direction.
+    assert torch.cosine_similarity(*moves, dim=0) > 0.99
+    assert not torch.equal(*moves)
