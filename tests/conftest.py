@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import yaml
+
+from forgetting.data.samples import SAMPLE_SCHEMA, Samples, lists, write_table
 
 # Tests never ask a network, and two processes on two cores must not fight over threads.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -155,6 +159,58 @@ def save_tiny_recipe(folder: Path, model: Path, **sections: Any) -> Path:
 def write_recipe(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
     """Writes a recipe that runs in seconds; keyword arguments replace whole sections."""
     return partial(save_tiny_recipe, tmp_path, tiny_model)
+
+
+EOS = 1
+
+
+def save_scored_run(path: Path, shard_sizes: Sequence[int] = (7, 5)) -> Path:
+    """A run directory in which 12 samples of two sources are scored, with noise that is known.
+
+    All columns that scoring can write are there; the quality of a token is its place in a random
+    order. `shard_sizes` are the samples of each shard; they do not change the numbers.
+    """
+    random = np.random.default_rng(0)
+    rows = []
+    for index in range(12):
+        response = [*random.integers(3, 200, int(random.integers(2, 9))).tolist(), EOS]
+        rows.append(
+            {
+                "sample_id": 100 + index,
+                "source": "even" if index % 2 == 0 else "odd",
+                "input_ids": [5, 6, *response],
+                "labels": [-100, -100, *response],
+                "noise": [int(index % 3 == 0)] * (len(response) - 1) + [0],
+                "noise_kind": "junk_phrase" if index % 3 == 0 else None,
+            }
+        )
+    (path / "data").mkdir(parents=True)
+    (path / "scores").mkdir()
+    write_table(pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA), path / "data" / "train.parquet")
+    (path / "data" / "summary.json").write_text(json.dumps({"end_token_ids": [0, EOS, 2]}))
+    samples = Samples.read(path / "data" / "train.parquet")
+    total = int(samples.response_ids.size)
+    base = -random.random(total).astype(np.float32) * 5
+    columns = {
+        "base_log_probs": base,
+        "reference_log_probs": base + random.permutation(total).astype(np.float32) / total - 0.4,
+        "base_entropy": random.random(total).astype(np.float32) * 4,
+        "reference_entropy": random.random(total).astype(np.float32) * 4,
+        "base_rank": random.integers(0, 200, total).astype(np.int32),
+        "reference_rank": random.integers(0, 200, total).astype(np.int32),
+    }
+    begin = 0
+    for shard, size in enumerate(shard_sizes):
+        starts = samples.response_starts[begin : begin + size + 1]
+        tokens = slice(starts[0], starts[-1])
+        table = {
+            name: lists(values[tokens], starts - starts[0]) for name, values in columns.items()
+        }
+        file = path / "scores" / f"scores-{shard:05d}-of-{len(shard_sizes):05d}.parquet"
+        ids = samples.sample_ids[begin : begin + size]
+        write_table(pa.table({"sample_id": ids, **table}), file, samples.fingerprint)
+        begin += size
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from forgetting.card import model_card
 from forgetting.recipe import load_recipe
 
 SELECTION = {
+    "quality": "influence",
     "granularity": "token",
     "rho": 0.7,
     "num_tokens": 2000,

@@ -436,3 +436,28 @@ def test_a_step_that_cannot_be_dealt_is_refused(load, section):
 def test_a_reference_of_ones_own_is_not_trained_and_not_checked(load):
     own = {"name_or_path": "some/reference", "batch_size": 6, "micro_batch_size": 6}
     check_batches(load(reference=own), 2)
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        ({"quality": "base_loss", "rho": "auto"}, "base_loss is never above 0"),
+        ({"quality": "min_loss", "threshold": "zero"}, "min_loss is never above 0"),
+        ({"balance": "source", "rho": "auto"}, "nothing to balance"),
+        ({"balance": "source", "threshold": "zero"}, "nothing to balance"),
+        ({"quality": "beauty"}, "influence"),
+    ],
+)
+def test_selections_without_meaning_are_refused(write_recipe, selection, message):
+    with pytest.raises(InputError, match=message):
+        load_recipe(write_recipe(selection=selection))
+
+
+def test_scores_are_those_that_the_measures_need(write_recipe):
+    variants = {
+        "full": {"objective": "full", "selection": {"quality": "rank_gap"}},
+        "a": {"objective": "ignoring", "selection": {"quality": "entropy_gap"}},
+        "b": {"objective": "forgetting", "selection": {"quality": "min_loss"}},
+    }
+    recipe = load_recipe(write_recipe(variants=variants))
+    assert recipe.score_columns == ["base_entropy", "base_log_probs", "reference_log_probs"]

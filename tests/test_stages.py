@@ -21,49 +21,13 @@ from forgetting.errors import InputError
 from forgetting.processes import Processes
 from forgetting.recipe import load_recipe
 from forgetting.rundir import Work
-
-EOS = 1
+from tests.conftest import EOS, save_scored_run
 
 
 @pytest.fixture
 def run(tmp_path):
     """A run directory with scored samples; quality of a token is its place in a random order."""
-    random = np.random.default_rng(0)
-    rows = []
-    for index in range(12):
-        response = [*random.integers(3, 200, int(random.integers(2, 9))).tolist(), EOS]
-        rows.append(
-            {
-                "sample_id": 100 + index,
-                "source": "even" if index % 2 == 0 else "odd",
-                "input_ids": [5, 6, *response],
-                "labels": [-100, -100, *response],
-                "noise": [int(index % 3 == 0)] * (len(response) - 1) + [0],
-                "noise_kind": "junk_phrase" if index % 3 == 0 else None,
-            }
-        )
-    path = tmp_path / "run"
-    (path / "data").mkdir(parents=True)
-    (path / "scores").mkdir()
-    write_table(pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA), path / "data" / "train.parquet")
-    (path / "data" / "summary.json").write_text(json.dumps({"end_token_ids": [0, EOS, 2]}))
-    samples = Samples.read(path / "data" / "train.parquet")
-    total = int(samples.response_ids.size)
-    base = -random.random(total).astype(np.float32) * 5
-    tuned = base + random.permutation(total).astype(np.float32) / total - 0.4
-    for shard, part in enumerate((range(7), range(7, 12))):
-        begin, end = samples.response_starts[part[0]], samples.response_starts[part[-1] + 1]
-        starts = samples.response_starts[part[0] : part[-1] + 2] - begin
-        table = pa.table(
-            {
-                "sample_id": samples.sample_ids[list(part)],
-                "base_log_probs": lists(base[begin:end], starts),
-                "reference_log_probs": lists(tuned[begin:end], starts),
-            }
-        )
-        file = path / "scores" / f"scores-{shard:05d}-of-00002.parquet"
-        write_table(table, file, samples.fingerprint)
-    return path
+    return save_scored_run(tmp_path / "run")
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ def model_card(
 def _selection(by: str, selection: Mapping[str, Any]) -> list[str]:
     counts = {name: selection[f"num_{name}"] for name in ("positive", "negative", "ignored")}
     total = selection["num_tokens"]
-    measure = "at random" if by == "random" else "by reference minus base log-probability"
+    measure = "at random" if by == "random" else f"by the measure {selection['quality']}"
     rows = [
         f"| {name} | {number:,} | {100 * number / max(total, 1):.1f} % |"
         for name, number in counts.items()

@@ -28,7 +28,7 @@ from pydantic import (
 
 from forgetting.errors import InputError
 from forgetting.objective import Normalization, ScheduleKind, TermKind
-from forgetting.selection import Granularity, Threshold
+from forgetting.selection import MEASURES, Granularity, QualityName, Threshold
 
 PLAIN_TEMPLATE = "plain"
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -235,8 +235,14 @@ class SelectionSettings(Section):
 
     rho: ShareOrAuto = 0.7
     """Share of positive tokens; auto: the share whose quality is above 0."""
+    quality: QualityName = "influence"
+    """What a token is measured by; influence is the paper's. `forgetting.selection.quality` has
+    the formulas."""
     granularity: Granularity = "token"
     """Choose tokens, or whole samples by their mean quality."""
+    balance: Literal["none", "source"] = "none"
+    """source: rho and forget_rate are shares of each source, so that all give negative tokens
+    alike; none: of the whole of D_train."""
     threshold: Threshold = "quantile"
     """quantile: the best `rho` are positive; zero: those with quality above 0 are."""
     forget_rate: Share | None = None
@@ -257,6 +263,21 @@ class SelectionSettings(Section):
             raise ValueError(
                 f"forget_rate {self.forget_rate} is above 1 - rho = {1 - self.rho:g}: "
                 "a token cannot be both learned and forgotten"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _have_meaning(self) -> SelectionSettings:
+        looks_at_zero = self.threshold == "zero" or self.rho == "auto"
+        if looks_at_zero and not MEASURES[self.quality].has_zero:
+            raise ValueError(
+                f"quality {self.quality} is never above 0, so neither threshold zero nor rho auto "
+                "can be taken from it: give rho as a number"
+            )
+        if looks_at_zero and self.balance == "source":
+            raise ValueError(
+                "threshold zero and rho auto divide every source at 0, so there is nothing to "
+                "balance: give rho as a number, or balance none"
             )
         return self
 
@@ -423,6 +444,12 @@ class Recipe(Section):
     def selecting_variants(self) -> list[str]:
         """The variants that need scores and a selection."""
         return [name for name, v in self.variants.items() if v.objective != "full"]
+
+    @property
+    def score_columns(self) -> list[str]:
+        """The scores that the variants' measures of quality need, by their names in the shards."""
+        measures = (MEASURES[self.variants[v].selection.quality] for v in self.selecting_variants)
+        return sorted({column for measure in measures for column in measure.columns})
 
 
 DEFAULT_VARIANTS: Mapping[str, Any] = {

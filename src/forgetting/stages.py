@@ -11,7 +11,6 @@ import functools
 import json
 import re
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,6 @@ from forgetting.data.samples import (
     SampleFile,
     Samples,
     list_column,
-    lists,
     read_table,
     write_table,
 )
@@ -43,27 +41,19 @@ from forgetting.data.scores import (
 from forgetting.data.tokens import Tokenization
 from forgetting.errors import InputError
 from forgetting.evaluation import HELDOUT, Harness, TaskResult, evaluate_heldout
-from forgetting.metrics import noise_detection
 from forgetting.objective import ForgettingTerm
 from forgetting.processes import ALONE, Processes, share_one_model
 from forgetting.recipe import (
     PLAIN_TEMPLATE,
     Recipe,
-    SelectionSettings,
     TrainingSettings,
     VariantSettings,
 )
 from forgetting.report import build_report
 from forgetting.rundir import Work, write_atomically
 from forgetting.scoring import score_samples
-from forgetting.selection import (
-    quality_threshold,
-    select_tokens,
-    share_above_zero,
-    token_quality,
-)
-
-HISTOGRAM_BINS = 80
+from forgetting.selecting import select_corpus
+from forgetting.shards import ScoredCorpus
 
 
 def prepare(recipe: Recipe, run: Path, work: Work) -> None:
@@ -204,104 +194,24 @@ def reference_path(recipe: Recipe, run: Path) -> Path | str:
 
 def select(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
     """Scores to polarity for one variant, with a summary."""
-    samples = Samples.read(run / "data" / "train.parquet")
     settings = recipe.variants[variant].selection
-    base_log_probs, reference_log_probs = read_scores(run, samples)
-    quality = token_quality(base_log_probs, reference_log_probs)
-    polarity = _choose(settings, quality, samples, recipe.seed)
-    # A threshold on token quality exists only where tokens were chosen by it.
-    by_token = settings.by == "quality" and settings.granularity == "token"
-    threshold = quality_threshold(quality, polarity) if by_token else None
+    end_token_ids: list[int] = []
     if settings.keep_eos:
-        ends = json.loads((run / "data" / "summary.json").read_text())["end_token_ids"]
-        polarity[(polarity < 0) & np.isin(samples.response_ids, ends)] = 1
-    table = pa.table(
-        {"sample_id": samples.sample_ids, "polarity": lists(polarity, samples.response_starts)}
-    )
-    write_table(table, work.output / "polarity.parquet", samples.fingerprint)
-    summary = {
-        "variant": variant,
-        "threshold": threshold,
-        **_selection_summary(settings, samples, quality, polarity),
-    }
-    _write_json(work.output / "summary.json", summary)
+        end_token_ids = json.loads((run / "data" / "summary.json").read_text())["end_token_ids"]
+    corpus = ScoredCorpus(run)
+    with progress(f"Selecting for {variant}", corpus.num_samples) as advance:
+        summary = select_corpus(
+            corpus,
+            settings,
+            work.output / "polarity.parquet",
+            scratch=work.path / "quality.bin",
+            seed=recipe.seed,
+            end_token_ids=end_token_ids,
+            advance=advance,
+        )
+    _write_json(work.output / "summary.json", {"variant": variant, **summary})
     work.details["num_positive"] = summary["num_positive"]
     work.details["num_negative"] = summary["num_negative"]
-
-
-def _choose(
-    settings: SelectionSettings, quality: NDArray, samples: Samples, seed: int
-) -> NDArray[np.int8]:
-    ids = samples.per_response_token(samples.sample_ids)
-    ranked = quality
-    if settings.by == "random":
-        ranked = np.random.default_rng(seed).random(quality.size)
-    # A random number is never below zero: how many are positive comes from the quality.
-    share = settings.rho
-    if settings.by == "random" and (share == "auto" or settings.threshold == "zero"):
-        share = share_above_zero(quality)
-    return select_tokens(
-        ranked,
-        share,
-        granularity=settings.granularity,
-        sample_ids=ids,
-        forget_rate=settings.forget_rate,
-        threshold="quantile" if settings.by == "random" else settings.threshold,
-    )
-
-
-def _selection_summary(
-    settings: SelectionSettings,
-    samples: Samples,
-    quality: NDArray,
-    polarity: NDArray[np.int8],
-) -> dict[str, Any]:
-    sources = samples.per_response_token(np.asarray(samples.table["source"].to_pylist()))
-    counts, edges = np.histogram(quality, bins=HISTOGRAM_BINS)
-    auto_rho = share_above_zero(quality)
-    return {
-        "granularity": settings.granularity,
-        "threshold_kind": settings.threshold,
-        "rho": auto_rho if settings.rho == "auto" else settings.rho,
-        "num_tokens": int(quality.size),
-        **_polarity_counts(polarity),
-        "auto_rho": auto_rho,
-        "by_source": [
-            {
-                "source": str(name),
-                "num_tokens": int((sources == name).sum()),
-                **_polarity_counts(polarity[sources == name]),
-            }
-            for name in np.unique(sources)
-        ],
-        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
-        "noise": _noise_summary(samples, quality, polarity),
-    }
-
-
-def _polarity_counts(polarity: NDArray[np.int8]) -> dict[str, int]:
-    return {
-        "num_positive": int((polarity > 0).sum()),
-        "num_negative": int((polarity < 0).sum()),
-        "num_ignored": int((polarity == 0).sum()),
-    }
-
-
-def _noise_summary(
-    samples: Samples, quality: NDArray, polarity: NDArray[np.int8]
-) -> dict[str, Any] | None:
-    noisy = samples.noise()
-    if noisy is None:
-        return None
-    kinds = samples.per_response_token(
-        np.asarray([kind or "" for kind in samples.table["noise_kind"].to_pylist()])
-    )
-    by_kind = []
-    for kind in np.unique(kinds[noisy]):
-        of_kind = noisy & (kinds == kind)
-        recall = float((polarity[of_kind] != 1).mean())
-        by_kind.append({"kind": str(kind), "num_tokens": int(of_kind.sum()), "recall": recall})
-    return {**asdict(noise_detection(quality, polarity, noisy)), "by_kind": by_kind}
 
 
 def train(recipe: Recipe, run: Path, work: Work, variant: str) -> None:

@@ -201,15 +201,22 @@ def _write_selection(
         "num_negative": len(flat) - positive,
         "num_ignored": 0,
     }
+    sample = {"sample_id": 3, "source": source, "num_tokens": 17}
     summary = {
         "variant": variant,
+        "quality": "influence",
         "granularity": "token",
+        "balance": "none",
+        "by": "quality",
         "threshold_kind": "quantile",
         "rho": rho,
         "threshold": threshold,
         "auto_rho": float((flat > 0).mean()),
         **numbers,
         "by_source": [{"source": source, **numbers}, {"source": "addition", **numbers}],
+        "by_position": [{"start": 0, "stop": 1, **numbers}, {"start": 1, "stop": 2, **numbers}],
+        "worst": [{**sample, "mean_quality": -1.25}],
+        "best": [{**sample, "mean_quality": 2.5}],
         "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
         "noise": {
             "num_noisy": 90,
@@ -218,6 +225,7 @@ def _write_selection(
             "average_precision": 0.3,
             "precision": 0.21,
             "recall": 0.72,
+            "precision_negative": 0.34,
             "by_kind": [{"kind": "wrong_answer", "num_tokens": 90, "recall": 0.72}],
         },
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,6 +13,7 @@ import numpy as np
 from forgetting.report.collect import read_run
 from forgetting.report.figures import (
     curve_figure,
+    position_shares,
     quality_histogram,
     result_bars,
     series_styles,
@@ -76,3 +78,23 @@ def test_histogram_has_a_line_for_each_threshold(run_dir: Path) -> None:
     for selection in selections:
         assert styles[selection.variant].css_color in svg
         assert f"{selection.variant} {selection.threshold:.3f}" in svg
+
+
+def test_a_threshold_on_another_measure_is_not_drawn(run_dir: Path) -> None:
+    first, other = read_run(run_dir).selections.values()
+    styles = series_styles(["ignoring", "forgetting"])
+    svg = quality_histogram("quality", [first, replace(other, quality="base_loss")], styles)
+    assert svg is not None
+    assert f"influence: {first.formula}" in svg
+    assert styles[first.variant].css_color in svg
+    assert styles[other.variant].css_color not in svg
+
+
+def test_positions_have_a_line_for_each_variant(run_dir: Path) -> None:
+    selections = list(read_run(run_dir).selections.values())
+    styles = series_styles(["ignoring", "forgetting"])
+    svg = position_shares("positions", selections, styles)
+    assert svg is not None
+    for selection in selections:
+        assert styles[selection.variant].css_color in svg
+    assert position_shares("positions", [], styles) is None

@@ -83,6 +83,15 @@ def test_report_holds_all_sections(run_dir: Path, decode: Decode) -> None:
     ]
 
 
+def test_the_measure_and_the_extreme_samples_are_named(run_dir: Path, decode: Decode) -> None:
+    output = build(run_dir, decode)
+    page = Page(output / "index.html")
+    assert "lowest mean quality (influence)" in page.text
+    assert "-1.250" in page.text
+    assert "2.500" in page.text
+    assert "influence: l base − l reference" in Page(output / "tokens.html").text
+
+
 def test_two_builds_are_the_same_bytes(run_dir: Path, decode: Decode, tmp_path: Path) -> None:
     for name in ("one", "two"):
         build_report(run_dir, tmp_path / name, decode=decode, seed=3)
@@ -210,7 +219,7 @@ def test_stages_are_in_the_order_of_a_run(run_dir: Path, decode: Decode) -> None
     assert "report" not in table
 
 
-NOISE = Noise(90, 0.061, 0.83, 0.3, 0.21, 0.72, {}, {})
+NOISE = Noise(90, 0.061, 0.83, 0.3, 0.21, 0.72, 0.34, {}, {})
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ carries the fingerprint of its tokens; a mismatch is an error, never a silent sh
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -23,6 +23,7 @@ IGNORE_INDEX = -100
 FINGERPRINT_KEY = b"forgetting.tokens"
 ROWS_PER_GROUP = 1000
 """Rows that are written, and can be read, by themselves."""
+READ_BUFFER = 1 << 20
 SAMPLE_SCHEMA = pa.schema(
     [
         ("sample_id", pa.int64()),
@@ -81,9 +82,7 @@ class Samples:
         # All tokens of the table in a row; sample i is [token_starts[i], token_starts[i + 1]).
         self.input_ids, self.token_starts = list_column(self.table, "input_ids")
         self.labels, _ = list_column(self.table, "labels")
-        self.is_response = self.labels != IGNORE_INDEX
-        # The first token of a sample has no context to be predicted from.
-        self.is_response[self.token_starts[:-1]] = False
+        self.is_response = response_mask(self.labels, self.token_starts)
         per_sample = np.add.reduceat(self.is_response, self.token_starts[:-1], dtype=np.int64)
         self.response_starts = np.r_[0, np.cumsum(per_sample)]
         """Sample i's response tokens are [response_starts[i], response_starts[i + 1])."""
@@ -214,6 +213,45 @@ def _fingerprint(parts: Iterable[Samples]) -> str:
         for checksum, array in zip(columns, arrays, strict=True):
             checksum.update(np.ascontiguousarray(array).data)
     return hashlib.sha256(b"".join(column.digest() for column in columns)).hexdigest()
+
+
+def rows_in_parts(
+    path: Path, columns: Sequence[str], sizes: Iterable[int] | None = None
+) -> Iterator[pa.Table]:
+    """Columns of a table that `write_table` wrote, a part at a time, in bounded memory.
+
+    Args:
+        sizes: rows of each part; default: parts of 1,000 rows.
+
+    Raises:
+        InputError: the file is missing or broken.
+    """
+    try:
+        # Read through a buffer: a row group can be as large as the file.
+        with pq.ParquetFile(path, buffer_size=READ_BUFFER) as file:
+            schema = file.schema_arrow
+            batches = file.iter_batches(ROWS_PER_GROUP, columns=list(columns))
+            if sizes is None:
+                yield from (pa.Table.from_batches([batch]) for batch in batches)
+                return
+            pending = schema.empty_table().select(list(columns))
+            for size in sizes:
+                parts = [pending]
+                while sum(part.num_rows for part in parts) < size:
+                    parts.append(pa.Table.from_batches([next(batches)]))
+                pending = pa.concat_tables(parts)
+                yield pending.slice(0, size).combine_chunks()
+                pending = pending.slice(size)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def response_mask(labels: NDArray, token_starts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which tokens are response tokens, shape (tokens,)."""
+    mask = labels != IGNORE_INDEX
+    # The first token of a sample has no context to be predicted from.
+    mask[token_starts[:-1]] = False
+    return mask
 
 
 def list_column(table: pa.Table, name: str) -> tuple[NDArray, NDArray[np.int64]]:

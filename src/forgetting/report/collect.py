@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from forgetting.errors import InputError
+from forgetting.selection import MEASURES, QualityName
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
@@ -81,6 +82,7 @@ class Noise:
     average_precision: float | None
     precision: float | None
     recall: float | None
+    precision_negative: float | None
     recall_by_kind: Mapping[str, float | None]
     tokens_by_kind: Mapping[str, int]
 
@@ -96,20 +98,43 @@ class TokenCounts:
 
 
 @dataclass(frozen=True)
+class SampleQuality:
+    """A sample by its mean quality."""
+
+    sample_id: int
+    source: str
+    mean_quality: float
+    num_tokens: int
+
+
+@dataclass(frozen=True)
 class Selection:
     """What a variant learns and what it does not."""
 
     variant: str
+    quality: QualityName
+    """The measure of quality."""
     granularity: str
+    balance: str
+    by: str
     threshold_kind: str
     rho: float
     threshold: float | None
     auto_rho: float
     counts: TokenCounts
     by_source: Mapping[str, TokenCounts]
+    by_position: Mapping[int, TokenCounts]
+    """By the first position of each bin of positions in the response."""
     histogram_edges: Floats
     histogram_counts: Ints
+    worst: Sequence[SampleQuality]
+    best: Sequence[SampleQuality]
     noise: Noise | None
+
+    @property
+    def formula(self) -> str:
+        """Of the measure of quality."""
+        return MEASURES[self.quality].formula
 
 
 @dataclass(frozen=True)
@@ -170,17 +195,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Scores:
-    """D_train's log-probabilities, flat: sample i owns tokens offsets[i]:offsets[i + 1]."""
+    """D_train's scores, flat: sample i owns tokens offsets[i]:offsets[i + 1]."""
 
     sample_ids: Ints
     offsets: Ints
     base_log_probs: Floats
     reference_log_probs: Floats
-
-    @property
-    def quality(self) -> Floats:
-        """Shape (tokens,): reference log-probability minus base log-probability."""
-        return self.reference_log_probs - self.base_log_probs
+    quality: Floats
+    """By one measure; shape (tokens,)."""
 
     @property
     def mean_quality(self) -> Floats:
@@ -201,14 +223,10 @@ class TokenSample:
     is_response: npt.NDArray[np.bool_]
     base_log_probs: Floats
     reference_log_probs: Floats
+    quality: Floats
     polarity: Ints
     noise: Ints | None
     noise_kind: str | None
-
-    @property
-    def quality(self) -> Floats:
-        """Shape (response tokens,)."""
-        return self.reference_log_probs - self.base_log_probs
 
 
 def read_run(run_dir: Path) -> Run:
@@ -254,19 +272,31 @@ def read_evaluations(run_dir: Path) -> list[Evaluation]:
     ]
 
 
-def read_scores(run_dir: Path) -> Scores | None:
-    """The log-probabilities of all shards, in D_train's order; None before the stage `score`."""
+def read_scores(run_dir: Path, quality: QualityName) -> Scores | None:
+    """The scores of all shards in D_train's order, and the quality by a measure; None before the
+    stage `score`."""
     shards = sorted((run_dir / "scores").glob("scores-*.parquet"))
     if not shards:
         return None
+    measure = MEASURES[quality]
+    names = sorted({"base_log_probs", "reference_log_probs", *measure.columns})
     with _readable(run_dir / "scores"):
-        table = pa.concat_tables([pq.read_table(shard) for shard in shards])
-        base, lengths = _flat(table["base_log_probs"])
-        reference, reference_lengths = _flat(table["reference_log_probs"])
-        if not np.array_equal(lengths, reference_lengths):
-            raise ValueError("base and reference log-probabilities differ in length")
-        offsets = np.concatenate([[0], np.cumsum(lengths)])
-        return Scores(table["sample_id"].to_numpy(), offsets, base, reference)
+        table = pa.concat_tables(
+            [pq.read_table(shard, columns=["sample_id", *names]) for shard in shards]
+        )
+        columns = {}
+        _, lengths = _flat(table["base_log_probs"])
+        for name in names:
+            columns[name], found = _flat(table[name])
+            if not np.array_equal(lengths, found):
+                raise ValueError(f"{name} differs in length from base_log_probs")
+        return Scores(
+            table["sample_id"].to_numpy(),
+            np.concatenate([[0], np.cumsum(lengths)]),
+            columns["base_log_probs"],
+            columns["reference_log_probs"],
+            measure.compute(*(columns[name] for name in measure.columns)),
+        )
 
 
 def read_has_noise(run_dir: Path) -> npt.NDArray[np.bool_]:
@@ -323,6 +353,7 @@ def _token_sample(
         is_response=is_response,
         base_log_probs=scores.base_log_probs[tokens],
         reference_log_probs=scores.reference_log_probs[tokens],
+        quality=scores.quality[tokens],
         polarity=np.asarray(polarity),
         noise=None if noise is None else np.asarray(noise),
         noise_kind=record["noise_kind"],
@@ -429,15 +460,21 @@ def _read_selection(variant: str, path: Path) -> Selection:
         noise = summary["noise"]
         return Selection(
             variant=variant,
+            quality=_measure_name(summary["quality"]),
             granularity=str(summary["granularity"]),
+            balance=str(summary["balance"]),
+            by=str(summary["by"]),
             threshold_kind=str(summary["threshold_kind"]),
             rho=float(summary["rho"]),
             threshold=None if summary["threshold"] is None else float(summary["threshold"]),
             auto_rho=float(summary["auto_rho"]),
             counts=_token_counts(summary),
             by_source={str(row["source"]): _token_counts(row) for row in summary["by_source"]},
+            by_position={int(row["start"]): _token_counts(row) for row in summary["by_position"]},
             histogram_edges=np.asarray(summary["histogram"]["edges"], dtype=float),
             histogram_counts=np.asarray(summary["histogram"]["counts"], dtype=int),
+            worst=[_sample_quality(row) for row in summary["worst"]],
+            best=[_sample_quality(row) for row in summary["best"]],
             noise=None
             if noise is None
             else Noise(
@@ -447,12 +484,28 @@ def _read_selection(variant: str, path: Path) -> Selection:
                 average_precision=noise["average_precision"],
                 precision=noise["precision"],
                 recall=noise["recall"],
+                precision_negative=noise["precision_negative"],
                 recall_by_kind={str(row["kind"]): row["recall"] for row in noise["by_kind"]},
                 tokens_by_kind={
                     str(row["kind"]): int(row["num_tokens"]) for row in noise["by_kind"]
                 },
             ),
         )
+
+
+def _measure_name(name: str) -> QualityName:
+    if name not in MEASURES:
+        raise ValueError(f"unknown measure of quality {name!r}")
+    return cast(QualityName, name)
+
+
+def _sample_quality(row: Mapping[str, Any]) -> SampleQuality:
+    return SampleQuality(
+        int(row["sample_id"]),
+        str(row["source"]),
+        float(row["mean_quality"]),
+        int(row["num_tokens"]),
+    )
 
 
 def _token_counts(row: Mapping[str, Any]) -> TokenCounts:

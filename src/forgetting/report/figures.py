@@ -108,7 +108,9 @@ def quality_histogram(
     edges, counts = selections[0].histogram_edges, selections[0].histogram_counts
     if counts.sum() == 0:
         return None
-    thresholds = {s.variant: s.threshold for s in selections if s.threshold is not None}
+    # A threshold on another measure has no place on this axis.
+    shown = [s for s in selections if s.quality == selections[0].quality]
+    thresholds = {s.variant: s.threshold for s in shown if s.threshold is not None}
     # The longest tails hold single tokens: 99.8 % of the tokens and all thresholds are shown.
     share = np.cumsum(counts) / counts.sum()
     first = edges[int(np.searchsorted(share, 0.001))]
@@ -126,10 +128,39 @@ def quality_histogram(
         min([first, *thresholds.values()]) - margin, max([last, *thresholds.values()]) + margin
     )
     axes.set_title("Response tokens by quality", loc="left", fontsize=9, color=INK)
-    axes.set_xlabel("quality: reference log-prob − base log-prob", color=MUTED)
+    axes.set_xlabel(f"{selections[0].quality}: {selections[0].formula}", color=MUTED)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     marks = ", ".join(f"{name} {value:.3f}" for name, value in thresholds.items())
     return _svg(figure, figure_id, f"Histogram of token quality; thresholds: {marks or 'none'}")
+
+
+def position_shares(
+    figure_id: str, selections: Sequence[Selection], styles: Mapping[str, SeriesStyle]
+) -> str | None:
+    """Share of positive tokens by position in the response; None without tokens."""
+    drawn = [s for s in selections if s.by_position]
+    if not drawn:
+        return None
+    figure, axes = _axes(2.4)
+    for selection in drawn:
+        style = styles[selection.variant]
+        shares = [100 * c.num_positive / c.num_tokens for c in selection.by_position.values()]
+        axes.plot(
+            np.arange(len(shares)),
+            shares,
+            color=style.color,
+            dashes=style.dashes or (None, None),
+            linewidth=1.5,
+            marker="o",
+            markersize=3,
+        )
+    starts = max((list(s.by_position) for s in drawn), key=len)
+    axes.set_xticks(range(len(starts)), [f"{start:,}" for start in starts])
+    axes.set_ylim(0, 105)
+    axes.set_title("Tokens learned, %", loc="left", fontsize=9, color=INK)
+    axes.set_xlabel("position in the response, from", color=MUTED)
+    names = ", ".join(s.variant for s in drawn)
+    return _svg(figure, figure_id, f"Share of tokens learned by position in the response: {names}")
 
 
 def result_bars(

@@ -122,6 +122,7 @@ def _index(run: Run, table: ResultsTable, view: TokenView | None) -> dict[str, A
     selections = sorted(run.selections.values(), key=lambda s: s is not selection)
     histogram = figures.quality_histogram("quality", selections, styles) if selections else None
     noisy = [s for s in run.selections.values() if s.noise is not None]
+    positions = figures.position_shares("positions", selections, styles)
     bars = figures.result_bars("results", table, styles)
     return {
         "run": run,
@@ -130,6 +131,8 @@ def _index(run: Run, table: ResultsTable, view: TokenView | None) -> dict[str, A
         "bars": None if bars is None else Markup(bars),
         "panels": [Markup(panel) for panel in panels if panel is not None],
         "histogram": None if histogram is None else Markup(histogram),
+        "positions": None if positions is None else Markup(positions),
+        "preferred": selection,
         "noisy": noisy,
         "noise_sentence": None
         if selection is None or selection.noise is None

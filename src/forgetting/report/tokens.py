@@ -99,6 +99,9 @@ class TokenView:
     """What the page shows; colours end at the qualities `low` (<= 0) and `high` (>= 0)."""
 
     variant: str
+    quality: str
+    """Name of the measure."""
+    formula: str
     low: float
     high: float
     noise_known: bool
@@ -114,7 +117,7 @@ def token_view(run_dir: Path, selection: Selection, decode: Decode, seed: int) -
     Raises:
         InputError: data, scores and selection are not of the same corpus.
     """
-    scores = read_scores(run_dir)
+    scores = read_scores(run_dir, selection.quality)
     if scores is None or len(scores.sample_ids) == 0:
         return None
     has_noise = read_has_noise(run_dir)
@@ -123,6 +126,8 @@ def token_view(run_dir: Path, selection: Selection, decode: Decode, seed: int) -
     groups = choose_samples(scores.mean_quality, has_noise, seed)
     return TokenView(
         variant=selection.variant,
+        quality=selection.quality,
+        formula=selection.formula,
         low=low,
         high=high,
         noise_known=bool(has_noise.any()),

@@ -1,0 +1,322 @@
+"""The selection of one variant over a whole corpus, in memory bounded by a shard.
+
+Goes in: D_train with its scores, shard by shard, and the settings of a selection. Comes out: a
+Parquet file with the polarity of every response token, and a summary. Quality is computed once
+and kept in a scratch file, which is walked as often as the exact cut needs; what grows with the
+corpus in memory is a few numbers for each sample. Knows nothing of models or of the recipe's
+other sections.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from forgetting.data.samples import FINGERPRINT_KEY, list_column, lists, response_mask
+from forgetting.errors import InputError
+from forgetting.metrics import NoiseTally
+from forgetting.recipe import SelectionSettings
+from forgetting.selection import MEASURES, QualityName
+from forgetting.selection.choice import Chunk, Division, divide, mean_quality
+from forgetting.selection.summary import SelectionTally
+from forgetting.shards import ScoredCorpus
+
+NUM_EXTREMES = 20
+COLUMNS = ("labels", "noise", "noise_kind")
+
+
+class MeasuredCorpus:
+    """Quality of D_train's response tokens on disk, and what is known of each sample.
+
+    Args:
+        corpus: the scores.
+        name: the measure of quality.
+        path: scratch file for the quality, written over.
+
+    Raises:
+        InputError: as `ScoredCorpus.scores`, or the shards hold other samples than D_train.
+    """
+
+    def __init__(self, corpus: ScoredCorpus, name: QualityName, path: Path) -> None:
+        measure = MEASURES[name]
+        self._path = path
+        self.shard_sizes = corpus.shard_sizes
+        """Samples of each shard."""
+        ids, lengths, sources = ([np.zeros(0, np.int64)] for _ in range(3))
+        means = [np.zeros(0)]
+        number_of: dict[str, int] = {}
+        self.low, self.high = np.inf, -np.inf
+        """The smallest and the largest quality of a token."""
+        num_above_zero = 0
+        with path.open("wb") as file:
+            walk = zip(
+                corpus.scores(measure.columns), corpus.samples(["sample_id", "source"]), strict=True
+            )
+            for shard, part in walk:
+                if not np.array_equal(shard.sample_ids, part["sample_id"].to_numpy()):
+                    raise InputError(
+                        f"{corpus.folder} does not hold the samples of data/train.parquet"
+                    )
+                scores = (shard.columns[column] for column in measure.columns)
+                quality = measure.compute(*scores).astype(np.float32, copy=False)
+                quality.tofile(file)
+                ids.append(shard.sample_ids)
+                lengths.append(shard.lengths)
+                sources.append(_numbered(part["source"], number_of))
+                means.append(mean_quality(quality, shard.lengths))
+                self.low = min(self.low, float(quality.min(initial=np.inf)))
+                self.high = max(self.high, float(quality.max(initial=-np.inf)))
+                num_above_zero += int(np.count_nonzero(quality > 0))
+        self.sample_ids = np.concatenate(ids)
+        self.lengths = np.concatenate(lengths)
+        """Response tokens of each sample, shape (samples,)."""
+        self.means = np.concatenate(means)
+        """Mean quality of each sample, shape (samples,)."""
+        self.source_names = sorted(number_of)
+        place = np.argsort(np.argsort(list(number_of)))
+        self.sources = place[np.concatenate(sources)]
+        """Each sample's place in `source_names`, shape (samples,)."""
+        self.num_tokens = int(self.lengths.sum())
+        self.share_above_zero = num_above_zero / self.num_tokens if self.num_tokens else 0.0
+        """Share of tokens with quality above 0: the rho that `rho: auto` takes."""
+
+    def quality(self) -> Iterator[NDArray[np.float32]]:
+        """Of all response tokens, a shard at a time."""
+        with self._path.open("rb") as file:
+            for lengths in self.by_shard(self.lengths):
+                yield np.fromfile(file, np.float32, int(lengths.sum()))
+
+    def by_shard(self, of_samples: NDArray) -> Iterator[NDArray]:
+        """A value of each sample, a shard at a time."""
+        begin = 0
+        for size in self.shard_sizes:
+            yield of_samples[begin : begin + size]
+            begin += size
+
+    def worst_and_best(self, number: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """The samples of lowest and of highest mean quality, the most extreme first."""
+        order = np.argsort(self.means, kind="stable")
+        order = order[self.lengths[order] > 0]
+        return order[:number], order[::-1][:number]
+
+
+def _numbered(names: pa.ChunkedArray, number_of: dict[str, int]) -> NDArray[np.int64]:
+    """Numbers for names, new ones entered in `number_of` in order of appearance."""
+    encoded = names.combine_chunks().dictionary_encode()
+    numbers = [
+        number_of.setdefault(name, len(number_of)) for name in encoded.dictionary.to_pylist()
+    ]
+    return np.asarray(numbers, np.int64)[encoded.indices.to_numpy()]
+
+
+def select_corpus(
+    corpus: ScoredCorpus,
+    settings: SelectionSettings,
+    output: Path,
+    *,
+    scratch: Path,
+    seed: int,
+    end_token_ids: Collection[int] = (),
+    advance: Callable[[int, str], None] = lambda amount, note: None,
+) -> dict[str, Any]:
+    """Choose, and write the polarity of every response token.
+
+    Args:
+        corpus: D_train and its scores.
+        settings: of the selection.
+        output: Parquet file to write: sample_id, polarity; a row group for each shard.
+        scratch: file for the quality, four bytes a token; stays.
+        seed: of `by: random`.
+        end_token_ids: tokens that are positive where they would be negative.
+        advance: called with the number of samples done since the last call.
+
+    Returns:
+        The summary, as JSON has it.
+
+    Raises:
+        InputError: scores and samples do not fit together, or a score is not finite.
+    """
+    measured = MeasuredCorpus(corpus, settings.quality, scratch)
+    division, polarities = _choose(settings, measured, seed)
+    tally = SelectionTally(len(measured.source_names), measured.low, measured.high)
+    noise: NoiseTally | None = NoiseTally()
+    schema = pa.schema(
+        [("sample_id", pa.int64()), ("polarity", pa.list_(pa.int8()))],
+        {FINGERPRINT_KEY: corpus.fingerprint.encode()},
+    )
+    walk = zip(
+        corpus.samples(COLUMNS),
+        measured.quality(),
+        polarities,
+        *(measured.by_shard(x) for x in (measured.sample_ids, measured.lengths, measured.sources)),
+        strict=True,
+    )
+    with pq.ParquetWriter(output, schema, compression="zstd") as writer:
+        for part, quality, polarity, sample_ids, lengths, sources in walk:
+            response_ids, starts = _responses(part)
+            if not np.array_equal(np.diff(starts), lengths):
+                raise InputError(f"{corpus.folder} does not hold one score for each response token")
+            if end_token_ids:
+                polarity[(polarity < 0) & np.isin(response_ids, list(end_token_ids))] = 1
+            writer.write_table(pa.table([sample_ids, lists(polarity, starts)], schema=schema))
+            tally.add(quality, polarity, lengths, sources)
+            # Known for every sample, or counted as unknown.
+            if noise is not None and part["noise"].null_count == 0:
+                _add_noise(noise, part, lengths, quality, polarity)
+            else:
+                noise = None
+            advance(part.num_rows, "")
+    return {
+        **_described(settings, measured, division),
+        **_counted(settings, measured, division, tally),
+        "noise": _noise_summary(noise) if noise is not None and measured.num_tokens else None,
+    }
+
+
+def _choose(
+    settings: SelectionSettings, measured: MeasuredCorpus, seed: int
+) -> tuple[Division, Iterator[NDArray[np.int8]]]:
+    """Where to divide, and the polarity of all response tokens, a shard at a time."""
+    is_random = settings.by == "random"
+    by_sample = settings.granularity == "sequence"
+    is_balanced = settings.balance == "source"
+
+    def ranked() -> Iterator[NDArray]:
+        if not is_random:
+            yield from measured.quality()
+            return
+        generator = np.random.default_rng(seed)
+        for lengths in measured.by_shard(measured.lengths):
+            yield generator.random(int(lengths.sum()))
+
+    def tokens() -> Iterator[Chunk]:
+        lengths, sources = measured.by_shard(measured.lengths), measured.by_shard(measured.sources)
+        for values, length, source in zip(ranked(), lengths, sources, strict=True):
+            yield values, np.repeat(source, length) if is_balanced else None
+
+    @functools.cache
+    def whole_samples() -> list[Chunk]:
+        parts = zip(ranked(), measured.by_shard(measured.lengths), strict=True)
+        means = [mean_quality(values, lengths) for values, lengths in parts]
+        return [(np.concatenate(means), measured.sources if is_balanced else None)]
+
+    chunks = whole_samples if by_sample else tokens
+    rho, threshold = settings.rho, settings.threshold
+    # A random number is never below zero: how many are positive comes from the quality.
+    if is_random and (rho == "auto" or threshold == "zero"):
+        rho, threshold = measured.share_above_zero, "quantile"
+    try:
+        division = divide(
+            chunks,
+            rho,
+            forget_rate=settings.forget_rate,
+            threshold=threshold,
+            num_groups=len(measured.source_names) if is_balanced else 1,
+            dtype=np.float64 if by_sample or is_random else np.float32,
+        )
+    except ValueError as error:
+        raise InputError(f"selection: {error}") from error
+    polarities = division.polarity(chunks())
+    if by_sample:
+        of_samples = measured.by_shard(next(polarities))
+        polarities = map(np.repeat, of_samples, measured.by_shard(measured.lengths))
+    return division, polarities
+
+
+def _responses(part: pa.Table) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Ids of the response tokens of some samples, and the starts of each sample's."""
+    labels, token_starts = list_column(part, "labels")
+    mask = response_mask(labels, token_starts)
+    lengths = np.add.reduceat(mask, token_starts[:-1], dtype=np.int64)
+    return labels[mask], np.r_[0, np.cumsum(lengths)]
+
+
+def _add_noise(
+    noise: NoiseTally,
+    part: pa.Table,
+    lengths: NDArray[np.int64],
+    quality: NDArray,
+    polarity: NDArray[np.int8],
+) -> None:
+    flags, _ = list_column(part, "noise")
+    kinds = np.asarray([kind or "" for kind in part["noise_kind"].to_pylist()])
+    noise.add(quality, polarity, flags.astype(bool), np.repeat(kinds, lengths))
+
+
+def _described(
+    settings: SelectionSettings, measured: MeasuredCorpus, division: Division
+) -> dict[str, Any]:
+    at_zero = settings.rho == "auto" or settings.threshold == "zero"
+    return {
+        "quality": settings.quality,
+        "granularity": settings.granularity,
+        "balance": settings.balance,
+        "by": settings.by,
+        "threshold_kind": settings.threshold,
+        "rho": measured.share_above_zero if at_zero else settings.rho,
+        "auto_rho": measured.share_above_zero,
+        "threshold": None
+        if settings.balance == "source" or not _cuts_tokens(settings)
+        else division.threshold(),
+    }
+
+
+def _cuts_tokens(settings: SelectionSettings) -> bool:
+    """A threshold on token quality exists only where tokens are chosen by it."""
+    return settings.by == "quality" and settings.granularity == "token"
+
+
+def _counted(
+    settings: SelectionSettings,
+    measured: MeasuredCorpus,
+    division: Division,
+    tally: SelectionTally,
+) -> dict[str, Any]:
+    has_own = settings.balance == "source" and _cuts_tokens(settings)
+    worst, best = measured.worst_and_best(NUM_EXTREMES)
+    return {
+        **asdict(tally.total),
+        "by_source": [
+            {
+                "source": name,
+                "threshold": division.threshold(number) if has_own else None,
+                **asdict(tally.by_source[number]),
+            }
+            for number, name in enumerate(measured.source_names)
+        ],
+        "by_position": [
+            {"start": start, "stop": stop, **asdict(counts)}
+            for start, stop, counts in tally.by_position
+        ],
+        "histogram": {"edges": tally.edges.tolist(), "counts": tally.counts.tolist()},
+        "worst": [_sample(measured, index) for index in worst],
+        "best": [_sample(measured, index) for index in best],
+    }
+
+
+def _sample(measured: MeasuredCorpus, index: int) -> dict[str, Any]:
+    return {
+        "sample_id": int(measured.sample_ids[index]),
+        "source": measured.source_names[measured.sources[index]],
+        "mean_quality": float(measured.means[index]),
+        "num_tokens": int(measured.lengths[index]),
+    }
+
+
+def _noise_summary(noise: NoiseTally) -> dict[str, Any]:
+    kinds = noise.by_kind.items()
+    return {
+        **asdict(noise.detection),
+        "by_kind": [
+            {"kind": kind, "num_tokens": number, "recall": recall}
+            for kind, (number, recall) in kinds
+        ],
+    }
