@@ -244,7 +244,11 @@ class SelectionSettings(Section):
     """source: rho and forget_rate are shares of each source, so that all give negative tokens
     alike; none: of the whole of D_train."""
     threshold: Threshold = "quantile"
-    """quantile: the best `rho` are positive; zero: those with quality above 0 are."""
+    """quantile: the best `rho` are positive; zero: those with quality above 0 are; mixture: how
+    many are negative is estimated by fitting two components to the quality."""
+    posterior: Annotated[float, Field(ge=0.5, lt=1)] = 0.9
+    """With threshold mixture: from which probability of being in the lower component on a token
+    is negative; it is positive below 1/2, ignored between."""
     forget_rate: Share | None = None
     """Only this share is negative, what lies between is ignored; null: all but the positives."""
     by: Literal["quality", "random"] = "quality"
@@ -268,18 +272,35 @@ class SelectionSettings(Section):
 
     @model_validator(mode="after")
     def _have_meaning(self) -> SelectionSettings:
-        looks_at_zero = self.threshold == "zero" or self.rho == "auto"
+        looks_at_zero = self.threshold == "zero" or (
+            self.threshold == "quantile" and self.rho == "auto"
+        )
         if looks_at_zero and not MEASURES[self.quality].has_zero:
             raise ValueError(
                 f"quality {self.quality} is never above 0, so neither threshold zero nor rho auto "
                 "can be taken from it: give rho as a number"
             )
+        if self.threshold == "mixture":
+            self._check_mixture()
         if looks_at_zero and self.balance == "source":
             raise ValueError(
                 "threshold zero and rho auto divide every source at 0, so there is nothing to "
                 "balance: give rho as a number, or balance none"
             )
         return self
+
+    def _check_mixture(self) -> None:
+        if self.quality == "rank_gap":
+            raise ValueError(
+                "rank_gap steps from rank to rank, so threshold mixture finds no peaks in it: take "
+                "another quality"
+            )
+        for field, unread in (("by", "quality"), ("balance", "none"), ("forget_rate", None)):
+            if getattr(self, field) != unread:
+                raise ValueError(
+                    f"threshold mixture estimates how many tokens are negative, so {field} "
+                    f"{getattr(self, field)} has no meaning: leave it out"
+                )
 
 
 class ForgettingSettings(Section):

@@ -10,6 +10,7 @@ other sections.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -25,7 +26,14 @@ from forgetting.errors import InputError
 from forgetting.metrics import NoiseTally
 from forgetting.recipe import SelectionSettings
 from forgetting.selection import MEASURES, QualityName
-from forgetting.selection.choice import Chunk, Division, divide, mean_quality
+from forgetting.selection.choice import (
+    Chunk,
+    Division,
+    divide,
+    divide_by_mixture,
+    mean_quality,
+)
+from forgetting.selection.mixture import Mixture
 from forgetting.selection.summary import SelectionTally
 from forgetting.shards import ScoredCorpus
 
@@ -145,7 +153,7 @@ def select_corpus(
         InputError: scores and samples do not fit together, or a score is not finite.
     """
     measured = MeasuredCorpus(corpus, settings.quality, scratch)
-    division, polarities = _choose(settings, measured, seed)
+    division, mixture, polarities = _choose(settings, measured, seed)
     tally = SelectionTally(len(measured.source_names), measured.low, measured.high)
     noise: NoiseTally | None = NoiseTally()
     schema = pa.schema(
@@ -175,16 +183,18 @@ def select_corpus(
                 noise = None
             advance(part.num_rows, "")
     return {
-        **_described(settings, measured, division),
+        **_described(settings, measured, division, tally),
         **_counted(settings, measured, division, tally),
+        "mixture": _mixture_summary(mixture, settings.posterior),
         "noise": _noise_summary(noise) if noise is not None and measured.num_tokens else None,
     }
 
 
 def _choose(
     settings: SelectionSettings, measured: MeasuredCorpus, seed: int
-) -> tuple[Division, Iterator[NDArray[np.int8]]]:
-    """Where to divide, and the polarity of all response tokens, a shard at a time."""
+) -> tuple[Division, Mixture | str | None, Iterator[NDArray[np.int8]]]:
+    """Where to divide, the fit that said so if one did, and the polarity of all response tokens,
+    a shard at a time."""
     is_random = settings.by == "random"
     by_sample = settings.granularity == "sequence"
     is_balanced = settings.balance == "source"
@@ -213,22 +223,26 @@ def _choose(
     # A random number is never below zero: how many are positive comes from the quality.
     if is_random and (rho == "auto" or threshold == "zero"):
         rho, threshold = measured.share_above_zero, "quantile"
-    try:
-        division = divide(
-            chunks,
-            rho,
-            forget_rate=settings.forget_rate,
-            threshold=threshold,
-            num_groups=len(measured.source_names) if is_balanced else 1,
-            dtype=np.float64 if by_sample or is_random else np.float32,
-        )
-    except ValueError as error:
-        raise InputError(f"selection: {error}") from error
+    mixture: Mixture | str | None = None
+    if threshold == "mixture":
+        division, mixture = divide_by_mixture(chunks, settings.posterior)
+    else:
+        try:
+            division = divide(
+                chunks,
+                rho,
+                forget_rate=settings.forget_rate,
+                threshold=threshold,
+                num_groups=len(measured.source_names) if is_balanced else 1,
+                dtype=np.float64 if by_sample or is_random else np.float32,
+            )
+        except ValueError as error:
+            raise InputError(f"selection: {error}") from error
     polarities = division.polarity(chunks())
     if by_sample:
         of_samples = measured.by_shard(next(polarities))
         polarities = map(np.repeat, of_samples, measured.by_shard(measured.lengths))
-    return division, polarities
+    return division, mixture, polarities
 
 
 def _responses(part: pa.Table) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -252,16 +266,20 @@ def _add_noise(
 
 
 def _described(
-    settings: SelectionSettings, measured: MeasuredCorpus, division: Division
+    settings: SelectionSettings, measured: MeasuredCorpus, division: Division, tally: SelectionTally
 ) -> dict[str, Any]:
-    at_zero = settings.rho == "auto" or settings.threshold == "zero"
+    rho = settings.rho
+    if settings.threshold == "mixture":
+        rho = tally.total.num_positive / max(measured.num_tokens, 1)
+    elif rho == "auto" or settings.threshold == "zero":
+        rho = measured.share_above_zero
     return {
         "quality": settings.quality,
         "granularity": settings.granularity,
         "balance": settings.balance,
         "by": settings.by,
         "threshold_kind": settings.threshold,
-        "rho": measured.share_above_zero if at_zero else settings.rho,
+        "rho": rho,
         "auto_rho": measured.share_above_zero,
         "threshold": None
         if settings.balance == "source" or not _cuts_tokens(settings)
@@ -309,6 +327,33 @@ def _sample(measured: MeasuredCorpus, index: int) -> dict[str, Any]:
         "mean_quality": float(measured.means[index]),
         "num_tokens": int(measured.lengths[index]),
     }
+
+
+def _mixture_summary(mixture: Mixture | str | None, posterior: float) -> dict[str, Any] | None:
+    if mixture is None:
+        return None
+    if isinstance(mixture, str):
+        return {"fit": None, "reason": mixture}
+    bad, good = mixture.densities()
+    fit = {
+        "weight": mixture.weight,
+        "bad": asdict(mixture.bad),
+        "good": asdict(mixture.good),
+        "negative_below": _finite(mixture.threshold(posterior)),
+        "positive_from": _finite(mixture.threshold(0.5)),
+        "curve": {
+            "quality": mixture.centers.tolist(),
+            "bad_density": bad.tolist(),
+            "good_density": good.tolist(),
+            "posterior": mixture.posterior.tolist(),
+        },
+    }
+    return {"fit": fit, "reason": None}
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity: null stands for a threshold below all."""
+    return value if math.isfinite(value) else None
 
 
 def _noise_summary(noise: NoiseTally) -> dict[str, Any]:

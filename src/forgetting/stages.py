@@ -209,6 +209,10 @@ def select(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
             end_token_ids=end_token_ids,
             advance=advance,
         )
+    if summary["mixture"] is not None and summary["mixture"]["fit"] is None:
+        logger.warning(
+            "%s: the mixture marks no token as negative: %s", variant, summary["mixture"]["reason"]
+        )
     _write_json(work.output / "summary.json", {"variant": variant, **summary})
     work.details["num_positive"] = summary["num_positive"]
     work.details["num_negative"] = summary["num_negative"]

@@ -15,10 +15,11 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from forgetting.selection.order import Cut, CutFinder, CutReader
+from forgetting.selection.mixture import Mixture, Sketch, fit_mixture
+from forgetting.selection.order import ALL, Cut, CutFinder, CutReader
 
 Granularity = Literal["token", "sequence"]
-Threshold = Literal["quantile", "zero"]
+Threshold = Literal["quantile", "zero", "mixture"]
 
 Chunk = tuple[NDArray, NDArray[np.integer] | None]
 """Quality of neighbouring tokens, float32 or float64, and the group of each; None: group 0."""
@@ -40,6 +41,7 @@ def select_tokens(
     sample_ids: ArrayLike | None = None,
     forget_rate: float | None = None,
     threshold: Threshold = "quantile",
+    posterior: float = 0.9,
     groups: ArrayLike | None = None,
 ) -> NDArray[np.int8]:
     """Divide tokens into those to learn, to forget and to ignore (equations 6 and 7).
@@ -54,7 +56,12 @@ def select_tokens(
         sample_ids: shape (tokens,), the sample of each token; needed for `"sequence"`.
         forget_rate: only this share of worst tokens (or samples) is negative; those between it
             and the positives are ignored. Default: all that are not positive are negative.
-        threshold: `"quantile"` as above, or `"zero"`: positive where quality is above 0.
+        threshold: `"quantile"` as above; `"zero"`: positive where quality is above 0;
+            `"mixture"`: two components are fitted to the quality (`selection.mixture`), and a
+            token is negative where its posterior of being in the lower one is at least
+            `posterior`, positive where it is below 1/2, ignored between. Where there are no two
+            components all are positive. rho and forget_rate are not read, groups not taken.
+        posterior: from 1/2 to 1; read with `threshold="mixture"`.
         groups: shape (tokens,), small integers from 0 on, such as the source of each token; all
             shares are then taken within each group. Of a sample, the group of its first token
             counts. Default: one group.
@@ -86,7 +93,7 @@ def select_tokens(
         raise ValueError(f"groups must be integers of shape {quality.shape}, one a token")
 
     if granularity == "token":
-        return divide_whole(quality, group_of, rho, forget_rate, threshold)
+        return divide_whole(quality, group_of, rho, forget_rate, threshold, posterior)
     if sample_ids is None:
         raise ValueError("granularity='sequence' needs sample_ids")
     sample_ids = np.asarray(sample_ids)
@@ -100,6 +107,7 @@ def select_tokens(
         rho,
         forget_rate,
         threshold,
+        posterior,
     )
     return np.repeat(of_sample, lengths)
 
@@ -190,14 +198,41 @@ def divide(
     return Division(tuple(cut[0] for cut in cuts), tuple(cut[1] for cut in cuts))
 
 
+def divide_by_mixture(chunks: Chunks, posterior: float) -> tuple[Division, Mixture | str]:
+    """Find where to divide by fitting two components, in one walk over the chunks.
+
+    Args:
+        posterior: of being in the lower component, from which on a token is negative.
+
+    Returns:
+        The division, and the fit, or in words why there is none and all tokens are positive.
+    """
+    sketch = Sketch()
+    for quality, _ in chunks():
+        sketch.add(quality)
+    mixture = fit_mixture(sketch.values)
+    if isinstance(mixture, str):
+        return Division((ALL,), (ALL,)), mixture
+    # All that equal a threshold are on its upper side.
+    cuts = (Cut(mixture.threshold(share), np.iinfo(np.int64).max) for share in (0.5, posterior))
+    positive, kept = ((cut,) for cut in cuts)
+    return Division(positive, kept), mixture
+
+
 def divide_whole(
     quality: NDArray,
     groups: NDArray[np.integer] | None,
     rho: float | Literal["auto"],
     forget_rate: float | None,
     threshold: Threshold,
+    posterior: float,
 ) -> NDArray[np.int8]:
-    """Polarity of tokens that are in memory: `divide` with a single chunk."""
+    """Polarity of tokens that are in memory: a single chunk."""
+    if threshold == "mixture":
+        if groups is not None or not 0.5 <= posterior <= 1:
+            raise ValueError("threshold='mixture' takes no groups, and a posterior from 1/2 to 1")
+        mixed, _ = divide_by_mixture(lambda: [(quality, None)], posterior)
+        return next(mixed.polarity([(quality, None)]))
     division = divide(
         lambda: [(quality, groups)],
         rho,
