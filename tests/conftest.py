@@ -164,15 +164,15 @@ def write_recipe(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
 EOS = 1
 
 
-def save_scored_run(path: Path, shard_sizes: Sequence[int] = (7, 5)) -> Path:
-    """A run directory in which 12 samples of two sources are scored, with noise that is known.
+def save_scored_run(path: Path, shard_sizes: Sequence[int] = (7, 5), num_samples: int = 12) -> Path:
+    """A run directory in which samples of two sources are scored, with noise that is known.
 
     All columns that scoring can write are there; the quality of a token is its place in a random
     order. `shard_sizes` are the samples of each shard; they do not change the numbers.
     """
     random = np.random.default_rng(0)
     rows = []
-    for index in range(12):
+    for index in range(num_samples):
         response = [*random.integers(3, 200, int(random.integers(2, 9))).tolist(), EOS]
         rows.append(
             {

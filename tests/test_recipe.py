@@ -446,6 +446,10 @@ def test_a_reference_of_ones_own_is_not_trained_and_not_checked(load):
         ({"balance": "source", "rho": "auto"}, "nothing to balance"),
         ({"balance": "source", "threshold": "zero"}, "nothing to balance"),
         ({"quality": "beauty"}, "influence"),
+        ({"threshold": "mixture", "quality": "rank_gap"}, "rank_gap steps"),
+        ({"threshold": "mixture", "balance": "source"}, "balance source has no meaning"),
+        ({"threshold": "mixture", "by": "random"}, "by random has no meaning"),
+        ({"threshold": "mixture", "forget_rate": 0.1}, "forget_rate 0.1 has no meaning"),
     ],
 )
 def test_selections_without_meaning_are_refused(write_recipe, selection, message):

@@ -142,6 +142,48 @@ def test_a_forget_rate_that_the_positives_leave_no_room_for_is_refused(scored):
         divided(scored, rho="auto", forget_rate=0.9)
 
 
+def two_populations(tmp_path, shards):
+    """A run in which a fifth of the tokens is far below the others under both models."""
+    run = save_scored_run(tmp_path / str(len(shards)), shards, num_samples=600)
+    for shard in range(len(shards)):
+
+        def sink(table):
+            columns = {"sample_id": table["sample_id"]}
+            for name in ("base_log_probs", "reference_log_probs"):
+                values, starts = list_column(table, name)
+                values = np.where(np.arange(values.size) % 5 == 0, values - 30, values)
+                columns[name] = lists(values.astype(np.float32), starts)
+            return pa.table(columns)
+
+        change_shard(run, shard, sink)
+    return run
+
+
+def test_a_mixture_marks_the_lower_population(tmp_path):
+    run = two_populations(tmp_path, (600,))
+    polarity, summary = divided(run, quality="min_loss", threshold="mixture")
+    assert np.array_equal(
+        polarity, in_memory(run, quality="min_loss", rho=0.5, threshold="mixture")
+    )
+    low = all_scores(run)["base_log_probs"] < -20
+    assert np.array_equal(polarity < 0, low)
+    fit = summary["mixture"]["fit"]
+    assert fit["weight"] == pytest.approx(low.mean(), abs=0.01)
+    assert summary["rho"] == pytest.approx((polarity > 0).mean())
+    assert fit["negative_below"] <= summary["threshold"] == fit["positive_from"]
+    width = fit["curve"]["quality"][1] - fit["curve"]["quality"][0]
+    area = width * sum(fit["curve"]["bad_density"] + fit["curve"]["good_density"])
+    assert area == pytest.approx(1, abs=0.1)
+
+
+def test_without_a_second_population_all_are_positive_and_the_summary_says_why(scored):
+    polarity, summary = divided(scored, quality="min_loss", threshold="mixture")
+    assert (polarity == 1).all()
+    assert summary["mixture"]["fit"] is None
+    assert "too few" in summary["mixture"]["reason"]
+    assert summary["threshold"] is None
+
+
 def test_noise_that_is_not_known_everywhere_is_not_measured(scored):
     path = scored / "data" / "train.parquet"
     assert divided(scored, rho=0.5)[1]["noise"] is not None

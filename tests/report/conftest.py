@@ -218,6 +218,7 @@ def _write_selection(
         "worst": [{**sample, "mean_quality": -1.25}],
         "best": [{**sample, "mean_quality": 2.5}],
         "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+        "mixture": None,
         "noise": {
             "num_noisy": 90,
             "share_noisy": 0.061,

@@ -10,9 +10,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from forgetting.report.collect import read_run
+from forgetting.report.collect import MixtureFit, read_run
 from forgetting.report.figures import (
     curve_figure,
+    mixture_figure,
     position_shares,
     quality_histogram,
     result_bars,
@@ -98,3 +99,14 @@ def test_positions_have_a_line_for_each_variant(run_dir: Path) -> None:
     for selection in selections:
         assert styles[selection.variant].css_color in svg
     assert position_shares("positions", [], styles) is None
+
+
+def test_a_mixture_is_drawn_over_the_histogram(run_dir: Path) -> None:
+    selection = read_run(run_dir).selections["forgetting"]
+    assert mixture_figure("mixture", selection) is None
+    points = np.linspace(-3, 3, 50)
+    fit = MixtureFit(0.125, points, np.exp(-((points + 2) ** 2)), np.exp(-(points**2)), -1.5, None)
+    svg = mixture_figure("mixture", replace(selection, mixture=fit))
+    assert svg is not None
+    ElementTree.fromstring(svg)
+    assert "bad: 12.5%" in svg

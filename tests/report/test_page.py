@@ -92,6 +92,21 @@ def test_the_measure_and_the_extreme_samples_are_named(run_dir: Path, decode: De
     assert "influence: l base − l reference" in Page(output / "tokens.html").text
 
 
+def test_a_mixture_and_its_absence_are_shown(run_dir: Path, decode: Decode) -> None:
+    points = [-2.0, 0.0, 2.0]
+    curve = dict.fromkeys(("quality", "bad_density", "good_density", "posterior"), points)
+    fit = {"weight": 0.125, "negative_below": -1.0, "positive_from": 0.5, "curve": curve}
+    mixtures = {"forgetting": (fit, None), "ignoring": (None, "it has one peak")}
+    for variant, (found, reason) in mixtures.items():
+        path = run_dir / "selection" / variant / "summary.json"
+        summary = {**json.loads(path.read_text()), "mixture": {"fit": found, "reason": reason}}
+        path.write_text(json.dumps(summary))
+    page = Page(build(run_dir, decode) / "index.html")
+    assert "the bad component, 12.5 % of the tokens" in page.text
+    assert "ignoring: no second component was found" in page.text
+    assert "it has one peak" in page.text
+
+
 def test_two_builds_are_the_same_bytes(run_dir: Path, decode: Decode, tmp_path: Path) -> None:
     for name in ("one", "two"):
         build_report(run_dir, tmp_path / name, decode=decode, seed=3)

@@ -108,6 +108,18 @@ class SampleQuality:
 
 
 @dataclass(frozen=True)
+class MixtureFit:
+    """Two components fitted to the quality; densities have shape (points,) and are weighted."""
+
+    weight: float
+    quality: Floats
+    bad_density: Floats
+    good_density: Floats
+    negative_below: float | None
+    positive_from: float | None
+
+
+@dataclass(frozen=True)
 class Selection:
     """What a variant learns and what it does not."""
 
@@ -129,6 +141,9 @@ class Selection:
     histogram_counts: Ints
     worst: Sequence[SampleQuality]
     best: Sequence[SampleQuality]
+    mixture: MixtureFit | None
+    no_mixture: str | None
+    """Why no two components were found, where they were looked for."""
     noise: Noise | None
 
     @property
@@ -475,6 +490,8 @@ def _read_selection(variant: str, path: Path) -> Selection:
             histogram_counts=np.asarray(summary["histogram"]["counts"], dtype=int),
             worst=[_sample_quality(row) for row in summary["worst"]],
             best=[_sample_quality(row) for row in summary["best"]],
+            mixture=_mixture_fit(summary["mixture"]),
+            no_mixture=summary["mixture"] and summary["mixture"]["reason"],
             noise=None
             if noise is None
             else Noise(
@@ -497,6 +514,21 @@ def _measure_name(name: str) -> QualityName:
     if name not in MEASURES:
         raise ValueError(f"unknown measure of quality {name!r}")
     return cast(QualityName, name)
+
+
+def _mixture_fit(mixture: Mapping[str, Any] | None) -> MixtureFit | None:
+    fit = mixture and mixture["fit"]
+    if not fit:
+        return None
+    curve = {name: np.asarray(values, dtype=float) for name, values in fit["curve"].items()}
+    return MixtureFit(
+        weight=float(fit["weight"]),
+        quality=curve["quality"],
+        bad_density=curve["bad_density"],
+        good_density=curve["good_density"],
+        negative_below=fit["negative_below"],
+        positive_from=fit["positive_from"],
+    )
 
 
 def _sample_quality(row: Mapping[str, Any]) -> SampleQuality:

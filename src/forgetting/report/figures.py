@@ -134,6 +134,33 @@ def quality_histogram(
     return _svg(figure, figure_id, f"Histogram of token quality; thresholds: {marks or 'none'}")
 
 
+def mixture_figure(figure_id: str, selection: Selection) -> str | None:
+    """The two components over the histogram of quality; None where none were fitted."""
+    fit = selection.mixture
+    counts = selection.histogram_counts
+    if fit is None or counts.sum() == 0:
+        return None
+    figure, axes = _axes(2.6)
+    shares = counts / (counts.sum() * np.diff(selection.histogram_edges))
+    axes.stairs(shares, selection.histogram_edges, fill=True, color=MUTED, alpha=0.4, linewidth=0)
+    axes.plot(fit.quality, fit.bad_density, color=SERIES[3], linewidth=1.5)
+    axes.plot(fit.quality, fit.good_density, color=SERIES[2], linewidth=1.5, dashes=(5, 2))
+    for edge in (fit.negative_below, fit.positive_from):
+        if edge is not None:
+            axes.axvline(edge, color=INK, linewidth=0.8)
+    axes.set_xlim(fit.quality[0], fit.quality[-1])
+    # What few tokens there are at the worst is seen on no other scale.
+    axes.set_yscale("log")
+    floor = shares[shares > 0].min()
+    axes.set_ylim(floor / 2, 2 * shares.max())
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    title = f"{selection.variant}: density of quality, fitted"
+    axes.set_title(shortened(title, 60), loc="left", fontsize=9, color=INK)
+    axes.set_xlabel(f"{selection.quality}: {selection.formula}", color=MUTED)
+    label = f"Two components fitted to the quality of {selection.variant}; bad: {fit.weight:.1%}"
+    return _svg(figure, figure_id, label)
+
+
 def position_shares(
     figure_id: str, selections: Sequence[Selection], styles: Mapping[str, SeriesStyle]
 ) -> str | None:

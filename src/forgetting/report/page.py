@@ -123,6 +123,10 @@ def _index(run: Run, table: ResultsTable, view: TokenView | None) -> dict[str, A
     histogram = figures.quality_histogram("quality", selections, styles) if selections else None
     noisy = [s for s in run.selections.values() if s.noise is not None]
     positions = figures.position_shares("positions", selections, styles)
+    mixtures = [
+        (chosen, figures.mixture_figure(f"mixture-{number}", chosen))
+        for number, chosen in enumerate(selections)
+    ]
     bars = figures.result_bars("results", table, styles)
     return {
         "run": run,
@@ -132,6 +136,7 @@ def _index(run: Run, table: ResultsTable, view: TokenView | None) -> dict[str, A
         "panels": [Markup(panel) for panel in panels if panel is not None],
         "histogram": None if histogram is None else Markup(histogram),
         "positions": None if positions is None else Markup(positions),
+        "mixtures": [(chosen, Markup(svg)) for chosen, svg in mixtures if svg is not None],
         "preferred": selection,
         "noisy": noisy,
         "noise_sentence": None

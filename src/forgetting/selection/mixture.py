@@ -248,15 +248,14 @@ def _posterior(
 ) -> NDArray[np.float64]:
     """Of being bad in each bin: Bayes' rule, made to fall with quality.
 
-    Where there are more values than the fit has, what is too many counts as good.
+    Where there are more values than the fit and chance explain, what is too many counts as good.
     """
     from sklearn.isotonic import isotonic_regression
 
-    bad_density = weight * np.exp(bad.log_density(centers))
-    fit = bad_density + (1 - weight) * np.exp(good.log_density(centers))
-    found = counts / (counts.sum() * (centers[1] - centers[0]))
-    # A bin with few values says little of how many there should be.
-    excess = np.maximum(found - fit, 0) * (counts >= 25)
-    share = bad_density / np.maximum(fit + excess, np.finfo(float).tiny)
+    size = counts.sum() * (centers[1] - centers[0])
+    bad_counts = size * weight * np.exp(bad.log_density(centers))
+    expected = bad_counts + size * (1 - weight) * np.exp(good.log_density(centers))
+    excess = np.maximum(counts - expected - 2 * np.sqrt(expected), 0)
+    share = bad_counts / np.maximum(expected + excess, np.finfo(float).tiny)
     weights = np.maximum(counts, 1e-3)
     return np.asarray(isotonic_regression(share, sample_weight=weights, increasing=False))
