@@ -192,8 +192,9 @@ def test_an_adapter_is_added_into_float32_weights_only(tiny_model, tmp_path, dty
         models.load_base_model(settings(tiny_model), dtype), tmp_path / "adapter"
     ).eval()
     model = models.attach_adapter(
-        models.load_base_model(settings(tiny_model), dtype), tmp_path / "adapter", fuse=True
+        models.load_base_model(settings(tiny_model), dtype), tmp_path / "adapter"
     )
+    models.fuse_adapter(model)
     layer = model.get_base_model().model.layers[0].self_attn.q_proj
     assert layer.merged == (dtype == torch.float32)
     ids = torch.arange(3, 40)[None]
@@ -216,7 +217,9 @@ def test_an_adapter_on_weights_that_embedding_and_head_share_stays_apart(tmp_pat
     with torch.no_grad():
         expected = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(ids).logits
         base = models.load_base_model(settings(folder), torch.float32)
-        found = models.attach_adapter(base, tmp_path / "adapter", fuse=True)(ids).logits
+        adapted = models.attach_adapter(base, tmp_path / "adapter")
+        models.fuse_adapter(adapted)
+        found = adapted(ids).logits
     torch.testing.assert_close(found, expected)
 
 

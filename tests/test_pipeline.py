@@ -315,3 +315,9 @@ def test_the_plan_counts_the_steps_and_parameters_that_training_has(
     details = read_manifest(tmp_path / "run").stages["train:full"].details
     assert planned["train:full"]["optimizer steps"] == details["steps"]
     assert planned["train:full"]["trainable parameters"] == details["trainable_parameters"]
+
+
+def test_a_measure_that_needs_other_scores_scores_again_and_others_do_not(steps_of):
+    steps_of()
+    assert "score" not in steps_of("selection.quality=min_loss")
+    assert "score" in steps_of("selection.quality=entropy_gap")

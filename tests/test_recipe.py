@@ -465,3 +465,25 @@ def test_scores_are_those_that_the_measures_need(write_recipe):
     }
     recipe = load_recipe(write_recipe(variants=variants))
     assert recipe.score_columns == ["base_entropy", "base_log_probs", "reference_log_probs"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["reference.folds=2", "reference.name_or_path=a/b"], "name_or_path and folds exclude"),
+        (["reference.folds=1"], r"reference\.folds"),
+        (["reference.folds=30"], "folds 30 is more than data.num_train 24"),
+        (["data.num_reference=0"], "leaves nothing to train the reference model on"),
+        (["reference.sources=[]"], r"reference\.sources"),
+    ],
+)
+def test_a_reference_that_cannot_be_is_refused(write_recipe, changes, message):
+    with pytest.raises(InputError, match=message):
+        load_recipe(write_recipe(), changes)
+
+
+def test_a_reference_may_need_no_samples_of_its_own(write_recipe):
+    for change in ("reference.folds=2", "reference.name_or_path=a/b"):
+        load_recipe(write_recipe(), [change, "data.num_reference=0"])
+    full = ["data.num_reference=0", "variants={full: {}}"]
+    assert load_recipe(write_recipe(), full).num_reference == 0

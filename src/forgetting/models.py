@@ -155,32 +155,33 @@ def merge_adapter(settings: ModelSettings, dtype: torch.dtype, path: Path | str)
     return attach_adapter(load_base_model(whole, dtype), path).merge_and_unload()
 
 
-def attach_adapter(model: PreTrainedModel, path: Path | str, *, fuse: bool = False) -> Any:
-    """The model with a trained LoRA adapter on it; the base weights are shared, not copied.
-
-    Args:
-        fuse: add the adapter into the weights where that loses nothing, which spares its own
-            products; for who needs the base no more. In half precision or fewer bits it stays
-            apart: rounding the sum would lose most of what was trained.
-
-    Raises:
-        InputError: there is no such adapter.
-    """
+def attach_adapter(model: PreTrainedModel, path: Path | str) -> Any:
+    """The model with a trained LoRA adapter on it; the base weights are shared, not copied."""
     from peft import PeftModel
-    from peft.tuners.lora import LoraModel
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
     folder = Path(path)
     if folder.is_dir() and not (folder / "adapter_model.safetensors").is_file():
         raise InputError(f"{folder} holds no adapter in safetensors form")
-    adapted = PeftModel.from_pretrained(model, str(path)).eval()
+    return PeftModel.from_pretrained(model, str(path)).eval()
+
+
+def fuse_adapter(adapted: Any) -> None:
+    """Add an adapter into the weights that it is on, where that loses nothing; it spares its own
+    products, for who needs the base no more.
+
+    In half precision or fewer bits it stays apart: rounding the sum would lose most of what was
+    trained.
+    """
+    from peft.tuners.lora import LoraModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model = adapted.get_base_model()
     is_exact = model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
     # An adapter on weights that embedding and head share would change the other one too.
     ends = adapted.get_input_embeddings(), adapted.get_output_embeddings()
     adapts_ends = any(isinstance(module, BaseTunerLayer) for module in ends)
-    if fuse and is_exact and isinstance(adapted.base_model, LoraModel) and not adapts_ends:
+    if is_exact and isinstance(adapted.base_model, LoraModel) and not adapts_ends:
         adapted.merge_adapter()
-    return adapted
 
 
 def load_variant(settings: ModelSettings, dtype: torch.dtype, path: Path | str) -> Any:
@@ -205,8 +206,11 @@ class SharedBase:
         self._base: PreTrainedModel | None = None
 
     @contextmanager
-    def lend(self, path: Path | str | None = None) -> Iterator[Any]:
+    def lend(self, path: Path | str | None = None, *, is_last: bool = False) -> Iterator[Any]:
         """The base model, or the fine-tuned one at `path`, for as long as the context is open.
+
+        Args:
+            is_last: an adapter may take the base's weights over, as no other loan follows.
 
         Raises:
             InputError: there are no such weights, or the adapter changes nothing.
@@ -229,9 +233,13 @@ class SharedBase:
                     "trained (a learning rate or a number of steps too small), or does not fit "
                     "this base model. Nothing was measured"
                 )
+            if is_last:
+                self._base = None
+                fuse_adapter(model)
             yield model
         finally:
-            self._base = model.unload()
+            if not is_last:
+                self._base = model.unload()
 
     def release(self) -> None:
         """Give the base model's memory back; the next loan loads it again."""

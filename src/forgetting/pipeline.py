@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -107,8 +108,12 @@ def plan(recipe: Recipe) -> list[Step]:
         template = recipe.model.chat_template
         is_file = template is not None and template != PLAIN_TEMPLATE
         return {
-            "data": recipe.data.model_dump(mode="json", exclude={"sources"}),
+            "data": recipe.data.model_dump(mode="json", exclude={"sources", "num_reference"}),
+            "num_reference": recipe.num_reference,
             "sources": [{**source_fingerprint(s), "label": s.label} for s in recipe.data.sources],
+            "trusted": [
+                {**source_fingerprint(s), "label": s.label} for s in recipe.reference.sources or ()
+            ],
             "tokenizer": {k: v for k, v in model().items() if not k.endswith(".safetensors")},
             "chat_template": file_sha256(Path(str(template))) if is_file else template,
             "seed": recipe.seed,
@@ -116,10 +121,16 @@ def plan(recipe: Recipe) -> list[Step]:
 
     def training_settings(training: TrainingSettings) -> dict[str, Any]:
         return {
-            "training": training.model_dump(mode="json", exclude=NO_EFFECT_ON_WEIGHTS),
+            "training": training.model_dump(
+                mode="json", exclude={*NO_EFFECT_ON_WEIGHTS, "sources", "folds"}
+            ),
             "seed": recipe.seed,
             "model": model_settings(),
         }
+
+    def reference_settings(fold: str | None) -> dict[str, Any]:
+        folds = {} if fold is None else {"fold": fold, "folds": recipe.reference.folds}
+        return {**training_settings(recipe.reference), **folds}
 
     def score_settings() -> dict[str, Any]:
         own = {}
@@ -128,7 +139,12 @@ def plan(recipe: Recipe) -> list[Step]:
                 recipe.model.model_copy(update={"name_or_path": own_reference, "revision": None})
             )
         layout = {"samples_per_shard": recipe.scoring.samples_per_shard}
-        return {"model": model_settings(), "reference": own, **layout}
+        # Which fold a sample is in follows from the seed.
+        folds = {"folds": recipe.reference.folds, "seed": recipe.seed} if recipe.fold_names else {}
+        # Log-probabilities are always there: a change of measure alone scores nothing again.
+        more = [column for column in recipe.score_columns if not column.endswith("log_probs")]
+        columns = {"columns": more} if more else {}
+        return {"model": model_settings(), "reference": own, **layout, **folds, **columns}
 
     def select_settings(variant: VariantSettings) -> dict[str, Any]:
         return {"selection": variant.selection.model_dump(mode="json"), "seed": recipe.seed}
@@ -155,12 +171,15 @@ def plan(recipe: Recipe) -> list[Step]:
         return {"report": recipe.report.model_dump(mode="json"), "name": recipe.name}
 
     add("prepare", "data", (), prepare_settings)
+    references: list[str] = []
     if selecting and not own_reference:
-        settings = functools.partial(training_settings, recipe.reference)
-        add("reference", "reference", ["prepare"], settings)
+        folds: list[str | None] = [*recipe.fold_names] or [None]
+        for fold in folds:
+            target = "reference" if fold is None else f"reference/{fold}"
+            add("reference", target, ["prepare"], functools.partial(reference_settings, fold), fold)
+            references.append(steps[-1].key)
     if selecting:
-        before = ["prepare"] if own_reference else ["prepare", "reference"]
-        add("score", "scores", before, score_settings)
+        add("score", "scores", ["prepare", *references], score_settings)
     for name in selecting:
         settings = functools.partial(select_settings, recipe.variants[name])
         add("select", f"selection/{name}", ["prepare", "score"], settings, name)
@@ -209,7 +228,7 @@ def check_inputs(recipe: Recipe) -> None:
     Raises:
         InputError: the message names the field of the recipe.
     """
-    for source in recipe.data.sources:
+    for source in (*recipe.data.sources, *(recipe.reference.sources or ())):
         if source.world is None:
             is_local(source)
     for field, value in (
@@ -382,7 +401,7 @@ def _known_splits(recipe: Recipe, path: Path | None) -> dict[str, dict[str, int 
         text = (path / "data" / "summary.json").read_text(encoding="utf-8")
         return json.loads(text)["splits"]
     sizes = {
-        "reference": recipe.data.num_reference,
+        "reference": recipe.num_reference,
         "train": recipe.data.num_train,
         "heldout": recipe.data.num_heldout,
     }
@@ -404,6 +423,11 @@ def _facts(
     if stage in ("reference", "train"):
         settings = recipe.reference if stage == "reference" else recipe.training
         split = splits["reference" if stage == "reference" else "train"]
+        if stage == "reference" and recipe.reference.folds:
+            # All of D_train but one fold; how many tokens that is is known when it is done.
+            num_train = splits["train"]["samples"] or 0
+            rest = num_train - math.ceil(num_train / recipe.reference.folds)
+            split = {"samples": rest, "response_tokens": None}
         return {
             "samples": split["samples"],
             "response tokens": split["response_tokens"],

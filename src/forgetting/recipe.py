@@ -145,8 +145,9 @@ class DataSettings(Section):
     sources: Annotated[list[SourceSettings], Field(min_length=1)]
     """Mixed, stripped of duplicates (the same conversation after NFC and white-space
     normalisation), shuffled with the recipe's seed, then split."""
-    num_reference: Positive = 10_000
-    """Samples of D_ref, which trains the reference model."""
+    num_reference: Annotated[int, Field(ge=0)] = 10_000
+    """Samples of D_ref, which trains the reference model. Not taken where `reference.folds` is
+    given, and taken from `reference.sources` where those are."""
     num_train: Positive = 50_000
     """Samples of D_train, which is scored, selected from and trained on."""
     num_heldout: Annotated[int, Field(ge=0)] = 500
@@ -218,6 +219,22 @@ class ReferenceSettings(TrainingSettings):
 
     name_or_path: str | None = None
     """A reference model of one's own (adapter or full weights) in place of training on D_ref."""
+    sources: Annotated[list[SourceSettings], Field(min_length=1)] | None = None
+    """Trusted data that D_ref is taken from, in place of the corpus; what D_train or the held-out
+    samples hold too is left out of D_ref."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Divide D_train into so many parts, and score each by a reference model that was trained on
+    the others: no data is spent on D_ref, for the time of so many trainings."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> ReferenceSettings:
+        given = [name for name in ("name_or_path", "sources", "folds") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(
+                f"{' and '.join(given)} exclude each other: each says where the reference model "
+                "comes from"
+            )
+        return self
 
 
 class ScoringSettings(Section):
@@ -461,6 +478,32 @@ class Recipe(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _reference_has_data(self) -> Recipe:
+        if not self.selecting_variants or self.reference.name_or_path:
+            return self
+        if self.reference.folds is None and not self.data.num_reference:
+            raise ValueError(
+                "data.num_reference 0 leaves nothing to train the reference model on: give it a "
+                "number, or reference.folds or reference.name_or_path"
+            )
+        if self.reference.folds is not None and self.reference.folds > self.data.num_train:
+            raise ValueError(
+                f"reference.folds {self.reference.folds} is more than data.num_train "
+                f"{self.data.num_train}"
+            )
+        return self
+
+    @property
+    def num_reference(self) -> int:
+        """Samples of D_ref, wherever they come from."""
+        return 0 if self.reference.folds else self.data.num_reference
+
+    @property
+    def fold_names(self) -> list[str]:
+        """Folders of the reference models below `reference`, where they are cross-fitted."""
+        return [f"fold-{fold}" for fold in range(self.reference.folds or 0)]
+
     @property
     def selecting_variants(self) -> list[str]:
         """The variants that need scores and a selection."""
@@ -674,10 +717,14 @@ def _with_absolute_paths(recipe: Recipe, folders: Sequence[Path]) -> Recipe:
         return section.model_copy(update={f: resolve(getattr(section, f)) for f in fields})
 
     sources = [updated(source, "path") for source in recipe.data.sources]
+    trusted = recipe.reference.sources and [
+        updated(source, "path") for source in recipe.reference.sources
+    ]
+    reference = updated(recipe.reference, "name_or_path").model_copy(update={"sources": trusted})
     return recipe.model_copy(
         update={
             "model": updated(recipe.model, "name_or_path", "chat_template"),
-            "reference": updated(recipe.reference, "name_or_path"),
+            "reference": reference,
             "evaluation": updated(recipe.evaluation, "include_path", "data_dir"),
             "data": recipe.data.model_copy(update={"sources": sources}),
         }

@@ -11,6 +11,7 @@ import functools
 import json
 import re
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from forgetting import models
 from forgetting.card import model_card
 from forgetting.checkpoints import check_num_processes, latest_checkpoint
 from forgetting.console import logger, progress
-from forgetting.data.corpus import build_corpus
+from forgetting.data.corpus import build_corpus, with_trusted_reference
 from forgetting.data.samples import (
     SampleFile,
     Samples,
@@ -31,13 +32,7 @@ from forgetting.data.samples import (
     read_table,
     write_table,
 )
-from forgetting.data.scores import (
-    MODELS,
-    join_scores,
-    read_scores,
-    shard_name,
-    write_scores,
-)
+from forgetting.data.scores import join_scores, read_scores, shard_name, write_scores
 from forgetting.data.tokens import Tokenization
 from forgetting.errors import InputError
 from forgetting.evaluation import HELDOUT, Harness, TaskResult, evaluate_heldout
@@ -67,10 +62,18 @@ def prepare(recipe: Recipe, run: Path, work: Work) -> None:
     tokenization = Tokenization(
         tokenizer, Path(template).read_text(encoding="utf-8") if template else None
     )
-    settings = recipe.data
-    wanted = settings.num_reference + settings.num_train + settings.num_heldout
+    trusted = recipe.reference.sources
+    settings = recipe.data.model_copy(
+        update={"num_reference": 0 if trusted else recipe.num_reference}
+    )
+    wanted = recipe.num_reference + settings.num_train + settings.num_heldout
     with progress("Preparing samples", wanted) as advance:
         corpus = build_corpus(settings, tokenization, recipe.seed, advance)
+        if trusted:
+            changes = {"sources": trusted, "num_train": 0, "num_heldout": 0}
+            only = recipe.data.model_copy(update=changes)
+            apart = build_corpus(only, tokenization, recipe.seed, advance)
+            corpus = with_trusted_reference(corpus, apart)
     for name, table in corpus.tables.items():
         write_table(table, work.output / f"{name}.parquet")
     write_table(corpus.rejected_table(), work.output / "rejected.parquet")
@@ -99,12 +102,26 @@ def check_length(recipe: Recipe) -> None:
         )
 
 
-def reference(recipe: Recipe, run: Path, work: Work) -> None:
-    """Fine-tune the reference model on D_ref, all tokens positive."""
-    samples = Samples.read(run / "data" / "reference.parquet")
+def reference(recipe: Recipe, run: Path, work: Work, fold: str | None = None) -> None:
+    """Fine-tune the reference model on D_ref, all tokens positive; or that of one fold, on the
+    samples of D_train that are not in it."""
+    label = "Reference model"
+    if fold is None:
+        samples = Samples.read(run / "data" / "reference.parquet")
+    else:
+        samples = Samples.read(run / "data" / "train.parquet")
+        outside = fold_of_samples(recipe, len(samples)) != recipe.fold_names.index(fold)
+        samples = Samples(samples.table.filter(pa.array(outside)))
+        label = f"{label}, {fold}"
     polarity = np.ones(len(samples.response_ids), dtype=np.int8)
     ignored = VariantSettings(objective="full")
-    _train(recipe, recipe.reference, ignored, samples, polarity, "Reference model", work)
+    _train(recipe, recipe.reference, ignored, samples, polarity, label, work)
+
+
+def fold_of_samples(recipe: Recipe, num_samples: int) -> NDArray[np.int64]:
+    """The fold of each sample of D_train, by the recipe's seed; sizes differ by one at most."""
+    order = np.random.default_rng(recipe.seed).permutation(num_samples)
+    return order % len(recipe.fold_names)
 
 
 def score(recipe: Recipe, run: Path, work: Work) -> None:
@@ -115,39 +132,68 @@ def score(recipe: Recipe, run: Path, work: Work) -> None:
         join_shards(recipe, run, work)
 
 
+@dataclass(frozen=True)
+class ScoringPass:
+    """Some samples of D_train under one model."""
+
+    name: str
+    path: Path | str | None
+    """Of a fine-tuned model; None for the base."""
+    covers: NDArray[np.bool_]
+    """Shape (samples of D_train,)."""
+
+    def rows(self, shard: range) -> NDArray[np.int64]:
+        """Which of a shard's samples, counted from its first."""
+        return np.flatnonzero(self.covers[shard.start : shard.stop])
+
+    def file(self, work: Work, index: int) -> Path:
+        """Where the scores of a shard wait for those of the other passes."""
+        return work.path / f"{self.name}-{index:05d}.parquet"
+
+
+def scoring_passes(recipe: Recipe, run: Path, num_samples: int) -> list[ScoringPass]:
+    """The base over all samples, then the reference, or that of each fold over its own samples."""
+    every = np.ones(num_samples, dtype=bool)
+    passes = [ScoringPass("base", None, every)]
+    if not recipe.fold_names:
+        own = recipe.reference.name_or_path
+        return [*passes, ScoringPass("reference", own or run / "reference", every)]
+    folds = fold_of_samples(recipe, num_samples)
+    for fold, name in enumerate(recipe.fold_names):
+        passes.append(ScoringPass(name, run / "reference" / name, folds == fold))
+    return passes
+
+
 def score_shards(recipe: Recipe, run: Path, work: Work) -> None:
-    """The shards of this process, under each model; those that are there are kept.
+    """The shards of this process, under one model after the other; those that are there are kept.
 
     Holds one shard of the corpus at a time.
     """
     corpus = SampleFile(run / "data" / "train.parquet")
-    path = reference_path(recipe, run)
-    dtype = models.pick_dtype(recipe.model)
-    extra = _extra_columns(recipe)
     shards = _shard_ranges(recipe, corpus)
     own = range(work.processes.index, len(shards), work.processes.count)
-    total = sum(len(shards[index]) for index in own)
-    # A LoRA reference is the base model with an adapter on it; whole weights take its place,
-    # so that the two are never in memory together.
-    model: Any = None
-    for name in MODELS:
-        missing = [index for index in own if not _part(work, name, index).is_file()]
+    extra = {column.partition("_")[2] for column in recipe.score_columns} - {"log_probs"}
+    # An adapter is put on the one base model, of which folds have one after the other; whole
+    # weights take its place.
+    base = models.SharedBase(recipe.model)
+    for scoring in scoring_passes(recipe, run, len(corpus)):
+        missing = [index for index in own if not scoring.file(work, index).is_file()]
         if not missing:
             continue
-        if name == "base":
-            model = models.load_base_model(recipe.model, dtype)
-        elif model is not None and models.is_adapter(path):
-            model = models.attach_adapter(model, path, fuse=True)
-        else:
-            model = None
-            model = models.load_variant(recipe.model, dtype, path)
-        done = total - sum(len(shards[index]) for index in missing)
-        with progress(f"Scoring, {name} model", total, done) as advance:
+        total = sum(len(scoring.rows(shards[index])) for index in own)
+        done = total - sum(len(scoring.rows(shards[index])) for index in missing)
+        label = f"Scoring, {scoring.name} model"
+        with (
+            base.lend(scoring.path, is_last=not recipe.fold_names) as model,
+            progress(label, total, done) as advance,
+        ):
             for index in missing:
                 samples = corpus.read(shards[index].start, shards[index].stop)
+                rows = scoring.rows(shards[index])
                 scores = score_samples(
                     model,
                     samples,
+                    rows,
                     with_entropy="entropy" in extra,
                     with_rank="rank" in extra,
                     tokens_per_batch=recipe.scoring.tokens_per_batch,
@@ -155,41 +201,26 @@ def score_shards(recipe: Recipe, run: Path, work: Work) -> None:
                 )
                 columns = {"log_probs": scores.log_probs}
                 columns |= {column: getattr(scores, column) for column in sorted(extra)}
-                write_scores(_part(work, name, index), samples, columns, corpus.fingerprint)
+                write_scores(scoring.file(work, index), samples, rows, columns, corpus.fingerprint)
 
 
 def join_shards(recipe: Recipe, run: Path, work: Work) -> None:
     """Base and reference side by side, once every process has done its shards."""
     corpus = SampleFile(run / "data" / "train.parquet")
+    base, *references = scoring_passes(recipe, run, len(corpus))
     num_shards = len(_shard_ranges(recipe, corpus))
     num_tokens = 0
     for index in range(num_shards):
-        parts = [_part(work, name, index) for name in MODELS]
+        parts = [reference.file(work, index) for reference in references]
         target = work.output / shard_name(index, num_shards)
-        num_tokens += join_scores(parts, target, corpus.fingerprint)
+        num_tokens += join_scores(base.file(work, index), parts, target, corpus.fingerprint)
     work.details["response_tokens"] = num_tokens
-
-
-def _extra_columns(recipe: Recipe) -> frozenset[str]:
-    """What the measures of quality need beside log-probabilities: `entropy`, `rank`."""
-    del recipe
-    return frozenset()
 
 
 def _shard_ranges(recipe: Recipe, corpus: SampleFile) -> list[range]:
     size = recipe.scoring.samples_per_shard
     starts = range(0, len(corpus), size)
     return [range(begin, min(begin + size, len(corpus))) for begin in starts]
-
-
-def _part(work: Work, model: str, index: int) -> Path:
-    """Where the scores of one shard under one model wait for the other's."""
-    return work.path / f"{model}-{index:05d}.parquet"
-
-
-def reference_path(recipe: Recipe, run: Path) -> Path | str:
-    """Where the reference model is: the user's own, or the one of this run."""
-    return recipe.reference.name_or_path or run / "reference"
 
 
 def select(recipe: Recipe, run: Path, work: Work, variant: str) -> None:

@@ -7,7 +7,7 @@ each split, the rejected records, and the counts of all that was dropped. Knows 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -128,6 +128,43 @@ def build_corpus(
         for name, split_rows in rows.items()
     }
     return Corpus(tables, rejected, counts, settings.max_length)
+
+
+def with_trusted_reference(corpus: Corpus, trusted: Corpus) -> Corpus:
+    """The corpus with D_ref from trusted sources.
+
+    Samples of D_ref with the same tokens as one of D_train or of the held-out samples are left
+    out, and counted as duplicates of their source.
+
+    Args:
+        corpus: without D_ref.
+        trusted: its D_ref is taken.
+
+    Raises:
+        InputError: nothing is left of D_ref.
+    """
+    seen = {
+        tuple(ids)
+        for split in ("train", "heldout")
+        for ids in corpus.tables[split]["input_ids"].to_pylist()
+    }
+    table = trusted.tables["reference"]
+    is_new = [tuple(ids) not in seen for ids in table["input_ids"].to_pylist()]
+    if not any(is_new):
+        raise InputError(
+            "reference.sources: all samples are in the corpus too, so none is left to train the "
+            "reference model on"
+        )
+    counts = dict(corpus.counts)
+    for name, count in trusted.counts.items():
+        doubled = [s == name for s in table["source"].to_pylist()]
+        dropped = sum(same and not new for same, new in zip(doubled, is_new, strict=True))
+        label = f"{name} (trusted)"
+        counts[label] = replace(
+            count, name=label, duplicates=count.duplicates + dropped, used=count.used - dropped
+        )
+    tables = {**corpus.tables, "reference": table.filter(pa.array(is_new))}
+    return Corpus(tables, [*corpus.rejected, *trusted.rejected], counts, corpus.max_length)
 
 
 def read_records(

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from forgetting.data.samples import Samples, list_column, lists, read_table, write_table
@@ -26,37 +27,45 @@ AGAIN = "Score again with `forgetting score`"
 
 
 def write_scores(
-    path: Path, samples: Samples, columns: dict[str, NDArray[Any]], fingerprint: str
+    path: Path,
+    samples: Samples,
+    rows: NDArray[np.integer],
+    columns: dict[str, NDArray[Any]],
+    fingerprint: str,
 ) -> None:
-    """Write what one model makes of a range of samples.
+    """Write what one model makes of some of a range of samples.
 
     Args:
-        columns: by name, without the model's; each of shape (response tokens,).
+        rows: which of `samples`, in order.
+        columns: by name, without the model's; each of shape (response tokens of these,).
         fingerprint: of the whole corpus.
     """
+    starts = np.r_[0, np.cumsum(samples.num_response_tokens[rows])]
     table = pa.table(
         {
-            "sample_id": samples.sample_ids,
-            **{name: lists(values, samples.response_starts) for name, values in columns.items()},
+            "sample_id": samples.sample_ids[rows],
+            **{name: lists(values, starts) for name, values in columns.items()},
         }
     )
     write_table(table, path, fingerprint)
 
 
-def join_scores(parts: Sequence[Path], path: Path, fingerprint: str) -> int:
+def join_scores(base: Path, references: Sequence[Path], path: Path, fingerprint: str) -> int:
     """Put what the models make of the same samples side by side; gives the response tokens.
 
     Args:
-        parts: files of `write_scores`, one for each of `MODELS`.
+        base: a file of `write_scores`, whose samples are those of the shard, in its order.
+        references: such files, which together hold the same samples.
     """
-    columns: dict[str, pa.ChunkedArray] = {}
-    for model, part in zip(MODELS, parts, strict=True):
-        table = read_table(part, fingerprint)
-        columns["sample_id"] = table["sample_id"]
-        for name in table.column_names[1:]:
-            columns[f"{model}_{name}"] = table[name]
-    write_table(pa.table(columns), path, fingerprint)
-    _, starts = list_column(pa.table(columns), LOG_PROBS[0])
+    untrained = read_table(base, fingerprint)
+    tuned = pa.concat_tables(read_table(part, fingerprint) for part in references)
+    tuned = tuned.take(pc.index_in(untrained["sample_id"], tuned["sample_id"]))
+    columns = {"sample_id": untrained["sample_id"]}
+    for model, table in zip(MODELS, (untrained, tuned), strict=True):
+        columns |= {f"{model}_{name}": table[name] for name in table.column_names[1:]}
+    joined = pa.table(columns)
+    write_table(joined, path, fingerprint)
+    _, starts = list_column(joined, LOG_PROBS[0])
     return int(starts[-1])
 
 
