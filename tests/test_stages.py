@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from forgetting import stages
 from forgetting.data.samples import (
-    SAMPLE_SCHEMA,
     Samples,
     list_column,
-    lists,
     read_table,
-    write_table,
 )
 from forgetting.errors import InputError
 from forgetting.processes import Processes
@@ -157,9 +153,12 @@ def test_a_process_without_shards_loads_no_model(scored, tmp_path, monkeypatch):
     assert not list(work.path.glob("*.parquet"))
 
 
-def test_entropy_and_rank_are_stored_when_asked_for(scored, monkeypatch, tmp_path):
-    monkeypatch.setattr(stages, "_extra_columns", lambda recipe: frozenset({"entropy", "rank"}))
-    output = scored(1, "more").output
+def test_entropy_and_rank_are_stored_when_asked_for(scored, finished_run, tmp_path):
+    measures = [
+        "variants.ignoring.selection.quality=rank_gap",
+        "variants.forgetting.selection.quality=entropy_gap",
+    ]
+    output = scored(1, "more", load_recipe(finished_run[0], measures)).output
     (tmp_path / "run").mkdir()
     output.rename(tmp_path / "run" / "scores")
     samples = Samples.read(scored.run / "data" / "train.parquet")

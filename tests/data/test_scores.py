@@ -43,8 +43,11 @@ def run(tmp_path):
                 "entropy": part.response_ids.astype(np.float32) / 10,
                 "rank": part.response_ids,
             }
-            write_scores(file, part, columns, samples.fingerprint)
-        joined = join_scores(files, path / "scores" / shard_name(shard, 2), samples.fingerprint)
+            write_scores(file, part, np.arange(len(part)), columns, samples.fingerprint)
+        base, reference = files
+        joined = join_scores(
+            base, [reference], path / "scores" / shard_name(shard, 2), samples.fingerprint
+        )
         assert joined == part.response_ids.size
     return path
 
