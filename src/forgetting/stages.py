@@ -11,6 +11,7 @@ import functools
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,36 +173,47 @@ def score_shards(recipe: Recipe, run: Path, work: Work) -> None:
     corpus = SampleFile(run / "data" / "train.parquet")
     shards = _shard_ranges(recipe, corpus)
     own = range(work.processes.index, len(shards), work.processes.count)
-    extra = {column.partition("_")[2] for column in recipe.score_columns} - {"log_probs"}
     # An adapter is put on the one base model, of which folds have one after the other; whole
     # weights take its place.
     base = models.SharedBase(recipe.model)
     for scoring in scoring_passes(recipe, run, len(corpus)):
-        missing = [index for index in own if not scoring.file(work, index).is_file()]
-        if not missing:
-            continue
-        total = sum(len(scoring.rows(shards[index])) for index in own)
-        done = total - sum(len(scoring.rows(shards[index])) for index in missing)
-        label = f"Scoring, {scoring.name} model"
-        with (
-            base.lend(scoring.path, is_last=not recipe.fold_names) as model,
-            progress(label, total, done) as advance,
-        ):
-            for index in missing:
-                samples = corpus.read(shards[index].start, shards[index].stop)
-                rows = scoring.rows(shards[index])
-                scores = score_samples(
-                    model,
-                    samples,
-                    rows,
-                    with_entropy="entropy" in extra,
-                    with_rank="rank" in extra,
-                    tokens_per_batch=recipe.scoring.tokens_per_batch,
-                    advance=advance,
-                )
-                columns = {"log_probs": scores.log_probs}
-                columns |= {column: getattr(scores, column) for column in sorted(extra)}
-                write_scores(scoring.file(work, index), samples, rows, columns, corpus.fingerprint)
+        _score_pass(recipe, work, corpus, {index: shards[index] for index in own}, scoring, base)
+
+
+def _score_pass(
+    recipe: Recipe,
+    work: Work,
+    corpus: SampleFile,
+    shards: Mapping[int, range],
+    scoring: ScoringPass,
+    base: models.SharedBase,
+) -> None:
+    # A function of its own, so that nothing holds the model when the next one is loaded.
+    missing = [index for index in shards if not scoring.file(work, index).is_file()]
+    if not missing:
+        return
+    total = sum(len(scoring.rows(shard)) for shard in shards.values())
+    done = total - sum(len(scoring.rows(shards[index])) for index in missing)
+    extra = {column.partition("_")[2] for column in recipe.score_columns} - {"log_probs"}
+    with (
+        base.lend(scoring.path, is_last=not recipe.fold_names) as model,
+        progress(f"Scoring, {scoring.name} model", total, done) as advance,
+    ):
+        for index in missing:
+            samples = corpus.read(shards[index].start, shards[index].stop)
+            rows = scoring.rows(shards[index])
+            scores = score_samples(
+                model,
+                samples,
+                rows,
+                with_entropy="entropy" in extra,
+                with_rank="rank" in extra,
+                tokens_per_batch=recipe.scoring.tokens_per_batch,
+                advance=advance,
+            )
+            columns = {"log_probs": scores.log_probs}
+            columns |= {column: getattr(scores, column) for column in sorted(extra)}
+            write_scores(scoring.file(work, index), samples, rows, columns, corpus.fingerprint)
 
 
 def join_shards(recipe: Recipe, run: Path, work: Work) -> None:
