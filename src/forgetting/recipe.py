@@ -8,8 +8,9 @@ Defaults are those of arXiv 2508.04329. This module loads no data and no model.
 from __future__ import annotations
 
 import copy
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from types import UnionType
@@ -105,30 +106,97 @@ class WorldSettings(Section):
         return kinds
 
 
-class SourceSettings(Section):
-    """One data set: a local file, a data set on the hub, or the demo's world."""
+@functools.cache
+def named_sources() -> dict[str, dict[str, Any]]:
+    """The data sets known by name: what to read from the hub, and how local files are read."""
+    text = (resources.files("forgetting") / "data" / "named.yaml").read_text(encoding="utf-8")
+    return yaml.safe_load(text)
 
+
+class SourceSettings(Section):
+    """One data set: a local file or folder, a data set on the hub, or the demo's world.
+
+    A mere string is the name of a known data set, else a path.
+    """
+
+    dataset: str | None = None
+    """A data set known by name (flan_v2, dolly, oasst1, alpaca, wizardlm, paper_corpus): where it
+    is on the hub and how it is read. With `path`: a local copy of it."""
     path: str | None = None
-    """Local .json, .jsonl, .csv, .tsv or .parquet file (text forms also as .gz), or a hub id."""
+    """Local .json, .jsonl, .csv or .tsv file (also .gz, .bz2, .xz, .zst), .parquet or .arrow file,
+    a folder that `datasets` reads, or a hub id."""
     world: WorldSettings | None = None
     """The demo's world, in place of `path`."""
     name: Name | None = None
     """Under which the source is counted; null: the name of the file or data set."""
-    format: Literal["auto", "alpaca", "dolly", "prompt_completion", "messages", "sharegpt"] = "auto"
+    format: Literal[
+        "auto",
+        "alpaca",
+        "dolly",
+        "prompt_completion",
+        "messages",
+        "sharegpt",
+        "oasst",
+        "question_answer",
+        "text",
+    ] = "auto"
     """How a record is read; auto: recognised by its fields."""
     fields: dict[str, str] = {}
     """Renames a record's fields before it is read: `{instruction: question}` reads `question`."""
+    columns: list[str] | None = None
+    """Names of the columns of a .csv or .tsv file that has no header."""
+    escaped: bool = False
+    """A quote in a .csv or .tsv file is mere text; `\\n`, `\\t`, `\\\\` are a line break, a tab, a
+    backslash."""
     subset: str | None = None
     """Configuration of a hub data set."""
     split: str = "train"
     """Split of a hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub data set."""
     limit: Positive | None = None
     """Read at most this many records, from the start."""
+    num_samples: Positive | None = None
+    """Samples that the source gives to the corpus (all splits together), drawn with the seed."""
+    share: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the corpus that the source gives. Sources with neither give what is left, each in
+    proportion to its size."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known(cls, given: Any) -> Any:
+        """Fill in what is known of a data set by its name."""
+        if isinstance(given, str):
+            given = {"dataset" if given in named_sources() else "path": given}
+        name = given.get("dataset") if isinstance(given, Mapping) else None
+        if name is None:
+            return given
+        known = named_sources().get(name) if isinstance(name, str) else None
+        if known is None:
+            raise ValueError(f"no data set is known as {name!r}. Known: {_listed(named_sources())}")
+        filled = {"name": name}
+        if given.get("path") is None:
+            filled |= known["hub"]
+        for ending, settings in known.get("files", {}).items():
+            if ending in Path(str(given.get("path"))).suffixes:
+                filled |= settings
+        return {**filled, **{k: v for k, v in given.items() if k != "path" or v is not None}}
 
     @model_validator(mode="after")
-    def _one_origin(self) -> SourceSettings:
+    def _fits_together(self) -> SourceSettings:
         if (self.path is None) == (self.world is None):
-            raise ValueError("a source has either `path` or `world`")
+            raise ValueError("a source has either `path` or `world`, or a known `dataset`")
+        if self.num_samples is not None and self.share is not None:
+            raise ValueError("a source has either `num_samples` or `share`")
+        if (
+            self.limit is not None
+            and self.num_samples is not None
+            and self.limit < self.num_samples
+        ):
+            raise ValueError(f"limit {self.limit} leaves fewer than num_samples {self.num_samples}")
+        is_table = not {".csv", ".tsv"}.isdisjoint(Path(self.path or "").suffixes)
+        if (self.columns is not None or self.escaped) and not is_table:
+            raise ValueError("`columns` and `escaped` are for .csv and .tsv files")
         return self
 
     @property
@@ -139,12 +207,16 @@ class SourceSettings(Section):
         return "world" if self.path is None else Path(self.path).name.split(".")[0]
 
 
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
+
+
 class DataSettings(Section):
     """The corpus and its disjoint parts."""
 
     sources: Annotated[list[SourceSettings], Field(min_length=1)]
-    """Mixed, stripped of duplicates (the same conversation after NFC and white-space
-    normalisation), shuffled with the recipe's seed, then split."""
+    """Mixed, stripped of duplicates, shuffled with the recipe's seed, then split so that every
+    part holds every source in the same proportion."""
     num_reference: Annotated[int, Field(ge=0)] = 10_000
     """Samples of D_ref, which trains the reference model. Not taken where `reference.folds` is
     given, and taken from `reference.sources` where those are."""
@@ -154,8 +226,37 @@ class DataSettings(Section):
     """Samples in neither, for the held-out loss of every variant."""
     max_length: Annotated[int, Field(gt=1)] = 2048
     """Tokens of a sample; what is longer is cut at the end."""
+    duplicates: Literal["exact", "near"] = "exact"
+    """Which records are dropped as repeats. exact: the same conversation after NFC and white-space
+    normalisation; near: also those that share most of their words (needs datasketch)."""
+    near_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    """Jaccard similarity of word 5-grams from which `near` takes records for repeats."""
+    duplicates_in_reference: bool = False
+    """Draw D_ref from all records, repeats and those of D_train included (the paper's appendix
+    B.2); D_train and the held-out samples stay what they are without it."""
+    special_tokens_in_text: bool = False
+    """Special tokens that are written out in the text of the data become tokens; else mere text."""
     max_rejected_share: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Stop when more than this share of a source's records cannot be used."""
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of all splits."""
+        return self.num_reference + self.num_train + self.num_heldout
+
+    @model_validator(mode="after")
+    def _sources_fit(self) -> DataSettings:
+        asked = sum(s.num_samples or (s.share or 0) * self.num_samples for s in self.sources)
+        is_open = any(s.num_samples is None and s.share is None for s in self.sources)
+        if asked > self.num_samples * (1 + 1e-9) or (
+            not is_open and asked < self.num_samples * (1 - 1e-9)
+        ):
+            raise ValueError(
+                f"num_samples and share of the sources come to {asked:g} samples, but "
+                f"num_reference {self.num_reference} + num_train {self.num_train} + num_heldout "
+                f"{self.num_heldout} make {self.num_samples}"
+            )
+        return self
 
 
 class LoraSettings(Section):

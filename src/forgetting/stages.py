@@ -25,13 +25,12 @@ from forgetting import models
 from forgetting.card import model_card
 from forgetting.checkpoints import check_num_processes, latest_checkpoint
 from forgetting.console import logger, progress
-from forgetting.data.corpus import build_corpus, with_trusted_reference
+from forgetting.data.corpus import build_corpus, take_trusted_reference
 from forgetting.data.samples import (
     SampleFile,
     Samples,
     list_column,
     read_table,
-    write_table,
 )
 from forgetting.data.scores import join_scores, read_scores, shard_name, write_scores
 from forgetting.data.tokens import Tokenization
@@ -61,7 +60,9 @@ def prepare(recipe: Recipe, run: Path, work: Work) -> None:
     if template == PLAIN_TEMPLATE:
         tokenizer.chat_template = template = None
     tokenization = Tokenization(
-        tokenizer, Path(template).read_text(encoding="utf-8") if template else None
+        tokenizer,
+        Path(template).read_text(encoding="utf-8") if template else None,
+        special_tokens_in_text=recipe.data.special_tokens_in_text,
     )
     trusted = recipe.reference.sources
     settings = recipe.data.model_copy(
@@ -69,25 +70,21 @@ def prepare(recipe: Recipe, run: Path, work: Work) -> None:
     )
     wanted = recipe.num_reference + settings.num_train + settings.num_heldout
     with progress("Preparing samples", wanted) as advance:
-        corpus = build_corpus(settings, tokenization, recipe.seed, advance)
+        account = build_corpus(settings, tokenization, recipe.seed, work.output, work.path, advance)
         if trusted:
-            changes = {"sources": trusted, "num_train": 0, "num_heldout": 0}
-            only = recipe.data.model_copy(update=changes)
-            apart = build_corpus(only, tokenization, recipe.seed, advance)
-            corpus = with_trusted_reference(corpus, apart)
-    for name, table in corpus.tables.items():
-        write_table(table, work.output / f"{name}.parquet")
-    write_table(corpus.rejected_table(), work.output / "rejected.parquet")
-    # Every special token that a response can hold ends it, or a turn of it.
-    summary = {**corpus.summary(), "end_token_ids": sorted(tokenizer.all_special_ids)}
+            only = recipe.data.model_copy(
+                update={"sources": trusted, "num_train": 0, "num_heldout": 0}
+            )
+            apart = work.path / "trusted"
+            apart.mkdir(exist_ok=True)
+            other = build_corpus(only, tokenization, recipe.seed, apart, work.path, advance)
+            take_trusted_reference(account, other, work.output, apart)
+    summary = {**account.summary(), "end_token_ids": sorted(tokenization.end_token_ids)}
     _write_json(work.output / "summary.json", summary)
-    for name, counts in summary["splits"].items():
-        work.details[f"{name}_samples"] = counts["samples"]
-        work.details[f"{name}_response_tokens"] = counts["response_tokens"]
-    dropped = sum(
-        sum(c.rejected.values()) + c.duplicates + c.prompt_too_long for c in corpus.counts.values()
-    )
-    if dropped:
+    for name, counts in account.splits.items():
+        work.details[f"{name}_samples"] = counts.samples
+        work.details[f"{name}_response_tokens"] = counts.response_tokens
+    if dropped := account.num_dropped():
         logger.info(
             "%d records left out; reasons in data/summary.json and rejected.parquet", dropped
         )

@@ -1,14 +1,18 @@
 """The corpus: nothing in two splits, nothing lost without a count."""
 
 import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forgetting.data.corpus import build_corpus, read_records
-from forgetting.data.samples import IGNORE_INDEX, Samples
+from forgetting.data.corpus import SPLITS, Account, Spool, build_corpus, read_records
+from forgetting.data.samples import IGNORE_INDEX, Samples, read_table
 from forgetting.data.tokens import Tokenization
 from forgetting.errors import InputError
 from forgetting.recipe import DataSettings, SourceSettings
@@ -27,7 +31,20 @@ def write(folder, records, name="records.jsonl"):
     return SourceSettings(path=str(path))
 
 
-def build(*sources, reference=4, train=6, heldout=2, seed=0, **more):
+@dataclass
+class Built:
+    """What `build_corpus` wrote and counted."""
+
+    account: Account
+    tables: dict[str, pa.Table]
+    rejected: list[dict]
+
+    @property
+    def counts(self):
+        return self.account.sources
+
+
+def build(*sources, reference=4, train=6, heldout=2, seed=0, tokenizer=TOKENIZER, **more):
     data = DataSettings(
         sources=list(sources),
         num_reference=reference,
@@ -35,7 +52,14 @@ def build(*sources, reference=4, train=6, heldout=2, seed=0, **more):
         num_heldout=heldout,
         **{"max_length": 128, **more},
     )
-    return build_corpus(data, Tokenization(TOKENIZER), seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder)
+        (path / "output").mkdir()
+        account = build_corpus(data, Tokenization(tokenizer), seed, path / "output", path)
+        assert [file.name for file in path.iterdir()] == ["output"]
+        tables = {name: read_table(path / f"output/{name}.parquet") for name in SPLITS}
+        rejected = read_table(path / "output/rejected.parquet").to_pylist()
+    return Built(account, tables, rejected)
 
 
 def prompts(table):
@@ -69,13 +93,15 @@ def test_what_differs_in_spaces_or_unicode_form_only_is_one_record(tmp_path_fact
         }
         for number, space, decomposed in chosen
     ]
-    source = write(tmp_path_factory.mktemp("data"), records)
-    data = DataSettings(sources=[source], num_reference=1, num_train=1)
-    kept, rejected, counts = read_records(data, seed=0)
+    folder = tmp_path_factory.mktemp("data")
+    data = DataSettings(sources=[write(folder, records)], num_reference=1, num_train=1)
+    spool = Spool(folder / "spool")
+    with Account(data, folder / "rejected.parquet") as account:
+        read_records(data, 0, spool, account)
     distinct = len({number for number, _, _ in chosen})
-    assert len(kept) == distinct
-    assert not rejected
-    (count,) = counts.values()
+    assert len(spool) == distinct
+    assert sum(spool.copies) == len(chosen)
+    (count,) = account.sources.values()
     assert (count.read, count.duplicates) == (len(chosen), len(chosen) - distinct)
 
 
@@ -119,11 +145,15 @@ def test_a_few_unusable_records_are_listed_with_place_and_reason(tmp_path):
     records = [raw(i) for i in range(12)]
     records.insert(3, {"prompt": "no answer", "completion": ""})
     corpus = build(write(tmp_path, records))
-    (row,) = corpus.rejected_table().to_pylist()
-    assert row["source"] == "records"
-    assert "records.jsonl" in row["origin"]
-    assert "4" in row["origin"]
-    assert "empty" in row["reason"]
+    (row,) = corpus.rejected
+    assert row == {
+        "source": "records",
+        "file": "records.jsonl",
+        "record": 4,
+        "line": 4,
+        "reason": "empty response",
+        "detail": "",
+    }
     assert corpus.counts["records"].rejected == {row["reason"]: 1}
 
 
@@ -133,7 +163,7 @@ def test_a_prompt_that_leaves_no_room_is_left_out_and_counted(tmp_path):
     texts = [text for table in corpus.tables.values() for text in prompts(table)]
     assert len(texts) == 12
     assert not any("long" in text for text in texts)
-    (source,) = corpus.summary()["sources"]
+    (source,) = corpus.account.summary()["sources"]
     assert source["used"] == 12
     # Records after the last sample needed are never looked at, so at most both are counted.
     assert source["prompt_too_long"] <= 2
@@ -162,7 +192,7 @@ def test_asking_for_more_samples_than_there_are_says_how_many_there_are(tmp_path
 def test_counts_and_splits_add_up(tmp_path):
     records = [raw(i) for i in range(20)] + [raw(3), {"prompt": "?", "completion": ""}]
     corpus = build(write(tmp_path, records), reference=10, train=8)
-    summary = corpus.summary()
+    summary = corpus.account.summary()
     (source,) = summary["sources"]
     assert source["read"] == 22
     rejected = sum(source["rejected"].values())

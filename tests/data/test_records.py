@@ -7,16 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forgetting.data.records import READERS, Record, Rejected, parse_record, recognise
+from forgetting.data.sources import Origin
 from forgetting.errors import InputError
 from forgetting.recipe import SourceSettings
 
 SOURCE = SourceSettings(path="some.json")
+ORIGIN = Origin("some.json", 1, 3)
 
 
 def read(raw, form="auto", **settings):
     source = SourceSettings(path="some.json", **settings)
     form = recognise(raw, source, "some.json") if form == "auto" else form
-    return parse_record(raw, form, source, "some.json:1")
+    return parse_record(raw, form, source, ORIGIN)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_a_record_that_cannot_be_used_is_rejected_with_the_reason(raw, reason):
     rejected = read(raw, form="prompt_completion")
     assert isinstance(rejected, Rejected)
     assert reason in rejected.reason
-    assert rejected.origin == "some.json:1"
+    assert str(rejected).startswith("some.json, record 1 (line 3): ")
 
 
 @pytest.mark.parametrize(

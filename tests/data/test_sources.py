@@ -45,7 +45,7 @@ LINES = "\n".join(json.dumps(r, ensure_ascii=False) for r in RECORDS)
 def test_text_files_give_their_records_in_order(tmp_path, name, content):
     pairs = read(written(tmp_path, name, content))
     assert [record for _, record in pairs] == RECORDS
-    assert [origin for origin, _ in pairs] == [f"{name}:1", f"{name}:2"]
+    assert [(origin.name, origin.record) for origin, _ in pairs] == [(name, 1), (name, 2)]
 
 
 def test_parquet_gives_its_records(tmp_path):
@@ -88,10 +88,10 @@ def test_a_cut_off_archive_is_an_error_of_the_input(tmp_path):
         read(path)
 
 
-def test_a_missing_file_is_named_and_a_directory_refused(tmp_path):
+def test_a_missing_file_is_named_and_so_is_a_folder_without_data(tmp_path):
     with pytest.raises(InputError, match=r"no data file at .*gone.jsonl"):
         read(tmp_path / "gone.jsonl")
-    with pytest.raises(InputError, match="is a directory"):
+    with pytest.raises(InputError, match=f"the folder {tmp_path} cannot be read as a data set"):
         read(tmp_path)
 
 

@@ -19,6 +19,7 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from forgetting.data.records import Message, Record
+from forgetting.data.sources import Origin
 from forgetting.data.tokens import IGNORE_INDEX, Tokenization, cut
 from forgetting.errors import InputError
 
@@ -89,7 +90,7 @@ def record(*contents, system=None, **more):
     messages = [] if system is None else [Message("system", system)]
     for index, content in enumerate(contents):
         messages.append(Message(("user", "assistant")[index % 2], content))
-    return Record(tuple(messages), "s", "s:1", **more)
+    return Record(tuple(messages), "s", Origin("s", 1), **more)
 
 
 def text_of(token_ids, tokenizer):

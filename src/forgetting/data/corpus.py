@@ -1,30 +1,60 @@
 """The corpus of a run: all sources mixed, stripped of duplicates, split without overlap.
 
-Goes in: the data settings of a recipe and a `Tokenization`. Comes out: a table of samples for
-each split, the rejected records, and the counts of all that was dropped. Knows nothing of models.
+Goes in: the data settings of a recipe, a `Tokenization` and two folders. Comes out: a table of
+samples for each split, the rejected records, and the counts of all that was dropped. Every source
+is read once; usable records wait in a scratch file, and only their hashes and places in memory.
+Knows nothing of models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from array import array
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
-from forgetting.data.records import Record, Rejected, parse_record, recognise
-from forgetting.data.samples import IGNORE_INDEX, SAMPLE_SCHEMA
+from forgetting.data.duplicates import Duplicates
+from forgetting.data.mixture import interleaved, quotas
+from forgetting.data.records import Record, Rejected, Unusable, parse_record, recognise
+from forgetting.data.samples import (
+    IGNORE_INDEX,
+    SAMPLE_SCHEMA,
+    TableWriter,
+    read_table,
+    rows_in_parts,
+    write_table,
+)
 from forgetting.data.sources import read_source
-from forgetting.data.tokens import Tokenization, cut
+from forgetting.data.tokens import Tokenization, Tokens, cut
 from forgetting.errors import InputError
-from forgetting.recipe import DataSettings
+from forgetting.recipe import DataSettings, SourceSettings
 
 SPLITS = ("reference", "train", "heldout")
 REJECTED_SCHEMA = pa.schema(
-    [("source", pa.string()), ("origin", pa.string()), ("reason", pa.string())]
+    [
+        ("source", pa.string()),
+        ("file", pa.string()),
+        ("record", pa.int64()),
+        ("line", pa.int64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
 )
-BATCH = 1000
+BATCH_RECORDS = 1000
+BATCH_CHARACTERS = 2_000_000
+ROW_GROUP = 1000
+NUM_SHOWN = 5
+Advance = Callable[[int, str], None]
+_Row = tuple[dict[str, Any], bool]
+"""A row of `SAMPLE_SCHEMA`, and whether it was cut to `max_length`."""
 
 
 @dataclass
@@ -36,54 +66,128 @@ class SourceCounts:
     rejected: dict[str, int] = field(default_factory=dict)
     """Records that could not be used, by reason."""
     duplicates: int = 0
+    near_duplicates: int = 0
     prompt_too_long: int = 0
     cut: int = 0
     used: int = 0
+    tokens: int = 0
+    response_tokens: int = 0
 
 
 @dataclass
-class Corpus:
-    """Tables of the splits, and an account of what is not in them."""
+class SplitCounts:
+    """What a split holds."""
 
-    tables: dict[str, pa.Table]
-    rejected: list[Rejected]
-    counts: dict[str, SourceCounts]
-    max_length: int
+    samples: int = 0
+    tokens: int = 0
+    response_tokens: int = 0
+
+
+class Account:
+    """Counts of all records, and the list of those that could not be used."""
+
+    def __init__(self, settings: DataSettings, rejected_path: Path) -> None:
+        self.settings = settings
+        self.sources: dict[str, SourceCounts] = {}
+        self.splits = {name: SplitCounts() for name in SPLITS}
+        self._writer = TableWriter(rejected_path, REJECTED_SCHEMA, ROW_GROUP)
+
+    def __enter__(self) -> Account:
+        self._writer.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._writer.__exit__(kind, error, traceback)
+
+    def of(self, source: str) -> SourceCounts:
+        """The counts of a source."""
+        return self.sources.setdefault(source, SourceCounts(source))
+
+    def reject(self, record: Rejected) -> None:
+        """Count and list a record that cannot be used."""
+        rejected = self.of(record.source).rejected
+        rejected[record.reason] = rejected.get(record.reason, 0) + 1
+        row = {"source": record.source, "reason": record.reason, "detail": record.detail}
+        origin = record.origin
+        place = {"file": origin.name, "record": origin.record, "line": origin.line}
+        self._writer.write({**row, **place})
+
+    def take(self, split: str, row: dict[str, Any], was_cut: bool) -> None:
+        """Count a sample."""
+        tokens = len(row["input_ids"])
+        response_tokens = tokens - row["labels"].count(IGNORE_INDEX)
+        count, part = self.of(row["source"]), self.splits[split]
+        count.used += 1
+        count.cut += was_cut
+        part.samples += 1
+        for counted in (count, part):
+            counted.tokens += tokens
+            counted.response_tokens += response_tokens
+
+    def num_dropped(self) -> int:
+        """Records that were read and are in no split because something is wrong with them."""
+        return sum(
+            sum(c.rejected.values()) + c.duplicates + c.near_duplicates + c.prompt_too_long
+            for c in self.sources.values()
+        )
 
     def summary(self) -> dict[str, Any]:
         """The counts as they are kept in `data/summary.json`."""
         return {
-            "max_length": self.max_length,
-            "sources": [asdict(counts) for counts in self.counts.values()],
-            "splits": {name: _split_counts(table) for name, table in self.tables.items()},
+            "max_length": self.settings.max_length,
+            "sources": [asdict(counts) for counts in self.sources.values()],
+            "splits": {name: asdict(counts) for name, counts in self.splits.items()},
         }
 
-    def rejected_table(self) -> pa.Table:
-        """Every record that could not be used, with its reason."""
-        rows = [asdict(record) for record in self.rejected]
-        return pa.Table.from_pylist(rows, schema=REJECTED_SCHEMA)
 
+class Spool:
+    """Records in a scratch file, to be read again in any order; in memory are only their places."""
 
-def _split_counts(table: pa.Table) -> dict[str, int]:
-    labels = table["labels"].combine_chunks().flatten().to_numpy()
-    return {
-        "samples": table.num_rows,
-        "tokens": int(labels.size),
-        "response_tokens": int((labels != IGNORE_INDEX).sum()),
-    }
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w+b")
+        self._ends = array("q", [0])
+        self.source_index = array("l")
+        """The source of each record, by its place in the recipe."""
+        self.copies = array("l")
+        """How many records there were of each, repeats included."""
+
+    def __len__(self) -> int:
+        return len(self.copies)
+
+    def append(self, record: Record, source_index: int) -> None:
+        """Keep a record."""
+        self._ends.append(self._ends[-1] + self._file.write(record.dump()))
+        self.source_index.append(source_index)
+        self.copies.append(1)
+
+    def __getitem__(self, index: int) -> Record:
+        begin, end = self._ends[index], self._ends[index + 1]
+        self._file.seek(begin)
+        return Record.load(self._file.read(end - begin))
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._file.close()
 
 
 def build_corpus(
     settings: DataSettings,
     tokenization: Tokenization,
     seed: int,
-    advance: Callable[[int, str], None] = lambda amount, note: None,
-) -> Corpus:
-    """Read, clean, split and tokenise.
+    output: Path,
+    scratch: Path,
+    advance: Advance = lambda amount, note: None,
+) -> Account:
+    """Read, clean, split and tokenise; writes `output/<split>.parquet` and `rejected.parquet`.
 
-    The records of all sources are shuffled together with the seed; D_ref takes the first of
-    them, D_train the next, the held-out samples the rest. Held-out samples take the right
-    response where a noisy one is known.
+    The records of every source are shuffled with the seed, and the sources interleaved so that
+    every split holds each of them in the same proportion. Held-out samples take the right
+    response where a noisy one is known. Nothing depends on the number of processes.
 
     Args:
         advance: called with the number of samples tokenised since the last call.
@@ -92,167 +196,334 @@ def build_corpus(
         InputError: a source cannot be read, too many of its records cannot be used, or there
             are fewer usable records than the splits ask for.
     """
-    records, rejected, counts = read_records(settings, seed)
-    order = np.random.default_rng(seed).permutation(len(records))
-    wanted = {
-        "reference": settings.num_reference,
-        "train": settings.num_train,
-        "heldout": settings.num_heldout,
-    }
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in SPLITS}
-    places = iter([name for name in SPLITS for _ in range(wanted[name])])
-    split = next(places, None)
-    taken = 0
-    for index in order:
-        if split is None:
-            break
-        row = _row(
-            int(index),
-            records[index],
-            split == "heldout",
-            tokenization,
-            settings.max_length,
-            counts,
-        )
-        if row is None:
-            continue
-        rows[split].append(row)
-        split = next(places, None)
-        taken += 1
-        if taken % BATCH == 0:
-            advance(BATCH, "")
-    if taken < sum(wanted.values()):
-        raise InputError(_too_few(settings, taken, len(records), counts))
-    tables = {
-        name: pa.Table.from_pylist(split_rows, schema=SAMPLE_SCHEMA)
-        for name, split_rows in rows.items()
-    }
-    return Corpus(tables, rejected, counts, settings.max_length)
+    spool_path = scratch / "records.spool"
+    spool = Spool(spool_path)
+    try:
+        with Account(settings, output / "rejected.parquet") as account:
+            read_records(settings, seed, spool, account)
+            _Splits(settings, tokenization, seed, spool, account).write(output, advance)
+        return account
+    finally:
+        spool.close()
+        spool_path.unlink(missing_ok=True)
 
 
-def with_trusted_reference(corpus: Corpus, trusted: Corpus) -> Corpus:
-    """The corpus with D_ref from trusted sources.
+def take_trusted_reference(account: Account, trusted: Account, output: Path, apart: Path) -> None:
+    """Make D_ref of a corpus that of another one, built from trusted sources.
 
     Samples of D_ref with the same tokens as one of D_train or of the held-out samples are left
     out, and counted as duplicates of their source.
 
     Args:
-        corpus: without D_ref.
-        trusted: its D_ref is taken.
+        account: of the corpus in `output`, which has no D_ref; is brought up to date.
+        trusted: of the one in `apart`, whose D_ref is taken.
 
     Raises:
         InputError: nothing is left of D_ref.
     """
     seen = {
-        tuple(ids)
+        digest
         for split in ("train", "heldout")
-        for ids in corpus.tables[split]["input_ids"].to_pylist()
+        for part in rows_in_parts(output / f"{split}.parquet", ["input_ids"])
+        for digest in map(_digest, part["input_ids"].to_pylist())
     }
-    table = trusted.tables["reference"]
-    is_new = [tuple(ids) not in seen for ids in table["input_ids"].to_pylist()]
-    if not any(is_new):
+    split = account.splits["reference"]
+    with TableWriter(output / "reference.parquet", SAMPLE_SCHEMA, ROW_GROUP) as writer:
+        for part in rows_in_parts(apart / "reference.parquet", SAMPLE_SCHEMA.names):
+            for row in part.to_pylist():
+                count = trusted.of(row["source"])
+                if _digest(row["input_ids"]) in seen:
+                    count.duplicates += 1
+                    count.used -= 1
+                    continue
+                writer.write(row)
+                split.samples += 1
+                split.tokens += len(row["input_ids"])
+                split.response_tokens += len(row["labels"]) - row["labels"].count(IGNORE_INDEX)
+    if not split.samples:
         raise InputError(
             "reference.sources: all samples are in the corpus too, so none is left to train the "
             "reference model on"
         )
-    counts = dict(corpus.counts)
-    for name, count in trusted.counts.items():
-        doubled = [s == name for s in table["source"].to_pylist()]
-        dropped = sum(same and not new for same, new in zip(doubled, is_new, strict=True))
+    for name, count in trusted.sources.items():
         label = f"{name} (trusted)"
-        counts[label] = replace(
-            count, name=label, duplicates=count.duplicates + dropped, used=count.used - dropped
-        )
-    tables = {**corpus.tables, "reference": table.filter(pa.array(is_new))}
-    return Corpus(tables, [*corpus.rejected, *trusted.rejected], counts, corpus.max_length)
+        account.sources[label] = replace(count, name=label)
+    rejected = [read_table(folder / "rejected.parquet") for folder in (output, apart)]
+    write_table(pa.concat_tables(rejected), output / "rejected.parquet")
 
 
-def read_records(
-    settings: DataSettings, seed: int
-) -> tuple[list[Record], list[Rejected], dict[str, SourceCounts]]:
-    """All usable records without duplicates, in the order of the sources.
+def _digest(input_ids: Sequence[int]) -> bytes:
+    return hashlib.sha256(array("q", input_ids).tobytes()).digest()
+
+
+def read_records(settings: DataSettings, seed: int, spool: Spool, account: Account) -> None:
+    """Put every usable record into the spool, once.
 
     Raises:
         InputError: as `build_corpus`.
     """
-    records: list[Record] = []
-    rejected: list[Rejected] = []
-    counts: dict[str, SourceCounts] = {}
-    seen: set[bytes] = set()
-    for source in settings.sources:
+    duplicates = Duplicates(settings.duplicates, settings.near_threshold)
+    for index, source in enumerate(settings.sources):
         form = None
-        source_rejected: list[Rejected] = []
-        num_read = 0
+        first_rejected: list[Rejected] = []
+        num_read = num_rejected = 0
         for origin, raw in read_source(source, seed):
             if form is None:
                 form = recognise(raw, source, source.path or source.label)
             record = parse_record(raw, form, source, origin)
             num_read += 1
-            count = counts.setdefault(record.source, SourceCounts(record.source))
+            count = account.of(record.source)
             count.read += 1
             if isinstance(record, Rejected):
-                count.rejected[record.reason] = count.rejected.get(record.reason, 0) + 1
-                source_rejected.append(record)
+                account.reject(record)
+                num_rejected += 1
+                if len(first_rejected) < NUM_SHOWN:
+                    first_rejected.append(record)
                 continue
-            key = record.key()
-            if key in seen:
+            repeat = duplicates.repeats(record, len(spool))
+            if repeat is None:
+                spool.append(record, index)
+            elif repeat[0] == "near":
+                count.near_duplicates += 1
+            else:
                 count.duplicates += 1
+                spool.copies[repeat[1]] += 1
+        if num_rejected > settings.max_rejected_share * num_read:
+            raise InputError(
+                _too_many_rejected(source.label, first_rejected, num_rejected, num_read, settings)
+            )
+
+
+class _Stream:
+    """The usable samples of one source, in an order of its records, tokenised by the batch."""
+
+    def __init__(
+        self,
+        source: SourceSettings,
+        order: NDArray[np.int64],
+        spool: Spool,
+        tokenization: Tokenization,
+        account: Account,
+    ) -> None:
+        self.source = source
+        self._order = iter(order.tolist())
+        self._spool = spool
+        self._tokenization = tokenization
+        self._account = account
+        self._num_tried = 0
+        self._num_rejected = 0
+        self._first_rejected: list[Rejected] = []
+
+    def take(self, split: str, number: int) -> Iterator[_Row]:
+        """The next samples that have a labelled token: `number`, or as many as are left."""
+        while number > 0:
+            batch = self._next_records(number)
+            if not batch:
+                return
+            if split == "heldout":
+                batch = [(index, record.with_clean_response()) for index, record in batch]
+            results = self._tokenization.encode_batch([record for _, record in batch])
+            self._num_tried += len(batch)
+            for (index, record), result in zip(batch, results, strict=True):
+                row = self._row(index, record, result)
+                if row is not None:
+                    number -= 1
+                    yield row
+
+    def _next_records(self, number: int) -> list[tuple[int, Record]]:
+        """As many records, or fewer where these are many or long."""
+        batch = []
+        size = 0
+        for index in islice(self._order, min(number, BATCH_RECORDS)):
+            record = self._spool[index]
+            batch.append((index, record))
+            size += sum(len(message.content) for message in record.messages)
+            if size > BATCH_CHARACTERS:
+                break
+        return batch
+
+    def _row(self, index: int, record: Record, result: Tokens | Unusable) -> _Row | None:
+        if isinstance(result, Unusable):
+            rejected = Rejected(record.source, record.origin, result.reason, result.detail)
+            self._account.reject(rejected)
+            self._num_rejected += 1
+            if len(self._first_rejected) < NUM_SHOWN:
+                self._first_rejected.append(rejected)
+            return None
+        max_length = self._account.settings.max_length
+        tokens = cut(result, max_length)
+        if tokens.labels.count(IGNORE_INDEX) == len(tokens.labels):
+            self._account.of(record.source).prompt_too_long += 1
+            return None
+        row = {
+            "sample_id": index,
+            "source": record.source,
+            "input_ids": tokens.input_ids,
+            "labels": tokens.labels,
+            "noise": tokens.noise,
+            "noise_kind": record.noise_kind,
+        }
+        return row, len(result.input_ids) > max_length
+
+    def check_rejected(self) -> None:
+        """Stop where the template cannot render too many of the records."""
+        if self._num_rejected > self._account.settings.max_rejected_share * self._num_tried:
+            raise InputError(
+                _too_many_rejected(
+                    self.source.label,
+                    self._first_rejected,
+                    self._num_rejected,
+                    self._num_tried,
+                    self._account.settings,
+                )
+            )
+
+
+class _Splits:
+    """Writes the splits: which source has its turn, and what is taken from it."""
+
+    def __init__(
+        self,
+        settings: DataSettings,
+        tokenization: Tokenization,
+        seed: int,
+        spool: Spool,
+        account: Account,
+    ) -> None:
+        self.settings = settings
+        self.tokenization = tokenization
+        self.seed = seed
+        self.spool = spool
+        self.account = account
+        self.of_record = np.asarray(spool.source_index, dtype=np.int64)
+        sizes = np.bincount(self.of_record, minlength=len(settings.sources)).tolist()
+        counts = quotas(
+            settings.num_samples,
+            [source.num_samples for source in settings.sources],
+            [source.share for source in settings.sources],
+            sizes,
+        )
+        for source, count, size in zip(settings.sources, counts, sizes, strict=True):
+            if count > size:
+                raise InputError(_too_few_of(source, count, size))
+        if sum(counts) < settings.num_samples:
+            raise InputError(_too_few(account, sum(sizes), sum(sizes)))
+        self._slots = interleaved(counts)
+
+    def write(self, output: Path, advance: Advance) -> None:
+        """Write every split."""
+        streams = self._streams(np.random.default_rng(self.seed).permutation(len(self.spool)))
+        written: dict[str, list[int]] = {}
+        begin = 0
+        for split in SPLITS:
+            window = self._slots[begin : begin + getattr(self.settings, f"num_{split}")]
+            begin += len(window)
+            rows = self._rows(window, split, streams)
+            if split == "reference" and self.settings.duplicates_in_reference:
+                # Passed over, so that the other splits are what they are without this.
+                for _ in rows:
+                    pass
+            else:
+                written[split] = self._write(rows, split, output, advance)
+        if self.settings.duplicates_in_reference:
+            window = self._slots[: self.settings.num_reference]
+            again = self._streams(self._with_repeats(written["heldout"]))
+            self._write(self._rows(window, "reference", again), "reference", output, advance)
+        for stream in streams:
+            stream.check_rejected()
+
+    def _streams(self, order: NDArray[np.int64]) -> list[_Stream]:
+        """A stream for each source, of the records in this order."""
+        return [
+            _Stream(
+                source,
+                order[self.of_record[order] == index],
+                self.spool,
+                self.tokenization,
+                self.account,
+            )
+            for index, source in enumerate(self.settings.sources)
+        ]
+
+    def _with_repeats(self, heldout: Sequence[int]) -> NDArray[np.int64]:
+        """All records but the held-out ones, each as often as it was read, shuffled."""
+        copies = np.array(self.spool.copies, dtype=np.int64)
+        copies[heldout] = 0
+        rng = np.random.default_rng([self.seed, 1])
+        return rng.permutation(np.repeat(np.arange(len(copies)), copies))
+
+    def _rows(
+        self, window: NDArray[np.int64], split: str, streams: Sequence[_Stream]
+    ) -> Iterator[_Row]:
+        """A sample for each place, of its source."""
+        counts = np.bincount(window, minlength=len(streams)).tolist()
+        taken = [stream.take(split, count) for stream, count in zip(streams, counts, strict=True)]
+        num_missing = 0
+        for source in window.tolist():
+            row = next(taken[source], None)
+            if row is not None:
+                yield row
                 continue
-            seen.add(key)
-            records.append(record)
-        if len(source_rejected) > settings.max_rejected_share * num_read:
-            raise InputError(_too_many_rejected(source_rejected, num_read, settings))
-        rejected += source_rejected
-    return records, rejected, counts
+            streams[source].check_rejected()
+            settings = streams[source].source
+            if settings.num_samples is not None or settings.share is not None:
+                used = self.account.of(settings.label).used
+                raise InputError(_too_few_of(settings, int((self._slots == source).sum()), used))
+            num_missing += 1
+        # What a source no longer has, others give that were asked for no number of their own.
+        for stream in streams:
+            if stream.source.num_samples is None and stream.source.share is None:
+                for row in stream.take(split, num_missing):
+                    num_missing -= 1
+                    yield row
+        if num_missing:
+            for stream in streams:
+                stream.check_rejected()
+            usable = sum(count.used for count in self.account.sources.values())
+            raise InputError(_too_few(self.account, usable, len(self.spool)))
+
+    def _write(self, rows: Iterator[_Row], split: str, output: Path, advance: Advance) -> list[int]:
+        """Write a split; the numbers of its records."""
+        written = []
+        with TableWriter(output / f"{split}.parquet", SAMPLE_SCHEMA, ROW_GROUP) as writer:
+            for row, was_cut in rows:
+                self.account.take(split, row, was_cut)
+                writer.write(row)
+                written.append(row["sample_id"])
+                if len(written) % ROW_GROUP == 0:
+                    advance(ROW_GROUP, "")
+        return written
 
 
-def _row(
-    sample_id: int,
-    record: Record,
-    clean: bool,
-    tokenization: Tokenization,
-    max_length: int,
-    counts: dict[str, SourceCounts],
-) -> dict[str, Any] | None:
-    count = counts[record.source]
-    record = record.with_clean_response() if clean else record
-    whole = tokenization.encode(record)
-    tokens = cut(whole, max_length)
-    if all(label == IGNORE_INDEX for label in tokens.labels):
-        count.prompt_too_long += 1
-        return None
-    count.cut += len(tokens.input_ids) < len(whole.input_ids)
-    count.used += 1
-    return {
-        "sample_id": sample_id,
-        "source": record.source,
-        "input_ids": tokens.input_ids,
-        "labels": tokens.labels,
-        "noise": tokens.noise,
-        "noise_kind": record.noise_kind,
-    }
-
-
-def _too_many_rejected(rejected: list[Rejected], num_read: int, settings: DataSettings) -> str:
-    shown = "\n".join(f"  {record.origin}: {record.reason}" for record in rejected[:5])
+def _too_many_rejected(
+    source: str, first: Sequence[Rejected], number: int, num_read: int, settings: DataSettings
+) -> str:
+    shown = "\n".join(f"  {record}" for record in first)
     return (
-        f"{len(rejected)} of the {num_read} records of source {rejected[0].source} cannot be used, "
-        f"more than data.max_rejected_share ({settings.max_rejected_share:g}) allows. The first:\n"
+        f"{number} of the {num_read} records of source {source} cannot be used, more than "
+        f"data.max_rejected_share ({settings.max_rejected_share:g}) allows. The first:\n"
         f"{shown}\nMend the records, or map their fields with the source's `fields`"
     )
 
 
-def _too_few(
-    settings: DataSettings, usable: int, distinct: int, counts: dict[str, SourceCounts]
-) -> str:
-    asked = settings.num_reference + settings.num_train + settings.num_heldout
-    rejected = sum(sum(c.rejected.values()) for c in counts.values())
-    duplicates = sum(c.duplicates for c in counts.values())
-    too_long = sum(c.prompt_too_long for c in counts.values())
+def _too_few_of(source: SourceSettings, asked: int, usable: int) -> str:
+    field = "num_samples" if source.num_samples is not None else "share"
     return (
-        f"the recipe asks for {asked} samples (num_reference {settings.num_reference} + num_train "
-        f"{settings.num_train} + num_heldout {settings.num_heldout}), but its sources have only "
-        f"{usable}: {distinct} distinct usable records ({rejected} rejected, {duplicates} "
-        f"duplicates dropped), of which {too_long} have a prompt that fills max_length "
-        f"{settings.max_length}. Ask for fewer, or add sources"
+        f"the recipe asks for {asked} samples of source {source.label} ({field}), which has only "
+        f"{usable} distinct usable records. Ask for fewer, or add sources"
+    )
+
+
+def _too_few(account: Account, usable: int, distinct: int) -> str:
+    settings = account.settings
+    counts = account.sources.values()
+    rejected = sum(sum(c.rejected.values()) for c in counts)
+    duplicates = sum(c.duplicates + c.near_duplicates for c in counts)
+    too_long = sum(c.prompt_too_long for c in counts)
+    return (
+        f"the recipe asks for {settings.num_samples} samples (num_reference "
+        f"{settings.num_reference} + num_train {settings.num_train} + num_heldout "
+        f"{settings.num_heldout}), but its sources have only {usable}: {distinct} distinct usable "
+        f"records ({rejected} rejected, {duplicates} duplicates dropped), of which {too_long} have "
+        f"a prompt that fills max_length {settings.max_length}. Ask for fewer, or add sources"
     )

@@ -11,6 +11,8 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +48,53 @@ def write_table(table: pa.Table, path: Path, fingerprint: str | None = None) -> 
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+class TableWriter:
+    """Writes rows as Parquet by groups, of which one is in memory; whole or not at all.
+
+    The file appears when the context ends without an error.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, group_size: int) -> None:
+        self._path = path
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._schema = schema
+        self._group_size = group_size
+        self._columns: dict[str, list[Any]] = {name: [] for name in schema.names}
+        self._num_waiting = 0
+
+    def __enter__(self) -> TableWriter:
+        self._writer = pq.ParquetWriter(self._partial, self._schema, compression="zstd")
+        return self
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Write one row."""
+        for name, values in self._columns.items():
+            values.append(row[name])
+        self._num_waiting += 1
+        if self._num_waiting == self._group_size:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_table(pa.table(self._columns, schema=self._schema))
+        self._columns = {name: [] for name in self._schema.names}
+        self._num_waiting = 0
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None and self._num_waiting:
+                self._flush()
+            self._writer.close()
+            if kind is None:
+                self._partial.replace(self._path)
+        finally:
+            self._partial.unlink(missing_ok=True)
 
 
 def read_table(path: Path, fingerprint: str | None = None) -> pa.Table:

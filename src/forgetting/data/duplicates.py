@@ -1,0 +1,82 @@
+"""Which records say what an earlier one has said.
+
+Goes in: records, one after the other. Comes out: the number of the earlier record that each
+repeats, if any. Keeps hashes, never records.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from forgetting.data.records import Record, normalised
+from forgetting.errors import InputError
+
+NUM_PERMUTATIONS = 128
+SHINGLE_WORDS = 5
+_WORD = re.compile(r"\w+")
+Kind = Literal["exact", "near"]
+
+
+class Duplicates:
+    """Finds records that repeat an earlier one.
+
+    exact: the same conversation after Unicode NFC and white-space normalisation. near: also those
+    whose sets of word 5-grams have about the Jaccard similarity `threshold` (MinHash, 128
+    permutations; Broder 1997). A record whose right response is known repeats with either.
+
+    Raises:
+        InputError: near duplicates are asked for and datasketch is not installed.
+    """
+
+    def __init__(self, kind: Kind = "exact", threshold: float = 0.8) -> None:
+        self._seen: dict[bytes, int] = {}
+        self._near = _NearDuplicates(threshold) if kind == "near" else None
+
+    def repeats(self, record: Record, number: int) -> tuple[Kind, int] | None:
+        """How and which earlier record this one repeats; a new one is kept as `number`."""
+        keys = {record.key(), record.with_clean_response().key()}
+        earlier = next((self._seen[key] for key in keys if key in self._seen), None)
+        if earlier is not None:
+            return "exact", earlier
+        if self._near is not None:
+            earlier = self._near.find_or_add(record, number)
+            if earlier is not None:
+                return "near", earlier
+        for key in keys:
+            self._seen[key] = number
+        return None
+
+
+class _NearDuplicates:
+    def __init__(self, threshold: float) -> None:
+        try:
+            from datasketch import MinHash, MinHashLSH
+        except ImportError as error:
+            raise InputError(
+                "data.duplicates: near needs the package datasketch. Install it with "
+                "`pip install 'forgetting[near]'`, or set data.duplicates to exact"
+            ) from error
+        self._threshold = threshold
+        self._new_hash = MinHash
+        self._index: Any = MinHashLSH(threshold=threshold, num_perm=NUM_PERMUTATIONS)
+        self._hashes: dict[int, Any] = {}
+
+    def find_or_add(self, record: Record, number: int) -> int | None:
+        minhash = self._new_hash(num_perm=NUM_PERMUTATIONS, seed=1)
+        minhash.update_batch([shingle.encode() for shingle in sorted(shingles(record))])
+        # The index proposes; only what is similar enough by all permutations counts.
+        for candidate in sorted(self._index.query(minhash)):
+            if minhash.jaccard(self._hashes[candidate]) >= self._threshold:
+                return candidate
+        self._index.insert(number, minhash)
+        self._hashes[number] = minhash
+        return None
+
+
+def shingles(record: Record) -> set[str]:
+    """The word 5-grams of a conversation, in lower case; of a shorter one, all its words."""
+    text = normalised(" ".join(message.content for message in record.messages))
+    words = _WORD.findall(text.lower()) or [text]
+    last = max(len(words) - SHINGLE_WORDS, 0)
+    return {" ".join(words[i : i + SHINGLE_WORDS]) for i in range(last + 1)}
