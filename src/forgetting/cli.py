@@ -147,7 +147,23 @@ def _shared_stage_command(stage: str, summary: str) -> None:
     app.command(stage)(command)
 
 
-_stage_command("prepare", "Build the corpus: tokens, labels, disjoint splits.")
+@app.command()
+def prepare(
+    recipe: RecipeArgument,
+    run_dir: RunDirOption = None,
+    set_: SetOption = None,
+    show: Annotated[
+        int, typer.Option("--show", min=0, metavar="N", help="Print N samples of D_train.")
+    ] = 0,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Build the corpus: tokens, labels, disjoint splits. Prints what each source gave."""
+    path = _run(recipe, run_dir, set_, quiet, as_json, ("prepare",))
+    if path is not None and not as_json:
+        _print_corpus(path, show)
+
+
 _shared_stage_command("reference", "Fine-tune the reference model on D_ref.")
 _shared_stage_command("score", "Score D_train's response tokens under base and reference.")
 _stage_command("select", "Choose the tokens to learn, to forget and to ignore.")
@@ -193,7 +209,8 @@ def _run(
     stages: Sequence[str] = (),
     processes: int | None = None,
     accelerate_config: str | None = None,
-) -> None:
+) -> Path | None:
+    """Run stages; the directory, where this process is to say what came out."""
     setup_logging(quiet or as_json or process_index() > 0)
     try:
         from forgetting.recipe import check_batches, load_recipe
@@ -208,7 +225,7 @@ def _run(
             arguments += [part for override in overrides or () for part in ("--set", override)]
             arguments += ["--quiet"] * quiet + ["--json"] * as_json
             launch(arguments, processes, accelerate_config)
-            return
+            return None
         from forgetting.pipeline import STAGES
         from forgetting.pipeline import run as run_stages
 
@@ -218,7 +235,7 @@ def _run(
         typer.echo("Interrupted. The same command goes on from here.", err=True)
         raise typer.Exit(130) from None
     if process_index() > 0:
-        return
+        return None
     finished = path / "report" / "index.html"
     shows_results = (not stages or stages == ("report",)) and finished.is_file()
     if shows_results:
@@ -229,6 +246,26 @@ def _run(
         out.print("Everything is in", str(path), style="bold", soft_wrap=True, highlight=False)
         if shows_results:
             out.print("Look at     ", str(finished), style="bold", soft_wrap=True, highlight=False)
+    return path
+
+
+def _print_corpus(path: Path, num_samples: int) -> None:
+    from forgetting.recipe import load_recipe
+    from forgetting.report.preview import LEGEND, rejection_lines, sample_texts, source_table
+
+    out.print(source_table(path))
+    for line in rejection_lines(path):
+        out.print(line, soft_wrap=True, highlight=False)
+    if not num_samples:
+        return
+    from forgetting.models import load_tokenizer
+
+    recipe = load_recipe(path / "recipe.yaml")
+    tokenizer = load_tokenizer(recipe.model)
+    out.print(LEGEND)
+    for text in sample_texts(path, tokenizer, num_samples, recipe.report.seed):
+        out.print()
+        out.print(text, soft_wrap=True, highlight=False)
 
 
 def _print_results(path: Path, as_json: bool) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +71,7 @@ def prepare(recipe: Recipe, run: Path, work: Work) -> None:
         update={"num_reference": 0 if trusted else recipe.num_reference}
     )
     wanted = recipe.num_reference + settings.num_train + settings.num_heldout
-    with progress("Preparing samples", wanted) as advance:
+    with progress("Preparing samples", wanted) as advance, tokenizer_threads():
         account = build_corpus(settings, tokenization, recipe.seed, work.output, work.path, advance)
         if trusted:
             only = recipe.data.model_copy(
@@ -88,6 +90,21 @@ def prepare(recipe: Recipe, run: Path, work: Work) -> None:
         logger.info(
             "%d records left out; reasons in data/summary.json and rejected.parquet", dropped
         )
+
+
+@contextmanager
+def tokenizer_threads() -> Iterator[None]:
+    """Let the tokenizer work on a batch with all cores, which the command line forbids elsewhere:
+    processes that are forked from one with such threads may hang."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
 def check_length(recipe: Recipe) -> None:

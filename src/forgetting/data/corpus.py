@@ -502,7 +502,8 @@ def _too_many_rejected(
     return (
         f"{number} of the {num_read} records of source {source} cannot be used, more than "
         f"data.max_rejected_share ({settings.max_rejected_share:g}) allows. The first:\n"
-        f"{shown}\nMend the records, or map their fields with the source's `fields`"
+        f"{shown}\nMend the records, map their fields with the source's `fields`, or allow a "
+        "larger share"
     )
 
 

@@ -1,0 +1,110 @@
+"""What `prepare` made, to look at in a terminal: counts of each source, and samples token by token.
+
+Goes in: a run directory and the tokenizer. Comes out: tables and texts for rich. What is learned is
+marked by signs as well as by colours, for terminals without them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from forgetting.data.samples import Samples
+from forgetting.report.escaping import visible
+from forgetting.report.tokens import piece_spans
+
+STYLES = {"prompt": "cyan", "response": "green", "special": "bold magenta"}
+LEGEND = Text.assemble(
+    ("prompt", STYLES["prompt"]),
+    ", ⟦",
+    ("response: what the loss is taken on", STYLES["response"]),
+    "⟧, ‹",
+    ("special token", STYLES["special"]),
+    "›",
+)
+
+
+def source_table(run_dir: Path) -> Table:
+    """What became of the records of each source."""
+    path = run_dir / "data" / "summary.json"
+    sources = json.loads(path.read_text(encoding="utf-8"))["sources"]
+    table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("source", overflow="fold")
+    columns = ("samples", "tokens", "response", "cut", "read", "rejected", "repeats", "too long")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for source in sources:
+        counts = (
+            source["used"],
+            source["tokens"],
+            source["response_tokens"],
+            source["cut"],
+            source["read"],
+            sum(source["rejected"].values()),
+            source["duplicates"] + source["near_duplicates"],
+            source["prompt_too_long"],
+        )
+        table.add_row(escape(visible(source["name"])), *(f"{count:,}" for count in counts))
+    return table
+
+
+def rejection_lines(run_dir: Path) -> Iterator[Text]:
+    """Why records were rejected, a line for each source and reason."""
+    path = run_dir / "data" / "summary.json"
+    for source in json.loads(path.read_text(encoding="utf-8"))["sources"]:
+        for reason, count in sorted(source["rejected"].items()):
+            yield Text(visible(f"rejected of {source['name']}: {count:,}, {reason}"))
+
+
+def sample_texts(
+    run_dir: Path, tokenizer: PreTrainedTokenizerBase, number: int, seed: int
+) -> Iterator[Text]:
+    """A heading and a text for each of `number` samples of D_train, drawn with the seed."""
+    samples = Samples.read(run_dir / "data" / "train.parquet")
+    special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special_ids.update(tokenizer.all_special_ids)
+
+    def decode(ids: Any) -> str:
+        return str(
+            tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        )
+
+    drawn = np.random.default_rng(seed).permutation(len(samples))[:number]
+    for index in np.sort(drawn).tolist():
+        begin, end = samples.token_starts[index], samples.token_starts[index + 1]
+        ids = samples.input_ids[begin:end].tolist()
+        is_response = samples.is_response[begin:end].tolist()
+        source = samples.table["source"][index].as_py()
+        heading = (
+            f"sample {samples.sample_ids[index]} of {visible(source)}: {len(ids)} tokens, "
+            f"{sum(is_response)} of them response"
+        )
+        yield Text(heading, style="bold")
+        yield _marked(ids, is_response, special_ids, decode)
+
+
+def _marked(ids: list[int], is_response: list[bool], special_ids: set[int], decode: Any) -> Text:
+    text = Text()
+    inside = False
+    for start, _, piece in piece_spans(ids, decode):
+        if is_response[start] != inside:
+            text.append("⟧" if inside else "⟦")
+            inside = not inside
+        if ids[start] in special_ids:
+            text.append("‹")
+            text.append(visible(piece), STYLES["special"])
+            text.append("›")
+        else:
+            text.append(visible(piece), STYLES["response" if inside else "prompt"])
+    if inside:
+        text.append("⟧")
+    return text

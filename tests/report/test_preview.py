@@ -1,0 +1,88 @@
+"""What is learned can be told without colours, and nothing in the data can act on the terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from forgetting.data.records import Message, Record
+from forgetting.data.samples import Samples, write_table
+from forgetting.data.sources import Origin
+from forgetting.data.tokens import Tokenization
+from forgetting.report.preview import rejection_lines, sample_texts, source_table
+from tests.conftest import byte_tokenizer
+
+HOSTILE = "a [bold]b[/]\x1b[31m\u202ec</s>\x00"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run directory with two samples of D_train."""
+    turns = [("user", HOSTILE), ("assistant", "one"), ("user", "more"), ("assistant", HOSTILE)]
+    messages = tuple(Message(*turn) for turn in turns)
+    records = [Record(messages, "s", Origin("s", 1)), Record(messages[:2], "s", Origin("s", 2))]
+    tokens = Tokenization(byte_tokenizer()).encode_batch(records)
+    table = Samples.from_lists([t.input_ids for t in tokens], [t.labels for t in tokens]).table
+    (tmp_path / "data").mkdir()
+    write_table(table, tmp_path / "data" / "train.parquet")
+    source = {
+        "name": "s[red]",
+        "used": 2,
+        "tokens": 1234,
+        "response_tokens": 500,
+        "cut": 1,
+        "read": 9,
+        "rejected": {"empty \x1bresponse": 3},
+        "duplicates": 2,
+        "near_duplicates": 1,
+        "prompt_too_long": 1,
+    }
+    (tmp_path / "data" / "summary.json").write_text(json.dumps({"sources": [source]}))
+    return tmp_path
+
+
+def printed(*renderables, **options):
+    console = Console(file=io.StringIO(), width=100, **options)
+    for renderable in renderables:
+        console.print(renderable)
+    return console.file.getvalue()
+
+
+def test_responses_and_special_tokens_are_marked_without_colours(run):
+    text = printed(*sample_texts(run, byte_tokenizer(), 5, seed=0), no_color=True)
+    shown = "a [bold]b[/]⟨U+001B⟩[31m⟨U+202E⟩c</s>⟨U+0000⟩"
+    assert f"<|user|>\n{shown}\n<|assistant|>\n⟦one‹</s>›⟧\n" in text
+    assert f"<|user|>\nmore\n<|assistant|>\n⟦{shown}‹</s>›⟧\n" in text.replace("\n‹", "‹")
+    assert "\x1b" not in text
+
+
+def test_colours_tell_prompt_response_and_special_tokens_apart(run):
+    texts = list(sample_texts(run, byte_tokenizer(), 2, seed=0))
+    text = next(text for text in texts if "one" in text.plain)
+
+    def style(part):
+        at = text.plain.index(part)
+        return {str(span.style) for span in text.spans if span.start <= at < span.end}
+
+    styles = [style("<|user|>"), style("one"), style("</s>›")]
+    assert [len(found) for found in styles] == [1, 1, 1]
+    assert len(set.union(*styles)) == 3
+
+
+def test_samples_are_drawn_with_the_seed(run):
+    def shown(seed):
+        return [str(text) for text in sample_texts(run, byte_tokenizer(), 1, seed)]
+
+    assert shown(3) == shown(3)
+    assert len({shown(seed)[0] for seed in range(8)}) == 2
+    assert len(list(sample_texts(run, byte_tokenizer(), 9, seed=0))) == 2 * 2
+
+
+def test_the_table_has_every_count_of_a_source(run):
+    row = printed(source_table(run)).splitlines()[3].split()
+    assert row == ["s[red]", "2", "1,234", "500", "1", "9", "3", "3", "1"]
+    (line,) = rejection_lines(run)
+    assert str(line) == "rejected of s[red]: 3, empty ⟨U+001B⟩response"
