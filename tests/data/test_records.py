@@ -21,6 +21,15 @@ def read(raw, form="auto", **settings):
     return parse_record(raw, form, source, ORIGIN)
 
 
+def tree(text, *replies, role="prompter", **more):
+    """A message of an Open Assistant tree."""
+    return {"text": text, "role": role, "replies": list(replies), **more}
+
+
+def reply(text, *replies, rank=None, **more):
+    return tree(text, *replies, role="assistant", rank=rank, **more)
+
+
 @pytest.mark.parametrize(
     ("raw", "expected"),
     [
@@ -46,6 +55,37 @@ def read(raw, form="auto", **settings):
             {"conversations": [{"from": "human", "value": "Say"}, {"from": "gpt", "value": "Hi"}]},
             ["user:Say", "assistant:Hi"],
         ),
+        (
+            {
+                "conversations": [
+                    {"role": "user", "content": "Say"},
+                    {"role": "model", "content": "Hi"},
+                ]
+            },
+            ["user:Say", "assistant:Hi"],
+        ),
+        (
+            {
+                "prompt": [{"role": "user", "content": "Say"}],
+                "completion": [{"role": "assistant", "content": "Hi"}],
+            },
+            ["user:Say", "assistant:Hi"],
+        ),
+        ({"question": "Say", "answer": "Hi"}, ["user:Say", "assistant:Hi"]),
+        (
+            {"question": "Say", "answer": "Hi", "rationale": "Since"},
+            ["user:Say", "assistant:Since\nHi"],
+        ),
+        (
+            {"question": "Say", "context": "so", "answers": {"text": ["Hi", "Ho"]}},
+            ["user:Say\n\nso", "assistant:Hi"],
+        ),
+        ({"question": "Say", "answers": ["Hi", "Ho"]}, ["user:Say", "assistant:Hi"]),
+        ({"text": "Once upon a time"}, ["assistant:Once upon a time"]),
+        (
+            {"message_tree_id": "1", "prompt": tree("Say", tree("Hi", role="assistant"))},
+            ["user:Say", "assistant:Hi"],
+        ),
     ],
 )
 def test_forms_are_recognised_by_their_fields(raw, expected):
@@ -53,6 +93,28 @@ def test_forms_are_recognised_by_their_fields(raw, expected):
     assert isinstance(record, Record)
     assert [f"{m.role}:{m.content}" for m in record.messages] == expected
     assert record.noise_spans is None
+
+
+@pytest.mark.parametrize(
+    ("root", "expected"),
+    [
+        (tree("q", reply("b", rank=1), reply("a", rank=0)), "qa"),
+        # Without a rank the first; one with a rank goes before.
+        (tree("q", reply("a"), reply("b")), "qa"),
+        (tree("q", reply("b"), reply("a", rank=2)), "qa"),
+        (tree("q", reply("b", rank=0, deleted=True), reply("a", rank=1)), "qa"),
+        # The best reply's own best path, and no question that nobody answered.
+        (
+            tree("q", reply("a", tree("r", reply("c", rank=1), reply("s", rank=0)), rank=0)),
+            "qars",
+        ),
+        (tree("q", reply("a", tree("r"))), "qa"),
+        (tree("q", reply("a", tree("r", reply("s", deleted=True)))), "qa"),
+    ],
+)
+def test_of_a_tree_the_best_ranked_path_is_taken(root, expected):
+    record = read({"message_tree_id": "1", "prompt": root})
+    assert "".join(m.content for m in record.messages) == expected
 
 
 def test_fields_are_renamed_before_they_are_read():
@@ -77,6 +139,11 @@ def test_an_unknown_form_names_its_fields_and_an_example():
         ({"prompt": "Say", "completion": "\ud800"}, "not valid Unicode"),
         ({"prompt": "Say", "completion": "Hi", "noise_spans": [[0, 9]]}, "outside the response"),
         ({"prompt": "Say", "completion": "Hi", "noise_spans": [3]}, "not a list"),
+        ({"prompt": "\udfff", "completion": "Hi"}, "not valid Unicode"),
+        (
+            {"prompt": "Say", "completion": "Hi", "noise_spans": [[0, 1]], "noise_kind": 3},
+            "`noise_kind` is not text",
+        ),
     ],
 )
 def test_a_record_that_cannot_be_used_is_rejected_with_the_reason(raw, reason):
@@ -84,6 +151,22 @@ def test_a_record_that_cannot_be_used_is_rejected_with_the_reason(raw, reason):
     assert isinstance(rejected, Rejected)
     assert reason in rejected.reason
     assert str(rejected).startswith("some.json, record 1 (line 3): ")
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        "text",
+        tree("q"),
+        tree("q", reply("a", deleted=True)),
+        tree("q", role="assistant"),
+        {"text": "q", "role": "prompter", "replies": "none"},
+        {"text": "q", "role": "prompter", "replies": [3]},
+        {"text": None, "role": "prompter"},
+    ],
+)
+def test_trees_that_answer_nothing_are_rejected(root):
+    assert isinstance(read({"prompt": root}, form="oasst"), Rejected)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +198,14 @@ FIELD_NAMES = [
     "instruction",
     "output",
     "noise_spans",
+    "noise_kind",
+    "clean_completion",
     "response",
+    "question",
+    "answers",
+    "text",
+    "replies",
+    "rank",
 ]
 json_like = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
@@ -133,7 +223,29 @@ json_like = st.recursive(
 
 @given(json_like, st.sampled_from(sorted(READERS)))
 def test_whatever_comes_is_a_record_or_a_rejection(raw, form):
-    assert isinstance(read(raw, form=form), Record | Rejected)
+    result = read(raw, form=form)
+    assert isinstance(result, Record | Rejected)
+    if isinstance(result, Rejected):
+        # Goes into a table: valid Unicode, and no more kinds of reasons than there are faults.
+        f"{result.reason}{result.detail}".encode()
+        assert len(result.detail) <= 40
+
+
+texts = st.text(min_size=1).filter(str.strip)
+
+
+@given(st.lists(texts, min_size=1, max_size=3), st.lists(texts, min_size=3, max_size=3), texts)
+def test_a_record_comes_back_as_it_was_dumped(prompts, responses, clean):
+    turns = [
+        {"role": role, "content": content}
+        for pair in zip(prompts, responses, strict=False)
+        for role, content in zip(("user", "assistant"), pair, strict=True)
+    ]
+    known = {"noise_spans": [[0, 1]], "noise_kind": "k", "clean_completion": clean}
+    for more in ({}, known, {"noise_spans": []}):
+        record = read({"messages": turns, **more}, form="messages")
+        if isinstance(record, Record):
+            assert Record.load(record.dump()) == record
 
 
 def test_known_noise_and_the_right_response_travel_along():

@@ -162,8 +162,8 @@ class _JsonText:
                     f"{self.path} is nested too deeply in the record of line {self.line}"
                 ) from error
             else:
-                # Something must follow, or a number may have been cut in two.
-                if end < len(self.text) or not self._read_more(size):
+                # Of a number cut off after `1`, as much as `e+` may be left unread.
+                if end < len(self.text) - 2 or not self._read_more(size):
                     self._go_to(end)
                     return value
             size *= 2
