@@ -229,7 +229,7 @@ class DataSettings(Section):
     duplicates: Literal["exact", "near"] = "exact"
     """Which records are dropped as repeats. exact: the same conversation after NFC and white-space
     normalisation; near: also those that share most of their words (needs datasketch)."""
-    near_threshold: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    near_threshold: Annotated[float, Field(gt=0, le=0.95)] = 0.8
     """Jaccard similarity of word 5-grams from which `near` takes records for repeats."""
     duplicates_in_reference: bool = False
     """Draw D_ref from all records, repeats and those of D_train included (the paper's appendix

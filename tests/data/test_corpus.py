@@ -1,7 +1,10 @@
 """The corpus: nothing in two splits, nothing lost without a count."""
 
 import json
+import sys
 import tempfile
+import tracemalloc
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,6 +132,148 @@ def test_sources_are_mixed(tmp_path):
     corpus = build(first, second, reference=30, train=30, heldout=30)
     for table in corpus.tables.values():
         assert 5 < table["source"].to_pylist().count("a") < 25
+
+
+def counted(table):
+    """Samples of each source in a table."""
+    return dict(Counter(table["source"].to_pylist()))
+
+
+def test_every_split_holds_every_source_in_the_same_proportion(tmp_path):
+    first = write(tmp_path, [raw(i) for i in range(90)], "a.jsonl")
+    second = write(tmp_path, [raw(i) for i in range(100, 130)], "b.jsonl")
+    tables = build(first, second, reference=20, train=40, heldout=8).tables
+    assert {name: counted(table) for name, table in tables.items()} == {
+        "reference": {"a": 15, "b": 5},
+        "train": {"a": 30, "b": 10},
+        "heldout": {"a": 6, "b": 2},
+    }
+
+
+def test_a_source_gives_the_count_or_share_that_is_asked_of_it(tmp_path):
+    sources = [
+        write(tmp_path, [raw(f"{name}{i}") for i in range(40)], f"{name}.jsonl") for name in "abc"
+    ]
+    asked = [
+        sources[0].model_copy(update={"num_samples": 6}),
+        sources[1].model_copy(update={"share": 0.5}),
+        sources[2],
+    ]
+    corpus = build(*asked, reference=10, train=20, heldout=10)
+    assert {name: count.used for name, count in corpus.counts.items()} == {"a": 6, "b": 20, "c": 14}
+    # Drawn with the seed, not from the start.
+    again = build(*asked, reference=10, train=20, heldout=10)
+    other = build(*asked, reference=10, train=20, heldout=10, seed=1)
+    assert corpus.tables == again.tables
+    assert corpus.tables["train"] != other.tables["train"]
+    with pytest.raises(InputError, match=r"asks for 60 samples of source b \(share\).* only 40"):
+        build(asked[1].model_copy(update={"share": 1.0}), reference=50, train=5, heldout=5)
+
+
+def test_a_source_that_runs_short_is_replaced_or_an_error(tmp_path):
+    records = [raw(i) for i in range(5)] + [raw("long " * i) for i in range(40, 45)]
+    first = write(tmp_path, records, "a.jsonl")
+    second = write(tmp_path, [raw(f"b{i}") for i in range(20)], "b.jsonl")
+    corpus = build(first, second, reference=10, train=10, heldout=2)
+    assert {name: count.used for name, count in corpus.counts.items()} == {"a": 5, "b": 17}
+    assert corpus.counts["a"].prompt_too_long == 5
+    fixed = first.model_copy(update={"num_samples": 8})
+    with pytest.raises(InputError, match=r"8 samples of source a \(num_samples\), .* only 5"):
+        build(fixed, second, reference=10, train=10, heldout=2)
+
+
+def test_the_reference_may_hold_repeats_and_samples_of_the_training_split(tmp_path):
+    source = write(tmp_path, [raw(i) for i in range(40)] + [raw(i) for i in range(20)] * 4)
+    sizes = {"reference": 20, "train": 16, "heldout": 4}
+    plain = build(source, **sizes)
+    study = build(source, **sizes, duplicates_in_reference=True)
+    # All else stays as it is.
+    assert study.tables["train"] == plain.tables["train"]
+    assert study.tables["heldout"] == plain.tables["heldout"]
+    reference = prompts(study.tables["reference"])
+    assert len(reference) == 20
+    assert len(set(reference)) < 20
+    assert set(reference) & set(prompts(study.tables["train"]))
+    assert not set(reference) & set(prompts(study.tables["heldout"]))
+    used = study.counts["records"].used
+    assert used == sum(table.num_rows for table in study.tables.values())
+
+
+def test_a_right_response_that_another_record_gives_is_a_repeat(tmp_path):
+    noisy = {
+        "prompt": "Q",
+        "completion": "bad",
+        "clean_completion": "good",
+        "noise_spans": [[0, 3]],
+    }
+    clean = {"prompt": "Q", "completion": " good"}
+    for records in ([noisy, clean], [clean, noisy]):
+        corpus = build(write(tmp_path, [*records, *[raw(i) for i in range(12)]]))
+        assert corpus.counts["records"].duplicates == 1
+
+
+def test_near_repeats_are_dropped_where_asked(tmp_path):
+    text = (
+        "the quick brown fox jumps over the lazy dog and runs far away into the dark green forest"
+    )
+    words = text.split()
+    records = [
+        {"prompt": text, "completion": "Yes, it does all of that every day."},
+        {"prompt": text.upper() + "!", "completion": "Yes, it does all of that every day"},
+        {"prompt": " ".join(words[::-1]), "completion": "Yes, it does all of that every day."},
+        *[raw(f"{'x' * i} is number {i} of those that are not alike") for i in range(12)],
+    ]
+    source = write(tmp_path, records)
+    exact = build(source).counts["records"]
+    near = build(source, duplicates="near").counts["records"]
+    assert (exact.duplicates, exact.near_duplicates) == (0, 0)
+    assert (near.duplicates, near.near_duplicates) == (0, 1)
+    again = write(tmp_path, [*records, records[0]])
+    assert build(again, duplicates="near").counts["records"].duplicates == 1
+
+
+def test_near_repeats_without_the_package_say_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasketch", None)
+    with pytest.raises(InputError, match=r"pip install 'forgetting\[near\]'"):
+        build(write(tmp_path, [raw(i) for i in range(12)]), duplicates="near")
+
+
+def test_records_that_the_template_cannot_render_are_rejected(tmp_path):
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
+        "{% endif %}{{ m.content }}</s>{% endfor %}"
+    )
+    system = {"role": "system", "content": "be"}
+    turns = [
+        [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i}."}]
+        for i in range(12)
+    ]
+    records = [{"messages": pair} for pair in turns]
+    one = write(tmp_path, [{"messages": [system, *turns[0]]}, *records])
+    corpus = build(one, tokenizer=tokenizer, seed=3)
+    (row,) = corpus.rejected
+    assert (row["reason"], row["detail"]) == ("the chat template fails", "no system")
+    assert row["line"] == 1
+    assert corpus.counts["records"].rejected == {row["reason"]: 1}
+    many = write(tmp_path, [{"messages": [system, *pair]} for pair in turns])
+    with pytest.raises(InputError, match=r"12 of the 12 records .*\n.* template fails: no system"):
+        build(many, tokenizer=tokenizer)
+
+
+def test_usable_records_do_not_wait_in_memory(tmp_path):
+    record = raw("?") | {"completion": "x" * 10_000}
+    source = write(tmp_path, [record | {"prompt": str(i)} for i in range(2000)])
+    data = DataSettings(sources=[source], num_reference=1, num_train=1)
+    spool = Spool(tmp_path / "spool")
+    with Account(data, tmp_path / "rejected.parquet") as account:
+        tracemalloc.start()
+        read_records(data, 0, spool, account)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert (tmp_path / "spool").stat().st_size > 20e6
+    assert peak < 2e6
+    assert spool[1999].messages[0].content == "1999"
 
 
 def test_too_many_unusable_records_stop_with_the_first_of_them(tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import (
+    AddedToken,
     Tokenizer,
     decoders,
     models,
@@ -18,13 +20,14 @@ from tokenizers import (
 )
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from forgetting.data.records import Message, Record
+from forgetting.data.records import Message, Record, Unusable
 from forgetting.data.sources import Origin
-from forgetting.data.tokens import IGNORE_INDEX, Tokenization, cut
+from forgetting.data.tokens import IGNORE_INDEX, Tokenization, Tokens, cut
 from forgetting.errors import InputError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "models"
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+MARKS = ["<|im_start|>", "<|im_end|>", "<|head|>", "<|/head|>", "<|eot|>"]
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 LLAMA_3 = (
     "{{ bos_token }}{% for m in messages %}<|head|>{{ m.role }}<|/head|>\n\n"
@@ -41,28 +44,13 @@ def merging_tokenizer():
     trainer = trainers.BpeTrainer(
         vocab_size=400,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[
-            "<s>",
-            "</s>",
-            "<pad>",
-            "<|im_start|>",
-            "<|im_end|>",
-            "<|head|>",
-            "<|/head|>",
-            "<|eot|>",
-        ],
+        special_tokens=["<s>", "</s>", "<pad>", *MARKS],
         show_progress=False,
     )
     tokenizer.train_from_iterator(text, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        additional_special_tokens=[
-            "<|im_start|>",
-            "<|im_end|>",
-            "<|head|>",
-            "<|/head|>",
-            "<|eot|>",
-        ],
+        additional_special_tokens=MARKS,
         **SPECIAL,
     )
 
@@ -84,6 +72,45 @@ def llama_tokenizer():
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
     )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
+
+
+def metaspace_tokenizer():
+    """As newer Llama-style ones: the space before a text only where it begins, merges, BOS."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    special = ["<unk>", "<s>", "</s>", "<pad>", *MARKS]
+    trainer = trainers.BpeTrainer(
+        vocab_size=420,
+        special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["the cat sat <|user|>\n the dog\n\n a cat\n"] * 20, trainer)
+    # The bytes are ordinary tokens, not special ones.
+    content = json.loads(tokenizer.to_str())
+    content["added_tokens"] = content["added_tokens"][: len(special)]
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, additional_special_tokens=MARKS, **SPECIAL
+    )
+
+
+def stripping_tokenizer():
+    """Byte-level; a special token takes the white space after it along, as Phi-3's do."""
+    tokenizer = merging_tokenizer()
+    tokenizer.add_special_tokens(
+        {
+            "additional_special_tokens": [
+                AddedToken(mark, rstrip=True, special=True, normalized=False) for mark in MARKS
+            ]
+        }
+    )
+    return tokenizer
 
 
 def record(*contents, system=None, **more):
@@ -116,7 +143,11 @@ def responses(tokens, tokenizer):
     return runs
 
 
-TOKENIZERS = {"merging": merging_tokenizer(), "llama": llama_tokenizer()}
+TOKENIZERS = {
+    "merging": merging_tokenizer(),
+    "llama": llama_tokenizer(),
+    "metaspace": metaspace_tokenizer(),
+}
 for name in ("stories260K", "TinyStories-Instruct-3M-chat"):
     if (SHARED / name).is_dir():
         TOKENIZERS[name] = AutoTokenizer.from_pretrained(SHARED / name)
@@ -186,6 +217,133 @@ def test_chat_templates_label_the_turn_and_its_end_only(template, prompt, respon
     (text,) = responses(tokens, tokenizer)
     expected = response.strip() + "<|eot|>" if template == LLAMA_3 else response + "<|im_end|>"
     assert text == expected
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA_3])
+@settings(max_examples=40, deadline=None)
+@given(prompt=texts, response=texts)
+def test_a_beginning_of_text_is_not_marked_after_a_special_token(template, prompt, response):
+    tokenizer = TOKENIZERS["metaspace"]
+    if not prompt.strip() or not response.strip():
+        return
+    tokens = Tokenization(tokenizer, template).encode(record(prompt, response))
+    (text,) = responses(tokens, tokenizer)
+    expected = response.strip() + "<|eot|>" if template == LLAMA_3 else response + "<|im_end|>"
+    assert text == expected
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA_3])
+@pytest.mark.parametrize("make", [merging_tokenizer, metaspace_tokenizer, stripping_tokenizer])
+def test_tokens_are_those_that_the_tokenizer_makes_of_the_conversation(make, template):
+    tokenizer = make()
+    # Capital letters merge with nothing before them.
+    some = record("The cat", "A dog sat", "Dog?", "Yes the cat", system="Quiet cat")
+    tokens = Tokenization(tokenizer, template).encode(some)
+    turns = [{"role": m.role, "content": m.content} for m in some.messages]
+    text = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
+    assert tokens.input_ids == tokenizer(text, add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_a_batch_gives_what_its_records_give_alone(name):
+    tokenization = Tokenization(TOKENIZERS[name])
+    records = [
+        record("q", "r"),
+        record("a", "one\n", "\n\nb", " two", system="be"),
+        record("\n", "\n\n the cat", noise_spans=((1, 4),)),
+        Record((Message("assistant", "a text"),), "s", Origin("s", 1)),
+    ]
+    assert tokenization.encode_batch(records) == [tokenization.encode(r) for r in records]
+    assert tokenization.encode_batch([]) == []
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_the_side_of_padding_and_truncation_changes_nothing(name):
+    tokenizer = TOKENIZERS[name]
+    some = record("the cat", "the dog " * 30)
+    before = Tokenization(tokenizer).encode(some)
+    saved = tokenizer.padding_side, tokenizer.truncation_side
+    try:
+        tokenizer.padding_side = tokenizer.truncation_side = "left"
+        assert Tokenization(tokenizer).encode_batch([some, record("a", "b")])[0] == before
+    finally:
+        tokenizer.padding_side, tokenizer.truncation_side = saved
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=30, deadline=None)
+@given(text=texts)
+def test_a_plain_text_is_labelled_whole(name, text):
+    tokenizer = TOKENIZERS[name]
+    some = Record((Message("assistant", text),), "s", Origin("s", 1))
+    tokens = Tokenization(tokenizer, CHATML if name == "merging" else None).encode(some)
+    num_before = len(Tokenization(tokenizer)._prefix)
+    # The first token of all has nothing to be predicted from.
+    num_unlabelled = max(num_before, 1)
+    assert tokens.labels[num_unlabelled:] == tokens.input_ids[num_unlabelled:]
+    assert set(tokens.labels[:num_unlabelled]) == {IGNORE_INDEX}
+    assert text_of(tokens.input_ids[num_before:-1], tokenizer) in (text, f" {text}")
+    assert tokens.input_ids[-1] == tokenizer.eos_token_id
+
+
+def test_end_tokens_are_those_that_end_turns():
+    tokenizer = TOKENIZERS["merging"]
+    eos = tokenizer.eos_token_id
+
+    def ends(template, *contents):
+        tokenization = Tokenization(tokenizer, template)
+        tokenization.encode(record(*contents))
+        return tokenization.end_token_ids
+
+    assert ends(None, "a", "b") == {eos}
+    assert ends(CHATML, "a", "b") == {eos, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    assert ends(LLAMA_3, "a", "b") == {eos, tokenizer.convert_tokens_to_ids("<|eot|>")}
+    # Turns before the last may end in another way.
+    mixed = (
+        "{% for m in messages %}{{ m.role }} {{ m.content }}"
+        "{{ '</s>' if loop.last else '<|eot|>' }}{% endfor %}"
+    )
+    both = {eos, tokenizer.convert_tokens_to_ids("<|eot|>")}
+    assert ends(mixed, "a", "b") == {eos}
+    assert ends(mixed, "a", "b", "c", "d") == both
+
+
+def test_special_tokens_in_text_become_tokens_only_where_asked():
+    tokenizer = TOKENIZERS["merging"]
+    some = record("a <|eot|> b", "c <|im_start|>d</s>")
+    for template in (None, CHATML):
+        text = Tokenization(tokenizer, template).encode(some)
+        tokens = Tokenization(tokenizer, template, special_tokens_in_text=True).encode(some)
+        asked = [tokenizer.convert_tokens_to_ids(t) for t in ("<|eot|>", "<|im_start|>", "</s>")]
+        for token in asked:
+            assert tokens.input_ids.count(token) == text.input_ids.count(token) + 1
+        assert tokenizer.decode(tokens.input_ids) == tokenizer.decode(text.input_ids)
+        assert responses(tokens, tokenizer) == responses(text, tokenizer)
+        # Written out in the data it ends nothing.
+        end = tokenizer.convert_tokens_to_ids("<|im_start|>")
+        assert end not in Tokenization(tokenizer, template).end_token_ids
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (CHATML.replace("{{ m.content }}", "{{ m.content.split('#')[0] }}"), "changes the text"),
+        (
+            CHATML.replace("{{ m.content }}", "{{ m.content }}{{ 1 // (m.content != '#') }}"),
+            "fails",
+        ),
+        (CHATML + "{{ raise_exception('no') if messages[0].content == '#' }}", "fails: no"),
+    ],
+)
+def test_a_record_that_the_template_cannot_render_is_told_apart(template, reason):
+    tokenization = Tokenization(TOKENIZERS["merging"], template)
+    good, bad, other = tokenization.encode_batch(
+        [record("a", "b"), record("#", "b"), record("c", "d")]
+    )
+    assert isinstance(bad, Unusable)
+    assert reason in str(bad)
+    assert isinstance(good, Tokens)
+    assert isinstance(other, Tokens)
 
 
 def test_every_assistant_turn_is_labelled():
