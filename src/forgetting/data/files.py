@@ -272,12 +272,15 @@ def _parquet_batches(path: Path) -> Iterator[Any]:
 
 def _arrow_batches(path: Path) -> Iterator[Any]:
     """Of both layouts: the stream (which `datasets` writes) and the file (Feather)."""
-    with pa.memory_map(str(path)) as source:
+    with pa.OSFile(str(path)) as source:
         try:
             file = pa.ipc.open_file(source)
         except pa.ArrowInvalid:
             source.seek(0)
-            yield from pa.ipc.open_stream(source)
-            return
-        for index in range(file.num_record_batches):
-            yield file.get_batch(index)
+            batches = iter(pa.ipc.open_stream(source))
+        else:
+            batches = map(file.get_batch, range(file.num_record_batches))
+        for batch in batches:
+            # Arrow trusts its buffers: one that is damaged would be read beyond its end.
+            batch.validate(full=True)
+            yield batch
