@@ -192,3 +192,17 @@ def _restore_logging():
         yield
     log.handlers[:], level, log.propagate = before
     log.setLevel(level)
+
+
+def test_prepare_prints_counts_and_shows_samples(run_tiny, capsys):
+    assert run_tiny("--show", "2", verb="prepare") == 0
+    text = capsys.readouterr().out
+    assert "records" in text
+    assert text.count("tokens, ") == 2
+    assert text.count("‹</s>›⟧") == 2
+    assert run_tiny(verb="prepare") == 0
+    text = capsys.readouterr().out
+    assert "⟦" not in text
+    assert "records" in text
+    assert run_tiny("--show", "2", "--json", verb="prepare") == 0
+    assert json.loads(capsys.readouterr().out).keys() == {"run_dir"}

@@ -15,10 +15,12 @@ from forgetting.recipe import (
     ForgettingSettings,
     Recipe,
     SelectionSettings,
+    SourceSettings,
     TrainingSettings,
     check_batches,
     dump_recipe,
     load_recipe,
+    named_sources,
     shipped_recipes,
 )
 
@@ -135,6 +137,33 @@ def test_an_unknown_field_is_named_with_what_is_allowed(load, sections, path, al
         ({"model": {}}, "model.name_or_path", "is missing"),
         ({"data": {"sources": []}}, "data.sources", "at least 1 item"),
         ({"data": {"sources": [{}]}}, "data.sources.0", "either `path` or `world`"),
+        ({"data": {"sources": [{"dataset": "x"}]}}, "data.sources.0", "Known: alpaca, dolly"),
+        (
+            {"data": {"sources": [{"path": "d", "num_samples": 3, "share": 0.5}]}},
+            "data.sources.0",
+            "either `num_samples` or `share`",
+        ),
+        (
+            {"data": {"sources": [{"path": "d", "num_samples": 3, "limit": 2}]}},
+            "data.sources.0",
+            "limit 2 leaves fewer than num_samples 3",
+        ),
+        (
+            {"data": {"sources": [{"path": "d.json", "columns": ["a"]}]}},
+            "data.sources.0",
+            "`columns` and `escaped` are for .csv and .tsv files",
+        ),
+        (
+            {"data": {"sources": [{"path": "d", "share": 0.7}, {"path": "e", "share": 0.5}]}},
+            "data",
+            "come to 72600 samples, but num_reference 10000",
+        ),
+        (
+            {"data": {"sources": [{"path": "d", "num_samples": 5}]}},
+            "data",
+            "come to 5 samples, but num_reference 10000",
+        ),
+        ({"data": {"sources": ["d"], "near_threshold": 0.99}}, "data.near_threshold", "0.95"),
         (
             {"data": {"sources": [{"world": {"noise_kinds": {"lies": 1}}}]}},
             "data.sources.0.world.noise_kinds.lies",
@@ -487,3 +516,37 @@ def test_a_reference_may_need_no_samples_of_its_own(write_recipe):
         load_recipe(write_recipe(), [change, "data.num_reference=0"])
     full = ["data.num_reference=0", "variants={full: {}}"]
     assert load_recipe(write_recipe(), full).num_reference == 0
+
+
+def test_a_source_may_be_a_mere_name_or_path(load):
+    alpaca, own = load(data={"sources": ["alpaca", "some/data"]}).data.sources
+    assert (alpaca.path, alpaca.format, alpaca.label) == ("tatsu-lab/alpaca", "alpaca", "alpaca")
+    assert (own.path, own.format, own.label) == ("some/data", "auto", "data")
+
+
+def test_a_known_data_set_reads_its_local_files_as_they_are(load):
+    given = [
+        {"dataset": "flan_v2", "path": "x/creak_train.tsv"},
+        {"dataset": "flan_v2", "path": "x/creak_train.tsv.gz", "escaped": False, "name": "own"},
+        {"dataset": "flan_v2", "path": "x/flan.jsonl"},
+        {"dataset": "dolly", "path": "x/dolly.json"},
+    ]
+    tsv, own, lines, dolly = load(data={"sources": given}).data.sources
+    assert (tsv.columns, tsv.escaped) == (["question", "answer", "rationale"], True)
+    assert (tsv.format, tsv.label) == ("question_answer", "flan_v2")
+    assert (own.columns, own.escaped, own.label) == (tsv.columns, False, "own")
+    # What is known of the hub's form says nothing of a file's.
+    assert (lines.columns, lines.format) == (None, "auto")
+    assert (dolly.path, dolly.format) == ("x/dolly.json", "auto")
+
+
+@pytest.mark.parametrize("name", named_sources())
+def test_known_data_sets_are_documented_and_kept_in_the_run_as_they_are(name):
+    assert name in SourceSettings.model_fields["dataset"].description
+    source = SourceSettings.model_validate(name)
+    assert SourceSettings.model_validate(source.model_dump(mode="json")) == source
+
+
+def test_the_papers_recipe_names_its_five_data_sets():
+    names = [source.dataset for source in load_recipe("paper").data.sources]
+    assert names == ["flan_v2", "dolly", "oasst1", "alpaca", "wizardlm"]

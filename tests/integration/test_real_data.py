@@ -76,3 +76,58 @@ def test_a_run_on_alpaca_ends_with_every_variant_measured(model, tmp_path, capsy
         assert task["local"]
     assert losses["full"] < losses["base"]
     assert (run_dir / "report" / "index.html").is_file()
+
+
+TRAIN = SHARED / "data" / "train"
+REAL_SOURCES = [
+    ("alpaca", "alpaca_data.json", {"read": 52002, "rejected": {"empty response": 28}}),
+    ("dolly", "dolly_3k.json", {"read": 2996, "rejected": {}, "duplicates": 2}),
+    (
+        "oasst1",
+        "oasst2_filtered.jsonl",
+        {"read": 551, "rejected": {"no reply in the tree": 433}, "duplicates": 3},
+    ),
+    ("flan_v2", "flan_v2_cot/gsm8k_train.tsv", {"read": 7473, "rejected": {}, "duplicates": 0}),
+    ("flan_v2", "flan_v2_cot/strategyqa_train.tsv", {"read": 2061, "duplicates": 1}),
+]
+
+
+@pytest.mark.parametrize(("dataset", "file", "expected"), REAL_SOURCES)
+def test_the_papers_data_sets_are_read_from_their_local_files(dataset, file, expected, tmp_path):
+    path = TRAIN / file
+    model = SHARED / "models" / "stories260K"
+    if not path.is_file() or not model.is_dir():
+        pytest.skip(f"needs {path} and {model}")
+    recipe = {
+        "name": "real",
+        "model": {"name_or_path": str(model)},
+        "data": {
+            "sources": [{"dataset": dataset, "path": str(path)}],
+            "num_reference": 20,
+            "num_train": 40,
+            "num_heldout": 10,
+            "max_length": 512,
+            "max_rejected_share": 0.8,
+        },
+    }
+    (tmp_path / "real.yaml").write_text(yaml.safe_dump(recipe))
+    run_dir = tmp_path / "run"
+    assert main(["prepare", str(tmp_path / "real.yaml"), "--run-dir", str(run_dir), "--json"]) == 0
+    (source,) = json.loads((run_dir / "data" / "summary.json").read_text())["sources"]
+    assert source["used"] == 70
+    assert {key: source[key] for key in expected} == expected
+
+
+def test_prompts_without_responses_are_refused_with_their_fields(tmp_path, capsys):
+    path, model = TRAIN / "wizardlm_test_set.jsonl", SHARED / "models" / "stories260K"
+    if not path.is_file() or not model.is_dir():
+        pytest.skip(f"needs {path} and {model}")
+    recipe = {
+        "name": "real",
+        "model": {"name_or_path": str(model)},
+        "data": {"sources": [{"dataset": "wizardlm", "path": str(path)}], "max_length": 512},
+    }
+    (tmp_path / "real.yaml").write_text(yaml.safe_dump(recipe))
+    options = ["--run-dir", str(tmp_path / "run"), "--quiet"]
+    assert main(["prepare", str(tmp_path / "real.yaml"), *options]) == 2
+    assert "the fields Difficulty, Instruction, Skill, idx" in capsys.readouterr().err

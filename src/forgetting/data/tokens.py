@@ -476,6 +476,6 @@ def cut(tokens: Tokens, max_length: int) -> Tokens:
     if len(tokens.input_ids) <= max_length:
         return tokens
     labels = tokens.labels[:max_length]
-    num_labelled = sum(label != IGNORE_INDEX for label in labels)
+    num_labelled = len(labels) - labels.count(IGNORE_INDEX)
     noise = None if tokens.noise is None else tokens.noise[:num_labelled]
     return Tokens(tokens.input_ids[:max_length], labels, noise)

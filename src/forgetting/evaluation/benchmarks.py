@@ -60,7 +60,8 @@ class Benchmark:
 
 
 def _records(path: Path) -> Iterator[Located]:
-    return read_source(SourceSettings(path=str(path)), seed=0)
+    for origin, record in read_source(SourceSettings(path=str(path)), seed=0):
+        yield str(origin), record
 
 
 def _blocks(path: Path) -> Iterator[Located]:
