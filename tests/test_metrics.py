@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from forgetting.metrics import NoiseTally
+from forgetting.metrics import NoiseTally, mean_and_deviation
 
 tokens = st.lists(
     st.tuples(st.integers(-3, 3), st.sampled_from([-1, 0, 1]), st.booleans()),
@@ -79,3 +81,10 @@ def test_kinds_are_counted_apart():
     kinds = ["a", "", "b", "a"]
     counted = tally([1, 2, 3, 4], [1, 1, -1, 0], [True, False, True, True], kinds, parts=2)
     assert counted.by_kind == {"a": (2, 0.5), "b": (1, 1.0)}
+
+
+def test_mean_and_deviation_are_those_of_a_sample():
+    mean, deviation = mean_and_deviation([1.0, 2.0, 4.0])
+    assert mean == pytest.approx(7 / 3)
+    assert deviation == pytest.approx(statistics.stdev([1, 2, 4]))
+    assert mean_and_deviation([5.0]) == (5.0, None)

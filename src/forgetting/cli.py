@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -30,6 +30,9 @@ from forgetting.processes import (
     num_processes,
     process_index,
 )
+
+if TYPE_CHECKING:
+    from forgetting.studies import Study
 
 app = typer.Typer(
     name="forgetting",
@@ -170,6 +173,91 @@ _stage_command("select", "Choose the tokens to learn, to forget and to ignore.")
 _shared_stage_command("train", "Fine-tune every variant on D_train.")
 _shared_stage_command("evaluate", "Measure every variant and the untrained base.")
 _stage_command("report", "Write the report page, its figures and tables.")
+
+
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", help="Folder of the study. Default: studies/NAME.")
+]
+MetricOption = Annotated[
+    str | None,
+    typer.Option(
+        "--metric",
+        metavar="TASK/METRIC",
+        help="What the table and the figure show. Default: the held-out figure of the report.",
+    ),
+]
+ListOption = Annotated[
+    bool, typer.Option("--list", help="Print a command for each run, for a scheduler; run none.")
+]
+
+
+@app.command()
+def sweep(
+    recipe: RecipeArgument,
+    grid: Annotated[
+        list[str],
+        typer.Option(
+            "--grid", metavar="SECTION.FIELD=VALUE,VALUE", help="What varies; repeatable."
+        ),
+    ],
+    output: OutputOption = None,
+    set_: SetOption = None,
+    metric: MetricOption = None,
+    list_: ListOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a recipe at every point of a grid; a table with mean and deviation over seeds."""
+    setup_logging(quiet or as_json)
+    from forgetting.studies import sweep_study
+
+    study = sweep_study(recipe, grid, set_ or (), metric)
+    _run_study(study, output, list_, as_json)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[STUDY]", help="Leave it out to see which there are.")
+    ] = None,
+    scale: Annotated[
+        str, typer.Option("--scale", metavar="paper|tiny", help="tiny: the demo's model and world.")
+    ] = "paper",
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="With --scale tiny: a small model of your own; repeatable."),
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="With --scale tiny: a data file of your own.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option("--seeds", metavar="N,N", help="Default: 1,2,3.")
+    ] = None,
+    output: OutputOption = None,
+    set_: SetOption = None,
+    metric: MetricOption = None,
+    list_: ListOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Repeat a table or a figure of the paper, the published figures beside your own."""
+    setup_logging(quiet or as_json)
+    from forgetting.studies import load_definition, paper_study, shipped_studies
+
+    if name is None:
+        for each in shipped_studies():
+            typer.echo(f"{each:<12} {load_definition(each).title}")
+        return
+    study = paper_study(
+        name,
+        scale,
+        models=model or (),
+        data=data,
+        seeds=seeds,
+        overrides=set_ or (),
+        metric=metric,
+    )
+    _run_study(study, output, list_, as_json)
 
 
 @app.command()
@@ -333,6 +421,36 @@ def _print_plan(
         table.add_row(step.key, "done" if step.is_done else "to do", facts)
     out.print(table)
     out.print(f"Would write to {path}. Nothing has been loaded or written.", soft_wrap=True)
+
+
+def _run_study(study: Study, output: Path | None, lists: bool, as_json: bool) -> None:
+    from forgetting.studies import list_commands, run_study
+    from forgetting.studies.table import legend, texts
+
+    path = output if output is not None else Path("studies") / study.name
+    if lists:
+        for command in list_commands(study, path):
+            typer.echo(command)
+        return
+    try:
+        results = run_study(study, path)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command goes on from here.", err=True)
+        raise typer.Exit(130) from None
+    if as_json:
+        document = json.loads((path / "results.json").read_text(encoding="utf-8"))
+        typer.echo(json.dumps({"output": str(path), **document}))
+        return
+    header, rows, num_left = texts(results)
+    table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for place, title in enumerate(header):
+        table.add_column(escape(title), justify="left" if place < num_left else "right")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    out.print(table)
+    for line in (legend(results), *study.notes):
+        out.print(escape(line))
+    out.print("Everything is in", str(path), style="bold", soft_wrap=True, highlight=False)
 
 
 # What the system says when it is the place, not the program, that is wrong.

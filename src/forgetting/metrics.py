@@ -1,4 +1,4 @@
-"""How well a quality score finds tokens that are known to be noise.
+"""How well a quality score finds tokens that are known to be noise; mean and spread over seeds.
 
 Goes in: quality, polarity and the known noise of the same tokens, a chunk at a time. Comes out:
 detection figures. Knows nothing of where any of them come from.
@@ -6,7 +6,7 @@ detection figures. Knows nothing of where any of them come from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -118,3 +118,9 @@ class NoiseTally:
 
 def _share(part: int, whole: int) -> float | None:
     return float(part / whole) if whole else None
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation (n - 1); the deviation of a single value is None."""
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return float(np.mean(values)), deviation

@@ -384,16 +384,25 @@ def describe_plan(recipe: Recipe, run_dir: Path | None = None) -> list[PlannedSt
     """
     check_inputs(recipe)
     path = run_dir if run_dir is not None else default_run_dir(recipe)
-    manifest = check_owner(path, recipe.name)
-    steps = plan(recipe)
-    # Without a manifest nothing is done, and no weights need be read for their checksums.
-    done = set() if manifest is None else _done(steps, path, manifest)
+    steps, done = plan_with_state(recipe, path)
     splits = _known_splits(recipe, path if "prepare" in done else None)
     trainable = functools.cache(lambda lora: count_trainable(recipe.model, lora))
     return [
         PlannedStep(step.key, step.key in done, _facts(step, recipe, splits, trainable))
         for step in steps
     ]
+
+
+def plan_with_state(recipe: Recipe, path: Path) -> tuple[list[Step], set[str]]:
+    """The plan of a run, and the keys of the steps that are done; writes nothing.
+
+    Raises:
+        InputError: the directory is not this run's.
+    """
+    manifest = check_owner(path, recipe.name)
+    steps = plan(recipe)
+    # Without a manifest nothing is done, and no weights need be read for their checksums.
+    return steps, set() if manifest is None else _done(steps, path, manifest)
 
 
 def _known_splits(recipe: Recipe, path: Path | None) -> dict[str, dict[str, int | None]]:

@@ -302,9 +302,9 @@ def to_csv(table: ResultsTable) -> str:
 
 def to_markdown(table: ResultsTable) -> str:
     """The sentence and the table as people see it."""
-    lines = [_plain(table.sentence)]
+    lines = [plain(table.sentence)]
     if table.columns:
-        titles = [_plain(f"{column.task_title}: {column.title}") for column in table.columns]
+        titles = [plain(f"{column.task_title}: {column.title}") for column in table.columns]
         lines += ["", "| variant | " + " | ".join(titles) + " |"]
         lines.append("|---|" + "---:|" * len(titles))
     for variant in table.variants:
@@ -312,7 +312,7 @@ def to_markdown(table: ResultsTable) -> str:
         for column in table.columns:
             cell, text = table.cell(variant, column), table.text(variant, column)
             row.append(f"**{text}**" if cell is not None and cell.best else text)
-        lines.append(f"| {_plain(variant)} | " + " | ".join(row) + " |")
+        lines.append(f"| {plain(variant)} | " + " | ".join(row) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -325,6 +325,6 @@ def _entries(table: ResultsTable) -> list[tuple[str, Column, Cell]]:
     ]
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text that Markdown shows as it is, on one line."""
     return re.sub(r"([\\`*_{}\[\]<>#|!&])", r"\\\1", visible(" ".join(text.split())))

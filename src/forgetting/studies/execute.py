@@ -1,0 +1,191 @@
+"""Runs of a study, done one after the other, or as commands for a scheduler.
+
+Goes in: runs and the study's folder. Comes out: finished run directories under it, or the
+commands that make them. What is done is skipped. A variant whose training diverges is written
+down and left out, and the others go on: that it diverges is a result. Knows no tables.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from forgetting.console import duration, logger
+from forgetting.errors import DivergenceError, InputError
+from forgetting.pipeline import check_inputs, plan_with_state, run
+from forgetting.recipe import Recipe, dump_recipe
+from forgetting.rundir import digest, write_atomically
+from forgetting.studies.grid import StudyRun
+
+MARKER = "study.json"
+DIVERGED = "diverged.json"
+
+Diverged = dict[str, dict[str, dict[str, str]]]
+"""Message and checksum of the settings, by run and variant."""
+
+
+@dataclass(frozen=True)
+class WorkLeft:
+    """What a study has still to do."""
+
+    num_runs: int
+    num_unfinished_runs: int
+    num_trainings: int
+    """Reference models included."""
+    num_optimizer_steps: int
+    num_evaluations: int
+
+    def __str__(self) -> str:
+        if not self.num_unfinished_runs:
+            return f"{self.num_runs} runs, all done"
+        return (
+            f"{self.num_runs} runs, {self.num_unfinished_runs} to do: {self.num_trainings} "
+            f"trainings with {self.num_optimizer_steps:,} optimizer steps, "
+            f"{self.num_evaluations} evaluations"
+        )
+
+
+def open_study(output: Path, name: str) -> None:
+    """Make a study's folder, or see that it is this study's.
+
+    Raises:
+        InputError: the folder is another study's, or holds something else.
+    """
+    marker = output / MARKER
+    if marker.is_file():
+        try:
+            owner = str(json.loads(marker.read_text(encoding="utf-8"))["name"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{marker} cannot be read. Choose another --output") from error
+        if owner != name:
+            raise InputError(
+                f"{output} belongs to the study {owner!r}, not to {name!r}. Choose another --output"
+            )
+        return
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output} is no folder of a study and not empty. Choose another --output")
+    output.mkdir(parents=True, exist_ok=True)
+    write_atomically(marker, json.dumps({"name": name}))
+
+
+def run_path(output: Path, name: str) -> Path:
+    """Directory of one of a study's runs."""
+    return output / "runs" / name
+
+
+def write_recipes(runs: Sequence[StudyRun], output: Path) -> list[str]:
+    """Write each run's recipe; the commands that do the runs, in any order and on any machine."""
+    folder = output / "recipes"
+    folder.mkdir(exist_ok=True)
+    commands = []
+    for each in runs:
+        file = folder / f"{each.name}.yaml"
+        write_atomically(file, dump_recipe(each.recipe))
+        words = ["forgetting", "run", str(file), "--run-dir", str(run_path(output, each.name))]
+        commands.append(shlex.join(words))
+    return commands
+
+
+def work_left(runs: Sequence[StudyRun], output: Path) -> WorkLeft:
+    """Count what is not done; loads no weights."""
+    diverged = read_diverged(output)
+    unfinished = trainings = optimizer_steps = evaluations = 0
+    for each in runs:
+        recipe = _without(each.recipe, _known(each, diverged))
+        check_inputs(recipe)
+        steps, done = plan_with_state(recipe, run_path(output, each.name))
+        left = [step.stage for step in steps if step.key not in done]
+        unfinished += bool(left)
+        trainings += left.count("reference") + left.count("train")
+        optimizer_steps += left.count("train") * recipe.training.num_steps(recipe.data.num_train)
+        optimizer_steps += left.count("reference") * recipe.reference.num_steps(
+            recipe.data.num_reference
+        )
+        evaluations += left.count("evaluate")
+    return WorkLeft(len(runs), unfinished, trainings, optimizer_steps, evaluations)
+
+
+def execute(runs: Sequence[StudyRun], output: Path) -> None:
+    """Do all runs; what is done is skipped.
+
+    Raises:
+        InputError: a recipe asks for what cannot be had.
+        DivergenceError: a reference model diverged, without which nothing of its run can be done.
+    """
+    total = left = work_left(runs, output)
+    logger.info("%s", left)
+    start = time.monotonic()
+    for number, each in enumerate(runs, start=1):
+        logger.info("Run %d of %d: %s", number, len(runs), each.name)
+        _finish(each, output)
+        now = work_left(runs, output)
+        if 0 < now.num_optimizer_steps < total.num_optimizer_steps:
+            pace = (time.monotonic() - start) / (
+                total.num_optimizer_steps - now.num_optimizer_steps
+            )
+            logger.info("%s; about %s left", now, duration(pace * now.num_optimizer_steps))
+
+
+def _finish(each: StudyRun, output: Path) -> None:
+    path = run_path(output, each.name)
+    while True:
+        diverged = read_diverged(output)
+        recipe = _without(each.recipe, _known(each, diverged))
+        try:
+            run(recipe, path)
+            return
+        except DivergenceError as error:
+            steps, done = plan_with_state(recipe, path)
+            # Steps are done in order, so the first that is not done is the one that failed.
+            stage, _, variant = next(s.key for s in steps if s.key not in done).partition(":")
+            if stage != "train":
+                raise
+            logger.warning("%s, %s: %s", each.name, variant, error)
+            entry = {"message": str(error), "settings": _settings(each.recipe, variant)}
+            diverged.setdefault(each.name, {})[variant] = entry
+            write_atomically(output / DIVERGED, json.dumps(diverged, indent=1))
+
+
+def read_diverged(output: Path) -> Diverged:
+    """The variants whose training diverged before."""
+    file = output / DIVERGED
+    if not file.is_file():
+        return {}
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{file} cannot be read. Remove it to train its variants again") from error
+
+
+def diverged_variants(runs: Sequence[StudyRun], output: Path) -> dict[tuple[str, str], str]:
+    """Messages by run and variant, of those whose settings are still the same."""
+    diverged = read_diverged(output)
+    return {
+        (each.name, variant): diverged[each.name][variant]["message"]
+        for each in runs
+        for variant in _known(each, diverged)
+    }
+
+
+def _known(each: StudyRun, diverged: Mapping[str, Mapping[str, Mapping[str, str]]]) -> list[str]:
+    return [
+        variant
+        for variant, entry in diverged.get(each.name, {}).items()
+        if variant in each.recipe.variants and entry["settings"] == _settings(each.recipe, variant)
+    ]
+
+
+def _settings(recipe: Recipe, variant: str) -> str:
+    """Checksum of all that a variant's training depends on, and a little more."""
+    read = {"model", "data", "training", "reference", "seed"}
+    own = recipe.variants[variant].model_dump(mode="json")
+    return digest({**recipe.model_dump(mode="json", include=read), "variant": own})
+
+
+def _without(recipe: Recipe, variants: Sequence[str]) -> Recipe:
+    kept = {name: v for name, v in recipe.variants.items() if name not in variants}
+    return recipe.model_copy(update={"variants": kept})

@@ -1,0 +1,127 @@
+"""The figure of a study, as SVG and PNG: lines over one field of the grid, or bars.
+
+Goes in: a study's table. Comes out: two files of the same picture, which need no page around them.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from forgetting.report.escaping import shortened
+from forgetting.report.figures import SERIES, SETTINGS
+from forgetting.report.results import Column
+from forgetting.studies.grid import short_names
+from forgetting.studies.table import Row, StudyTable
+
+MARKERS = "osD^v"
+
+
+def write_figure(table: StudyTable, x: str | None, title: str, folder: Path) -> None:
+    """Write `figure.svg` and `figure.png`; nothing where nothing was measured.
+
+    Args:
+        x: the field to draw over; None: bars.
+    """
+    column = table.metric
+    if column is None:
+        return
+    with matplotlib.rc_context(SETTINGS):
+        rows = [row for row in table.rows if _value(table, row, column) is not None]
+        height = 3.4 if x is not None else 1.0 + 0.26 * len(rows)
+        figure = Figure(figsize=(5.6, height), layout="constrained", facecolor="white")
+        FigureCanvasSVG(figure)
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(linewidth=0.4, color="#c9ccd1")
+        axes.set_axisbelow(True)
+        if x is None:
+            _bars(axes, table, rows, column)
+        else:
+            _lines(axes, table, rows, column, x)
+            axes.set_xlabel(short_names(table.fields)[x])
+            axes.set_ylabel(_axis_title(column))
+        axes.set_title(shortened(title, 80), loc="left", fontsize=9)
+        figure.savefig(folder / "figure.svg", metadata={"Date": None})
+        figure.savefig(folder / "figure.png", dpi=200, metadata={"Software": None})
+
+
+def _lines(axes: Axes, table: StudyTable, rows: list[Row], column: Column, x: str) -> None:
+    """One line per series; what the field makes no difference to is a level line."""
+    series: dict[str, list[Row]] = {}
+    for row in rows:
+        series.setdefault(_label(table, row, leave_out=x), []).append(row)
+    for place, (label, members) in enumerate(series.items()):
+        color = SERIES[place % len(SERIES)]
+        if x not in members[0].levels:
+            value, _ = _value(table, members[0], column) or (0.0, 0.0)
+            axes.axhline(value, color=color, dashes=(4, 2), linewidth=1.2, label=label)
+            continue
+        members.sort(key=lambda row: float(row.levels[x]))
+        points = [float(row.levels[x]) for row in members]
+        values, errors = zip(
+            *(_value(table, row, column) or (0, 0) for row in members), strict=True
+        )
+        axes.errorbar(
+            points,
+            values,
+            yerr=errors,
+            color=color,
+            marker=MARKERS[place % len(MARKERS)],
+            markersize=4,
+            linewidth=1.4,
+            capsize=2,
+            label=label,
+        )
+        known = [(p, row.published.value) for p, row in zip(points, members, strict=True)
+                 if row.published is not None]  # fmt: skip
+        if known:
+            axes.plot(*zip(*known, strict=True), linestyle="none", marker="*", markersize=9,
+                      color="none", markeredgecolor=color, label=f"{label}, published")  # fmt: skip
+    levels = {float(row.levels[x]) for row in rows if x in row.levels}
+    if min(levels) > 0 and max(levels) >= 100 * min(levels):
+        axes.set_xscale("log")
+    axes.legend(fontsize=7, frameon=False)
+
+
+def _bars(axes: Axes, table: StudyTable, rows: list[Row], column: Column) -> None:
+    variants = list(dict.fromkeys(row.variant for row in rows))
+    for place, row in enumerate(rows):
+        value, error = _value(table, row, column) or (0.0, 0.0)
+        color = SERIES[variants.index(row.variant) % len(SERIES)]
+        axes.barh(place, value, height=0.75, color=color, xerr=error or None, capsize=2)
+        if row.published is not None:
+            published = row.published.value
+            axes.plot(published, place, marker="*", color="none", markeredgecolor="black")
+    axes.set_yticks(range(len(rows)), [shortened(_label(table, row), 44) for row in rows])
+    axes.invert_yaxis()
+    stars = any(row.published is not None for row in rows)
+    axes.set_xlabel(_axis_title(column) + (" (star: published)" if stars else ""))
+
+
+def _value(table: StudyTable, row: Row, column: Column) -> tuple[float, float] | None:
+    """Mean and deviation as they are drawn; None where there is no finite mean."""
+    value = table.value(row, column)
+    if value is None or not math.isfinite(value.value):
+        return None
+    scale = 100 if column.percent else 1
+    error = value.stderr if value.stderr is not None and math.isfinite(value.stderr) else 0.0
+    return scale * value.value, scale * error
+
+
+def _label(table: StudyTable, row: Row, leave_out: str | None = None) -> str:
+    short = short_names(table.fields)
+    parts = [row.model] if len({r.model for r in table.rows}) > 1 else []
+    parts.append(row.variant)
+    parts += [f"{short[f]} {v}" for f, v in row.levels.items() if f != leave_out]
+    return " ".join(parts)
+
+
+def _axis_title(column: Column) -> str:
+    title = f"{column.task_title}: {column.title}"
+    return shortened(f"{title}, %" if column.percent else title, 60)

@@ -1,0 +1,94 @@
+"""A study from start to end: its runs, then its tables and its figure, all in one folder.
+
+Goes in: a study and a folder. Comes out: `results.md`, `.csv`, `.tex` and `.json`, `cells.csv`,
+`figure.svg` and `.png`, and the runs below `runs/`. Nothing is written outside the folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from forgetting.console import logger
+from forgetting.report.collect import Evaluation, read_evaluations
+from forgetting.rundir import write_atomically
+from forgetting.studies.execute import (
+    diverged_variants,
+    execute,
+    open_study,
+    run_path,
+    work_left,
+    write_recipes,
+)
+from forgetting.studies.figure import write_figure
+from forgetting.studies.grid import Cell
+from forgetting.studies.study import Study
+from forgetting.studies.table import (
+    StudyTable,
+    build_table,
+    by_value,
+    cells_to_csv,
+    to_csv,
+    to_json,
+    to_latex,
+    to_markdown,
+)
+
+
+def run_study(study: Study, output: Path) -> StudyTable:
+    """Do what is not done of a study, and write its results.
+
+    Raises:
+        InputError: a recipe asks for what cannot be had, the folder is not this study's, or there
+            is no such metric.
+        DivergenceError: a reference model diverged.
+    """
+    open_study(output, study.name)
+    write_recipes(study.runs, output)
+    execute(study.runs, output)
+    return write_results(study, output)
+
+
+def list_commands(study: Study, output: Path) -> list[str]:
+    """A command for each run of a study, in any order and on any machine; logs what is left.
+
+    Raises:
+        InputError: a recipe asks for what cannot be had, or the folder is not this study's.
+    """
+    open_study(output, study.name)
+    commands = write_recipes(study.runs, output)
+    logger.info("%s", work_left(study.runs, output))
+    return commands
+
+
+def write_results(study: Study, output: Path) -> StudyTable:
+    """Write the results of what is done."""
+    cells = read_results(study, output)
+    table = build_table(
+        cells,
+        study.fields,
+        metric=study.metric,
+        diverged=diverged_variants(study.runs, output),
+        published=study.published,
+    )
+    if study.is_sorted:
+        table = by_value(table)
+    for name, text in (
+        ("results.md", to_markdown(table, study.title, study.notes)),
+        ("results.csv", to_csv(table)),
+        ("results.tex", to_latex(table, study.title)),
+        ("results.json", to_json(table)),
+        ("cells.csv", cells_to_csv(cells, study.fields)),
+    ):
+        write_atomically(output / name, text)
+    write_figure(table, study.x, study.title, output)
+    return table
+
+
+def read_results(study: Study, output: Path) -> list[tuple[Cell, list[Evaluation]]]:
+    """Every cell of a study with what was measured of it."""
+    results = []
+    for run in study.runs:
+        found = read_evaluations(run_path(output, run.name))
+        for cell in run.cells:
+            results.append((cell, [e for e in found if e.variant == cell.variant]))
+    return results

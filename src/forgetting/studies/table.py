@@ -1,0 +1,360 @@
+"""The table of a study: mean and standard deviation over seeds, beside the published figures.
+
+Goes in: cells, their evaluations, and figures that were published. Comes out: a `StudyTable` and
+its form as Markdown, CSV, LaTeX and JSON. Numbers are set as in the report of a run. Runs nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from forgetting.errors import InputError
+from forgetting.metrics import mean_and_deviation
+from forgetting.report.collect import Evaluation, Measurement, Metric
+from forgetting.report.results import Cell as Value
+from forgetting.report.results import Column, ResultsTable, plain, tabulate
+from forgetting.studies.grid import Cell, Levels, short_names
+
+DIVERGED = "diverged"
+NO_VALUE = "–"
+
+
+@dataclass(frozen=True)
+class Published:
+    """A figure of a paper, in percent where the column is."""
+
+    model: str
+    variant: str
+    value: float
+    levels: Levels
+    derived: bool
+
+
+@dataclass(frozen=True)
+class Row:
+    """The cells that differ in their seed alone."""
+
+    model: str
+    variant: str
+    levels: Levels
+    num_seeds: int
+    """Seeds for which there is a result."""
+    num_diverged: int
+    published: Published | None = None
+
+    @property
+    def key(self) -> str:
+        """Unique in a table."""
+        return json.dumps([self.model, self.variant, dict(self.levels)])
+
+
+@dataclass(frozen=True)
+class StudyTable:
+    """Rows by columns; a value's `stderr` is the standard deviation over seeds."""
+
+    rows: Sequence[Row]
+    fields: Sequence[str]
+    """Those of the grid but the seed."""
+    results: ResultsTable
+    metric: Column | None
+    """What the study is about; None where nothing was measured."""
+
+    def value(self, row: Row, column: Column) -> Value | None:
+        """A row's mean and standard deviation; None where there is none."""
+        return self.results.cell(row.key, column)
+
+    def difference(self, row: Row) -> float | None:
+        """Ours minus the published figure, in its unit; None where one of them is missing."""
+        if row.published is None or self.metric is None:
+            return None
+        value = self.value(row, self.metric)
+        if value is None:
+            return None
+        return (100 if self.metric.percent else 1) * value.value - row.published.value
+
+    def is_apart(self, row: Row) -> bool:
+        """Whether ours is further from the published figure than one standard deviation."""
+        difference = self.difference(row)
+        value = self.value(row, self.metric) if self.metric is not None else None
+        if self.metric is None or difference is None or value is None or value.stderr is None:
+            return False
+        return abs(difference) > (100 if self.metric.percent else 1) * value.stderr
+
+    @property
+    def columns(self) -> list[Column]:
+        """The metric, and the parts that it is made of."""
+        if self.metric is None:
+            return []
+        about = (self.metric.task, self.metric.metric)
+        parts = [c for c in self.results.columns if (c.task, c.metric) == about]
+        return [self.metric, *(c for c in parts if c.key != self.metric.key)]
+
+
+def build_table(
+    results: Sequence[tuple[Cell, Sequence[Evaluation]]],
+    fields: Sequence[str],
+    *,
+    metric: str | None = None,
+    diverged: Mapping[tuple[str, str], str] | None = None,
+    published: Sequence[Published] = (),
+) -> StudyTable:
+    """Gather cells into rows.
+
+    Args:
+        results: every cell with its evaluations, none where it has none.
+        fields: those of the grid but the seed, in the order of their columns.
+        metric: `task/metric` or `task/metric/group`; None: what the report of a run is about.
+        diverged: messages of the trainings that diverged, by run and variant.
+        published: figures of a paper.
+
+    Raises:
+        InputError: there is no such metric.
+    """
+    diverged = diverged or {}
+    members: dict[str, list[tuple[Cell, Sequence[Evaluation]]]] = {}
+    rows: dict[str, Row] = {}
+    for cell, evaluations in results:
+        row = Row(cell.model, cell.name, cell.levels, 0, 0)
+        known = rows.setdefault(row.key, row)
+        members.setdefault(row.key, []).append((cell, evaluations))
+        rows[row.key] = replace(
+            known,
+            num_seeds=known.num_seeds + bool(evaluations),
+            num_diverged=known.num_diverged + ((cell.run, cell.variant) in diverged),
+            published=next((p for p in published if _is_about(p, cell)), None),
+        )
+    table = tabulate(
+        [
+            _over_seeds(key, [e for e in evaluations if e is not None])
+            for key, cells in members.items()
+            for evaluations in _by_task(cells)
+        ]
+    )
+    column = table.headline
+    if metric is not None and table.columns:
+        column = next((c for c in table.columns if c.key == metric), None)
+        if column is None:
+            known_keys = ", ".join(c.key for c in table.columns)
+            raise InputError(f"there is no metric {metric!r}. Measured were: {known_keys}")
+    return StudyTable(list(rows.values()), fields, table, column)
+
+
+def by_value(table: StudyTable) -> StudyTable:
+    """The same table with the best row first; rows without a value last."""
+
+    def place(row: Row) -> tuple[bool, float]:
+        value = table.value(row, table.metric) if table.metric is not None else None
+        if table.metric is None or value is None or not math.isfinite(value.value):
+            return True, 0.0
+        return False, -value.value if table.metric.higher_is_better else value.value
+
+    return replace(table, rows=sorted(table.rows, key=place))
+
+
+def _is_about(published: Published, cell: Cell) -> bool:
+    return (published.model, published.variant) == (cell.model, cell.name) and (
+        published.levels.items() <= cell.levels.items()
+    )
+
+
+def _by_task(cells: Sequence[tuple[Cell, Sequence[Evaluation]]]) -> list[list[Evaluation]]:
+    tasks = dict.fromkeys(e.task for _, evaluations in cells for e in evaluations)
+    return [
+        [e for _, evaluations in cells for e in evaluations if e.task == task] for task in tasks
+    ]
+
+
+def _over_seeds(key: str, evaluations: Sequence[Evaluation]) -> Evaluation:
+    """One task's evaluations with different seeds as one, of means and standard deviations."""
+    groups = dict.fromkeys(name for e in evaluations for name in e.groups)
+    return Evaluation(
+        variant=key,
+        task=evaluations[0].task,
+        overall=_mean([e.overall for e in evaluations]),
+        groups={
+            name: _mean([e.groups[name] for e in evaluations if name in e.groups])
+            for name in groups
+        },
+        local=any(e.local for e in evaluations),
+    )
+
+
+def _mean(measurements: Sequence[Measurement]) -> Measurement:
+    metrics: dict[str, Metric] = {}
+    for name in dict.fromkeys(name for m in measurements for name in m.metrics):
+        found = [m.metrics[name] for m in measurements if name in m.metrics]
+        mean, deviation = mean_and_deviation([metric.value for metric in found])
+        metrics[name] = Metric(mean, deviation, found[0].higher_is_better)
+    return Measurement(max(m.num_items for m in measurements), metrics)
+
+
+def texts(table: StudyTable) -> tuple[list[str], list[list[str]], int]:
+    """Header and rows as people see them, and how many columns on the left are words."""
+    short = short_names(table.fields)
+    many_models = len({row.model for row in table.rows}) > 1
+    left = ["model"] * many_models + ["variant", *(short[field] for field in table.fields)]
+    header = [*left, *(f"{c.task_title}: {c.title}" for c in table.columns), "seeds"]
+    has_published = any(row.published is not None for row in table.rows)
+    if has_published:
+        header += ["published", "difference"]
+    rows = []
+    for row in table.rows:
+        cells = [row.model] * many_models
+        cells += [row.variant, *(row.levels.get(field, "") for field in table.fields)]
+        missing = DIVERGED if row.num_diverged and not row.num_seeds else NO_VALUE
+        for column in table.columns:
+            value = table.results.text(row.key, column)
+            cells.append(missing if table.value(row, column) is None else value)
+        seeds = str(row.num_seeds)
+        cells.append(f"{seeds} ({row.num_diverged} diverged)" if row.num_diverged else seeds)
+        if has_published:
+            cells += [_published_text(row.published), _difference_text(table, row)]
+        rows.append(cells)
+    return header, rows, len(left)
+
+
+def _published_text(published: Published | None) -> str:
+    if published is None:
+        return NO_VALUE
+    return f"{published.value:.2f}{' (d)' if published.derived else ''}"
+
+
+def _difference_text(table: StudyTable, row: Row) -> str:
+    difference = table.difference(row)
+    if difference is None:
+        return NO_VALUE
+    return f"{difference:+.1f}{' *' if table.is_apart(row) else ''}"
+
+
+def legend(table: StudyTable) -> str:
+    """What the signs of the table mean."""
+    text = "Mean ± standard deviation over seeds."
+    if any(row.published is not None for row in table.rows):
+        text += (
+            " Difference: ours minus the published figure; * more than one standard deviation of "
+            "ours."
+        )
+    if any(row.published is not None and row.published.derived for row in table.rows):
+        text += " (d) derived: a published figure and a published difference."
+    return text
+
+
+def to_markdown(table: StudyTable, title: str, notes: Sequence[str] = ()) -> str:
+    """The title, the table and its notes."""
+    header, rows, num_left = texts(table)
+    lines = [f"# {plain(title)}", ""]
+    lines += ["| " + " | ".join(plain(cell) for cell in header) + " |"]
+    lines += ["|" + "---|" * num_left + "---:|" * (len(header) - num_left)]
+    lines += ["| " + " | ".join(plain(cell) for cell in row) + " |" for row in rows]
+    lines += ["", legend(table), *(line for note in notes for line in ("", plain(note)))]
+    return "\n".join(lines) + "\n"
+
+
+_LATEX = {
+    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "<": "$<$",
+    ">": "$>$",
+}
+
+
+def to_latex(table: StudyTable, title: str) -> str:
+    """A `table` for the package booktabs."""
+
+    def escape(text: str) -> str:
+        return "".join(_LATEX.get(sign, sign) for sign in text)
+
+    header, rows, num_left = texts(table)
+    lines = [r"\begin{table}", r"\centering"]
+    lines += [rf"\caption{{{escape(title)}. {escape(legend(table))}}}"]
+    lines += [
+        rf"\begin{{tabular}}{{{'l' * num_left}{'r' * (len(header) - num_left)}}}",
+        r"\toprule",
+    ]
+    lines += [" & ".join(map(escape, header)) + r" \\", r"\midrule"]
+    lines += [" & ".join(map(escape, row)) + r" \\" for row in rows]
+    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join(lines) + "\n"
+
+
+def to_csv(table: StudyTable) -> str:
+    """One line per row and measured figure, in the figure's own unit; published ones as they are
+    printed."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    left = ["model", "variant", *table.fields, "seeds", "diverged"]
+    right = ["task", "metric", "group", "mean", "deviation", "published", "difference"]
+    writer.writerow([*left, *right])
+    for row in table.rows:
+        left = [row.model, row.variant, *(row.levels.get(field, "") for field in table.fields)]
+        left += [str(row.num_seeds), str(row.num_diverged)]
+        published = "" if row.published is None else row.published.value
+        measured = [(c, v) for c in table.results.columns if (v := table.value(row, c)) is not None]
+        for column, value in measured:
+            figure = [column.task, column.metric, column.group or "", value.value]
+            is_about = column == table.metric
+            beside = [published, _blank(table.difference(row))] if is_about else ["", ""]
+            writer.writerow([*left, *figure, _blank(value.stderr), *beside])
+        if not measured:
+            writer.writerow([*left, "", "", "", "", "", published, ""])
+    return text.getvalue()
+
+
+def cells_to_csv(
+    results: Sequence[tuple[Cell, Sequence[Evaluation]]], fields: Sequence[str]
+) -> str:
+    """One line per cell and measured figure, before any mean."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["run", "model", "variant", *fields, "seed", "task", "metric", "group", "value", "stderr"]
+    )
+    for cell, evaluations in results:
+        left = [cell.run, cell.model, cell.name]
+        left += [*(cell.levels.get(field, "") for field in fields), str(cell.seed)]
+        for evaluation in evaluations:
+            parts = {"": evaluation.overall, **evaluation.groups}
+            for group, measurement in parts.items():
+                for name, metric in measurement.metrics.items():
+                    figures = [metric.value, _blank(metric.stderr)]
+                    writer.writerow([*left, evaluation.task, name, group, *figures])
+    return text.getvalue()
+
+
+def to_json(table: StudyTable) -> str:
+    """The metric of every row; what is missing or not finite is null."""
+
+    def finite(value: float | None) -> float | None:
+        return value if value is not None and math.isfinite(value) else None
+
+    rows = []
+    for row in table.rows:
+        value = table.value(row, table.metric) if table.metric is not None else None
+        rows.append(
+            {
+                "model": row.model,
+                "variant": row.variant,
+                "levels": dict(row.levels),
+                "mean": finite(value.value) if value is not None else None,
+                "deviation": finite(value.stderr) if value is not None else None,
+                "seeds": row.num_seeds,
+                "diverged": row.num_diverged,
+                "published": row.published.value if row.published is not None else None,
+                "difference": finite(table.difference(row)),
+            }
+        )
+    metric = table.metric.key if table.metric is not None else None
+    return json.dumps({"metric": metric, "rows": rows}, indent=1, allow_nan=False) + "\n"
+
+
+def _blank(value: float | None) -> float | str:
+    return "" if value is None else value
