@@ -191,6 +191,10 @@ def test_figure1a_runs_at_the_tiny_scale(tmp_path):
     assert list(shares.values()) == sorted(shares.values())
     rows = list(csv.DictReader((output / "cells.csv").open(encoding="utf-8")))
     assert {row["seed"] for row in rows} == {"1", "2"}
+    # The world's noise is known, so how well quality finds it is measured; rho has no part in it.
+    found = {(r["seed"], r["value"]) for r in rows if r["metric"] == "auroc"}
+    assert len(found) == 2
+    assert all(0 < float(value) < 1 for _, value in found)
 
 
 def test_a_model_and_data_of_ones_own_take_the_place_of_the_demo(tiny_model, tmp_path):

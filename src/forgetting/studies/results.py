@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from forgetting.console import logger
-from forgetting.report.collect import Evaluation, read_evaluations
+from forgetting.report.collect import Evaluation, Measurement, Metric, Selection, read_run
 from forgetting.rundir import write_atomically
 from forgetting.studies.execute import (
     diverged_variants,
@@ -32,6 +32,8 @@ from forgetting.studies.table import (
     to_latex,
     to_markdown,
 )
+
+NOISE_FIGURES = ("auroc", "average_precision", "precision", "recall")
 
 
 def run_study(study: Study, output: Path) -> StudyTable:
@@ -85,10 +87,26 @@ def write_results(study: Study, output: Path) -> StudyTable:
 
 
 def read_results(study: Study, output: Path) -> list[tuple[Cell, list[Evaluation]]]:
-    """Every cell of a study with what was measured of it."""
+    """Every cell of a study with what was measured of it, its selection included."""
     results = []
-    for run in study.runs:
-        found = read_evaluations(run_path(output, run.name))
-        for cell in run.cells:
-            results.append((cell, [e for e in found if e.variant == cell.variant]))
+    for each in study.runs:
+        run = read_run(run_path(output, each.name))
+        selections = [s for s in map(_noise_found, run.selections.values()) if s is not None]
+        measured = [*run.evaluations, *selections]
+        for cell in each.cells:
+            results.append((cell, [e for e in measured if e.variant == cell.variant]))
     return results
+
+
+def _noise_found(selection: Selection) -> Evaluation | None:
+    """How well a selection finds the known noise; None where no noise is known."""
+    if selection.noise is None:
+        return None
+    figures = {name: getattr(selection.noise, name) for name in NOISE_FIGURES}
+    metrics = {
+        name: Metric(value, None, higher_is_better=True)
+        for name, value in figures.items()
+        if value is not None
+    }
+    measurement = Measurement(selection.counts.num_tokens, metrics)
+    return Evaluation(selection.variant, "selection", measurement, {})
