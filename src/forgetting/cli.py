@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.box import SIMPLE_HEAD
@@ -441,10 +441,12 @@ def _run_study(study: Study, output: Path | None, lists: bool, as_json: bool) ->
         document = json.loads((path / "results.json").read_text(encoding="utf-8"))
         typer.echo(json.dumps({"output": str(path), **document}))
         return
-    header, rows, num_left = texts(results)
+    # The parts that the metric is made of are in the files: terminals are 80 columns wide.
+    header, rows, num_left = texts(results, results.columns[:1])
     table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for place, title in enumerate(header):
-        table.add_column(escape(title), justify="left" if place < num_left else "right")
+        justify: Literal["left", "right"] = "left" if place < num_left else "right"
+        table.add_column(escape(title), justify=justify, no_wrap=place < num_left)
     for row in rows:
         table.add_row(*map(escape, row))
     out.print(table)

@@ -78,11 +78,18 @@ def _lines(axes: Axes, table: StudyTable, rows: list[Row], column: Column, x: st
             capsize=2,
             label=label,
         )
-        known = [(p, row.published.value) for p, row in zip(points, members, strict=True)
-                 if row.published is not None]  # fmt: skip
+        known = [row for row in members if row.published is not None]
         if known:
-            axes.plot(*zip(*known, strict=True), linestyle="none", marker="*", markersize=9,
-                      color="none", markeredgecolor=color, label=f"{label}, published")  # fmt: skip
+            axes.plot(
+                [float(row.levels[x]) for row in known],
+                [row.published.value for row in known if row.published is not None],
+                linestyle="none",
+                marker="*",
+                markersize=9,
+                color="none",
+                markeredgecolor=color,
+                label=f"{label}, published",
+            )
     levels = {float(row.levels[x]) for row in rows if x in row.levels}
     if min(levels) > 0 and max(levels) >= 100 * min(levels):
         axes.set_xscale("log")

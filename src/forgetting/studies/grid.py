@@ -135,8 +135,7 @@ def expand(
                 (own, load_recipe(path, [*fixed, *_as_overrides(own)]))
                 for own in _combinations(for_variants)
             ]
-            runs.append(_run(_folder_name([model, *_parts(levels, short)]), model, levels,
-                             variations, short))  # fmt: skip
+            runs.append(_run(model, levels, variations, short))
     return runs
 
 
@@ -164,13 +163,13 @@ def _folder_name(parts: Sequence[str]) -> str:
 
 
 def _run(
-    run: str,
     model: str,
     levels: Levels,
     variations: Sequence[tuple[Levels, Recipe]],
     short: Mapping[str, str],
 ) -> StudyRun:
     """One run of recipes that differ only in what their variants do."""
+    run = _folder_name([model, *_parts(levels, short)])
     first = variations[0][1]
     shared = {field: value for field, value in levels.items() if field != SEED}
     variants: dict[str, VariantSettings] = {}

@@ -130,7 +130,7 @@ def build_table(
         )
     table = tabulate(
         [
-            _over_seeds(key, [e for e in evaluations if e is not None])
+            _over_seeds(key, evaluations)
             for key, cells in members.items()
             for evaluations in _by_task(cells)
         ]
@@ -193,12 +193,12 @@ def _mean(measurements: Sequence[Measurement]) -> Measurement:
     return Measurement(max(m.num_items for m in measurements), metrics)
 
 
-def texts(table: StudyTable) -> tuple[list[str], list[list[str]], int]:
+def texts(table: StudyTable, columns: Sequence[Column]) -> tuple[list[str], list[list[str]], int]:
     """Header and rows as people see them, and how many columns on the left are words."""
     short = short_names(table.fields)
     many_models = len({row.model for row in table.rows}) > 1
     left = ["model"] * many_models + ["variant", *(short[field] for field in table.fields)]
-    header = [*left, *(f"{c.task_title}: {c.title}" for c in table.columns), "seeds"]
+    header = [*left, *(f"{c.task_title}: {c.title}" for c in columns), "seeds"]
     has_published = any(row.published is not None for row in table.rows)
     if has_published:
         header += ["published", "difference"]
@@ -207,7 +207,7 @@ def texts(table: StudyTable) -> tuple[list[str], list[list[str]], int]:
         cells = [row.model] * many_models
         cells += [row.variant, *(row.levels.get(field, "") for field in table.fields)]
         missing = DIVERGED if row.num_diverged and not row.num_seeds else NO_VALUE
-        for column in table.columns:
+        for column in columns:
             value = table.results.text(row.key, column)
             cells.append(missing if table.value(row, column) is None else value)
         seeds = str(row.num_seeds)
@@ -246,7 +246,7 @@ def legend(table: StudyTable) -> str:
 
 def to_markdown(table: StudyTable, title: str, notes: Sequence[str] = ()) -> str:
     """The title, the table and its notes."""
-    header, rows, num_left = texts(table)
+    header, rows, num_left = texts(table, table.columns)
     lines = [f"# {plain(title)}", ""]
     lines += ["| " + " | ".join(plain(cell) for cell in header) + " |"]
     lines += ["|" + "---|" * num_left + "---:|" * (len(header) - num_left)]
@@ -273,7 +273,7 @@ def to_latex(table: StudyTable, title: str) -> str:
     def escape(text: str) -> str:
         return "".join(_LATEX.get(sign, sign) for sign in text)
 
-    header, rows, num_left = texts(table)
+    header, rows, num_left = texts(table, table.columns)
     lines = [r"\begin{table}", r"\centering"]
     lines += [rf"\caption{{{escape(title)}. {escape(legend(table))}}}"]
     lines += [
