@@ -19,21 +19,21 @@ from forgetting.studies import (
     shipped_studies,
     sweep_study,
 )
-from forgetting.studies.execute import read_diverged, work_left
+from forgetting.studies.execute import read_diverged, total_work
 from forgetting.studies.results import list_commands
 
 FILES = ["results.md", "results.csv", "results.tex", "results.json", "cells.csv"]
 FIGURES = ["figure.svg", "figure.png"]
-# One training of a few steps for each variant.
 TWO = {"full": {}, "forgetting": {}}
+# Three steps a variant, two for the reference.
+SHORT = {"batch_size": 8, "micro_batch_size": 8, "learning_rate": 1e-3, "lora": {"rank": 4}}
 
 
 @pytest.fixture
 def sweep(write_recipe):
-    def make(*grid, **sections):
-        return sweep_study(
-            write_recipe(variants=TWO, **sections), grid or ["selection.rho=0.6,0.8"]
-        )
+    def make(*grid, variants=TWO, **sections):
+        recipe = write_recipe(variants=variants, training=SHORT, **sections)
+        return sweep_study(recipe, grid or ["selection.rho=0.6,0.8"])
 
     return make
 
@@ -68,16 +68,16 @@ def test_every_study_has_three_seeds_and_a_row_for_every_published_figure(name, 
 
 def test_a_sweep_ends_in_tables_and_a_second_one_does_nothing(sweep, tmp_path, monkeypatch):
     study, output = sweep(), tmp_path / "study"
-    left = work_left(study.runs, output)
+    left = total_work(study.runs, output)
     assert (left.num_unfinished_runs, left.num_trainings, left.num_evaluations) == (1, 4, 4)
-    # D_ref and D_train have 16 and 24 samples, four a step.
-    assert left.num_optimizer_steps == 4 + 3 * 6
+    # D_ref and D_train have 16 and 24 samples, eight a step.
+    assert left.num_optimizer_steps == 2 + 3 * 3
     table = run_study(study, output)
     assert all((output / name).stat().st_size for name in FILES + FIGURES)
     assert sorted(row.num_seeds for row in table.rows) == [1, 1, 1, 1]
     values = [table.value(row, table.metric).value for row in table.rows]
     assert values == sorted(values, reverse=table.metric.higher_is_better)
-    assert work_left(study.runs, output).num_unfinished_runs == 0
+    assert total_work(study.runs, output).num_unfinished_runs == 0
     monkeypatch.setattr(stages, "train", None)
     assert run_study(study, output) == table
 
@@ -90,7 +90,7 @@ def test_listed_commands_are_the_study(sweep, tmp_path):
         program, *arguments = shlex.split(command)
         assert program == "forgetting"
         assert main([*arguments, "--quiet"]) == 0
-    assert work_left(study.runs, output).num_unfinished_runs == 0
+    assert total_work(study.runs, output).num_unfinished_runs == 0
     assert {row.num_seeds for row in run_study(study, output).rows} == {2}
 
 
@@ -152,7 +152,7 @@ def test_reproduce_without_a_name_lists_the_studies(capsys):
 
 
 def test_sweep_prints_its_commands_or_its_results(write_recipe, tmp_path, capsys):
-    recipe = write_recipe(variants={"full": {}})
+    recipe = write_recipe(variants={"full": {}}, training=SHORT)
     words = ["sweep", str(recipe), "--grid", "seed=1,2", "--output", str(tmp_path / "out")]
     assert main([*words, "--list"]) == 0
     captured = capsys.readouterr()
@@ -166,7 +166,7 @@ def test_sweep_prints_its_commands_or_its_results(write_recipe, tmp_path, capsys
 
 @pytest.mark.slow
 def test_figure1a_runs_at_the_tiny_scale(tmp_path):
-    overrides = ["data.num_train=64", "data.num_reference=32"]
+    overrides = ["data.num_train=32", "data.num_reference=16"]
     study = paper_study("figure1a", "tiny", seeds="1,2", overrides=overrides)
     output = tmp_path / "figure1a"
     table = run_study(study, output)

@@ -11,7 +11,7 @@ import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from forgetting.console import duration, logger
@@ -32,12 +32,15 @@ Diverged = dict[str, dict[str, dict[str, str]]]
 class WorkLeft:
     """What a study has still to do."""
 
-    num_runs: int
-    num_unfinished_runs: int
-    num_trainings: int
+    num_runs: int = 0
+    num_unfinished_runs: int = 0
+    num_trainings: int = 0
     """Reference models included."""
-    num_optimizer_steps: int
-    num_evaluations: int
+    num_optimizer_steps: int = 0
+    num_evaluations: int = 0
+
+    def __add__(self, other: WorkLeft) -> WorkLeft:
+        return WorkLeft(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def __str__(self) -> str:
         if not self.num_unfinished_runs:
@@ -90,23 +93,30 @@ def write_recipes(runs: Sequence[StudyRun], output: Path) -> list[str]:
     return commands
 
 
-def work_left(runs: Sequence[StudyRun], output: Path) -> WorkLeft:
-    """Count what is not done; loads no weights."""
-    diverged = read_diverged(output)
-    unfinished = trainings = optimizer_steps = evaluations = 0
-    for each in runs:
-        recipe = _without(each.recipe, _known(each, diverged))
-        check_inputs(recipe)
-        steps, done = plan_with_state(recipe, run_path(output, each.name))
-        left = [step.stage for step in steps if step.key not in done]
-        unfinished += bool(left)
-        trainings += left.count("reference") + left.count("train")
-        optimizer_steps += left.count("train") * recipe.training.num_steps(recipe.data.num_train)
-        optimizer_steps += left.count("reference") * recipe.reference.num_steps(
-            recipe.data.num_reference
-        )
-        evaluations += left.count("evaluate")
-    return WorkLeft(len(runs), unfinished, trainings, optimizer_steps, evaluations)
+def work_left(each: StudyRun, output: Path) -> WorkLeft:
+    """Count what is not done of a run; loads no weights.
+
+    Raises:
+        InputError: the recipe asks for what cannot be had.
+    """
+    recipe = _without(each.recipe, _known(each, read_diverged(output)))
+    check_inputs(recipe)
+    steps, done = plan_with_state(recipe, run_path(output, each.name))
+    left = [step.stage for step in steps if step.key not in done]
+    num_references, num_variants = left.count("reference"), left.count("train")
+    return WorkLeft(
+        num_runs=1,
+        num_unfinished_runs=int(bool(left)),
+        num_trainings=num_references + num_variants,
+        num_optimizer_steps=num_references * recipe.reference.num_steps(recipe.data.num_reference)
+        + num_variants * recipe.training.num_steps(recipe.data.num_train),
+        num_evaluations=left.count("evaluate"),
+    )
+
+
+def total_work(runs: Sequence[StudyRun], output: Path) -> WorkLeft:
+    """What is not done of a study."""
+    return sum((work_left(each, output) for each in runs), WorkLeft())
 
 
 def execute(runs: Sequence[StudyRun], output: Path) -> None:
@@ -116,18 +126,17 @@ def execute(runs: Sequence[StudyRun], output: Path) -> None:
         InputError: a recipe asks for what cannot be had.
         DivergenceError: a reference model diverged, without which nothing of its run can be done.
     """
-    total = left = work_left(runs, output)
-    logger.info("%s", left)
+    # Counted once: checksums of large weights take minutes.
+    works = [work_left(each, output) for each in runs]
+    logger.info("%s", sum(works, WorkLeft()))
     start = time.monotonic()
-    for number, each in enumerate(runs, start=1):
-        logger.info("Run %d of %d: %s", number, len(runs), each.name)
+    for place, each in enumerate(runs):
+        logger.info("Run %d of %d: %s", place + 1, len(runs), each.name)
         _finish(each, output)
-        now = work_left(runs, output)
-        if 0 < now.num_optimizer_steps < total.num_optimizer_steps:
-            pace = (time.monotonic() - start) / (
-                total.num_optimizer_steps - now.num_optimizer_steps
-            )
-            logger.info("%s; about %s left", now, duration(pace * now.num_optimizer_steps))
+        done, left = (sum(part, WorkLeft()) for part in (works[: place + 1], works[place + 1 :]))
+        if done.num_optimizer_steps and left.num_optimizer_steps:
+            pace = (time.monotonic() - start) / done.num_optimizer_steps
+            logger.info("About %s left", duration(pace * left.num_optimizer_steps))
 
 
 def _finish(each: StudyRun, output: Path) -> None:

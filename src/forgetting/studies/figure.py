@@ -14,7 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from forgetting.report.escaping import shortened
-from forgetting.report.figures import SERIES, SETTINGS
+from forgetting.report.figures import SETTINGS, series_styles
 from forgetting.report.results import Column
 from forgetting.studies.grid import short_names
 from forgetting.studies.table import Row, StudyTable
@@ -56,8 +56,9 @@ def _lines(axes: Axes, table: StudyTable, rows: list[Row], column: Column, x: st
     series: dict[str, list[Row]] = {}
     for row in rows:
         series.setdefault(_label(table, row, leave_out=x), []).append(row)
+    styles = series_styles(list(series))
     for place, (label, members) in enumerate(series.items()):
-        color = SERIES[place % len(SERIES)]
+        color = styles[label].color
         if x not in members[0].levels:
             value, _ = _value(table, members[0], column) or (0.0, 0.0)
             axes.axhline(value, color=color, dashes=(4, 2), linewidth=1.2, label=label)
@@ -97,10 +98,10 @@ def _lines(axes: Axes, table: StudyTable, rows: list[Row], column: Column, x: st
 
 
 def _bars(axes: Axes, table: StudyTable, rows: list[Row], column: Column) -> None:
-    variants = list(dict.fromkeys(row.variant for row in rows))
+    styles = series_styles(list(dict.fromkeys(row.variant for row in rows)))
     for place, row in enumerate(rows):
         value, error = _value(table, row, column) or (0.0, 0.0)
-        color = SERIES[variants.index(row.variant) % len(SERIES)]
+        color = styles[row.variant].color
         axes.barh(place, value, height=0.75, color=color, xerr=error or None, capsize=2)
         if row.published is not None:
             published = row.published.value

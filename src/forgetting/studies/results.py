@@ -16,7 +16,7 @@ from forgetting.studies.execute import (
     execute,
     open_study,
     run_path,
-    work_left,
+    total_work,
     write_recipes,
 )
 from forgetting.studies.figure import write_figure
@@ -58,7 +58,7 @@ def list_commands(study: Study, output: Path) -> list[str]:
     """
     open_study(output, study.name)
     commands = write_recipes(study.runs, output)
-    logger.info("%s", work_left(study.runs, output))
+    logger.info("%s", total_work(study.runs, output))
     return commands
 
 
