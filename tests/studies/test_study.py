@@ -19,7 +19,7 @@ from forgetting.studies import (
     shipped_studies,
     sweep_study,
 )
-from forgetting.studies.execute import read_diverged, total_work
+from forgetting.studies.execute import diverged_variants, total_work
 from forgetting.studies.results import list_commands
 
 FILES = ["results.md", "results.csv", "results.tex", "results.json", "cells.csv"]
@@ -111,12 +111,12 @@ def test_a_diverged_variant_is_written_down_and_the_others_go_on(sweep, tmp_path
         assert (lost.levels, lost.num_seeds) == ({"selection.rho": "0.6"}, 0)
         assert sum(row.num_seeds for row in table.rows) == 3
     assert attempts.count("forgetting-rho-0.6") == 1
-    assert list(read_diverged(output)) == [study.runs[0].name]
-    # With other settings it is tried again.
+    # With other settings it would be tried again.
+    assert list(diverged_variants(study.runs, output)) == [
+        (study.runs[0].name, "forgetting-rho-0.6")
+    ]
     other = sweep(forgetting={"t_max": 0.2})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "train", train)
-        assert not any(row.num_diverged for row in run_study(other, output).rows)
+    assert diverged_variants(other.runs, output) == {}
 
 
 def test_a_folder_of_another_study_or_of_anything_else_is_refused(sweep, tmp_path):
@@ -167,12 +167,12 @@ def test_sweep_prints_its_commands_or_its_results(write_recipe, tmp_path, capsys
 @pytest.mark.slow
 def test_figure1a_runs_at_the_tiny_scale(tmp_path):
     overrides = ["data.num_train=32", "data.num_reference=16"]
-    study = paper_study("figure1a", "tiny", seeds="1,2", overrides=overrides)
+    study = paper_study("figure1a", "tiny", seeds="1", overrides=overrides)
     output = tmp_path / "figure1a"
     table = run_study(study, output)
     rhos = load_definition("figure1a").grid["selection.rho"]
     assert len(table.rows) == 2 + 2 * len(rhos)
-    assert {row.num_seeds for row in table.rows} == {2}
+    assert {row.num_seeds for row in table.rows} == {1}
     assert all((output / name).stat().st_size for name in FILES + FIGURES)
     # One reference and one scoring serve all rho.
     for run in study.runs:
@@ -190,11 +190,10 @@ def test_figure1a_runs_at_the_tiny_scale(tmp_path):
     assert all(rho <= share + 0.01 for rho, share in shares.items())
     assert list(shares.values()) == sorted(shares.values())
     rows = list(csv.DictReader((output / "cells.csv").open(encoding="utf-8")))
-    assert {row["seed"] for row in rows} == {"1", "2"}
+    assert {row["seed"] for row in rows} == {"1"}
     # The world's noise is known, so how well quality finds it is measured; rho has no part in it.
-    found = {(r["seed"], r["value"]) for r in rows if r["metric"] == "auroc"}
-    assert len(found) == 2
-    assert all(0 < float(value) < 1 for _, value in found)
+    (auroc,) = {float(row["value"]) for row in rows if row["metric"] == "auroc"}
+    assert 0 < auroc < 1
 
 
 def test_a_model_and_data_of_ones_own_take_the_place_of_the_demo(tiny_model, tmp_path):
