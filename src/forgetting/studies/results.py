@@ -33,7 +33,7 @@ from forgetting.studies.table import (
     to_markdown,
 )
 
-NOISE_FIGURES = ("auroc", "average_precision", "precision", "recall")
+NOISE_FIGURES = ("auroc", "average_precision", "precision", "recall", "precision_negative")
 
 
 def run_study(study: Study, output: Path) -> StudyTable:
