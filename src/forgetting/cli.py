@@ -5,11 +5,13 @@ No logic of its own. Exit codes: 0 done, 1 failed, 2 the user's input is wrong.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import sys
 import traceback
+import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -258,6 +260,39 @@ def reproduce(
         metric=metric,
     )
     _run_study(study, output, list_, as_json)
+
+
+@app.command()
+def inspect(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")],
+    variant: Annotated[
+        str | None,
+        typer.Option("--variant", help="Whose selection. Default: forgetting, or the first."),
+    ] = None,
+    terminal: Annotated[
+        bool, typer.Option("--terminal", help="Show it here, for machines without a browser.")
+    ] = False,
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Default: a free one.")] = 0,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
+    ] = True,
+) -> None:
+    """Look at D_train token by token: a page on this machine, from which nothing is changed."""
+    setup_logging()
+    from forgetting.inspecting import open_run
+    from forgetting.report.inspector import InspectorServer, show_in_terminal
+
+    inspection = open_run(run_dir, variant)
+    if terminal:
+        show_in_terminal(inspection, out)
+        return
+    with InspectorServer(inspection, port) as server:
+        out.print("The inspector is at", server.url, style="bold", soft_wrap=True, highlight=False)
+        out.print("It is read only, and for this machine alone. Ctrl-C ends it.")
+        if browser:
+            webbrowser.open(server.url)
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
 
 
 @app.command()

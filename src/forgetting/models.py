@@ -7,7 +7,7 @@ Weights are read from safetensors only. Knows nothing of data or of what the mod
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,6 +81,22 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def decoder(settings: ModelSettings) -> Callable[[Sequence[int]], str]:
+    """The tokenizer's way back from token ids to text, special tokens and spaces as they are.
+
+    Raises:
+        InputError: as `load_tokenizer`.
+    """
+    tokenizer = load_tokenizer(settings)
+
+    def decode(ids: Sequence[int]) -> str:
+        return str(
+            tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        )
+
+    return decode
 
 
 def load_base_model(

@@ -500,13 +500,7 @@ def _write_samples(work: Work, task: str, rows: list[dict[str, Any]]) -> None:
 
 def report(recipe: Recipe, run: Path, work: Work) -> None:
     """The page, its figures and tables."""
-    tokenizer = models.load_tokenizer(recipe.model)
-
-    def decode(ids: Any) -> str:
-        return str(
-            tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        )
-
+    decode = models.decoder(recipe.model)
     build_report(run, work.output, decode=decode, seed=recipe.report.seed)
 
 

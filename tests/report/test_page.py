@@ -1,4 +1,4 @@
-"""The pages as a browser reads them: sections, escaping, determinism."""
+"""The report as a browser reads it: sections, escaping, determinism."""
 
 from __future__ import annotations
 
@@ -18,47 +18,37 @@ from forgetting.report.collect import Noise
 from forgetting.report.page import noise_sentence
 
 Decode = Callable[..., str]
-ALL_FILES = ["index.html", "results.csv", "results.json", "results.md", "tokens.html"]
+ALL_FILES = ["index.html", "inspector.html", "results.csv", "results.json", "results.md"]
 
 
 class Page(HTMLParser):
-    """Tags with attributes, the text, and the text of each token."""
+    """Tags with attributes, headings and the text."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.source = path.read_text(encoding="utf-8")
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.headings: list[str] = []
-        self.tokens: list[str] = []
-        self.titles: list[str] = []
         self.text = ""
-        self._open: list[tuple[str, bool]] = []
+        self._open: list[str] = []
         self.feed(self.source)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = dict(attrs)
-        self.tags.append((tag, attributes))
-        is_token = attributes.get("role") == "img" and tag == "span"
+        self.tags.append((tag, dict(attrs)))
         if tag not in ("meta", "br"):
-            self._open.append((tag, is_token))
-        if is_token:
-            self.tokens.append("")
-            self.titles.append(attributes["title"] or "")
+            self._open.append(tag)
         if tag == "h2":
             self.headings.append("")
 
     def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop()[0] == tag, f"<{tag}> is not closed in order"
+        assert self._open.pop() == tag, f"<{tag}> is not closed in order"
 
     def handle_data(self, data: str) -> None:
-        inside = [tag for tag, _ in self._open]
-        if "style" in inside:
+        if "style" in self._open:
             return
         self.text += data
-        if "h2" in inside:
+        if "h2" in self._open:
             self.headings[-1] += data
-        if any(is_token for _, is_token in self._open):
-            self.tokens[-1] += data
 
 
 def build(run_dir: Path, decode: Decode) -> Path:
@@ -71,7 +61,6 @@ def test_report_holds_all_sections(run_dir: Path, decode: Decode) -> None:
     summary = build_report(run_dir, run_dir / "report", decode=decode)
     page = Page(run_dir / "report" / "index.html")
     assert sorted(path.name for path in summary.paths) == ALL_FILES
-    assert summary.num_samples_shown == 40
     assert summary.sentence in page.text
     assert page.headings == [
         "Does quality find the noise?",
@@ -123,12 +112,11 @@ def test_ids_are_unique_and_references_resolve(run_dir: Path, decode: Decode) ->
     assert {one or other for one, other in references} <= set(ids)
 
 
-@pytest.mark.parametrize("name", ["index.html", "tokens.html"])
 def test_nothing_from_the_data_runs(
-    make_run: Callable[..., Path], decode: Decode, hostile: str, name: str
+    make_run: Callable[..., Path], decode: Decode, hostile: str
 ) -> None:
     variants = ["full", "forgetting", "<img src=x onerror=alert(1)>"]
-    page = Page(build(make_run(source=hostile, variants=variants), decode) / name)
+    page = Page(build(make_run(source=hostile, variants=variants), decode) / "index.html")
     assert not {"script", "iframe", "object", "embed", "link", "img", "base", "form"} & {
         tag for tag, _ in page.tags
     }
@@ -141,35 +129,13 @@ def test_nothing_from_the_data_runs(
     )
 
 
-@pytest.mark.parametrize("name", ["index.html", "tokens.html"])
-def test_page_asks_for_nothing(run_dir: Path, decode: Decode, name: str) -> None:
-    page = Page(build(run_dir, decode) / name)
+def test_page_asks_for_nothing(run_dir: Path, decode: Decode) -> None:
+    page = Page(build(run_dir, decode) / "index.html")
     policies = [a["content"] for _, a in page.tags if "http-equiv" in a]
     assert policies == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
     links = {a["href"] for tag, a in page.tags if tag == "a"}
     assert links <= {*ALL_FILES}
     assert not re.search(r"@import|url\(\s*['\"]?(?!#)|\ssrc=", page.source)
-
-
-def test_token_texts_on_the_page_join_to_the_responses(run_dir: Path, decode: Decode) -> None:
-    page = Page(build(run_dir, decode) / "tokens.html")
-    text = "".join(page.tokens)
-    assert text.count("naïve 日本 🙂<|end|>") == 40
-    assert "\ufffd" not in page.source
-    assert any(token == "\n" for token in page.tokens)
-    assert any(token.startswith(" ") for token in page.tokens)
-    for title in page.titles:
-        assert re.search(r"token \d+ · base \S+ · reference \S+ · quality [+-]\d", title)
-
-
-def test_tokens_are_marked_by_polarity_and_noise(run_dir: Path, decode: Decode) -> None:
-    page = Page(build(run_dir, decode) / "tokens.html")
-    spans = [a for tag, a in page.tags if tag == "span" and a.get("role") == "img"]
-    for span in spans:
-        classes, title = (span["class"] or "").split(), span["title"] or ""
-        assert ("negative" in classes) == ("· negative" in title)
-        assert ("noisy" in classes) == ("known noise" in title)
-    assert any("noisy" in (span["class"] or "") for span in spans)
 
 
 def remove_heldout(run_dir: Path) -> None:
@@ -214,8 +180,8 @@ def test_missing_parts_leave_their_section_out(
     page = Page(output_dir / "index.html")
     assert gone not in page.text
     assert "Recipe" in page.headings
-    assert (output_dir / "tokens.html").exists() == has_tokens
-    assert ("tokens.html" in page.source) == has_tokens
+    assert (output_dir / "inspector.html").exists() == has_tokens
+    assert ("inspector.html" in page.source) == has_tokens
 
 
 def test_run_with_only_the_full_variant(make_run: Callable[..., Path], decode: Decode) -> None:

@@ -1,7 +1,7 @@
-"""The report of a run: one page that tells what happened, one that shows tokens, and the tables.
+"""The report of a run: one page that tells what happened, the inspector of tokens, and the tables.
 
 Goes in: a run directory, finished or partly so, and the tokenizer's `decode`. Comes out: HTML
-pages that need no network and no script, results as JSON, CSV and Markdown. Knows the files of
+pages that need no network, results as JSON, CSV and Markdown. Knows the files of
 a run directory, not the code that wrote them.
 """
 

@@ -1,7 +1,7 @@
 """What a run directory holds, as small frozen dataclasses.
 
 Goes in: the directory of a run, finished or partly so. Comes out: results, training curves,
-selections, counts of data, times, and samples with one number per response token. What is not
+selections, counts of data, times, and scores with one number per response token. What is not
 there yet is empty or None; what is there and cannot be read is an `InputError`. Judges nothing.
 """
 
@@ -219,30 +219,6 @@ class Scores:
     quality: Floats
     """By one measure; shape (tokens,)."""
 
-    @property
-    def mean_quality(self) -> Floats:
-        """Shape (samples,): NaN for a sample without response tokens."""
-        lengths = np.diff(self.offsets)
-        owner = np.repeat(np.arange(len(lengths)), lengths)
-        sums = np.bincount(owner, weights=self.quality, minlength=len(lengths))
-        return np.where(lengths > 0, sums / np.maximum(lengths, 1), np.nan)
-
-
-@dataclass(frozen=True)
-class TokenSample:
-    """One sample of D_train; per-token arrays have one entry per response token."""
-
-    sample_id: int
-    source: str
-    input_ids: Ints
-    is_response: npt.NDArray[np.bool_]
-    base_log_probs: Floats
-    reference_log_probs: Floats
-    quality: Floats
-    polarity: Ints
-    noise: Ints | None
-    noise_kind: str | None
-
 
 def read_run(run_dir: Path) -> Run:
     """Read all but the tokens.
@@ -312,67 +288,6 @@ def read_scores(run_dir: Path, quality: QualityName) -> Scores | None:
             columns["reference_log_probs"],
             measure.compute(*(columns[name] for name in measure.columns)),
         )
-
-
-def read_has_noise(run_dir: Path) -> npt.NDArray[np.bool_]:
-    """Shape (samples of D_train,): whether a sample holds a token that is known to be noisy."""
-    path = run_dir / "data" / "train.parquet"
-    with _readable(path):
-        noise, lengths = _flat(pq.read_table(path, columns=["noise"])["noise"])
-    owner = np.repeat(np.arange(len(lengths)), lengths)
-    return np.bincount(owner, weights=noise, minlength=len(lengths)) > 0
-
-
-def read_samples(run_dir: Path, variant: str, scores: Scores, rows: Ints) -> list[TokenSample]:
-    """The samples at `rows` of D_train, with their scores and the variant's polarity.
-
-    Raises:
-        InputError: the files are not of the same corpus.
-    """
-    train_path = run_dir / "data" / "train.parquet"
-    polarity_path = run_dir / "selection" / variant / "polarity.parquet"
-    with _readable(train_path):
-        train = pq.read_table(train_path)
-    with _readable(polarity_path):
-        polarity = pq.read_table(polarity_path)
-    for path, table in ((train_path, train), (polarity_path, polarity)):
-        if not np.array_equal(table["sample_id"].to_numpy(), scores.sample_ids):
-            raise InputError(
-                f"{path} and the scores are of different samples. Score the run again."
-            )
-    chosen = zip(
-        rows, train.take(rows).to_pylist(), polarity.take(rows)["polarity"].to_pylist(), strict=True
-    )
-    return [_token_sample(run_dir, scores, int(row), *record) for row, *record in chosen]
-
-
-def _token_sample(
-    run_dir: Path, scores: Scores, row: int, record: Mapping[str, Any], polarity: Sequence[int]
-) -> TokenSample:
-    tokens = slice(scores.offsets[row], scores.offsets[row + 1])
-    is_response = np.asarray(record["labels"]) != -100
-    is_response[:1] = False  # the first token has no prefix to be predicted from
-    noise = record["noise"]
-    counts = {int(is_response.sum()), tokens.stop - tokens.start, len(polarity)}
-    if noise is not None:
-        counts.add(len(noise))
-    if len(counts) > 1:
-        raise InputError(
-            f"{run_dir}: sample {record['sample_id']} has different numbers of response tokens in "
-            f"data, scores and selection ({sorted(counts)}). Score the run again."
-        )
-    return TokenSample(
-        sample_id=int(record["sample_id"]),
-        source=str(record["source"]),
-        input_ids=np.asarray(record["input_ids"]),
-        is_response=is_response,
-        base_log_probs=scores.base_log_probs[tokens],
-        reference_log_probs=scores.reference_log_probs[tokens],
-        quality=scores.quality[tokens],
-        polarity=np.asarray(polarity),
-        noise=None if noise is None else np.asarray(noise),
-        noise_kind=record["noise_kind"],
-    )
 
 
 def in_order(variants: Iterable[str]) -> list[str]:

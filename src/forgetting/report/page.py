@@ -1,6 +1,6 @@
 """The pages: what was read and drawn, laid out by the templates beside this file.
 
-Goes in: a run directory and the tokenizer's `decode`. Comes out: index.html, tokens.html where
+Goes in: a run directory and the tokenizer's `decode`. Comes out: index.html, inspector.html where
 tokens were scored and selected, and results as JSON, CSV and Markdown. All text is escaped by
 the engine and stripped of invisible marks by `visible`; only our own SVG passes as it is.
 """
@@ -16,12 +16,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from forgetting.report import figures
-from forgetting.report.collect import Noise, Run, Selection, in_order, read_run
+from forgetting.report.collect import Noise, Run, in_order, read_run
 from forgetting.report.escaping import visible
+from forgetting.report.inspector.corpus import open_inspection, preferred
+from forgetting.report.inspector.page import static_page
+from forgetting.report.inspector.pieces import Decode
 from forgetting.report.results import ResultsTable, tabulate, to_csv, to_json, to_markdown
-from forgetting.report.tokens import LEVELS, Decode, TokenView, token_view
 
-PREFERRED = "forgetting"
 PANELS = (
     ("positive_loss", "Loss of positive tokens"),
     ("negative_loss", "Loss of negative tokens"),
@@ -35,7 +36,6 @@ class ReportSummary:
 
     sentence: str
     paths: Sequence[Path]
-    num_samples_shown: int
 
 
 def build_report(
@@ -45,7 +45,7 @@ def build_report(
 
     Args:
         run_dir: a run, whole or partly done; sections whose stage is missing are left out.
-        output_dir: receives index.html, tokens.html, results.json, results.csv, results.md.
+        output_dir: receives index.html, inspector.html, results.json, results.csv, results.md.
         decode: text of token ids, with special tokens and spaces as they are.
         seed: of the choice of random samples. The same run and seed give the same bytes.
 
@@ -54,24 +54,22 @@ def build_report(
     """
     run = read_run(run_dir)
     table = tabulate(run.evaluations)
-    selection = _preferred(run)
-    view = None if selection is None else token_view(run_dir, selection, decode, seed)
+    inspection = open_inspection(run_dir, decode)
     environment = _environment()
     files = {
         "results.json": to_json(table),
         "results.csv": to_csv(table),
         "results.md": to_markdown(table),
-        "index.html": environment.get_template("index.html").render(_index(run, table, view)),
+        "index.html": environment.get_template("index.html").render(
+            _index(run, table, has_tokens=inspection is not None)
+        ),
     }
-    if view is not None:
-        files["tokens.html"] = environment.get_template("tokens.html").render(
-            run=run, view=view, levels=LEVELS
-        )
+    if inspection is not None:
+        files["inspector.html"] = static_page(inspection, seed)
     output_dir.mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (output_dir / name).write_text(text, encoding="utf-8", newline="\n")
-    shown = 0 if view is None else sum(len(samples) for _, samples in view.parts)
-    return ReportSummary(table.sentence, [output_dir / name for name in files], shown)
+    return ReportSummary(table.sentence, [output_dir / name for name in files])
 
 
 def noise_sentence(variant: str, noise: Noise) -> str:
@@ -101,14 +99,10 @@ def noise_sentence(variant: str, noise: Noise) -> str:
     )
 
 
-def _preferred(run: Run) -> Selection | None:
-    return run.selections.get(PREFERRED) or next(iter(run.selections.values()), None)
-
-
-def _index(run: Run, table: ResultsTable, view: TokenView | None) -> dict[str, Any]:
+def _index(run: Run, table: ResultsTable, *, has_tokens: bool) -> dict[str, Any]:
     variants = in_order({*table.variants, *run.curves, *run.selections})
     styles = figures.series_styles(variants)
-    selection = _preferred(run)
+    selection = preferred(run)
     panels = [
         figures.curve_figure(
             f"curve-{field}",
@@ -146,7 +140,7 @@ def _index(run: Run, table: ResultsTable, view: TokenView | None) -> dict[str, A
         "selection_sources": sorted(
             {name for s in run.selections.values() for name in s.by_source}
         ),
-        "has_tokens": view is not None,
+        "has_tokens": has_tokens,
     }
 
 
@@ -161,10 +155,8 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "count": lambda number: f"{number:,}",
-        "percent": lambda share: None if share is None else f"{100 * share:.1f} %",
-        "decimals": lambda value, digits=3: None if value is None else f"{value:.{digits}f}",
-        "probability": lambda probability: f"{probability:.3g}",
-        "line_breaks": _line_breaks,
+        "percent": _percent,
+        "decimals": _decimals,
         "duration": _duration,
         "memory": lambda size: None if size is None else f"{size / 2**30:.2f} GiB",
     }
@@ -177,9 +169,12 @@ def _finalize(value: Any) -> Any:
     return value if isinstance(value, Markup) else visible(str(value))
 
 
-def _line_breaks(text: str) -> Markup:
-    """Text with a mark, which is not itself text, before each line break."""
-    return Markup('<span class="nl"></span>\n').join(visible(text).split("\n"))
+def _decimals(value: float | None, digits: int = 3) -> str | None:
+    return None if value is None else f"{value:.{digits}f}"
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.1f} %"
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,140 @@
+"""The server answers its three routes to its own page, and nothing else to nobody."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forgetting.errors import InputError
+from forgetting.report.inspector import InspectorServer, open_inspection
+from forgetting.report.inspector.corpus import Query
+from forgetting.report.inspector.server import MAX_TOKENS_SHOWN
+
+Decode = Callable[..., str]
+
+
+@pytest.fixture
+def server(run_dir: Path, decode: Decode) -> Iterator[InspectorServer]:
+    inspection = open_inspection(run_dir, decode)
+    assert inspection is not None
+    with InspectorServer(inspection) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def ask(
+    server: InspectorServer, path: str, method: str = "GET", **headers: str
+) -> tuple[int, bytes, dict[str, str]]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=5)
+    connection.putrequest(method, path, skip_host="Host" in headers)
+    for name, value in headers.items():
+        connection.putheader(name.replace("_", "-"), value)
+    connection.endheaders()
+    answer = connection.getresponse()
+    result = answer.status, answer.read(), dict(answer.headers)
+    connection.close()
+    return result
+
+
+def ask_json(server: InspectorServer, route: str) -> Any:
+    status, body, _ = ask(server, server.prefix + route)
+    assert status == 200
+    return json.loads(body)
+
+
+def test_routes_answer_with_the_page_a_list_and_a_sample(server: InspectorServer) -> None:
+    status, body, headers = ask(server, server.prefix)
+    assert (status, body) == (200, server.page)
+    assert headers["Content-Type"] == "text/html; charset=utf-8"
+    assert headers["X-Content-Type-Options"] == "nosniff"
+    listed = ask_json(server, "samples?rho=0.4&min=0.1&sort=best&offset=3&limit=2&source=0")
+    query = Query(rho=0.4, min_negative=0.1, sort="best", offset=3, limit=2, source=0)
+    assert listed == server.inspection.page(query)
+    assert len(listed["rows"]) == 2
+    assert ask_json(server, "sample?row=7") == server.inspection.sample(7, MAX_TOKENS_SHOWN)
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", ""])
+def test_another_hosts_name_is_refused(server: InspectorServer, host: str) -> None:
+    assert ask(server, server.prefix, Host=host)[0] == 421
+
+
+@pytest.mark.parametrize("host", ["localhost:8123", "127.0.0.1"])
+def test_a_forwarded_port_is_served(server: InspectorServer, host: str) -> None:
+    assert ask(server, server.prefix, Host=host)[0] == 200
+
+
+def test_another_sites_request_is_refused(server: InspectorServer) -> None:
+    assert ask(server, server.prefix, Sec_Fetch_Site="cross-site")[0] == 403
+    assert ask(server, server.prefix, Sec_Fetch_Site="same-origin")[0] == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/samples",
+        "{}recipe.yaml",
+        "{}../",
+        "{}..%2f..%2fetc/passwd",
+        "{}sample/",
+        "//",
+        "{}%00",
+    ],
+)
+def test_no_other_path_is_known(server: InspectorServer, path: str) -> None:
+    assert ask(server, path.format(server.prefix))[0] == 404
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "HEAD", "TRACE"])
+def test_nothing_but_reading_is_known(server: InspectorServer, method: str) -> None:
+    assert ask(server, server.prefix, method)[0] == 501
+
+
+@pytest.mark.parametrize(
+    "route",
+    [
+        "sample",
+        "sample?row=-1",
+        "sample?row=80",
+        "sample?row=x",
+        f"sample?row={'9' * 5000}",
+        "samples?rho=1",
+        "samples?rho=nan",
+        "samples?min=nan",
+        "samples?min=2",
+        "samples?limit=0",
+        "samples?limit=1000000",
+        "samples?offset=-1",
+        "samples?sort=__class__",
+        "samples?source=x",
+        "samples?unknown=1",
+        "samples?" + "&".join(f"text={i}" for i in range(50)),
+    ],
+)
+def test_a_question_that_makes_no_sense_is_400(server: InspectorServer, route: str) -> None:
+    assert ask(server, server.prefix + route)[0] == 400
+
+
+def test_a_connection_that_says_nothing_keeps_nobody_waiting(server: InspectorServer) -> None:
+    with socket.create_connection(("127.0.0.1", server.server_port)):
+        assert ask(server, server.prefix)[0] == 200
+
+
+def test_it_listens_on_this_machine_alone(server: InspectorServer) -> None:
+    assert server.server_address[0] == "127.0.0.1"
+
+
+def test_a_taken_port_is_named(server: InspectorServer) -> None:
+    with pytest.raises(InputError, match=f"port {server.server_port} cannot be used"):
+        InspectorServer(server.inspection, server.server_port)
