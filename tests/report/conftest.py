@@ -43,7 +43,13 @@ def write_evaluation(
     path.write_text(json.dumps(result))
 
 
-def write_run(run_dir: Path, *, source: str = "world", variants: Sequence[str] = VARIANTS) -> Path:
+def write_run(
+    run_dir: Path,
+    *,
+    source: str = "world",
+    variants: Sequence[str] = VARIANTS,
+    num_samples: int = 80,
+) -> Path:
     """Every file of the contract that the report reads."""
     rng = np.random.default_rng(0)
     run_dir.mkdir(parents=True)
@@ -53,7 +59,7 @@ def write_run(run_dir: Path, *, source: str = "world", variants: Sequence[str] =
         "variants": {v: {} for v in variants},
     }
     (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    corpus = _write_data(run_dir, rng, source)
+    corpus = _write_data(run_dir, rng, source, num_samples)
     for variant in variants:
         _write_training(run_dir, rng, variant)
         if variant != "full":
@@ -103,8 +109,9 @@ def write_run(run_dir: Path, *, source: str = "world", variants: Sequence[str] =
     return run_dir
 
 
-def _write_data(run_dir: Path, rng: np.random.Generator, source: str) -> dict[str, list[Any]]:
-    num = 80
+def _write_data(
+    run_dir: Path, rng: np.random.Generator, source: str, num: int
+) -> dict[str, list[Any]]:
     rows: dict[str, list[Any]] = {
         "sample_id": [],
         "source": [],
@@ -158,7 +165,7 @@ def _write_data(run_dir: Path, rng: np.random.Generator, source: str) -> dict[st
     )
     for shard in range(2):
         path = run_dir / "scores" / f"scores-{shard:05}-of-00002.parquet"
-        pq.write_table(scored.slice(shard * 40, 40), path)
+        pq.write_table(scored.slice(shard * num // 2, num // 2), path)
     counts = {"samples": num, "tokens": 2400, "response_tokens": 1200}
     origin = {
         "name": source,
@@ -256,6 +263,11 @@ def run_dir(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run")
 
 
+@pytest.fixture(scope="session", name="write_run")
+def write_run_fixture() -> Callable[..., Path]:
+    return write_run
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """Writes a run with the keywords of `write_run`, under a name of its own."""
@@ -264,11 +276,11 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
     )
 
 
-@pytest.fixture(name="decode")
+@pytest.fixture(scope="session", name="decode")
 def decode_fixture() -> Callable[[Sequence[int]], str]:
     return decode
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def hostile() -> str:
     return HOSTILE
