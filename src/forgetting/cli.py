@@ -264,7 +264,22 @@ def reproduce(
 
 @app.command()
 def inspect(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")],
+    target: Annotated[
+        str, typer.Argument(metavar="RUN|DATA", help="The directory of a run, or a data file.")
+    ],
+    model: Annotated[
+        str | None, typer.Option("--model", help="Base model; with DATA, which it scores.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="Reference model; with DATA.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Only the first N records of DATA.")
+    ] = None,
+    run_dir: Annotated[
+        Path | None,
+        typer.Option("--run-dir", help="Where DATA's scores are kept. Default: runs/inspect-NAME."),
+    ] = None,
     variant: Annotated[
         str | None,
         typer.Option("--variant", help="Whose selection. Default: forgetting, or the first."),
@@ -277,12 +292,23 @@ def inspect(
         bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
     ] = True,
 ) -> None:
-    """Look at D_train token by token: a page on this machine, from which nothing is changed."""
+    """Look at tokens and their quality: a page for this machine, from which nothing is changed."""
     setup_logging()
-    from forgetting.inspecting import open_run
+    path = Path(target)
+    if model is None and not path.is_dir():
+        raise InputError(f"{target} is not the directory of a run; for a data file give --model")
+    if model is not None and reference is None:
+        raise InputError("quality compares two models: give --reference as well")
+    from forgetting.inspecting import open_run, score_data
     from forgetting.report.inspector import InspectorServer, show_in_terminal
 
-    inspection = open_run(run_dir, variant)
+    try:
+        if model is not None and reference is not None:
+            path = score_data(target, model, reference, limit=limit, run_dir=run_dir)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command goes on from here.", err=True)
+        raise typer.Exit(130) from None
+    inspection = open_run(path, variant)
     if terminal:
         show_in_terminal(inspection, out)
         return

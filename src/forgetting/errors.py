@@ -15,5 +15,18 @@ class InputError(ForgettingError):
     """The user's input is wrong: a recipe, a file, a model, a directory (exit code 2)."""
 
 
+class TooFewSamples(InputError):
+    """A corpus has fewer usable samples than its splits ask for.
+
+    Args:
+        message: for a person.
+        num_usable: how many there are.
+    """
+
+    def __init__(self, message: str, num_usable: int) -> None:
+        super().__init__(message)
+        self.num_usable = num_usable
+
+
 class DivergenceError(ForgettingError):
     """Training left the range in which its numbers mean anything (exit code 1)."""

@@ -1,18 +1,35 @@
 """From what a person names to what the inspector shows.
 
-Goes in: the directory of a run. Comes out: an `Inspection` of it. Knows nothing of pages,
-browsers or terminals.
+Goes in: the directory of a run; or a data file, a model and a reference, for which a recipe is
+made on the fly. Comes out: an `Inspection`. Knows nothing of pages, browsers or terminals.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from forgetting import models
-from forgetting.errors import InputError
-from forgetting.recipe import load_recipe
+from forgetting.data.sources import is_local
+from forgetting.errors import InputError, TooFewSamples
+from forgetting.pipeline import default_run_dir, describe_plan
+from forgetting.pipeline import run as run_stages
+from forgetting.recipe import (
+    DataSettings,
+    ModelSettings,
+    Recipe,
+    ReferenceSettings,
+    SourceSettings,
+    VariantSettings,
+    load_recipe,
+)
 from forgetting.report.inspector import Inspection, open_inspection
 from forgetting.rundir import RECIPE
+
+STAGES = ("prepare", "score", "select")
+# More than anybody looks at; whatever a corpus has up to here is scored whole.
+MAX_SAMPLES = 1_000_000
+DEFAULT_MAX_LENGTH = 2048
 
 
 def open_run(run_dir: Path, variant: str | None = None) -> Inspection:
@@ -31,3 +48,75 @@ def open_run(run_dir: Path, variant: str | None = None) -> Inspection:
             "up to `forgetting select`"
         )
     return inspection
+
+
+def score_data(
+    data: str,
+    model: str,
+    reference: str,
+    *,
+    limit: int | None = None,
+    run_dir: Path | None = None,
+) -> Path:
+    """Prepare, score and select all of a data set, without a recipe.
+
+    Args:
+        data: a file of a form that `data.sources` reads, or an id on the hub.
+        model: the base model, a folder or an id on the hub.
+        reference: the reference model, likewise; whole weights or an adapter.
+        limit: read only this many records, from the start.
+        run_dir: default `runs/inspect-<name of the data>`.
+
+    Returns:
+        The run directory; what is done in it is not done again.
+
+    Raises:
+        InputError: what is asked for cannot be had.
+    """
+    source = SourceSettings(path=_resolved(data), limit=limit)
+    is_local(source)  # refuses a path at which there is no file, before any model is asked for
+    base = ModelSettings(name_or_path=_resolved(model))
+    positions = models.max_positions(models.load_config(base)) or DEFAULT_MAX_LENGTH
+    settings = DataSettings(
+        sources=[source],
+        num_reference=0,
+        num_train=MAX_SAMPLES,
+        num_heldout=0,
+        max_length=min(DEFAULT_MAX_LENGTH, positions),
+    )
+    recipe = Recipe(
+        name="inspect-" + re.sub(r"[^A-Za-z0-9_.-]", "-", source.label)[:80],
+        model=base,
+        data=settings,
+        reference=ReferenceSettings(name_or_path=_resolved(reference)),
+        variants={"inspected": VariantSettings(objective="ignoring")},
+    )
+    path = default_run_dir(recipe) if run_dir is None else run_dir
+    recipe = _as_before(recipe, path) or recipe
+    while True:
+        try:
+            return run_stages(recipe, path, stages=STAGES)
+        except TooFewSamples as error:
+            # How many samples a file gives is known once they are read.
+            if not 0 < error.num_usable < recipe.data.num_train:
+                raise
+            recipe = _with_num_train(recipe, error.num_usable)
+
+
+def _as_before(recipe: Recipe, path: Path) -> Recipe | None:
+    """The recipe with the number of samples found before, where data and model are the same."""
+    if not (path / RECIPE).is_file():
+        return None
+    again = _with_num_train(recipe, load_recipe(path / RECIPE).data.num_train)
+    prepared = next(step for step in describe_plan(again, path) if step.key == "prepare")
+    return again if prepared.is_done else None
+
+
+def _with_num_train(recipe: Recipe, num_train: int) -> Recipe:
+    data = recipe.data.model_copy(update={"num_train": num_train})
+    return recipe.model_copy(update={"data": data})
+
+
+def _resolved(name: str) -> str:
+    """What exists here by its whole path, so that the run is found again from elsewhere."""
+    return str(Path(name).resolve()) if Path(name).exists() else name

@@ -34,7 +34,7 @@ from forgetting.data.samples import (
 )
 from forgetting.data.sources import read_source
 from forgetting.data.tokens import Tokenization, Tokens, cut
-from forgetting.errors import InputError
+from forgetting.errors import InputError, TooFewSamples
 from forgetting.recipe import DataSettings, SourceSettings
 
 SPLITS = ("reference", "train", "heldout")
@@ -193,8 +193,8 @@ def build_corpus(
         advance: called with the number of samples tokenised since the last call.
 
     Raises:
-        InputError: a source cannot be read, too many of its records cannot be used, or there
-            are fewer usable records than the splits ask for.
+        InputError: a source cannot be read, or too many of its records cannot be used.
+        TooFewSamples: there are fewer usable records than the splits ask for.
     """
     spool_path = scratch / "records.spool"
     spool = Spool(spool_path)
@@ -407,7 +407,7 @@ class _Splits:
             if count > size:
                 raise InputError(_too_few_of(source, count, size))
         if sum(counts) < settings.num_samples:
-            raise InputError(_too_few(account, sum(sizes), sum(sizes)))
+            raise TooFewSamples(_too_few(account, sum(sizes), sum(sizes)), sum(sizes))
         self._slots = interleaved(counts)
 
     def write(self, output: Path, advance: Advance) -> None:
@@ -480,7 +480,7 @@ class _Splits:
             for stream in streams:
                 stream.check_rejected()
             usable = sum(count.used for count in self.account.sources.values())
-            raise InputError(_too_few(self.account, usable, len(self.spool)))
+            raise TooFewSamples(_too_few(self.account, usable, len(self.spool)), usable)
 
     def _write(self, rows: Iterator[_Row], split: str, output: Path, advance: Advance) -> list[int]:
         """Write a split; the numbers of its records."""

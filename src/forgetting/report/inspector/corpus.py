@@ -136,7 +136,8 @@ class Inspection:
         self.curve = self._curve()
         self._orders = self._sorted()
         self._texts = _TextIndex(self)
-        self._negatives: tuple[float | None, Ints] = (None, self._per_sample(self.polarity < 0))
+        self._own_negatives = self._per_sample(self.polarity < 0)
+        self._negatives: tuple[float, Ints] | None = None
 
     def __len__(self) -> int:
         return len(self.token_starts) - 1
@@ -165,13 +166,15 @@ class Inspection:
         return np.where(self.lengths > 0, sums, 0)  # reduceat gives an empty slice its neighbour
 
     def _sketches(self) -> list[Floats]:
-        num_groups = len(self.sources) if self.rule.by_source else 1
         if self.rule.by_sample:
             known = self.lengths > 0
             values, groups = self.mean_quality[known], self._group_of[known]
+        elif not self.rule.by_source:
+            return [thresholds(self._sorted_quality)]
         else:
             values, groups = self.quality, np.repeat(self._group_of, self.lengths)
-        return [thresholds(values[groups == group]) for group in range(num_groups)]
+        num_groups = len(self.sources) if self.rule.by_source else 1
+        return [thresholds(np.sort(values[groups == group])) for group in range(num_groups)]
 
     def _scale(self) -> Scale:
         if not len(self.quality):
@@ -208,10 +211,10 @@ class Inspection:
     def num_negative(self, rho: float | None) -> Ints:
         """Negative tokens of each sample at a rho (None: as the run selected), shape (samples,)."""
         if rho is None:
-            return self._per_sample(self.polarity < 0)
-        known_rho, known = self._negatives
-        if known_rho == rho:
-            return known
+            return self._own_negatives
+        known = self._negatives
+        if known is not None and known[0] == rho:
+            return known[1]
         level = forget_level(self.rule, level_of(rho))
         below = np.array([sketch[level] for sketch in self.sketches])[self._group_of]
         if self.rule.by_sample:
@@ -287,7 +290,7 @@ class Inspection:
         ranks = np.searchsorted(self._sorted_quality, self.quality[shown]) + 1
         noise = self.noise[shown]
         return {
-            **self.summary(row, int((self.polarity[self._tokens(row)] < 0).sum())),
+            **self.summary(row, int(self._own_negatives[row])),
             "noise_kind": visible(self._table["noise_kind"][row].as_py() or ""),
             "num_left_out": max(length - max_tokens, 0),
             "blocks": self._blocks(ids[:end], is_response[:end]),
@@ -299,9 +302,6 @@ class Inspection:
             "noise": (noise > 0).astype(int).tolist() if (noise > 0).any() else None,
             "rank": ranks.tolist(),
         }
-
-    def _tokens(self, row: int) -> slice:
-        return slice(int(self.starts[row]), int(self.starts[row + 1]))
 
     def _blocks(self, ids: Ints, is_response: Bools) -> list[Any]:
         """Context as text; a response as a list of (text, number of its tokens)."""

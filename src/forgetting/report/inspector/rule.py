@@ -46,14 +46,19 @@ class Rule:
         )
 
 
-def thresholds(values: Floats) -> Floats:
+def thresholds(ordered: Floats) -> Floats:
     """The lowest positive value, for each level 0 to 1000 of the share that is not positive.
 
     As the selection counts: of n values `round(rho * n)`, halves up, are positive, so values
-    below `thresholds(values)[level]` are not, where rho is 1 - level / 1000. Equal values at the
-    threshold all count as positive here. Shape (1001,).
+    below `thresholds(ordered)[level]` are not, where rho is 1 - level / 1000. Equal values at the
+    threshold all count as positive here.
+
+    Args:
+        ordered: values from low to high, shape (n,).
+
+    Returns:
+        Shape (1001,).
     """
-    ordered = np.sort(values)
     rho = 1 - np.arange(NUM_LEVELS + 1) / NUM_LEVELS
     num_positive = np.minimum(np.floor(rho * len(ordered) + 0.5).astype(np.int64), len(ordered))
     if not len(ordered):

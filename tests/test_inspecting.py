@@ -1,0 +1,107 @@
+"""A run, or a file and two models, become what the inspector shows."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from forgetting.cli import main
+from forgetting.errors import InputError
+from forgetting.inspecting import open_run, score_data
+from forgetting.report.inspector.corpus import Query
+from forgetting.rundir import read_manifest
+
+
+def records(number):
+    return [
+        {"prompt": f"Which is number {i}?", "completion": f"It is {i * i}."} for i in range(number)
+    ]
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory, tiny_model):
+    """A data file, and the run in which it was scored by a model and itself."""
+    folder = tmp_path_factory.mktemp("inspecting")
+    data = folder / "my data.json"
+    data.write_text(json.dumps([*records(30), *records(1)]), encoding="utf-8")
+    return data, score_data(str(data), str(tiny_model), str(tiny_model), run_dir=folder / "run")
+
+
+def test_a_finished_run_is_opened(finished_run):
+    inspection = open_run(finished_run[1])
+    assert len(inspection) == 24
+    assert inspection.selection.variant == "forgetting"
+    assert "".join(text for text, _ in inspection.sample(0, 4096)["blocks"][-1]).startswith("It is")
+    assert open_run(finished_run[1], "ignoring").selection.variant == "ignoring"
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"not a run directory"):
+        open_run(tmp_path)
+
+
+def test_a_run_before_its_selection_says_what_is_missing(write_recipe, tmp_path):
+    from forgetting.pipeline import run
+
+    path = run(write_recipe(), tmp_path / "run", stages=["prepare"])
+    with pytest.raises(InputError, match=r"no selection yet.*forgetting select"):
+        open_run(path)
+
+
+def test_every_distinct_record_of_a_file_is_scored(scored):
+    inspection = open_run(scored[1])
+    assert len(inspection) == 30
+    assert inspection.source_names == ["my data"]
+    answers = {row["preview"] for row in inspection.page(Query(limit=50))["rows"]}
+    assert len(answers) == 30
+
+
+def test_what_is_scored_is_not_scored_again(scored, tiny_model):
+    data, run_dir = scored
+    before = read_manifest(run_dir).stages
+    score_data(str(data), str(tiny_model), str(tiny_model), run_dir=run_dir)
+    assert read_manifest(run_dir).stages == before
+
+
+def test_new_records_are_scored_too(tiny_model, tmp_path):
+    grown = tmp_path / "grown.json"
+    for number in (6, 9, 4):
+        grown.write_text(json.dumps(records(number)), encoding="utf-8")
+        path = score_data(str(grown), str(tiny_model), str(tiny_model), run_dir=tmp_path / "run")
+        assert len(open_run(path)) == number
+
+
+def test_limit_takes_the_first_records(scored, tiny_model, tmp_path):
+    data, _ = scored
+    path = score_data(
+        str(data), str(tiny_model), str(tiny_model), limit=5, run_dir=tmp_path / "run"
+    )
+    assert len(open_run(path)) == 5
+
+
+def test_a_file_without_a_usable_record_is_refused(tiny_model, tmp_path):
+    data = tmp_path / "empty.jsonl"
+    data.write_text("")
+    with pytest.raises(InputError, match=r"holds no records"):
+        score_data(str(data), str(tiny_model), str(tiny_model), run_dir=tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "not the directory of a run"),
+        (["nowhere", "--model", "m"], "--reference"),
+        (["nowhere.json", "--model", "m", "--reference", "m"], "nowhere.json"),
+    ],
+)
+def test_the_command_says_what_is_missing(arguments, message, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["inspect", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_shows_a_sample_where_there_is_no_browser(scored, capsys):
+    assert main(["inspect", str(scored[1]), "--terminal"]) == 0
+    assert "Sample" in capsys.readouterr().out
