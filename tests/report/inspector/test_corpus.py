@@ -185,7 +185,7 @@ def test_noise_that_is_known_of_some_samples_is_counted_among_these(
 
 def test_color_is_clipped_and_keeps_its_sign() -> None:
     scale = Scale(-1.0, 0.0, 4.0)
-    shares = [scale.share(quality) for quality in (-9, -1, -0.5, 0, 2, 4, 9)]
+    shares = [scale.share(quality) for quality in (-9, -1, -0.25, 0, 1, 4, 9)]
     assert shares == [-1, -1, -0.5, 0, 0.5, 1, 1]
     assert Scale(0.0, 0.0, 1.0).share(-0.1) == -1
 

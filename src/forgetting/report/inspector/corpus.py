@@ -76,11 +76,14 @@ class Scale:
     high: float
 
     def share(self, quality: float) -> float:
-        """-1 (at `low` or below) to 1 (at `high` or above), 0 in the middle."""
+        """-1 (at `low` or below) to 1 (at `high` or above), 0 in the middle.
+
+        The root of the distance: of the tokens, most lie near the middle of a long range.
+        """
         distance = quality - self.center
         end = self.high - self.center if distance > 0 else self.center - self.low
         share = min(abs(distance) / end, 1.0) if end > 0 else float(distance != 0)
-        return math.copysign(share, distance)
+        return math.copysign(math.sqrt(share), distance)
 
 
 class Inspection:
@@ -333,9 +336,9 @@ class Inspection:
         return {
             "name": visible(self.name),
             "about": (
-                f"{len(self):,} samples of D_train with {len(self.quality):,} response tokens, as "
-                f"the variant {visible(selection.variant)} selects them. Quality is the reference "
-                "model’s log-probability of a token minus the base model’s."
+                f"{len(self):,} samples with {len(self.quality):,} response tokens, as the variant "
+                f"{visible(selection.variant)} selects them. Quality: log p of the reference model "
+                "− log p of the base."
             ),
             "num_samples": len(self),
             "num_tokens": len(self.quality),

@@ -36,8 +36,8 @@ def static_page(inspection: Inspection, seed: int = 0) -> str:
     whole = inspection.whole()
     worst, best, random = (len(rows) for rows in chosen)
     whole["about"] += (
-        f" This file holds the {worst} worst, the {best} best and {random} random ones; "
-        "`forgetting inspect` shows all."
+        f" Here are the {worst} worst, the {best} best and {random} random samples; "
+        "forgetting inspect shows all."
     )
     return _render({**whole, "samples": samples}, is_served=False)
 

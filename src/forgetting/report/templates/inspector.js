@@ -223,7 +223,8 @@
     const distance = quality - center;
     const end = distance > 0 ? high - center : center - low;
     const share = end > 0 ? Math.min(Math.abs(distance) / end, 1) : Number(distance !== 0);
-    const level = Math.round(share * corpus.color_levels);
+    // The root: of the tokens, most lie near the middle of a long range.
+    const level = Math.round(Math.sqrt(share) * corpus.color_levels);
     return level ? `${distance > 0 ? "g" : "b"}${level}` : "";
   }
 
@@ -351,7 +352,7 @@
     at("own").textContent = `the run’s ${corpus.rho.toFixed(3)}`;
     const parts = [];
     if (own) {
-      parts.push(`As the run selected: ${percent(corpus.own_negative / corpus.num_tokens)} of ${count(corpus.num_tokens)} tokens negative`);
+      parts.push(`As selected: ${percent(corpus.own_negative / corpus.num_tokens)} of ${count(corpus.num_tokens)} tokens negative`);
     } else if (corpus.by_source) {
       parts.push(`At rho ${rho.toFixed(3)}: a threshold for each source`);
     } else {
