@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import threading
+import urllib.request
 
 import pytest
 
 from forgetting.cli import main
 from forgetting.errors import InputError
 from forgetting.inspecting import open_run, score_data
+from forgetting.report.inspector import InspectorServer
 from forgetting.report.inspector.corpus import Query
 from forgetting.rundir import read_manifest
 
@@ -100,6 +103,40 @@ def test_the_command_says_what_is_missing(arguments, message, capsys, monkeypatc
     assert main(["inspect", *arguments]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_noise_that_a_file_knows_is_shown(tiny_model, tmp_path):
+    data = tmp_path / "spans.jsonl"
+    lines = [{**record, "noise_spans": [[3, 5]]} for record in records(8)]
+    data.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    path = score_data(str(data), str(tiny_model), str(tiny_model), run_dir=tmp_path / "run")
+    inspection = open_run(path)
+    assert inspection.whole()["noise"]["num_noisy"] == 16  # the tokens of the model are bytes
+    sample = inspection.sample(0, 4096)
+    noisy = [p for (p, _), flag in zip(sample["blocks"][-1], sample["noise"], strict=True) if flag]
+    assert "".join(noisy) == "is"
+
+
+def test_the_command_serves_the_page_and_opens_it(scored, monkeypatch, capsys):
+    opened, answers = [], []
+
+    def serve(server):
+        # One request is handled here; then somebody presses Ctrl-C.
+        asking = threading.Thread(target=lambda: answers.append(read(opened[0])))
+        asking.start()
+        server.handle_request()
+        asking.join()
+        raise KeyboardInterrupt
+
+    def read(url):
+        with urllib.request.urlopen(url, timeout=10) as answer:
+            return answer.read()
+
+    monkeypatch.setattr("webbrowser.open", opened.append)
+    monkeypatch.setattr(InspectorServer, "serve_forever", serve)
+    assert main(["inspect", str(scored[1])]) == 0
+    assert opened[0] in capsys.readouterr().out
+    assert b"token by token" in answers[0]
 
 
 def test_the_command_shows_a_sample_where_there_is_no_browser(scored, capsys):

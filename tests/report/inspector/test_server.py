@@ -76,6 +76,8 @@ def test_a_forwarded_port_is_served(server: InspectorServer, host: str) -> None:
 
 def test_another_sites_request_is_refused(server: InspectorServer) -> None:
     assert ask(server, server.prefix, Sec_Fetch_Site="cross-site")[0] == 403
+    foreign = {"Sec_Fetch_Site": "same-site", "Sec_Fetch_Mode": "no-cors"}
+    assert ask(server, server.prefix + "sample?row=0", **foreign)[0] == 403
     assert ask(server, server.prefix, Sec_Fetch_Site="same-origin")[0] == 200
 
 
@@ -129,6 +131,12 @@ def test_a_question_that_makes_no_sense_is_400(server: InspectorServer, route: s
 def test_a_connection_that_says_nothing_keeps_nobody_waiting(server: InspectorServer) -> None:
     with socket.create_connection(("127.0.0.1", server.server_port)):
         assert ask(server, server.prefix)[0] == 200
+
+
+def test_a_link_to_the_page_can_be_followed(server: InspectorServer) -> None:
+    headers = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate"}
+    status, _, answered = ask(server, server.prefix, **headers)
+    assert (status, answered["X-Frame-Options"]) == (200, "DENY")
 
 
 def test_it_listens_on_this_machine_alone(server: InspectorServer) -> None:

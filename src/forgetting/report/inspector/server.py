@@ -81,7 +81,9 @@ class _Handler(BaseHTTPRequestHandler):
         if not OWN_HOSTS.fullmatch(self.headers.get("Host", "")):
             self._refuse(HTTPStatus.MISDIRECTED_REQUEST)
             return
-        if self.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
+        is_own = self.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin")
+        # Who follows a link to the page sees it; what another site's script asks for is refused.
+        if not is_own and self.headers.get("Sec-Fetch-Mode") != "navigate":
             self._refuse(HTTPStatus.FORBIDDEN)
             return
         address = urlsplit(self.path)
