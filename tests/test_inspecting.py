@@ -14,6 +14,7 @@ from forgetting.inspecting import open_run, score_data
 from forgetting.report.inspector import InspectorServer
 from forgetting.report.inspector.corpus import Query
 from forgetting.rundir import read_manifest
+from forgetting.scoring import score_samples
 
 
 def records(number):
@@ -83,6 +84,24 @@ def test_limit_takes_the_first_records(scored, tiny_model, tmp_path):
     assert len(open_run(path)) == 5
 
 
+def test_without_a_reference_the_base_alone_judges(tiny_model, tmp_path, monkeypatch):
+    passes = []
+
+    def count(*arguments, **settings):
+        passes.append(arguments)
+        return score_samples(*arguments, **settings)
+
+    monkeypatch.setattr("forgetting.stages.score_samples", count)
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(f"{json.dumps(record)}\n" for record in records(4)))
+    inspection = open_run(score_data(str(data), str(tiny_model), run_dir=tmp_path / "run"))
+    assert inspection.selection.quality == "base_loss"
+    assert inspection.quality.tolist() == inspection.columns["base_log_probs"].tolist()
+    assert not inspection.whole()["has_reference"]
+    assert len(passes) == 1
+    assert inspection.scale.low < inspection.scale.center < inspection.scale.high < 0
+
+
 def test_a_file_without_a_usable_record_is_refused(tiny_model, tmp_path):
     data = tmp_path / "empty.jsonl"
     data.write_text("")
@@ -94,7 +113,8 @@ def test_a_file_without_a_usable_record_is_refused(tiny_model, tmp_path):
     ("arguments", "message"),
     [
         (["nowhere"], "not the directory of a run"),
-        (["nowhere", "--model", "m"], "--reference"),
+        (["nowhere.csv", "--model", "m"], "nowhere.csv"),
+        ([".", "--reference", "m"], "--model"),
         (["nowhere.json", "--model", "m", "--reference", "m"], "nowhere.json"),
     ],
 )

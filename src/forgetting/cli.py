@@ -271,7 +271,8 @@ def inspect(
         str | None, typer.Option("--model", help="Base model; with DATA, which it scores.")
     ] = None,
     reference: Annotated[
-        str | None, typer.Option("--reference", help="Reference model; with DATA.")
+        str | None,
+        typer.Option("--reference", help="Reference model. Default: quality is base_loss."),
     ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Only the first N records of DATA.")
@@ -297,13 +298,13 @@ def inspect(
     path = Path(target)
     if model is None and not path.is_dir():
         raise InputError(f"{target} is not the directory of a run; for a data file give --model")
-    if model is not None and reference is None:
-        raise InputError("quality compares two models: give --reference as well")
+    if model is None and reference is not None:
+        raise InputError("--reference is compared with --model: give that as well")
     from forgetting.inspecting import open_run, score_data
     from forgetting.report.inspector import InspectorServer, show_in_terminal
 
     try:
-        if model is not None and reference is not None:
+        if model is not None:
             path = score_data(target, model, reference, limit=limit, run_dir=run_dir)
     except KeyboardInterrupt:
         typer.echo("Interrupted. The same command goes on from here.", err=True)

@@ -19,6 +19,7 @@ from forgetting.recipe import (
     ModelSettings,
     Recipe,
     ReferenceSettings,
+    SelectionSettings,
     SourceSettings,
     VariantSettings,
     load_recipe,
@@ -53,7 +54,7 @@ def open_run(run_dir: Path, variant: str | None = None) -> Inspection:
 def score_data(
     data: str,
     model: str,
-    reference: str,
+    reference: str | None = None,
     *,
     limit: int | None = None,
     run_dir: Path | None = None,
@@ -63,7 +64,8 @@ def score_data(
     Args:
         data: a file of a form that `data.sources` reads, or an id on the hub.
         model: the base model, a folder or an id on the hub.
-        reference: the reference model, likewise; whole weights or an adapter.
+        reference: the reference model, likewise; whole weights or an adapter. Without one, a token
+            is as good as the base finds it likely (quality `base_loss`).
         limit: read only this many records, from the start.
         run_dir: default `runs/inspect-<name of the data>`.
 
@@ -84,12 +86,14 @@ def score_data(
         num_heldout=0,
         max_length=min(DEFAULT_MAX_LENGTH, positions),
     )
+    selection = SelectionSettings(quality="base_loss" if reference is None else "influence")
     recipe = Recipe(
         name="inspect-" + re.sub(r"[^A-Za-z0-9_.-]", "-", source.label)[:80],
         model=base,
         data=settings,
-        reference=ReferenceSettings(name_or_path=_resolved(reference)),
-        variants={"inspected": VariantSettings(objective="ignoring")},
+        # The base in the place of the reference: the shards of a run always hold both.
+        reference=ReferenceSettings(name_or_path=_resolved(reference or model)),
+        variants={"inspected": VariantSettings(objective="ignoring", selection=selection)},
     )
     path = default_run_dir(recipe) if run_dir is None else run_dir
     recipe = _as_before(recipe, path) or recipe

@@ -172,6 +172,9 @@ def scoring_passes(recipe: Recipe, run: Path, num_samples: int) -> list[ScoringP
     passes = [ScoringPass("base", None, every)]
     if not recipe.fold_names:
         own = recipe.reference.name_or_path
+        if own == recipe.model.name_or_path and recipe.model.revision is None:
+            # The base in the place of the reference is not scored twice.
+            return [*passes, *passes]
         return [*passes, ScoringPass("reference", own or run / "reference", every)]
     folds = fold_of_samples(recipe, num_samples)
     for fold, name in enumerate(recipe.fold_names):

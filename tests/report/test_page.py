@@ -78,7 +78,9 @@ def test_the_measure_and_the_extreme_samples_are_named(run_dir: Path, decode: De
     assert "lowest mean quality (influence)" in page.text
     assert "-1.250" in page.text
     assert "2.500" in page.text
-    assert "influence: l base − l reference" in Page(output / "tokens.html").text
+    assert "(influence): l base − l reference" in (output / "inspector.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_a_mixture_and_its_absence_are_shown(run_dir: Path, decode: Decode) -> None:

@@ -36,6 +36,7 @@ from forgetting.report.inspector.rule import (
     noise_curve,
     thresholds,
 )
+from forgetting.selection import MEASURES
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
@@ -134,6 +135,9 @@ class Inspection:
         self.is_end = np.isin(samples.response_ids, self.end_token_ids)
         self._sorted_quality = np.sort(columns["quality"])
         self._group_of = self.source_of if rule.by_source else np.zeros(len(self), np.int64)
+        base, reference = (columns[f"{name}_log_probs"] for name in ("base", "reference"))
+        self.has_reference = not np.array_equal(base, reference)
+        """False where the corpus was scored by the base alone, which then stands in for both."""
         self.sketches = self._sketches()
         self.scale = self._scale()
         self.curve = self._curve()
@@ -184,7 +188,8 @@ class Inspection:
             return Scale(0.0, 0.0, 0.0)
         low, high = (float(q) for q in np.quantile(self.quality, CLIP))
         # A measure that is never above 0 has no natural middle.
-        center = 0.0 if self._sorted_quality[-1] > 0 else float(np.median(self.quality))
+        has_zero = MEASURES[self.selection.quality].has_zero
+        center = 0.0 if has_zero else float(np.median(self.quality))
         return Scale(min(low, center), center, max(high, center))
 
     def _curve(self) -> NoiseCurve | None:
@@ -337,9 +342,10 @@ class Inspection:
             "name": visible(self.name),
             "about": (
                 f"{len(self):,} samples with {len(self.quality):,} response tokens, as the variant "
-                f"{visible(selection.variant)} selects them. Quality: log p of the reference model "
-                "− log p of the base."
+                f"{visible(selection.variant)} selects them. Quality ({selection.quality}): "
+                f"{selection.formula}, l being the loss of a token in nats."
             ),
+            "has_reference": self.has_reference,
             "num_samples": len(self),
             "num_tokens": len(self.quality),
             "sources": self.source_names,

@@ -319,7 +319,9 @@
       facts.push(
         fact("id", `${sample.ids[index]}`),
         fact("base", probability(sample.base[index])),
-        fact("reference", probability(sample.reference[index])),
+        ...(corpus.has_reference
+          ? [fact("reference", probability(sample.reference[index]))]
+          : []),
         fact("quality", signed(sample.quality[index])),
         fact(
           "rank from the worst",
