@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from forgetting.data.samples import Samples
 from forgetting.report.escaping import visible
-from forgetting.report.tokens import piece_spans
+from forgetting.report.inspector.pieces import piece_spans
 
 STYLES = {"prompt": "cyan", "response": "green", "special": "bold magenta"}
 LEGEND = Text.assemble(
