@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -191,9 +192,8 @@ def test_a_reference_of_whole_weights_is_never_in_memory_with_the_base(
         return model
 
     monkeypatch.setattr(stages.models, "load_base_model", watched)
-    recipe = load_recipe(
-        scored.run.parent / "recipe.yaml", [f"reference.name_or_path={tiny_model}"]
-    )
+    other = shutil.copytree(tiny_model, tmp_path / "reference")
+    recipe = load_recipe(scored.run.parent / "recipe.yaml", [f"reference.name_or_path={other}"])
     scored(1, "whole", recipe)
     assert most == [0, 0]
 
