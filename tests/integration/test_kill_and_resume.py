@@ -112,7 +112,7 @@ def killed(attempt) -> dict[str, Attempt]:
     """One attempt for each stage, and the one that ends the run."""
     attempts = {
         # One of three tables is written.
-        "prepare": attempt(("forgetting.stages.write_table", 2, "before")),
+        "prepare": attempt(("forgetting.data.corpus.TableWriter", 3, "before")),
         # Two checkpoints are whole, the third lacks its seal.
         "reference": attempt(("forgetting.trainer.seal", 3, "before")),
         # The base model has scored all three shards, the reference one.
