@@ -243,7 +243,7 @@ class SharedBase:
             return
         model = attach_adapter(self._base, path)
         try:
-            if not changes_logits(model):
+            if not is_last and not changes_logits(model):
                 raise InputError(
                     f"the adapter in {path} does not change what the model predicts: it was not "
                     "trained (a learning rate or a number of steps too small), or does not fit "
