@@ -550,3 +550,10 @@ def test_known_data_sets_are_documented_and_kept_in_the_run_as_they_are(name):
 def test_the_papers_recipe_names_its_five_data_sets():
     names = [source.dataset for source in load_recipe("paper").data.sources]
     assert names == ["flan_v2", "dolly", "oasst1", "alpaca", "wizardlm"]
+
+
+@pytest.mark.parametrize("other", ["sources=[some/data]", "folds=2"])
+def test_repeats_in_the_reference_need_a_reference_from_the_corpus(write_recipe, other):
+    changes = ["data.duplicates_in_reference=true", f"reference.{other}"]
+    with pytest.raises(InputError, match=f"leave out reference.{other.partition('=')[0]}"):
+        load_recipe(write_recipe(), changes)

@@ -595,6 +595,16 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _reference_is_of_the_corpus(self) -> Recipe:
+        other = next((n for n in ("sources", "folds") if getattr(self.reference, n)), None)
+        if self.data.duplicates_in_reference and other is not None:
+            raise ValueError(
+                "data.duplicates_in_reference draws D_ref from the corpus: leave out "
+                f"reference.{other}"
+            )
+        return self
+
     @property
     def num_reference(self) -> int:
         """Samples of D_ref, wherever they come from."""

@@ -27,7 +27,7 @@ from forgetting import models
 from forgetting.card import model_card
 from forgetting.checkpoints import check_num_processes, latest_checkpoint
 from forgetting.console import logger, progress
-from forgetting.data.corpus import build_corpus, take_trusted_reference
+from forgetting.data.corpus import build_corpus
 from forgetting.data.samples import (
     SampleFile,
     Samples,
@@ -61,26 +61,22 @@ def prepare(recipe: Recipe, run: Path, work: Work) -> None:
     template = recipe.model.chat_template
     if template == PLAIN_TEMPLATE:
         tokenizer.chat_template = template = None
+    settings = recipe.data.model_copy(update={"num_reference": recipe.num_reference})
     tokenization = Tokenization(
         tokenizer,
         Path(template).read_text(encoding="utf-8") if template else None,
-        special_tokens_in_text=recipe.data.special_tokens_in_text,
+        special_tokens_in_text=settings.special_tokens_in_text,
     )
-    trusted = recipe.reference.sources
-    settings = recipe.data.model_copy(
-        update={"num_reference": 0 if trusted else recipe.num_reference}
-    )
-    wanted = recipe.num_reference + settings.num_train + settings.num_heldout
-    with progress("Preparing samples", wanted) as advance, tokenizer_threads():
-        account = build_corpus(settings, tokenization, recipe.seed, work.output, work.path, advance)
-        if trusted:
-            only = recipe.data.model_copy(
-                update={"sources": trusted, "num_train": 0, "num_heldout": 0}
-            )
-            apart = work.path / "trusted"
-            apart.mkdir(exist_ok=True)
-            other = build_corpus(only, tokenization, recipe.seed, apart, work.path, advance)
-            take_trusted_reference(account, other, work.output, apart)
+    with progress("Preparing samples", settings.num_samples) as advance, tokenizer_threads():
+        account = build_corpus(
+            settings,
+            tokenization,
+            recipe.seed,
+            work.output,
+            work.path,
+            advance,
+            recipe.reference.sources or (),
+        )
     summary = {**account.summary(), "end_token_ids": sorted(tokenization.end_token_ids)}
     _write_json(work.output / "summary.json", summary)
     for name, counts in account.splits.items():

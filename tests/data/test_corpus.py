@@ -47,7 +47,9 @@ class Built:
         return self.account.sources
 
 
-def build(*sources, reference=4, train=6, heldout=2, seed=0, tokenizer=TOKENIZER, **more):
+def build(
+    *sources, reference=4, train=6, heldout=2, seed=0, tokenizer=TOKENIZER, trusted=(), **more
+):
     data = DataSettings(
         sources=list(sources),
         num_reference=reference,
@@ -58,7 +60,9 @@ def build(*sources, reference=4, train=6, heldout=2, seed=0, tokenizer=TOKENIZER
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder)
         (path / "output").mkdir()
-        account = build_corpus(data, Tokenization(tokenizer), seed, path / "output", path)
+        account = build_corpus(
+            data, Tokenization(tokenizer), seed, path / "output", path, trusted=trusted
+        )
         assert [file.name for file in path.iterdir()] == ["output"]
         tables = {name: read_table(path / f"output/{name}.parquet") for name in SPLITS}
         rejected = read_table(path / "output/rejected.parquet").to_pylist()
@@ -197,6 +201,29 @@ def test_the_reference_may_hold_repeats_and_samples_of_the_training_split(tmp_pa
     assert not set(reference) & set(prompts(study.tables["heldout"]))
     used = study.counts["records"].used
     assert used == sum(table.num_rows for table in study.tables.values())
+
+
+def test_a_trusted_reference_shares_no_content_with_the_other_splits(tmp_path):
+    source = write(tmp_path, [raw(i) for i in range(8)])
+    # The same content in other white space, what is new, and what cannot be used.
+    respelled = [{k: f" {v}\n" for k, v in raw(i).items()} for i in range(4)]
+    records = [*respelled, *[raw(i) for i in range(20, 24)], {"prompt": "?", "completion": ""}]
+    trusted = write(tmp_path, records, "clean.jsonl")
+    corpus = build(source, reference=8, train=6, heldout=2, trusted=[trusted])
+    assert {name: counted(table) for name, table in corpus.tables.items()} == {
+        "reference": {"clean": 4},
+        "train": {"records": 6},
+        "heldout": {"records": 2},
+    }
+    clean = corpus.counts["clean (trusted)"]
+    assert (clean.read, clean.duplicates, clean.used) == (9, 4, 4)
+    assert [row["source"] for row in corpus.rejected] == ["clean"]
+    assert corpus.account.summary()["splits"]["reference"]["samples"] == 4
+    with pytest.raises(InputError, match=r"reference\.sources: all samples are in the corpus"):
+        build(source, reference=8, train=6, heldout=2, trusted=[source])
+    counted_out = source.model_copy(update={"num_samples": 10})
+    with pytest.raises(InputError, match="come to 10 samples, more than the 8"):
+        build(counted_out, reference=2, train=6, heldout=2, trusted=[trusted])
 
 
 def test_a_right_response_that_another_record_gives_is_a_repeat(tmp_path):

@@ -8,11 +8,10 @@ Knows nothing of models.
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,14 +23,7 @@ from numpy.typing import NDArray
 from forgetting.data.duplicates import Duplicates
 from forgetting.data.mixture import interleaved, quotas
 from forgetting.data.records import Record, Rejected, Unusable, parse_record, recognise
-from forgetting.data.samples import (
-    IGNORE_INDEX,
-    SAMPLE_SCHEMA,
-    TableWriter,
-    read_table,
-    rows_in_parts,
-    write_table,
-)
+from forgetting.data.samples import IGNORE_INDEX, SAMPLE_SCHEMA, TableWriter
 from forgetting.data.sources import read_source
 from forgetting.data.tokens import Tokenization, Tokens, cut
 from forgetting.errors import InputError, TooFewSamples
@@ -90,6 +82,7 @@ class Account:
         self.settings = settings
         self.sources: dict[str, SourceCounts] = {}
         self.splits = {name: SplitCounts() for name in SPLITS}
+        self._suffix = ""
         self._writer = TableWriter(rejected_path, REJECTED_SCHEMA, ROW_GROUP)
 
     def __enter__(self) -> Account:
@@ -104,9 +97,15 @@ class Account:
     ) -> None:
         self._writer.__exit__(kind, error, traceback)
 
+    def turn_to(self, settings: DataSettings, suffix: str) -> None:
+        """Count what follows for other settings, the sources under names with a suffix."""
+        self.settings = settings
+        self._suffix = suffix
+
     def of(self, source: str) -> SourceCounts:
         """The counts of a source."""
-        return self.sources.setdefault(source, SourceCounts(source))
+        name = f"{source}{self._suffix}"
+        return self.sources.setdefault(name, SourceCounts(name))
 
     def reject(self, record: Rejected) -> None:
         """Count and list a record that cannot be used."""
@@ -149,6 +148,7 @@ class Spool:
     """Records in a scratch file, to be read again in any order; in memory are only their places."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._file = path.open("w+b")
         self._ends = array("q", [0])
         self.source_index = array("l")
@@ -170,9 +170,12 @@ class Spool:
         self._file.seek(begin)
         return Record.load(self._file.read(end - begin))
 
-    def close(self) -> None:
-        """Give the file back."""
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
         self._file.close()
+        self._path.unlink(missing_ok=True)
 
 
 def build_corpus(
@@ -182,6 +185,7 @@ def build_corpus(
     output: Path,
     scratch: Path,
     advance: Advance = lambda amount, note: None,
+    trusted: Sequence[SourceSettings] = (),
 ) -> Account:
     """Read, clean, split and tokenise; writes `output/<split>.parquet` and `rejected.parquet`.
 
@@ -191,69 +195,30 @@ def build_corpus(
 
     Args:
         advance: called with the number of samples tokenised since the last call.
+        trusted: sources that D_ref is taken from, in place of the corpus. What D_train or the
+            held-out samples hold too is left out, and counted as a duplicate of its source.
 
     Raises:
-        InputError: a source cannot be read, or too many of its records cannot be used.
+        InputError: a source cannot be read, too many of its records cannot be used, or nothing is
+            left of D_ref.
         TooFewSamples: there are fewer usable records than the splits ask for.
     """
-    spool_path = scratch / "records.spool"
-    spool = Spool(spool_path)
-    try:
-        with Account(settings, output / "rejected.parquet") as account:
-            read_records(settings, seed, spool, account)
-            _Splits(settings, tokenization, seed, spool, account).write(output, advance)
-        return account
-    finally:
-        spool.close()
-        spool_path.unlink(missing_ok=True)
-
-
-def take_trusted_reference(account: Account, trusted: Account, output: Path, apart: Path) -> None:
-    """Make D_ref of a corpus that of another one, built from trusted sources.
-
-    Samples of D_ref with the same tokens as one of D_train or of the held-out samples are left
-    out, and counted as duplicates of their source.
-
-    Args:
-        account: of the corpus in `output`, which has no D_ref; is brought up to date.
-        trusted: of the one in `apart`, whose D_ref is taken.
-
-    Raises:
-        InputError: nothing is left of D_ref.
-    """
-    seen = {
-        digest
-        for split in ("train", "heldout")
-        for part in rows_in_parts(output / f"{split}.parquet", ["input_ids"])
-        for digest in map(_digest, part["input_ids"].to_pylist())
-    }
-    split = account.splits["reference"]
-    with TableWriter(output / "reference.parquet", SAMPLE_SCHEMA, ROW_GROUP) as writer:
-        for part in rows_in_parts(apart / "reference.parquet", SAMPLE_SCHEMA.names):
-            for row in part.to_pylist():
-                count = trusted.of(row["source"])
-                if _digest(row["input_ids"]) in seen:
-                    count.duplicates += 1
-                    count.used -= 1
-                    continue
-                writer.write(row)
-                split.samples += 1
-                split.tokens += len(row["input_ids"])
-                split.response_tokens += len(row["labels"]) - row["labels"].count(IGNORE_INDEX)
-    if not split.samples:
-        raise InputError(
-            "reference.sources: all samples are in the corpus too, so none is left to train the "
-            "reference model on"
-        )
-    for name, count in trusted.sources.items():
-        label = f"{name} (trusted)"
-        account.sources[label] = replace(count, name=label)
-    rejected = [read_table(folder / "rejected.parquet") for folder in (output, apart)]
-    write_table(pa.concat_tables(rejected), output / "rejected.parquet")
-
-
-def _digest(input_ids: Sequence[int]) -> bytes:
-    return hashlib.sha256(array("q", input_ids).tobytes()).digest()
+    own = settings.model_copy(update={"num_reference": 0}) if trusted else settings
+    only_reference = {"sources": list(trusted), "num_train": 0, "num_heldout": 0}
+    with Account(own, output / "rejected.parquet") as account:
+        with Spool(scratch / "records.spool") as spool:
+            read_records(own, seed, spool, account)
+            splits = _Splits(own, tokenization, seed, spool, account)
+            splits.write(output, advance)
+            taken = splits.keys() if trusted else set()
+        if trusted:
+            settings = settings.model_copy(update=only_reference)
+            account.turn_to(settings, " (trusted)")
+            with Spool(scratch / "trusted.spool") as spool:
+                read_records(settings, seed, spool, account)
+                splits = _Splits(settings, tokenization, seed, spool, account)
+                splits.write_reference(taken, output, advance)
+    return account
 
 
 def read_records(settings: DataSettings, seed: int, spool: Spool, account: Account) -> None:
@@ -403,17 +368,22 @@ class _Splits:
             [source.share for source in settings.sources],
             sizes,
         )
+        if sum(counts) > settings.num_samples:
+            raise InputError(
+                f"num_samples and share of the sources come to {sum(counts)} samples, more than "
+                f"the {settings.num_samples} that are taken from them"
+            )
         for source, count, size in zip(settings.sources, counts, sizes, strict=True):
             if count > size:
                 raise InputError(_too_few_of(source, count, size))
         if sum(counts) < settings.num_samples:
             raise TooFewSamples(_too_few(account, sum(sizes), sum(sizes)), sum(sizes))
         self._slots = interleaved(counts)
+        self._written: dict[str, list[int]] = {}
 
     def write(self, output: Path, advance: Advance) -> None:
         """Write every split."""
         streams = self._streams(np.random.default_rng(self.seed).permutation(len(self.spool)))
-        written: dict[str, list[int]] = {}
         begin = 0
         for split in SPLITS:
             window = self._slots[begin : begin + getattr(self.settings, f"num_{split}")]
@@ -424,13 +394,37 @@ class _Splits:
                 for _ in rows:
                     pass
             else:
-                written[split] = self._write(rows, split, output, advance)
+                self._written[split] = self._write(rows, split, output, advance)
         if self.settings.duplicates_in_reference:
             window = self._slots[: self.settings.num_reference]
-            again = self._streams(self._with_repeats(written["heldout"]))
+            again = self._streams(self._with_repeats(self._written["heldout"]))
             self._write(self._rows(window, "reference", again), "reference", output, advance)
         for stream in streams:
             stream.check_rejected()
+
+    def write_reference(self, taken: set[bytes], output: Path, advance: Advance) -> None:
+        """Write D_ref alone, without records of the keys in `taken`."""
+        streams = self._streams(np.random.default_rng(self.seed).permutation(len(self.spool)))
+        rows = self._rows(self._slots, "reference", streams)
+        if not self._write(self._new(rows, taken), "reference", output, advance):
+            raise InputError(
+                "reference.sources: all samples are in the corpus too, so none is left to train "
+                "the reference model on"
+            )
+        for stream in streams:
+            stream.check_rejected()
+
+    def _new(self, rows: Iterator[_Row], taken: set[bytes]) -> Iterator[_Row]:
+        for row, was_cut in rows:
+            if taken.isdisjoint(self.spool[row["sample_id"]].keys()):
+                yield row, was_cut
+            else:
+                self.account.of(row["source"]).duplicates += 1
+
+    def keys(self) -> set[bytes]:
+        """Of the content of all that has been written."""
+        written = chain.from_iterable(self._written.values())
+        return set(chain.from_iterable(self.spool[index].keys() for index in written))
 
     def _streams(self, order: NDArray[np.int64]) -> list[_Stream]:
         """A stream for each source, of the records in this order."""

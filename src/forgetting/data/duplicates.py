@@ -35,7 +35,7 @@ class Duplicates:
 
     def repeats(self, record: Record, number: int) -> tuple[Kind, int] | None:
         """How and which earlier record this one repeats; a new one is kept as `number`."""
-        keys = {record.key(), record.with_clean_response().key()}
+        keys = record.keys()
         earlier = next((self._seen[key] for key in keys if key in self._seen), None)
         if earlier is not None:
             return "exact", earlier

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 def quotas(
     total: int, asked: Sequence[int | None], shares: Sequence[float | None], sizes: Sequence[int]
 ) -> list[int]:
-    """Samples of each source, which come to `total` where the sources hold as many.
+    """Samples of each source, which come to `total` where the sources hold as many, and to more
+    where more is asked of them.
 
     A source gives the number that is asked of it, or its share of the total; the others give what
     is left, in proportion to their sizes and never more than they hold. What does not come out
@@ -28,8 +29,8 @@ def quotas(
         Fraction(number) if number is not None else Fraction(str(share or 0)) * total
         for number, share in pairs
     ]
-    given = _rounded(wanted, min(round(sum(wanted)), total))
-    left = total - sum(given)
+    given = _rounded(wanted, round(sum(wanted)))
+    left = max(total - sum(given), 0)
     open_sizes = [0 if is_fixed else size for is_fixed, size in zip(fixed, sizes, strict=True)]
     available = sum(open_sizes)
     if available:

@@ -66,6 +66,10 @@ class Record:
         normal = (f"{m.role}\x1f{normalised(m.content)}" for m in self.messages)
         return hashlib.blake2b("\x1e".join(normal).encode(), digest_size=16).digest()
 
+    def keys(self) -> set[bytes]:
+        """Its key, and that with the right response where one is known."""
+        return {self.key(), self.with_clean_response().key()}
+
     def dump(self) -> bytes:
         """As one line, from which `load` makes an equal record."""
         turns = [(message.role, message.content) for message in self.messages]
