@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 
 from forgetting.data.samples import (
     SAMPLE_SCHEMA,
-    file_fingerprint,
+    SampleFile,
     list_column,
     lists,
     read_table,
@@ -59,7 +59,7 @@ def write_run(run: Path, num_tokens: int) -> None:
     with pq.ParquetWriter(train, SAMPLE_SCHEMA, compression="zstd") as writer:
         for begin in range(0, num_samples, SAMPLES_PER_SHARD):
             writer.write_table(_samples(random, begin, min(begin + SAMPLES_PER_SHARD, num_samples)))
-    fingerprint = file_fingerprint(train)
+    fingerprint = SampleFile(train).fingerprint
     for shard, group in enumerate(pq.ParquetFile(train).iter_batches(SAMPLES_PER_SHARD)):
         starts = np.arange(len(group) + 1) * RESPONSE_LENGTH
         base = -random.gamma(0.5, 3.0, starts[-1]).astype(np.float32)
