@@ -110,6 +110,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("tiny-model"))
 
 
+@pytest.fixture(scope="session")
+def quantizable_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose rows are whole blocks of 64 weights: on processors with bf16 units bitsandbytes
+    fails on smaller ones."""
+    folder = tmp_path_factory.mktemp("quantizable-model")
+    return save_tiny_model(folder, hidden_size=64, intermediate_size=128, initializer_range=0.1)
+
+
 def alpaca_records(number: int) -> list[dict[str, str]]:
     """Distinct records in the Alpaca form."""
     words = ["red", "green", "blue", "gold", "gray"]

@@ -189,7 +189,9 @@ def test_an_adapter_is_added_into_float32_weights_only(tiny_model, tmp_path, dty
     tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype), config)
     tuned.save_pretrained(tmp_path / "adapter")
     apart = PeftModel.from_pretrained(
-        models.load_base_model(settings(tiny_model), dtype), tmp_path / "adapter"
+        models.load_base_model(settings(tiny_model), dtype),
+        tmp_path / "adapter",
+        autocast_adapter_dtype=False,
     ).eval()
     model = models.attach_adapter(
         models.load_base_model(settings(tiny_model), dtype), tmp_path / "adapter"
@@ -201,6 +203,13 @@ def test_an_adapter_is_added_into_float32_weights_only(tiny_model, tmp_path, dty
     with torch.no_grad():
         found, expected = (m(ids).logits.log_softmax(-1) for m in (model, apart))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_adapter_for_inference_has_the_type_of_the_model(tiny_model, adapters):
+    model = models.attach_adapter(
+        models.load_base_model(settings(tiny_model), torch.bfloat16), adapters[0]
+    )
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
 def test_an_adapter_on_weights_that_embedding_and_head_share_stays_apart(tmp_path):
@@ -290,10 +299,10 @@ needs_bitsandbytes = pytest.mark.skipif(
 
 @needs_bitsandbytes
 @pytest.mark.parametrize(("kind", "layer"), [("nf4", "Linear4bit"), ("int8", "Linear8bitLt")])
-def test_quantised_weights_are_close_to_the_whole_ones(tiny_model, kind, layer):
+def test_quantised_weights_are_close_to_the_whole_ones(quantizable_model, kind, layer):
     ids = torch.arange(3, 40)[None]
-    whole = models.load_base_model(settings(tiny_model), torch.float32)
-    small = models.load_base_model(settings(tiny_model, quantization=kind), torch.float32)
+    whole = models.load_base_model(settings(quantizable_model), torch.float32)
+    small = models.load_base_model(settings(quantizable_model, quantization=kind), torch.float32)
     assert type(small.model.layers[0].mlp.up_proj).__name__ == layer
     # The head stays as it is: its log-probabilities are what everything rests on.
     assert torch.equal(small.lm_head.weight, whole.lm_head.weight)
@@ -310,14 +319,14 @@ def test_without_bitsandbytes_quantisation_says_what_to_install(tiny_model, monk
 
 
 @pytest.mark.parametrize("quantization", [None, pytest.param("nf4", marks=needs_bitsandbytes)])
-def test_a_merged_model_says_what_its_adapter_said(tiny_model, tmp_path, quantization):
+def test_a_merged_model_says_what_its_adapter_said(quantizable_model, tmp_path, quantization):
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
     config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
-    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config).eval()
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(quantizable_model), config).eval()
     tuned.save_pretrained(tmp_path / "adapter")
-    own = settings(tiny_model, quantization=quantization)
+    own = settings(quantizable_model, quantization=quantization)
     merged = models.merge_adapter(own, torch.float32, tmp_path / "adapter")
     ids = torch.arange(3, 40)[None]
     with torch.no_grad():

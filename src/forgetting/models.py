@@ -172,13 +172,16 @@ def merge_adapter(settings: ModelSettings, dtype: torch.dtype, path: Path | str)
 
 
 def attach_adapter(model: PreTrainedModel, path: Path | str) -> Any:
-    """The model with a trained LoRA adapter on it; the base weights are shared, not copied."""
+    """The model with a trained LoRA adapter on it, in the model's own type, for inference; the base
+    weights are shared, not copied."""
     from peft import PeftModel
 
     folder = Path(path)
     if folder.is_dir() and not (folder / "adapter_model.safetensors").is_file():
         raise InputError(f"{folder} holds no adapter in safetensors form")
-    return PeftModel.from_pretrained(model, str(path)).eval()
+    # In float32, as for training, its products and the casts around them take as long as the model.
+    adapted = PeftModel.from_pretrained(model, str(path), autocast_adapter_dtype=False)
+    return adapted.eval()
 
 
 def fuse_adapter(adapted: Any) -> None:

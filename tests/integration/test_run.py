@@ -152,8 +152,11 @@ def test_the_report_holds_every_variant(run):
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
-def test_adapters_on_a_quantised_base_are_merged_into_whole_weights(write_recipe, tmp_path):
+def test_adapters_on_a_quantised_base_are_merged_into_whole_weights(
+    write_recipe, quantizable_model, tmp_path
+):
     overrides = [
+        f"model.name_or_path={quantizable_model}",
         "model.quantization=nf4",
         "training.merge=true",
         "variants={forgetting: {}}",
