@@ -528,7 +528,7 @@ class Recipe(Section):
     """Everything a run needs to know."""
 
     name: Name
-    """Names the run; the default of the run directory is runs/<name>."""
+    """Names the run, and by default its directory, `runs/NAME`; default: the name of the file."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     """Of the split, of the order of the samples, of adapters and dropout."""
     model: ModelSettings

@@ -87,7 +87,11 @@ class ForgettingConfig(SFTConfig):
         t_max: default 0.25. With `schedule="constant"` and `t_max=0`, negatives are ignored.
         term: what is minimised on negative tokens, see `ForgettingTerm`; default `ga`. Those that
             compare with the base model need a column `base_log_probs`.
-        alpha, beta, beta1, beta2, floor: of the term.
+        alpha: of the term, as are the next four; default 1.
+        beta: default 0.1.
+        beta1: default 5.
+        beta2: default 1.
+        floor: default: none.
         normalization: `group` (default, the paper's) divides each set by its own count, `token`
             both by the count of all labelled tokens, so that no token of a small negative set
             weighs more than a positive one.
@@ -151,9 +155,9 @@ class ForgettingTrainer(SFTTrainer):
             tokens, or one for each that is predicted (label other than -100), in order, or one
             number for all of them. In the same three forms: `base_log_probs`, which some terms
             need, and `token_weights`, at least 0, of each token's part in its mean (default 1).
-        data_collator: default TRL's. One of your own must give `input_ids`, `labels` and an
-            `attention_mask` that is 1 on the tokens of each sample; it may pad on either side.
-        **kwargs: as for `trl.SFTTrainer`.
+        **kwargs: as for `trl.SFTTrainer`. A `data_collator` of your own must give `input_ids`,
+            `labels` and an `attention_mask` that is 1 on the tokens of each sample; it may pad on
+            either side.
 
     Raises:
         ValueError: a column is missing or does not fit its tokens, or an option is on that cannot
