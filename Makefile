@@ -1,12 +1,13 @@
 # All set-up happens here, on a machine with Python 3.11 or newer and pip:
 #   make demo    install into .venv and run the embedded demo
 #   make test    install into .venv with the test extra; lint, types, tests
+#   make docs    the same, then build the documentation into site/
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := pyproject.toml constraints.txt
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/forgetting demo
@@ -16,6 +17,10 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+docs: $(VENV)/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
+	@echo "Open site/index.html. The search needs a server: $(BIN)/mkdocs serve"
 
 # A stamp is newer than what it was made from: installing happens once, and again when that changes.
 $(VENV)/.installed: $(SETUP) | $(VENV)/bin/python
@@ -31,4 +36,4 @@ $(VENV)/bin/python:
 	$(BIN)/pip install --quiet --upgrade pip
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) build dist site
