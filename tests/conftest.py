@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -219,6 +221,17 @@ def save_scored_run(path: Path, shard_sizes: Sequence[int] = (7, 5), num_samples
         write_table(pa.table({"sample_id": ids, **table}), file, samples.fingerprint)
         begin += size
     return path
+
+
+@pytest.fixture
+def restored_logging() -> Iterator[None]:
+    """The command line sets the library's log up for a terminal; other tests want it as it was."""
+    log = logging.getLogger("forgetting")
+    before = log.handlers[:], log.level, log.propagate
+    with warnings.catch_warnings():
+        yield
+    log.handlers[:], level, log.propagate = before
+    log.setLevel(level)
 
 
 @pytest.fixture(scope="session")

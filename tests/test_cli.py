@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
-import warnings
 
 import pytest
 
@@ -13,6 +11,8 @@ from forgetting import __version__, doctor, pipeline
 from forgetting.cli import main
 from forgetting.errors import DivergenceError
 from forgetting.recipe import shipped_recipes
+
+pytestmark = pytest.mark.usefixtures("restored_logging")
 
 
 @pytest.fixture
@@ -181,17 +181,6 @@ def test_doctor_exits_1_where_something_needed_is_broken(monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out) == [
         {"what": "trl", "level": "broken", "detail": "is [not] installed"}
     ]
-
-
-@pytest.fixture(autouse=True)
-def _restore_logging():
-    """The command line sets the library's log up for a terminal; other tests want it as it was."""
-    log = logging.getLogger("forgetting")
-    before = log.handlers[:], log.level, log.propagate
-    with warnings.catch_warnings():
-        yield
-    log.handlers[:], level, log.propagate = before
-    log.setLevel(level)
 
 
 def test_prepare_prints_counts_and_shows_samples(run_tiny, capsys):

@@ -51,9 +51,12 @@ def squad(language, texts):
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory):
+    return save_benchmarks(tmp_path_factory.mktemp("benchmarks"))
+
+
+def save_benchmarks(folder: Path) -> Path:
     """Four items of each benchmark in its published form; TyDiQA in two languages, one of them
     without a training file."""
-    folder = tmp_path_factory.mktemp("benchmarks")
     words = ["red", "blue", "green", "gold"]
     with (folder / "TruthfulQA.csv").open("w", encoding="utf-8") as stream:
         fields = ["Question", "Best Answer", "Correct Answers", "Incorrect Answers"]
