@@ -1,4 +1,4 @@
-"""A hook of MkDocs: formulas become MathML when the pages are built, so that no page needs a script.
+"""A hook of MkDocs: formulas become MathML when pages are built, so that no page needs a script.
 
 Goes in: a page's HTML, with TeX in the elements that `pymdownx.arithmatex` makes of `$...$` and
 `$$...$$`. Comes out: the same with MathML in their place.

@@ -1,8 +1,8 @@
 """A hook of MkDocs: tables of a recipe's fields, from the models that read a recipe.
 
-Goes in: a page with lines `<!-- fields of NAME -->`, where NAME is a section in `forgetting.recipe`.
-Comes out: in their place what the section is, and a row for each of its fields: what it takes, its
-default, what it does. So the page cannot say something else than the program.
+Goes in: a page with lines `<!-- fields of NAME -->`, where NAME is a section of
+`forgetting.recipe`. Comes out: in their place what the section is, and a row for each of its
+fields: what it takes, its default, what it does. So the page and the program say the same.
 """
 
 from __future__ import annotations
