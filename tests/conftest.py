@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 import torch
 import yaml
+from hypothesis import settings
 
 from forgetting.data.samples import SAMPLE_SCHEMA, Samples, lists, write_table
 
@@ -25,6 +26,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+# How long a case takes depends on what else the machine does.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def save_tiny_model(folder: Path, *, vocab_extra: int = 0, seed: int = 0, **changes: Any) -> Path:

@@ -29,6 +29,7 @@ logger = logging.getLogger("forgetting")
 SECONDS_BETWEEN_LINES = 15.0
 FRAMEWORKS = (
     "accelerate",
+    "bitsandbytes",
     "datasets",
     "httpx",
     "huggingface_hub",

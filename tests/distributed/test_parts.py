@@ -28,6 +28,8 @@ CONFIG = {
     "report_to": "none",
     "dataloader_pin_memory": False,
     "max_grad_norm": 1.0,
+    # Adam divides a tiny gradient by its own size, rounding and all, unless this is larger.
+    "adam_epsilon": 1e-5,
     "schedule": "constant",
     "t_max": 0.3,
 }

@@ -96,6 +96,18 @@ def test_one_population_is_not_divided(name):
     assert (select_tokens(quality, 0.5, threshold="mixture") == 1).all()
 
 
+@pytest.mark.parametrize("shift", [-0.5, 0, 3])
+def test_a_lower_peak_at_zero_or_above_is_not_bad(shift):
+    # What the base knows, and what fine-tuning on D_ref taught.
+    known = lambda r: shift + r.laplace(0, 0.3, NUM)  # noqa: E731
+    quality, _ = noisy_quality(0.3, lambda r: r.normal(8, 2, NUM), known)
+    assert isinstance(fit_mixture(quality - 4), Mixture)
+    fit = fit_mixture(quality)
+    assert isinstance(fit, Mixture) == (shift < 0)
+    if shift >= 0:
+        assert "at 0 or above" in fit
+
+
 @pytest.mark.parametrize("quality", [np.zeros(1000), np.arange(10.0), np.zeros(0)])
 def test_nothing_to_fit_is_said(quality):
     assert isinstance(fit_mixture(quality), str)
