@@ -118,14 +118,15 @@ class Mixture:
 def fit_mixture(values: NDArray) -> Mixture | str:
     """Fit two components, if there are two.
 
-    One component, and two from several starts, are fitted by maximum likelihood to one half of
-    the values. A fit with two is believed where (a) the bad component is the lower one and less
-    than half of all, and lies below 0, its mode by more than the scale above it, (b) both have a peak of their own: the values themselves are rarer between
-    the peaks than at either, by a fifth at least and beyond chance, and (c) it predicts the
-    other half better than one component by more than the BIC charges for its parameters. Of
-    those, the likeliest is taken. No skewed or heavy-tailed distribution with one peak passes (b).
-    A peak at 0 is not bad: those are tokens that a model is sure of, or that the reference left as
-    they were.
+    One component, and two from several starts, are fitted by maximum likelihood to one half of the
+    values. A fit with two is believed where (a) the bad component is the lower one and less than
+    half of all, and lies below 0, its mode by more than the scale above it, (b) both have a peak of
+    their own: the values themselves are rarer between the peaks than at either, by a fifth at least
+    and beyond chance, and (c) it predicts the other half better than one component by more than the
+    BIC charges for its parameters. Of those, the likeliest is taken. No skewed or heavy-tailed
+    distribution with one peak passes (b).
+    A peak at 0 is not bad: those are tokens that a model is sure of, or that the reference left
+    as they were.
 
     Args:
         values: a sample, shape (any,), finite, in an order that has nothing to do with them; 0 for
