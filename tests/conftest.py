@@ -18,7 +18,14 @@ import torch
 import yaml
 from hypothesis import settings
 
-from forgetting.data.samples import SAMPLE_SCHEMA, Samples, lists, write_table
+from forgetting.data.samples import (
+    SAMPLE_SCHEMA,
+    Samples,
+    list_column,
+    lists,
+    read_table,
+    write_table,
+)
 
 # Tests never ask a network, and two processes on two cores must not fight over threads.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -236,6 +243,13 @@ def restored_logging() -> Iterator[None]:
         yield
     log.handlers[:], level, log.propagate = before
     log.setLevel(level)
+
+
+def all_scores(run: Path) -> dict[str, Any]:
+    """Every score of a run by its column, each an array over all response tokens."""
+    tables = [read_table(file) for file in sorted((run / "scores").iterdir())]
+    names = tables[0].column_names[1:]
+    return {name: np.concatenate([list_column(t, name)[0] for t in tables]) for name in names}
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from forgetting.recipe import SelectionSettings
 from forgetting.selecting import select_corpus
 from forgetting.selection import MEASURES, select_tokens
 from forgetting.shards import ScoredCorpus
-from tests.conftest import EOS, save_scored_run
+from tests.conftest import EOS, all_scores, save_scored_run
 
 
 @pytest.fixture
@@ -36,12 +36,6 @@ def divided(run, *, end_token_ids=(), seed=0, **settings):
     polarity, starts = list_column(read_table(output, samples.fingerprint), "polarity")
     assert np.array_equal(starts, samples.response_starts)
     return polarity, summary
-
-
-def all_scores(run):
-    tables = [read_table(file) for file in sorted((run / "scores").iterdir())]
-    names = tables[0].column_names[1:]
-    return {name: np.concatenate([list_column(t, name)[0] for t in tables]) for name in names}
 
 
 def in_memory(run, **settings):
@@ -212,10 +206,10 @@ def without_a_token(table):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.drop_columns("base_rank"), "scores-00001.*holds no base_rank"),
+        (lambda table: table.drop_columns("base_rank"), "scores-00001.*has no base_rank"),
         (lambda table: table.slice(1), "does not hold the samples"),
         (lambda table: table.take([1, 0, 2, 3, 4]), "does not hold the samples"),
-        (without_a_token, "one score for each response token"),
+        (without_a_token, r"scores-00001.*base_log_probs of sample 111 has"),
     ],
 )
 def test_shards_that_do_not_fit_are_refused(scored, change, message):
@@ -233,5 +227,5 @@ def test_columns_that_differ_in_length_are_refused(scored):
         return table.set_column(table.column_names.index(name), name, column)
 
     change_shard(scored, 0, cut)
-    with pytest.raises(InputError, match=r"scores-00000.*one reference_log_probs for each"):
+    with pytest.raises(InputError, match=r"scores-00000.*reference_log_probs of sample 106 has"):
         divided(scored)

@@ -18,7 +18,7 @@ from forgetting.errors import InputError
 from forgetting.processes import Processes
 from forgetting.recipe import load_recipe
 from forgetting.rundir import Work
-from tests.conftest import EOS, save_scored_run
+from tests.conftest import EOS, all_scores, save_scored_run
 
 
 @pytest.fixture
@@ -39,12 +39,13 @@ def select(run, write_recipe, tmp_path):
         work.output.mkdir(parents=True, exist_ok=True)
         stages.select(recipe, run, work, "some")
         samples = Samples.read(run / "data" / "train.parquet")
-        base, tuned = stages.read_scores(run, samples)
+        scores = all_scores(run)
+        quality = scores["reference_log_probs"] - scores["base_log_probs"]
         table = read_table(work.output / "polarity.parquet", samples.fingerprint)
         polarity, starts = list_column(table, "polarity")
         assert np.array_equal(starts, samples.response_starts)
         summary = json.loads((work.output / "summary.json").read_text())
-        return samples, tuned - base, polarity, summary
+        return samples, quality, polarity, summary
 
     return do
 
@@ -162,12 +163,12 @@ def test_entropy_and_rank_are_stored_when_asked_for(scored, finished_run, tmp_pa
     output = scored(1, "more", load_recipe(finished_run[0], measures)).output
     (tmp_path / "run").mkdir()
     output.rename(tmp_path / "run" / "scores")
-    samples = Samples.read(scored.run / "data" / "train.parquet")
-    plain = stages.read_scores(scored.run, samples)
+    plain = all_scores(scored.run)
     names = [f"{m}_{c}" for m in ("base", "reference") for c in ("log_probs", "entropy", "rank")]
-    found = dict(zip(names, stages.read_scores(tmp_path / "run", samples, names), strict=True))
-    for name, expected in zip(("base_log_probs", "reference_log_probs"), plain, strict=True):
-        assert np.abs(found[name] - expected).max() < 1e-5
+    found = all_scores(tmp_path / "run")
+    for name in ("base_log_probs", "reference_log_probs"):
+        assert np.abs(found[name] - plain[name]).max() < 1e-5
+    assert sorted(found) == sorted(names)
     assert {found[name].dtype for name in names} == {np.dtype("float32"), np.dtype("int32")}
     # A greedy token is at least as likely as any other: -log p is at most the entropy.
     greedy = found["base_rank"] == 0
@@ -258,7 +259,7 @@ def test_terms_reach_the_training_of_a_run_with_the_scores_they_need(
     assert ("base_log_probs" in dataset.column_names) == (term == "tnpo")
     if term == "tnpo":
         samples = Samples.read(path / "data" / "train.parquet")
-        base, _ = stages.read_scores(path, samples)
+        base = all_scores(path)["base_log_probs"]
         given = np.concatenate([np.asarray(row) for row in dataset["base_log_probs"]])
         assert given[samples.is_response].tolist() == pytest.approx(base.tolist())
         assert not given[~samples.is_response].any()

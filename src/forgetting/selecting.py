@@ -21,7 +21,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from forgetting.data.samples import FINGERPRINT_KEY, list_column, lists, response_mask
+from forgetting.data.samples import (
+    FINGERPRINT_KEY,
+    list_column,
+    lists,
+    num_response_tokens,
+    response_mask,
+)
 from forgetting.errors import InputError
 from forgetting.metrics import NoiseTally
 from forgetting.recipe import SelectionSettings
@@ -50,7 +56,7 @@ class MeasuredCorpus:
         path: scratch file for the quality, written over.
 
     Raises:
-        InputError: as `ScoredCorpus.scores`, or the shards hold other samples than D_train.
+        InputError: as `ScoredCorpus.scores`.
     """
 
     def __init__(self, corpus: ScoredCorpus, name: QualityName, path: Path) -> None:
@@ -65,20 +71,13 @@ class MeasuredCorpus:
         """The smallest and the largest quality of a token."""
         num_above_zero = 0
         with path.open("wb") as file:
-            walk = zip(
-                corpus.scores(measure.columns), corpus.samples(["sample_id", "source"]), strict=True
-            )
-            for shard, part in walk:
-                if not np.array_equal(shard.sample_ids, part["sample_id"].to_numpy()):
-                    raise InputError(
-                        f"{corpus.folder} does not hold the samples of data/train.parquet"
-                    )
+            for shard in corpus.scores(measure.columns, ["source"]):
                 scores = (shard.columns[column] for column in measure.columns)
                 quality = measure.compute(*scores).astype(np.float32, copy=False)
                 quality.tofile(file)
                 ids.append(shard.sample_ids)
                 lengths.append(shard.lengths)
-                sources.append(_numbered(part["source"], number_of))
+                sources.append(_numbered(shard.samples["source"], number_of))
                 means.append(mean_quality(quality, shard.lengths))
                 self.low = min(self.low, float(quality.min(initial=np.inf)))
                 self.high = max(self.high, float(quality.max(initial=-np.inf)))
@@ -170,8 +169,6 @@ def select_corpus(
     with pq.ParquetWriter(output, schema, compression="zstd") as writer:
         for part, quality, polarity, sample_ids, lengths, sources in walk:
             response_ids, starts = _responses(part)
-            if not np.array_equal(np.diff(starts), lengths):
-                raise InputError(f"{corpus.folder} does not hold one score for each response token")
             if end_token_ids:
                 polarity[(polarity < 0) & np.isin(response_ids, list(end_token_ids))] = 1
             writer.write_table(pa.table([sample_ids, lists(polarity, starts)], schema=schema))
@@ -249,8 +246,7 @@ def _responses(part: pa.Table) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     """Ids of the response tokens of some samples, and the starts of each sample's."""
     labels, token_starts = list_column(part, "labels")
     mask = response_mask(labels, token_starts)
-    lengths = np.add.reduceat(mask, token_starts[:-1], dtype=np.int64)
-    return labels[mask], np.r_[0, np.cumsum(lengths)]
+    return labels[mask], np.r_[0, np.cumsum(num_response_tokens(mask, token_starts))]
 
 
 def _add_noise(

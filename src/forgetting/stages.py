@@ -31,10 +31,9 @@ from forgetting.data.corpus import build_corpus
 from forgetting.data.samples import (
     SampleFile,
     Samples,
-    list_column,
-    read_table,
+    rows_in_parts,
 )
-from forgetting.data.scores import join_scores, read_scores, shard_name, write_scores
+from forgetting.data.scores import join_scores, shard_name, write_scores
 from forgetting.data.tokens import Tokenization
 from forgetting.errors import InputError
 from forgetting.evaluation import HELDOUT, Harness, TaskResult, evaluate_heldout
@@ -51,6 +50,7 @@ from forgetting.rundir import Work, write_atomically
 from forgetting.scoring import score_samples
 from forgetting.selecting import select_corpus
 from forgetting.shards import ScoredCorpus
+from forgetting.training_data import TOKENS, selected_parts, trainer_columns, write_stream
 
 
 def prepare(recipe: Recipe, run: Path, work: Work) -> None:
@@ -117,16 +117,23 @@ def reference(recipe: Recipe, run: Path, work: Work, fold: str | None = None) ->
     """Fine-tune the reference model on D_ref, all tokens positive; or that of one fold, on the
     samples of D_train that are not in it."""
     label = "Reference model"
-    if fold is None:
-        samples = Samples.read(run / "data" / "reference.parquet")
-    else:
-        samples = Samples.read(run / "data" / "train.parquet")
-        outside = fold_of_samples(recipe, len(samples)) != recipe.fold_names.index(fold)
-        samples = Samples(samples.table.filter(pa.array(outside)))
+    path = run / "data" / ("reference.parquet" if fold is None else "train.parquet")
+    outside = np.ones(len(SampleFile(path)), dtype=bool)
+    if fold is not None:
+        outside = fold_of_samples(recipe, len(outside)) != recipe.fold_names.index(fold)
         label = f"{label}, {fold}"
-    polarity = np.ones(len(samples.response_ids), dtype=np.int8)
+
+    def tables() -> Iterator[pa.Table]:
+        begin = 0
+        for part in rows_in_parts(path, TOKENS):
+            kept = outside[begin : begin + part.num_rows]
+            begin += part.num_rows
+            samples = Samples(part.filter(pa.array(kept)))
+            polarity = np.ones(samples.response_ids.size, dtype=np.int8)
+            yield pa.table(trainer_columns(samples, polarity))
+
     ignored = VariantSettings(objective="full")
-    _train(recipe, recipe.reference, ignored, samples, polarity, label, work)
+    _train(recipe, recipe.reference, ignored, tables(), label, work)
 
 
 def fold_of_samples(recipe: Recipe, num_samples: int) -> NDArray[np.int64]:
@@ -276,19 +283,14 @@ def select(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
 
 def train(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
     """Fine-tune one variant on D_train."""
-    samples = Samples.read(run / "data" / "train.parquet")
     settings = recipe.variants[variant]
-    if settings.objective == "full":
-        polarity = np.ones(samples.response_ids.size, dtype=np.int8)
-    else:
-        file = run / "selection" / variant / "polarity.parquet"
-        polarity, _ = list_column(read_table(file, samples.fingerprint), "polarity")
     term = ForgettingTerm(kind=settings.forgetting.term)
-    base_log_probs = None
+    scores: list[str] = []
     if settings.objective == "forgetting" and term.needs_base:
-        (base_log_probs,) = read_scores(run, samples, ["base_log_probs"])
-    label = f"Training {variant}"
-    _train(recipe, recipe.training, settings, samples, polarity, label, work, base_log_probs)
+        scores = ["base_log_probs"]
+    parts = selected_parts(run, None if settings.objective == "full" else variant, scores)
+    tables = (pa.table(trainer_columns(p.samples, p.polarity, **p.scores)) for p in parts)
+    _train(recipe, recipe.training, settings, tables, f"Training {variant}", work)
     if not work.processes.is_main:
         return
     selection = None
@@ -303,11 +305,9 @@ def _train(
     recipe: Recipe,
     training: TrainingSettings,
     variant: VariantSettings,
-    samples: Samples,
-    polarity: NDArray[np.int8],
+    tables: Iterator[pa.Table],
     label: str,
     work: Work,
-    base_log_probs: NDArray[np.float32] | None = None,
 ) -> None:
     # Imported here: TRL takes seconds, and no other stage needs it.
     from datasets import Dataset
@@ -316,14 +316,12 @@ def _train(
     from forgetting.trainer import ForgettingConfig, ForgettingTrainer, ProgressCallback
 
     dtype = models.pick_dtype(recipe.model)
-    columns = {
-        "input_ids": samples.table["input_ids"],
-        "labels": samples.table["labels"],
-        "polarity": samples.aligned(polarity),
-    }
-    if base_log_probs is not None:
-        columns["base_log_probs"] = samples.aligned(base_log_probs)
-    dataset = Dataset(pa.table(columns))
+    # Mapped into memory by every process, not held by any.
+    data = work.path / "samples.arrow"
+    if work.processes.is_main:
+        write_stream(tables, data)
+    work.processes.wait()
+    dataset = Dataset.from_file(str(data))
     # A constant zero leaves the negatives out, and their figures are still logged.
     unlearning: dict[str, Any] = {"schedule": "constant", "t_min": 0.0, "t_max": 0.0}
     if variant.objective == "forgetting":

@@ -110,13 +110,31 @@ def read_table(path: Path, fingerprint: str | None = None) -> pa.Table:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    found = (table.schema.metadata or {}).get(FINGERPRINT_KEY, b"").decode()
-    if fingerprint is not None and found != fingerprint:
+    if fingerprint is not None:
+        _check_fingerprint(path, table.schema, fingerprint)
+    return table
+
+
+def check_fingerprint(path: Path, fingerprint: str) -> None:
+    """Refuse a table of other tokens, without reading its rows.
+
+    Raises:
+        InputError: the file is missing or broken, or belongs to other tokens.
+    """
+    try:
+        schema = pq.read_schema(path)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    _check_fingerprint(path, schema, fingerprint)
+
+
+def _check_fingerprint(path: Path, schema: pa.Schema, fingerprint: str) -> None:
+    found = (schema.metadata or {}).get(FINGERPRINT_KEY, b"").decode()
+    if found != fingerprint:
         raise InputError(
             f"{path} belongs to other tokens than those of the corpus (fingerprint "
             f"{found[:12] or 'missing'}, expected {fingerprint[:12]}). Score again"
         )
-    return table
 
 
 class Samples:
@@ -132,7 +150,7 @@ class Samples:
         self.input_ids, self.token_starts = list_column(self.table, "input_ids")
         self.labels, _ = list_column(self.table, "labels")
         self.is_response = response_mask(self.labels, self.token_starts)
-        per_sample = np.add.reduceat(self.is_response, self.token_starts[:-1], dtype=np.int64)
+        per_sample = num_response_tokens(self.is_response, self.token_starts)
         self.response_starts = np.r_[0, np.cumsum(per_sample)]
         """Sample i's response tokens are [response_starts[i], response_starts[i + 1])."""
 
@@ -301,6 +319,13 @@ def response_mask(labels: NDArray, token_starts: NDArray[np.int64]) -> NDArray[n
     # The first token of a sample has no context to be predicted from.
     mask[token_starts[:-1]] = False
     return mask
+
+
+def num_response_tokens(
+    is_response: NDArray[np.bool_], token_starts: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Response tokens of each sample, shape (samples,)."""
+    return np.add.reduceat(is_response, token_starts[:-1], dtype=np.int64)
 
 
 def list_column(table: pa.Table, name: str) -> tuple[NDArray, NDArray[np.int64]]:

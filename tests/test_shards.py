@@ -1,4 +1,4 @@
-"""Shards of scores: read whole and in order, or refused with the shard and the sample named."""
+"""Shards of scores: read in order, or refused with the shard and the sample named."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from forgetting.data.samples import (
     read_table,
     write_table,
 )
-from forgetting.data.scores import join_scores, read_scores, shard_name, write_scores
+from forgetting.data.scores import join_scores, shard_name, write_scores
 from forgetting.errors import InputError
+from forgetting.shards import ScoredCorpus
 
+LOG_PROBS = ["base_log_probs", "reference_log_probs"]
 NAMES = ["base_log_probs", "reference_log_probs", "base_entropy", "base_rank"]
 
 
@@ -68,9 +70,15 @@ def change(run, name, replace):
     write_table(table, file, fingerprint)
 
 
+def read_scores(run, names=LOG_PROBS):
+    """Columns of all shards, one array each."""
+    shards = list(ScoredCorpus(run).scores(names))
+    return [np.concatenate([shard.columns[name] for shard in shards]) for name in names]
+
+
 def test_what_was_written_is_read_in_order(run):
     samples = Samples.read(run / "data" / "train.parquet")
-    base, reference, entropy, rank = read_scores(run, samples, NAMES)
+    base, reference, entropy, rank = read_scores(run, NAMES)
     assert base.tolist() == (-samples.response_ids).tolist()
     assert reference.tolist() == (-2 * samples.response_ids).tolist()
     assert entropy == pytest.approx(samples.response_ids / 10)
@@ -80,15 +88,23 @@ def test_what_was_written_is_read_in_order(run):
         "float32",
         "int32",
     ]
-    assert len(read_scores(run, samples)) == 2
+
+
+def test_what_is_asked_for_of_the_samples_comes_with_their_scores(run):
+    shards = list(ScoredCorpus(run).scores(["base_rank"], ["input_ids", "sample_id"]))
+    assert [shard.samples.column_names for shard in shards] == [["input_ids", "sample_id"]] * 2
+    samples = Samples.read(run / "data" / "train.parquet")
+    whole = pa.concat_tables(shard.samples for shard in shards)
+    assert whole == samples.table.select(["input_ids", "sample_id"])
+    lengths = np.concatenate([shard.lengths for shard in shards])
+    assert lengths.tolist() == samples.num_response_tokens.tolist()
 
 
 def test_a_column_that_was_not_asked_for_is_named(run):
-    samples = Samples.read(run / "data" / "train.parquet")
     change(run, "base_entropy", lambda values, starts: None)
-    read_scores(run, samples)
+    read_scores(run)
     with pytest.raises(InputError, match=r"scores-00001-of-00002.parquet has no base_entropy"):
-        read_scores(run, samples, NAMES)
+        read_scores(run, NAMES)
 
 
 def test_a_value_too_few_names_shard_and_sample(run):
@@ -96,33 +112,29 @@ def test_a_value_too_few_names_shard_and_sample(run):
         starts[3:] -= 1
         return values[:-1], starts
 
-    samples = Samples.read(run / "data" / "train.parquet")
     change(run, "reference_log_probs", shorten)
     with pytest.raises(InputError, match=r"scores-00001.*reference_log_probs of sample 109 has"):
-        read_scores(run, samples)
+        read_scores(run)
 
 
 def test_shards_of_other_samples_are_refused(run):
-    samples = Samples.read(run / "data" / "train.parquet")
     first, second = (run / "scores" / shard_name(index, 2) for index in range(2))
     second.write_bytes(first.read_bytes())
-    with pytest.raises(InputError, match=r"scores-00001.*does not hold the samples"):
-        read_scores(run, samples)
+    with pytest.raises(InputError, match=r"holds 14 samples, .* which are 12"):
+        read_scores(run)
 
 
 def test_no_scores_at_all_are_refused(run):
-    samples = Samples.read(run / "data" / "train.parquet")
     for file in (run / "scores").iterdir():
         file.unlink()
     with pytest.raises(InputError, match="holds no scores"):
-        read_scores(run, samples)
+        read_scores(run)
 
 
 def test_a_missing_shard_is_named(run):
-    samples = Samples.read(run / "data" / "train.parquet")
     (run / "scores" / "scores-00001-of-00002.parquet").unlink()
     with pytest.raises(InputError, match=r"1 of 2 shards, without scores-00001-of-00002.parquet"):
-        read_scores(run, samples)
+        read_scores(run)
 
 
 def test_scores_of_other_tokens_are_refused(run):
@@ -130,9 +142,8 @@ def test_scores_of_other_tokens_are_refused(run):
         read_table(run / "data" / "train.parquet").to_pylist()[::-1], schema=SAMPLE_SCHEMA
     )
     write_table(table, run / "data" / "train.parquet")
-    samples = Samples.read(run / "data" / "train.parquet")
     with pytest.raises(InputError, match=r"scores-00000-of-00002.parquet belongs to other tokens"):
-        read_scores(run, samples)
+        read_scores(run)
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.inf])
@@ -142,7 +153,6 @@ def test_a_score_that_is_not_finite_names_shard_and_sample(run, name, bad):
         values[starts[2]] = bad
         return values, starts
 
-    samples = Samples.read(run / "data" / "train.parquet")
     change(run, name, spoil)
     with pytest.raises(InputError, match=rf"scores-00001.*{name} of sample 109"):
-        read_scores(run, samples, NAMES)
+        read_scores(run, NAMES)
