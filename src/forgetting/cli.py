@@ -323,6 +323,86 @@ def inspect(
 
 
 @app.command()
+def export(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run.")],
+    what: Annotated[
+        Literal["data", "clean", "model", "adapter"],
+        typer.Option(
+            "--what",
+            help="data: the corpus with polarity, token weights and quality, for a trainer. "
+            "clean: its conversations without the worst samples. model: whole weights, the "
+            "adapter merged. adapter: the adapter alone.",
+        ),
+    ] = "data",
+    variant: Annotated[
+        str | None,
+        typer.Option("--variant", help="Whose. Default: forgetting, or the first."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", help="Folder. Default: exports/RECIPE-VARIANT-WHAT."),
+    ] = None,
+    format: Annotated[
+        Literal["parquet", "jsonl"] | None,
+        typer.Option("--format", help="Of a corpus. Default: parquet; for clean: jsonl."),
+    ] = None,
+    drop_worst: Annotated[
+        float | None,
+        typer.Option(
+            "--drop-worst",
+            metavar="SHARE",
+            help="The share of samples that clean leaves out. Default: 0.1.",
+        ),
+    ] = None,
+    by: Annotated[
+        Literal["quality", "negatives"] | None,
+        typer.Option(
+            "--by",
+            help="The worst are those of the lowest mean quality (default), or with the most "
+            "negative tokens.",
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
+    push_to_hub: Annotated[
+        str | None,
+        typer.Option("--push-to-hub", metavar="REPO", help="Put it on the hub too, in private."),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="With --push-to-hub: for everybody to read.")
+    ] = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a run's corpus or a model along, with a card, as a folder or to the hub."""
+    setup_logging(quiet or as_json)
+    from forgetting.exporting import export_run
+
+    result = export_run(
+        run_dir,
+        what,
+        variant=variant,
+        output=output,
+        format=format,
+        drop_worst=drop_worst,
+        by=by,
+        force=force,
+        push_to_hub=push_to_hub,
+        public=public,
+    )
+    if as_json:
+        typer.echo(json.dumps({"output": str(result.path), "url": result.url}))
+        return
+    out.print(result.sentence, soft_wrap=True, markup=False, highlight=False)
+    places = [("Everything is in", str(result.path)), ("On the hub:     ", result.url)]
+    for label, place in places:
+        if place is not None:
+            out.print(label, place, style="bold", soft_wrap=True, markup=False, highlight=False)
+    out.print("Read it with")
+    for line in result.loading:
+        out.print(f"    {line}", soft_wrap=True, markup=False, highlight=False)
+
+
+@app.command()
 def recipes() -> None:
     """List the shipped recipes."""
     from forgetting.recipe import shipped_recipes

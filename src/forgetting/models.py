@@ -9,12 +9,17 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from accelerate.utils import patch_environment
+from huggingface_hub import ModelCard, hf_hub_download
+from huggingface_hub.constants import REPOCARD_NAME
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -338,6 +343,38 @@ def model_fingerprint(settings: ModelSettings) -> dict[str, Any]:
         }
     config = load_config(settings)
     return {"id": settings.name_or_path, "commit": getattr(config, "_commit_hash", None)}
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a base model beside its weights; None where nothing is."""
+
+    commit: str | None
+    """On the hub."""
+    licence: str | None
+    """As its own card says."""
+
+
+def model_facts(settings: ModelSettings) -> ModelFacts:
+    """Read a base model's own card; what cannot be read is unknown."""
+    path = Path(settings.name_or_path)
+    commit = None
+    try:
+        if path.is_dir():
+            card = path / REPOCARD_NAME
+        else:
+            commit = getattr(load_config(settings), "_commit_hash", None)
+            name, revision = settings.name_or_path, settings.revision
+            card = Path(hf_hub_download(name, REPOCARD_NAME, revision=revision))
+        data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()
+    # No card, no network, no YAML: the licence is unknown, and no reason to stop.
+    except (OSError, ValueError, EntryNotFoundError, InputError, yaml.YAMLError):
+        return ModelFacts(commit, None)
+    licence = data.get("license_name") or data.get("license")
+    if isinstance(licence, list):
+        licence = ", ".join(map(str, licence))
+    link = data.get("license_link")
+    return ModelFacts(commit, f"{licence} ({link})" if licence and link else licence)
 
 
 def _origin(settings: ModelSettings) -> dict[str, Any]:

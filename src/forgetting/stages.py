@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from forgetting import models
-from forgetting.card import model_card
+from forgetting.card import RunFacts, model_card
 from forgetting.checkpoints import check_num_processes, latest_checkpoint
 from forgetting.console import logger, progress
 from forgetting.data.corpus import build_corpus
@@ -56,17 +56,9 @@ from forgetting.training_data import TOKENS, selected_parts, trainer_columns, wr
 def prepare(recipe: Recipe, run: Path, work: Work) -> None:
     """Records to tokens: D_ref, D_train and the held-out samples, disjoint."""
     del run
-    tokenizer = models.load_tokenizer(recipe.model)
     check_length(recipe)
-    template = recipe.model.chat_template
-    if template == PLAIN_TEMPLATE:
-        tokenizer.chat_template = template = None
     settings = recipe.data.model_copy(update={"num_reference": recipe.num_reference})
-    tokenization = Tokenization(
-        tokenizer,
-        Path(template).read_text(encoding="utf-8") if template else None,
-        special_tokens_in_text=settings.special_tokens_in_text,
-    )
+    tokenization = load_tokenization(recipe)
     with progress("Preparing samples", settings.num_samples) as advance, tokenizer_threads():
         account = build_corpus(
             settings,
@@ -86,6 +78,19 @@ def prepare(recipe: Recipe, run: Path, work: Work) -> None:
         logger.info(
             "%d records left out; reasons in data/summary.json and rejected.parquet", dropped
         )
+
+
+def load_tokenization(recipe: Recipe) -> Tokenization:
+    """How this recipe makes tokens of a record."""
+    tokenizer = models.load_tokenizer(recipe.model)
+    template = recipe.model.chat_template
+    if template == PLAIN_TEMPLATE:
+        tokenizer.chat_template = template = None
+    return Tokenization(
+        tokenizer,
+        Path(template).read_text(encoding="utf-8") if template else None,
+        special_tokens_in_text=recipe.data.special_tokens_in_text,
+    )
 
 
 @contextmanager
@@ -297,7 +302,13 @@ def train(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
     if settings.objective != "full":
         summary = run / "selection" / variant / "summary.json"
         selection = json.loads(summary.read_text(encoding="utf-8"))
-    card = model_card(recipe, variant, selection, work.details)
+    facts = RunFacts(
+        recipe,
+        models.model_facts(recipe.model),
+        json.loads((run / "data" / "summary.json").read_text(encoding="utf-8")),
+    )
+    is_adapter = models.is_adapter(work.output)
+    card = model_card(facts, variant, selection, work.details, is_adapter=is_adapter)
     (work.output / "README.md").write_text(card, encoding="utf-8")
 
 

@@ -40,6 +40,8 @@ REJECTED_SCHEMA = pa.schema(
         ("detail", pa.string()),
     ]
 )
+TRUSTED = " (trusted)"
+"""After the names of the sources of D_ref that are not in the corpus."""
 BATCH_RECORDS = 1000
 BATCH_CHARACTERS = 2_000_000
 ROW_GROUP = 1000
@@ -213,7 +215,7 @@ def build_corpus(
             taken = splits.keys() if trusted else set()
         if trusted:
             settings = settings.model_copy(update=only_reference)
-            account.turn_to(settings, " (trusted)")
+            account.turn_to(settings, TRUSTED)
             with Spool(scratch / "trusted.spool") as spool:
                 read_records(settings, seed, spool, account)
                 splits = _Splits(settings, tokenization, seed, spool, account)
