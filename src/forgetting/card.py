@@ -127,7 +127,6 @@ def data_card(
     sentence: str,
     loading: Sequence[str],
     columns: Mapping[str, str],
-    data_file: str,
     num_samples: int,
 ) -> str:
     """Write the card of an exported corpus.
@@ -139,12 +138,12 @@ def data_card(
         sentence: the same in numbers.
         loading: lines of Python that read it.
         columns: what each column holds, by its name.
-        data_file: the path of the data beside the card.
         num_samples: rows of the data.
     """
     recipe = facts.recipe
     metadata = DatasetCardData(
-        configs=[{"config_name": "default", "data_files": data_file}],
+        # No `configs`: with them `datasets` keeps what it read of a folder by the folder's name
+        # alone, and gives an earlier export of that name in place of a newer one.
         size_categories=[next((n for size, n in SIZES.items() if num_samples < size), "n>10M")],
         task_categories=["text-generation"],
         tags=["forgetting", "sft"],
@@ -152,8 +151,8 @@ def data_card(
     lines = [
         f"# {recipe.name}: {title}",
         "",
-        f"{sentence} Tokens were judged for the model {_base(facts)} by `forgetting`, and selected as "
-        f"for its variant `{variant}`. {METHOD}",
+        f"{sentence} Tokens were judged for the model {_base(facts)} by `forgetting`, and selected "
+        f"as for its variant `{variant}`. {METHOD}",
         "",
         "```python",
         *loading,

@@ -171,7 +171,7 @@ class _Job:
             f"{selection['num_ignored']:,} to ignore."
         )
         title = "the corpus with its selection"
-        return self._corpus(folder, format, title, sentence, columns, num_samples)
+        return self._corpus(folder, title, sentence, columns, num_samples)
 
     def clean(self, folder: Path, format: Format, share: float, by: By) -> _Result:
         quality = records.sample_quality(self.run, self.variant, self.settings.selection.quality)
@@ -197,12 +197,11 @@ class _Job:
         )
         columns = {name: records.COLUMNS[name] for name in first}
         title = "the corpus without its worst samples"
-        return self._corpus(folder, format, title, sentence, columns, total)
+        return self._corpus(folder, title, sentence, columns, total)
 
     def _corpus(
         self,
         folder: Path,
-        format: Format,
         title: str,
         sentence: str,
         columns: Mapping[str, str],
@@ -222,7 +221,6 @@ class _Job:
             sentence=sentence,
             loading=loading('"."'),
             columns=columns,
-            data_file=f"train.{format}",
             num_samples=num_samples,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")

@@ -52,7 +52,7 @@ def push(folder: Path, repo_id: str, repo_type: RepoType, *, public: bool) -> st
         ForgettingError: the hub refuses, or cannot be reached.
     """
     api = HfApi()
-    with _explained(repo_id):
+    with _explained(repo_id, f". The export is in {folder}"):
         url = api.create_repo(repo_id, repo_type=repo_type, private=not public, exist_ok=True)
         api.upload_folder(
             repo_id=url.repo_id,
@@ -64,7 +64,7 @@ def push(folder: Path, repo_id: str, repo_type: RepoType, *, public: bool) -> st
 
 
 @contextmanager
-def _explained(repo_id: str) -> Iterator[None]:
+def _explained(repo_id: str, more: str = "") -> Iterator[None]:
     try:
         yield
     except LocalTokenNotFoundError as error:
@@ -75,5 +75,5 @@ def _explained(repo_id: str) -> Iterator[None]:
     # The client raises whatever the network and the hub do.
     except Exception as error:
         raise ForgettingError(
-            f"--push-to-hub {repo_id}: {' '.join(str(error).split())[:300]}"
+            f"--push-to-hub {repo_id}: {' '.join(str(error).split())[:300]}{more}"
         ) from error
