@@ -332,3 +332,29 @@ def test_a_merged_model_says_what_its_adapter_said(quantizable_model, tmp_path, 
     with torch.no_grad():
         assert (merged(ids).logits - tuned(ids).logits).abs().max() < 1e-4
     assert not any("lora" in name for name, _ in merged.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        (None, None),
+        ("# A model without metadata\n", None),
+        ("---\nlicense: mit\n---\n", "mit"),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", "mit, apache-2.0"),
+        (
+            "---\nlicense: other\nlicense_name: own\nlicense_link: https://own.org\n---\n",
+            "own (https://own.org)",
+        ),
+        ("---\nlicense: [\n---\n", None),
+        ("---\nlicense: 7\n---\n", "7"),
+    ],
+)
+def test_a_models_licence_is_what_its_card_says(copy, card, licence):
+    if card is not None:
+        (copy / "README.md").write_text(card)
+    assert models.model_facts(settings(copy)) == models.ModelFacts(None, licence)
+
+
+def test_of_a_model_that_cannot_be_read_nothing_is_known():
+    facts = models.model_facts(settings("nobody/has-this-model"))
+    assert facts == models.ModelFacts(None, None)

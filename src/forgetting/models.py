@@ -371,10 +371,11 @@ def model_facts(settings: ModelSettings) -> ModelFacts:
     except (OSError, ValueError, EntryNotFoundError, InputError, yaml.YAMLError):
         return ModelFacts(commit, None)
     licence = data.get("license_name") or data.get("license")
-    if isinstance(licence, list):
-        licence = ", ".join(map(str, licence))
+    if not licence:
+        return ModelFacts(commit, None)
+    text = ", ".join(map(str, licence)) if isinstance(licence, list) else str(licence)
     link = data.get("license_link")
-    return ModelFacts(commit, f"{licence} ({link})" if licence and link else licence)
+    return ModelFacts(commit, f"{text} ({link})" if link else text)
 
 
 def _origin(settings: ModelSettings) -> dict[str, Any]:
