@@ -14,6 +14,7 @@ import pytest
 import typer
 
 from forgetting.cli import app
+from forgetting.exporting import export_run
 from tests.conftest import alpaca_records, save_tiny_model
 from tests.evaluation.conftest import save_benchmarks
 
@@ -75,6 +76,7 @@ def workplace(tmp_path_factory, finished_run) -> Path:
     records = "".join(json.dumps(record) + "\n" for record in alpaca_records(60))
     (folder / "data.jsonl").write_text(records, encoding="utf-8")
     shutil.copytree(finished_run[1], folder / "runs" / "demo")
+    export_run(finished_run[1], output=folder / "exports" / "mine-forgetting-data")
     (folder / "eval-data").mkdir()
     save_benchmarks(folder / "eval-data")
     (folder / ".venv" / "bin").mkdir(parents=True)

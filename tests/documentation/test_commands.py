@@ -60,6 +60,12 @@ def our_command(arguments: list[str]) -> int:
         # Trains for minutes at the least, and has tests of its own: here, all recipes are written
         # and the commands printed.
         rest = [*rest, *([] if params["list_"] else ["--list"])]
+    elif command == "export":
+        # The hub has a test of its own: here, what would go there. What pages read is there already.
+        if params["push_to_hub"] is not None:
+            place = rest.index("--push-to-hub")
+            del rest[place : place + 2]
+        rest = [*rest, "--force"]
     elif command == "run" and "/studies/" in str(Path(params["recipe"]).resolve()):
         # The paper's models are not here: the plan, which needs none.
         rest = [*rest, "--dry-run"]
@@ -92,6 +98,14 @@ def read_pip(arguments: list[str]) -> int:
     return 0
 
 
+def read_hf(arguments: list[str]) -> int:
+    """Asks for a password: there is such a command."""
+    program = Path(sys.executable).with_name("hf")
+    return subprocess.run(
+        [program, *arguments, "--help"], check=True, capture_output=True
+    ).returncode
+
+
 def read_make(arguments: list[str]) -> int:
     """Installs for minutes, or is what runs this test: the target is there."""
     return subprocess.run(["/usr/bin/make", "--dry-run", *arguments], check=True).returncode
@@ -102,6 +116,7 @@ PROGRAMS: dict[str, Program] = {
     "accelerate": read_accelerate,
     "pip": read_pip,
     "make": read_make,
+    "hf": read_hf,
 }
 # A cluster of one node: what is submitted runs at once, the first of an array.
 SCRIPTS = {

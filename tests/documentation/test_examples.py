@@ -47,6 +47,12 @@ def the_trainers_trains(names, before):
     assert np.abs(np.concatenate(after) - before).max() > 0
 
 
+def the_exports_train(names, before):
+    assert names["trainer"].state.global_step > 0
+    after = score_dataset(names["model"], names["input_ids"], names["labels"])
+    assert np.abs(np.concatenate(after) - before).max() > 0
+
+
 def the_evaluations_writes_a_task(names, before):
     (file,) = names["folder"].glob("*.yaml")
     assert yaml.safe_load(file.read_text(encoding="utf-8"))["task"] == "boolq"
@@ -55,6 +61,7 @@ def the_evaluations_writes_a_task(names, before):
 CHECKS = {
     "README.md": the_readmes_trains,
     "trainer.md": the_trainers_trains,
+    "export.md": the_exports_train,
     "evaluation.md": the_evaluations_writes_a_task,
 }
 

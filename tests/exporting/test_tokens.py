@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -208,10 +209,8 @@ def test_a_corpus_whose_noise_is_unknown_has_no_columns_for_it(exported, read):
 
 
 def test_the_card_and_the_page_name_every_column(exported):
-    from tests.test_documentation import ROOT
-
     card = (exported("data").path / "README.md").read_text()
-    page = (ROOT / "docs" / "export.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
     for name in COLUMNS:
         assert f"| `{name}` |" in page
         assert (f"| `{name}` |" in card) == (name in WITHOUT_NOISE)
