@@ -61,7 +61,7 @@ def our_command(arguments: list[str]) -> int:
         # and the commands printed.
         rest = [*rest, *([] if params["list_"] else ["--list"])]
     elif command == "export":
-        # The hub has a test of its own: here, what would go there. What pages read is there already.
+        # The hub has a test of its own: here, what would go there. Some are there already.
         if params["push_to_hub"] is not None:
             place = rest.index("--push-to-hub")
             del rest[place : place + 2]
