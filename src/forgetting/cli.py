@@ -377,18 +377,22 @@ def export(
     setup_logging(quiet or as_json)
     from forgetting.exporting import export_run
 
-    result = export_run(
-        run_dir,
-        what,
-        variant=variant,
-        output=output,
-        format=format,
-        drop_worst=drop_worst,
-        by=by,
-        force=force,
-        push_to_hub=push_to_hub,
-        public=public,
-    )
+    try:
+        result = export_run(
+            run_dir,
+            what,
+            variant=variant,
+            output=output,
+            format=format,
+            drop_worst=drop_worst,
+            by=by,
+            force=force,
+            push_to_hub=push_to_hub,
+            public=public,
+        )
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. Nothing was written.", err=True)
+        raise typer.Exit(130) from None
     if as_json:
         typer.echo(json.dumps({"output": str(result.path), "url": result.url}))
         return

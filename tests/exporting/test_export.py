@@ -17,6 +17,9 @@ from forgetting.pipeline import run as run_stages
 from forgetting.recipe import load_recipe
 
 
+pytestmark = pytest.mark.usefixtures("restored_logging")
+
+
 def logits(model):
     model.eval()
     with torch.inference_mode():
@@ -147,3 +150,14 @@ def test_the_command_says_what_where_and_how_it_is_read(
     assert document == {"output": "exports/tiny-forgetting-data", "url": None}
     assert main(["export", str(tmp_path)]) == 2
     assert "is not a run directory" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_nothing(finished_run, tmp_path, capsys, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("forgetting.exporting.export.write_rows", interrupted)
+    arguments = ["export", str(finished_run[1]), "--output", str(tmp_path / "out")]
+    assert main(arguments) == 130
+    assert capsys.readouterr().err.endswith("Interrupted. Nothing was written.\n")
+    assert not list(tmp_path.iterdir())
