@@ -16,7 +16,6 @@ from forgetting.exporting import export_run
 from forgetting.pipeline import run as run_stages
 from forgetting.recipe import load_recipe
 
-
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
 
