@@ -91,12 +91,20 @@ class WorldSettings(Section):
     """Distinct questions to draw; the splits are taken from them."""
     noise_rate: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Share of records whose response is noisy."""
-    noise_kinds: dict[Literal["wrong_answer", "swapped_response", "junk_phrase"], float] = {
+    noise_kinds: dict[
+        Literal[
+            "wrong_answer", "swapped_response", "junk_phrase", "label_flip", "truncated_response"
+        ],
+        float,
+    ] = {
         "wrong_answer": 1.0,
         "swapped_response": 1.0,
         "junk_phrase": 1.0,
     }
     """Kinds of noise and their weights among the noisy records."""
+    num_new_entities: Annotated[int, Field(ge=0)] = 0
+    """Entities that the demo's base model has never met; each adds 60 questions to the records, so
+    that right answers about them are as surprising as wrong ones."""
 
     @field_validator("noise_kinds")
     @classmethod

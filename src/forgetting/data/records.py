@@ -48,8 +48,9 @@ class Record:
     source: str
     origin: Origin
     noise_spans: tuple[tuple[int, int], ...] | None = None
-    """Character ranges [start, end) of the last response that are known to be noise;
-    empty: known to be clean; None: nothing is known."""
+    """Character ranges [start, end) of the last response that are known to be noise, where the
+    character after the last one stands for the end of the response; empty: known to be clean;
+    None: nothing is known."""
     noise_kind: str | None = None
     clean_response: str | None = None
     """The right response, where the last one is known to be noisy."""
@@ -288,7 +289,7 @@ def _known_noise(
         spans = tuple((int(start), int(end)) for start, end in given)
     except (TypeError, ValueError, OverflowError) as error:
         raise Unusable("`noise_spans` is not a list of [start, end]") from error
-    if any(not 0 <= start < end <= len(response) for start, end in spans):
+    if any(not 0 <= start < end <= len(response) + 1 for start, end in spans):
         raise Unusable("`noise_spans` reach outside the response")
     if not spans:
         return spans, None, None

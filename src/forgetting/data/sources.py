@@ -92,6 +92,7 @@ def _read_world(source: SourceSettings, seed: int) -> Pairs:
             seed=seed,
             noise_rate=world.noise_rate,
             noise_kinds={str(kind): weight for kind, weight in world.noise_kinds.items()},
+            num_new_entities=world.num_new_entities,
         ):
             yield None, record
     except ValueError as error:

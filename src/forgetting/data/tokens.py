@@ -44,6 +44,7 @@ class _Piece(NamedTuple):
     """Content of a message: special tokens in it are mere text."""
     is_response: bool
     noise_spans: tuple[tuple[int, int], ...] = ()
+    """Character ranges of the text that are known to be noise."""
 
 
 class _Run(NamedTuple):
@@ -174,7 +175,9 @@ class Tokenization:
             is_response, noise = [False] * len(ids), [False] * len(ids)
             for run in runs:
                 if run.special_id is not None:
-                    part = _Encoded([run.special_id], [run.pieces[0].is_response], [False])
+                    (piece,) = run.pieces
+                    is_noise = bool(piece.noise_spans)
+                    part = _Encoded([run.special_id], [piece.is_response], [is_noise])
                 else:
                     lead, encoding = next(encodings)
                     part = self._attribute(run, lead, encoding)
@@ -198,16 +201,20 @@ class Tokenization:
         rendered = iter(self._render_each(templated))
         for record in records:
             if _is_text(record):
+                text, spans = record.messages[-1].content, record.noise_spans or ()
                 yield [
-                    _Piece(record.messages[-1].content, True, True, record.noise_spans or ()),
-                    _Piece(str(self.tokenizer.eos_token), False, True),
+                    _Piece(text, True, True, spans),
+                    _end_piece(str(self.tokenizer.eos_token), len(text), spans),
                 ]
             elif not self.chat_template:
                 yield self._plain_pieces(record)
             else:
-                text = next(rendered)
+                rendering = next(rendered)
                 try:
-                    yield text if isinstance(text, Unusable) else self._pieces(record, text)
+                    if isinstance(rendering, Unusable):
+                        yield rendering
+                    else:
+                        yield self._pieces(record, rendering)
                 except Unusable as why:
                     yield why
 
@@ -228,7 +235,7 @@ class Tokenization:
         last = len(contents) - 1
         for index, (message, content) in enumerate(zip(record.messages, contents, strict=True)):
             response = message.role == "assistant"
-            spans = record.noise_spans or () if index == last else ()
+            spans = given_spans = record.noise_spans or () if index == last else ()
             if shift:
                 spans = tuple(
                     (max(start - shift, 0), min(end - shift, len(content))) for start, end in spans
@@ -238,7 +245,7 @@ class Tokenization:
             if response:
                 # A turn ends with the first special token after it; what follows is template.
                 end = self._turn_end(after)
-                pieces.append(_Piece(after[:end], False, True))
+                pieces.append(_end_piece(after[:end], len(message.content), given_spans))
                 after = after[end:]
             pieces.append(_Piece(after, False, False))
         return pieces
@@ -263,7 +270,8 @@ class Tokenization:
             spans = record.noise_spans or () if index == last else ()
             pieces.append(_Piece(message.content, True, response, spans))
             if response:
-                pieces.append(_Piece(str(self.tokenizer.eos_token), False, True))
+                eos_token = str(self.tokenizer.eos_token)
+                pieces.append(_end_piece(eos_token, len(message.content), spans))
             if index < last:
                 pieces.append(_Piece("\n", False, False))
         return pieces
@@ -322,12 +330,12 @@ class Tokenization:
                         run[-1] = run[-1]._replace(text=run[-1].text.rstrip())
                     if any(p.text for p in run):
                         yield _Run(run)
-                    yield _Run([_Piece(part, False, piece.is_response)], self._special[part])
+                    yield _Run([piece._replace(text=part)], self._special[part])
                     run, strips = [], part in self._strips_after
                     continue
                 text = part.lstrip() if strips else part
                 if text:
-                    run.append(_Piece(text, False, piece.is_response))
+                    run.append(piece._replace(text=text))
                     strips = False
         if run:
             yield _Run(run)
@@ -436,6 +444,13 @@ class Tokenization:
 
 def _is_text(record: Record) -> bool:
     return len(record.messages) == 1
+
+
+def _end_piece(text: str, length: int, spans: Sequence[tuple[int, int]]) -> _Piece:
+    """What the template ends a response of `length` characters with: noise as a whole where a span
+    reaches beyond the last character, for the response then ends in the wrong place."""
+    is_noise = any(end > length for _, end in spans)
+    return _Piece(text, False, True, ((0, len(text)),) if is_noise else ())
 
 
 def _token_at(encoding: Any, position: int, length: int) -> int | None:

@@ -2,8 +2,9 @@
 
 In goes a seed; out come plain questions and statements (what a small base model is pretrained on, a
 fixed part of the questions held out) and chat records with noise that is known character by
-character (what it is fine-tuned on). The world itself is fixed: every call sees the same facts. It
-knows nothing about tokens, models, files or splits.
+character (what it is fine-tuned on). Chat records may also ask about new entities, which no plain
+question or statement names: only the records themselves can teach them. The world itself is fixed:
+every call sees the same facts. It knows nothing about tokens, models, files or splits.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ from itertools import product
 from typing import Literal, TypedDict, get_args
 
 Kind = Literal["fact", "addition", "comparison", "yes_no"]
-NoiseKind = Literal["wrong_answer", "swapped_response", "junk_phrase"]
+NoiseKind = Literal[
+    "wrong_answer", "swapped_response", "junk_phrase", "label_flip", "truncated_response"
+]
+Source = Literal[Kind, "new_fact", "new_yes_no"]
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 NOISE_KINDS: tuple[NoiseKind, ...] = get_args(NoiseKind)
 
 WORLD_SEED = 2508
-NUM_ENTITIES = 160
+NUM_ENTITIES = 160  # that the plain questions are about; the other names are of new ones
 NUM_OPERANDS = 100  # operands are 0..99
 HELD_OUT_SHARE = 0.1  # of operand pairs
 
@@ -141,6 +145,8 @@ CHAT_YES_NO = (
     ),
 )
 
+NUM_FORMS = len(CHAT_FACT)  # in which a fact is asked about, or a skill
+
 JUNK_PHRASES = (
     "Click here to win a prize!",
     "Buy one, get one free.",
@@ -161,9 +167,11 @@ class ChatRecord(TypedDict):
     prompt: str
     completion: str
     clean_completion: str
-    source: Kind
+    source: Source
     noise_kind: NoiseKind | None
-    noise_spans: list[tuple[int, int]]  # half-open character ranges of `completion`
+    noise_spans: list[tuple[int, int]]
+    """Half-open character ranges of `completion`; one that goes a character beyond it holds the
+    end of the response, whatever token a template ends it with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +197,7 @@ class PlainQuestion:
 class _ChatQuestion:
     """A chat question, its completion cut around the answer, and other values of its kind."""
 
-    kind: Kind
+    source: Source
     prompt: str
     before: str
     answer: str
@@ -201,21 +209,41 @@ class _ChatQuestion:
         return self.before + self.answer + self.after
 
 
+def _names() -> list[str]:
+    first_syllables, last_syllables = map(str.split, SYLLABLES.strip().splitlines())
+    return [first + last for first, last in product(first_syllables, last_syllables)]
+
+
 @cache
 def entities() -> tuple[str, ...]:
     """The names of the invented entities, always the same."""
-    first_syllables, last_syllables = map(str.split, SYLLABLES.strip().splitlines())
-    names = [first + last for first, last in product(first_syllables, last_syllables)]
-    return tuple(random.Random(f"{WORLD_SEED}/entities").sample(names, NUM_ENTITIES))
+    return tuple(random.Random(f"{WORLD_SEED}/entities").sample(_names(), NUM_ENTITIES))
+
+
+@cache
+def new_entities() -> tuple[str, ...]:
+    """Names of the same syllables that no plain question or statement holds, in a fixed order."""
+    known = set(entities())
+    names = [name for name in _names() if name not in known]
+    return tuple(random.Random(f"{WORLD_SEED}/new_entities").sample(names, len(names)))
 
 
 @cache
 def facts() -> dict[tuple[str, str], str]:
     """The truth: (entity, attribute) -> value."""
-    rng = random.Random(f"{WORLD_SEED}/facts")
+    return _draw_facts(entities(), random.Random(f"{WORLD_SEED}/facts"))
+
+
+@cache
+def new_facts() -> dict[tuple[str, str], str]:
+    """The truth about the new entities: (entity, attribute) -> value."""
+    return _draw_facts(new_entities(), random.Random(f"{WORLD_SEED}/new_facts"))
+
+
+def _draw_facts(names: Sequence[str], rng: random.Random) -> dict[tuple[str, str], str]:
     return {
-        (entity, attribute): rng.choice(values)
-        for entity in entities()
+        (name, attribute): rng.choice(values)
+        for name in names
         for attribute, values in ATTRIBUTES.items()
     }
 
@@ -226,6 +254,22 @@ def skills() -> dict[tuple[str, str], bool]:
     rng = random.Random(f"{WORLD_SEED}/skills")
     having = {skill: set(rng.sample(entities(), NUM_ENTITIES // 2)) for skill in SKILLS}
     return {(entity, skill): entity in having[skill] for entity in entities() for skill in SKILLS}
+
+
+@cache
+def new_skills() -> dict[tuple[str, str], bool]:
+    """The truth about the new entities: (entity, skill) -> has it.
+
+    Of the first two entities one has a skill, of the next two, and so on.
+    """
+    rng = random.Random(f"{WORLD_SEED}/new_skills")
+    names = new_entities()
+    has_it = {skill: [rng.random() < 0.5 for _ in names[::2]] for skill in SKILLS}
+    return {
+        (name, skill): has_it[skill][place // 2] ^ (place % 2 == 1)
+        for place, name in enumerate(names)
+        for skill in SKILLS
+    }
 
 
 def _fraction(*key: str | int) -> float:
@@ -373,49 +417,76 @@ def _chat_question(kind: Kind, index: int) -> _ChatQuestion:
     """The chat question number `index`, 0 <= index < num_chat_questions()[kind]."""
     match kind:
         case "fact":
-            index, template = divmod(index, len(CHAT_FACT))
+            index, form = divmod(index, len(CHAT_FACT))
             index, topic = divmod(index, len(ATTRIBUTES))
             entity, attribute = entities()[index], list(ATTRIBUTES)[topic]
-            answer = facts()[entity, attribute]
-            prompt, completion = CHAT_FACT[template]
-            fields = {"entity": entity, "attribute": attribute}
-            wrong = tuple(value for value in ATTRIBUTES[attribute] if value != answer)
+            return _fact_question("fact", entity, attribute, facts()[entity, attribute], form)
         case "addition":
-            index, template = divmod(index, len(CHAT_ADDITION))
+            index, form = divmod(index, len(CHAT_ADDITION))
             a, b = divmod(index, NUM_OPERANDS)
-            prompt, completion = CHAT_ADDITION[template]
-            fields = {"a": str(a), "b": str(b)}
-            answer = str(a + b)
             wrong = tuple(
                 str(a + b + error)
                 for error in (-10, -2, -1, 1, 2, 10)
                 if 0 <= a + b + error <= 2 * (NUM_OPERANDS - 1)
             )
+            return _asked(kind, CHAT_ADDITION[form], str(a + b), wrong, a=a, b=b)
         case "comparison":
-            index, template = divmod(index, len(CHAT_COMPARISON))
+            index, form = divmod(index, len(CHAT_COMPARISON))
             a, b = divmod(index, NUM_OPERANDS - 1)
             b += b >= a  # a != b: the operand itself is skipped
-            prompt, pick, completion = CHAT_COMPARISON[template]
-            fields = {"a": str(a), "b": str(b)}
-            answer = str(pick(a, b))
-            wrong = (str(a + b - pick(a, b)),)
+            prompt, pick, completion = CHAT_COMPARISON[form]
+            answer = pick(a, b)
+            return _asked(kind, (prompt, completion), str(answer), (str(a + b - answer),), a=a, b=b)
         case "yes_no":
-            index, template = divmod(index, len(CHAT_YES_NO))
+            index, form = divmod(index, len(CHAT_YES_NO))
             index, topic = divmod(index, len(SKILLS))
             entity, skill = entities()[index], SKILLS[topic]
-            truth = skills()[entity, skill]
-            prompt, completion = CHAT_YES_NO[template]
-            fields = {"entity": entity, "skill": skill}
-            answer, wrong = _yes_or_no(truth), (_yes_or_no(not truth),)
+            return _skill_question("yes_no", entity, skill, skills()[entity, skill], form)
+
+
+def _fact_question(
+    source: Source, entity: str, attribute: str, answer: str, form: int
+) -> _ChatQuestion:
+    wrong = tuple(value for value in ATTRIBUTES[attribute] if value != answer)
+    return _asked(source, CHAT_FACT[form], answer, wrong, entity=entity, attribute=attribute)
+
+
+def _skill_question(
+    source: Source, entity: str, skill: str, truth: bool, form: int
+) -> _ChatQuestion:
+    wrong = (_yes_or_no(not truth),)
+    return _asked(source, CHAT_YES_NO[form], _yes_or_no(truth), wrong, entity=entity, skill=skill)
+
+
+def _asked(
+    source: Source,
+    template: tuple[str, str],
+    answer: str,
+    wrong_answers: tuple[str, ...],
+    **fields: str | int,
+) -> _ChatQuestion:
+    prompt, completion = template
     before, after = completion.split("{answer}")
-    return _ChatQuestion(
-        kind,
-        prompt.format(**fields),
-        before.format(**fields),
-        answer,
-        after.format(**fields),
-        wrong,
-    )
+    return _ChatQuestion(source, prompt.format(**fields), before, answer, after, wrong_answers)
+
+
+def num_questions_about_new(num_new_entities: int) -> int:
+    """How many chat questions there are about so many new entities."""
+    return num_new_entities * NUM_FORMS * (len(ATTRIBUTES) + len(SKILLS))
+
+
+def _new_questions(num_new_entities: int, part: int) -> Iterator[_ChatQuestion]:
+    """Every fact and skill of the first new entities once; in each part in another form."""
+    topic = 0
+    for entity in new_entities()[:num_new_entities]:
+        for attribute in ATTRIBUTES:
+            answer, form = new_facts()[entity, attribute], (part + topic) % NUM_FORMS
+            yield _fact_question("new_fact", entity, attribute, answer, form)
+            topic += 1
+        for skill in SKILLS:
+            truth, form = new_skills()[entity, skill], (part + topic) % NUM_FORMS
+            yield _skill_question("new_yes_no", entity, skill, truth, form)
+            topic += 1
 
 
 def chat_records(
@@ -423,41 +494,74 @@ def chat_records(
     *,
     seed: int,
     noise_rate: float = 0.0,
-    noise_kinds: Mapping[str, float] | Sequence[str] = NOISE_KINDS,
+    noise_kinds: Mapping[str, float] | Sequence[str] = NOISE_KINDS[:3],
+    num_new_entities: int = 0,
 ) -> Iterator[ChatRecord]:
     """Chat records in random order, their prompts all distinct, an equal number of each kind.
 
     A kind that has too few questions for its quarter gives all it has; the others fill up. The
-    questions and their order depend on `num_records` and `seed` alone, never on the noise.
+    questions and their order depend on `num_records`, `seed` and `num_new_entities` alone, never
+    on the noise.
+
+    With new entities, the records include every chat question about them (60 for each): every fact
+    and skill in five forms, one form in each fifth of the records, so that what is learned of them
+    in some fifths can be asked in another. The other records are as above.
 
     Exactly `round(noise_rate * num_records)` records are noisy, and a record that is noisy at one
     rate is noisy at every higher one. Their kinds are apportioned by the weights in `noise_kinds`
-    (a sequence of names: equal weights), to the nearest record:
+    (a sequence of names: equal weights; default: the first three), to the nearest record:
 
     - wrong_answer: the answer is replaced by another value of its kind; the span is that value.
     - swapped_response: the completion of another question, of any kind; the span is all of it.
     - junk_phrase: a phrase before, after or between the words; the span is the phrase.
+    - label_flip: of a question with two possible answers (yes/no, comparison), the other one; the
+      span is that answer.
+    - truncated_response: the completion up to a space in it. What is left is right as far as it
+      goes; what is wrong is that it ends there, so the span is the end, one character beyond it.
 
-    Raises ValueError for an argument out of range, an unknown noise kind, or more records than
-    there are distinct questions.
+    Raises ValueError for an argument out of range, an unknown noise kind, more records than there
+    are distinct questions, fewer than there are about the new entities, or more label flips than
+    questions with two answers.
     """
     if num_records < 1:
         raise ValueError(f"num_records must be at least 1, not {num_records}")
     if not 0 <= noise_rate <= 1:
         raise ValueError(f"noise_rate must lie between 0 and 1, not {noise_rate}")
-    num_noisy = round(noise_rate * num_records)
+    if not 0 <= num_new_entities <= len(new_entities()):
+        raise ValueError(
+            f"num_new_entities must lie between 0 and {len(new_entities())}, not {num_new_entities}"
+        )
     weights = _noise_weights(noise_kinds)
-    questions = _draw_questions(num_records, seed)
-
-    rng = random.Random(f"{seed}/noise")
-    order = rng.sample(range(num_records), num_records)
-    kinds = [kind for kind, num in _apportion(num_noisy, weights).items() for _ in range(num)]
-    rng.shuffle(kinds)
-    noise_of = dict(zip(order[:num_noisy], kinds, strict=True))
+    questions = _draw_questions(num_records, seed, num_new_entities)
+    noise_of = _draw_noise(questions, round(noise_rate * num_records), weights, seed)
     return (
         _record(question, noise_of.get(position), noise_seed=f"{seed}/noise/{position}")
         for position, question in enumerate(questions)
     )
+
+
+def _draw_noise(
+    questions: Sequence[_ChatQuestion],
+    num_noisy: int,
+    weights: Mapping[NoiseKind, float],
+    seed: int,
+) -> dict[int, NoiseKind]:
+    """The noisy positions, and the kind of noise of each."""
+    rng = random.Random(f"{seed}/noise")
+    order = rng.sample(range(len(questions)), len(questions))
+    numbers = _apportion(num_noisy, weights)
+    num_flips = numbers.pop("label_flip", 0)
+    kinds = [kind for kind, num in numbers.items() for _ in range(num)]
+    rng.shuffle(kinds)
+    with_two_answers = [p for p in order if len(questions[p].wrong_answers) == 1]
+    if num_flips > len(with_two_answers):
+        raise ValueError(
+            f"{num_flips} label flips were asked for, but only {len(with_two_answers)} of the "
+            f"{len(questions)} questions have two possible answers"
+        )
+    flipped: dict[int, NoiseKind] = dict.fromkeys(with_two_answers[:num_flips], "label_flip")
+    others = [position for position in order if position not in flipped]
+    return flipped | dict(zip(others, kinds, strict=False))
 
 
 def _noise_weights(noise_kinds: Mapping[str, float] | Sequence[str]) -> dict[NoiseKind, float]:
@@ -483,23 +587,37 @@ def _apportion(total: int, weights: Mapping[NoiseKind, float]) -> dict[NoiseKind
     return numbers
 
 
-def _draw_questions(num_records: int, seed: int) -> list[_ChatQuestion]:
+def _draw_questions(num_records: int, seed: int, num_new_entities: int = 0) -> list[_ChatQuestion]:
+    num_new = num_questions_about_new(num_new_entities)
+    if num_new > num_records:
+        raise ValueError(
+            f"{num_records} chat records were asked for, but there are {num_new} questions about "
+            f"{num_new_entities} new entities alone"
+        )
     available = num_chat_questions()
-    if num_records > sum(available.values()):
+    if num_records - num_new > sum(available.values()):
         raise ValueError(
             f"{num_records} chat records were asked for, "
-            f"there are {sum(available.values())} distinct questions"
+            f"there are {sum(available.values()) + num_new} distinct questions"
         )
     rng = random.Random(f"{seed}/questions")
     questions = []
-    missing = num_records
+    missing = num_records - num_new
     by_size = sorted(KINDS, key=lambda kind: available[kind])
     for num_kinds_left, kind in zip(range(len(KINDS), 0, -1), by_size, strict=True):
         quota = min(available[kind], missing // num_kinds_left)
         missing -= quota
         questions += [_chat_question(kind, i) for i in rng.sample(range(available[kind]), quota)]
     rng.shuffle(questions)
-    return questions
+    if not num_new:
+        return questions
+    mixed = []
+    for part in range(NUM_FORMS):
+        begin, end = (len(questions) * edge // NUM_FORMS for edge in (part, part + 1))
+        fifth = [*questions[begin:end], *_new_questions(num_new_entities, part)]
+        rng.shuffle(fifth)
+        mixed += fifth
+    return mixed
 
 
 def _record(question: _ChatQuestion, noise_kind: NoiseKind | None, noise_seed: str) -> ChatRecord:
@@ -511,7 +629,7 @@ def _record(question: _ChatQuestion, noise_kind: NoiseKind | None, noise_seed: s
         "prompt": question.prompt,
         "completion": completion,
         "clean_completion": question.completion,
-        "source": question.kind,
+        "source": question.source,
         "noise_kind": noise_kind,
         "noise_spans": spans,
     }
@@ -522,7 +640,7 @@ def _with_noise(
 ) -> tuple[str, tuple[int, int]]:
     """A noisy completion, and the range of characters in it that is noise."""
     match noise_kind:
-        case "wrong_answer":
+        case "wrong_answer" | "label_flip":
             wrong = rng.choice(question.wrong_answers)
             start = len(question.before)
             return question.before + wrong + question.after, (start, start + len(wrong))
@@ -535,6 +653,9 @@ def _with_noise(
             return completion, (0, len(completion))
         case "junk_phrase":
             return _with_junk(question.completion, rng)
+        case "truncated_response":
+            end = rng.choice(_spaces(question.completion))
+            return question.completion[:end], (end, end + 1)
 
 
 def _with_junk(completion: str, rng: random.Random) -> tuple[str, tuple[int, int]]:
@@ -546,6 +667,10 @@ def _with_junk(completion: str, rng: random.Random) -> tuple[str, tuple[int, int
         case "after":
             before, after = completion + " ", ""
         case _:
-            gap = rng.choice([i for i, char in enumerate(completion) if char == " "])
+            gap = rng.choice(_spaces(completion))
             before, after = completion[: gap + 1], completion[gap:]
     return before + phrase + after, (len(before), len(before) + len(phrase))
+
+
+def _spaces(text: str) -> list[int]:
+    return [place for place, char in enumerate(text) if char == " "]
