@@ -138,7 +138,7 @@ def reference(recipe: Recipe, run: Path, work: Work, fold: str | None = None) ->
             yield pa.table(trainer_columns(samples, polarity))
 
     ignored = VariantSettings(objective="full")
-    _train(recipe, recipe.reference, ignored, tables(), label, work)
+    fine_tune(recipe, recipe.reference, ignored, tables(), label, work)
 
 
 def fold_of_samples(recipe: Recipe, num_samples: int) -> NDArray[np.int64]:
@@ -295,7 +295,7 @@ def train(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
         scores = ["base_log_probs"]
     parts = selected_parts(run, None if settings.objective == "full" else variant, scores)
     tables = (pa.table(trainer_columns(p.samples, p.polarity, **p.scores)) for p in parts)
-    _train(recipe, recipe.training, settings, tables, f"Training {variant}", work)
+    fine_tune(recipe, recipe.training, settings, tables, f"Training {variant}", work)
     if not work.processes.is_main:
         return
     selection = None
@@ -312,7 +312,7 @@ def train(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
     (work.output / "README.md").write_text(card, encoding="utf-8")
 
 
-def _train(
+def fine_tune(
     recipe: Recipe,
     training: TrainingSettings,
     variant: VariantSettings,
@@ -320,6 +320,13 @@ def _train(
     label: str,
     work: Work,
 ) -> None:
+    """Fine-tune the base model, and write it to `work.output`; goes on from the checkpoints that
+    are in `work.path`.
+
+    Args:
+        tables: samples as `training_data.trainer_columns` has them, in parts.
+        label: for the progress bar.
+    """
     # Imported here: TRL takes seconds, and no other stage needs it.
     from datasets import Dataset
     from transformers import PrinterCallback

@@ -167,6 +167,8 @@ class ChatRecord(TypedDict):
     prompt: str
     completion: str
     clean_completion: str
+    answer_span: tuple[int, int]
+    """Half-open character range of the answer in `clean_completion`."""
     source: Source
     noise_kind: NoiseKind | None
     noise_spans: list[tuple[int, int]]
@@ -629,6 +631,7 @@ def _record(question: _ChatQuestion, noise_kind: NoiseKind | None, noise_seed: s
         "prompt": question.prompt,
         "completion": completion,
         "clean_completion": question.completion,
+        "answer_span": (len(question.before), len(question.before) + len(question.answer)),
         "source": question.source,
         "noise_kind": noise_kind,
         "noise_spans": spans,

@@ -1,0 +1,348 @@
+"""All that belongs to one cell: its corpus, its reference model, the scores, what every measure of
+quality finds, and the accuracy of every variant.
+
+Goes in: a cell and its directory. Comes out: `detection.json` and a JSON file for each variant.
+The directory is a run directory: each step is done once, and appears whole or not at all. The
+models are measured and thrown away.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from forgetting import models, stages
+from forgetting.data.samples import Samples, list_column, read_table
+from forgetting.data.scores import read_scores
+from forgetting.errors import DivergenceError
+from forgetting.evaluation import evaluate_heldout
+from forgetting.objective import ForgettingTerm
+from forgetting.pipeline import Step, fingerprint
+from forgetting.recipe import Recipe, SelectionSettings
+from forgetting.rundir import RunDir, Work, write_atomically
+from forgetting.selecting import select_corpus
+from forgetting.selection import MEASURES, QualityName
+from forgetting.shards import ScoredCorpus
+from forgetting.studies.noise.corpus import NEW, read_answers, write_corpus
+from forgetting.studies.noise.design import ALL_KINDS, BASE, WHERE, Cell, NoiseVariant
+
+# Not noise of some kind against all clean tokens, but wrong answers against right ones.
+ANSWERS, ANSWERS_ABOUT_NEW = "answers", "answers about new"
+WRONG_ANSWERS = ("wrong_answer", "label_flip")
+VERSION = 1
+"""Of what is computed: raise it when a result changes with the same settings."""
+
+
+class Found(BaseModel):
+    """How well a measure of quality finds noise; None where there is none to find."""
+
+    auroc: float | None
+    """Chance that a noisy token is worse than a clean one; 0.5 is chance."""
+    average_precision: float | None
+    """Area under precision over recall, worst tokens first."""
+
+
+class Detection(BaseModel):
+    """What is noise in D_train, and what each measure finds of it."""
+
+    num_tokens: int
+    num_noisy: dict[str, int]
+    """By kind of noise, and `all`."""
+    found: dict[str, dict[str, Found]]
+    """By measure and kind of noise (against all clean tokens), `all`, and `answers`: wrong answers
+    against right ones, and those about new entities alone."""
+
+
+class Negatives(BaseModel):
+    """The negative tokens of a variant beside the noise that is known."""
+
+    share: float
+    """Of all tokens that are negative."""
+    share_ignored: float
+    """Of all tokens that are neither negative nor positive."""
+    precision: float | None
+    """Share of the negative tokens that are noise; None without negatives."""
+    recall: float | None
+    """Share of the noise that is negative; None without noise."""
+    recall_by_kind: dict[str, float]
+
+
+class Outcome(BaseModel):
+    """What came of one variant."""
+
+    accuracy: dict[str, float]
+    """Share of the held-out responses that are exact: `all`, `known` and `new` facts and skills,
+    and by kind of question. Empty where training diverged."""
+    loss: float | None
+    """Of the held-out responses, in nats per token."""
+    negatives: Negatives | None = None
+    """None of the base and of what is trained on all tokens."""
+    diverged: str | None = None
+    """Why there is no result."""
+
+
+def detect(
+    qualities: Mapping[str, NDArray],
+    noisy: NDArray[np.bool_],
+    kinds: NDArray,
+    comparisons: Mapping[str, NDArray[np.bool_]] | None = None,
+) -> dict[str, dict[str, Found]]:
+    """How well each measure finds the noise, of all kinds and of each.
+
+    Args:
+        qualities: by measure, shape (tokens,), higher is better.
+        noisy: shape (tokens,).
+        kinds: shape (tokens,), name of the kind of noise; read where `noisy` is true.
+        comparisons: further sets of tokens in which to look, by name; shape (tokens,).
+    """
+    wanted = {ALL_KINDS: np.ones(noisy.size, bool)}
+    wanted |= {str(kind): ~noisy | (kinds == kind) for kind in np.unique(kinds[noisy])}
+    wanted |= comparisons or {}
+    found: dict[str, dict[str, Found]] = {}
+    for name, quality in qualities.items():
+        found[name] = {}
+        for kind, members in wanted.items():
+            truth, badness = noisy[members], -quality[members].astype(np.float64)
+            if not truth.any() or truth.all():
+                found[name][kind] = Found(auroc=None, average_precision=None)
+                continue
+            found[name][kind] = Found(
+                auroc=float(roc_auc_score(truth, badness)),
+                average_precision=float(average_precision_score(truth, badness)),
+            )
+    return found
+
+
+def describe_negatives(
+    polarity: NDArray[np.int8], noisy: NDArray[np.bool_], kinds: NDArray
+) -> Negatives:
+    """Negative tokens against the known noise; all of shape (tokens,)."""
+    negative = polarity < 0
+    num_found = int((negative & noisy).sum())
+    return Negatives(
+        share=float(negative.mean()),
+        share_ignored=float((polarity == 0).mean()),
+        precision=num_found / int(negative.sum()) if negative.any() else None,
+        recall=num_found / int(noisy.sum()) if noisy.any() else None,
+        recall_by_kind={
+            str(kind): float(negative[noisy & (kinds == kind)].mean())
+            for kind in np.unique(kinds[noisy])
+        },
+    )
+
+
+def run_cell(cell: Cell, path: Path) -> None:
+    """Do what is not done of a cell.
+
+    Raises:
+        InputError: the directory is not this cell's, or another process works in it.
+        DivergenceError: the reference model diverged.
+    """
+    with RunDir(path, cell.name) as directory:
+        directory.forget_stages({step.key for step in plan_cell(cell)})
+        for step in plan_cell(cell):
+            wanted = fingerprint(step, directory.manifest)
+            if directory.is_done(step.key, wanted):
+                continue
+            with directory.stage(step.key, wanted, step.target) as work:
+                step.execute(path, work)
+
+
+def plan_cell(cell: Cell) -> list[Step]:
+    """The steps of a cell, each after those whose outputs it reads."""
+    recipe = cell.recipe
+    common = {
+        "version": VERSION,
+        "model": models.model_fingerprint(recipe.model),
+        "seed": recipe.seed,
+    }
+    steps: list[Step] = []
+
+    def add(
+        stage: str,
+        target: str,
+        inputs: Sequence[str],
+        settings: Mapping[str, Any],
+        execute: Callable[[Path, Work], None],
+        variant: str | None = None,
+    ) -> None:
+        key = stage if variant is None else f"{stage}:{variant}"
+        whole = {**common, **settings}
+        steps.append(Step(key, stage, target, tuple(inputs), lambda: whole, execute))
+
+    training = recipe.training.model_dump(mode="json")
+    add(
+        "prepare",
+        "data",
+        (),
+        {"data": recipe.data.model_dump(mode="json"), "reference": cell.reference},
+        partial(_prepare, cell),
+    )
+    add(
+        "reference",
+        "reference",
+        ["prepare"],
+        {"training": recipe.reference.model_dump(mode="json")},
+        partial(stages.reference, recipe),
+    )
+    add("score", "scores", ["prepare", "reference"], {}, partial(stages.score, recipe))
+    add("detect", "detection", ["prepare", "score"], {}, _detect)
+    for name in cell.trained:
+        if name == BASE:
+            settings, inputs = {}, ["prepare"]
+        else:
+            variant = cell.variants[name]
+            settings = {
+                "training": training,
+                "variant": variant.model_dump(mode="json", exclude=WHERE),
+            }
+            inputs = ["prepare", "score"]
+        add("measure", f"outcomes/{name}", inputs, settings, partial(_measure, cell, name), name)
+    return steps
+
+
+def _prepare(cell: Cell, run: Path, work: Work) -> None:
+    del run
+    write_corpus(cell.recipe, work.output, clean_reference=cell.reference == "clean")
+
+
+def _detect(run: Path, work: Work) -> None:
+    samples = Samples.read(run / "data" / "train.parquet")
+    noisy, kinds = known_noise(samples)
+    qualities = {name: _quality(run, samples, name) for name in MEASURES}
+    answers = (noisy & np.isin(kinds, WRONG_ANSWERS)) | read_answers(run / "data")
+    sources = np.asarray(samples.table["source"].to_pylist(), str)
+    is_new = samples.per_response_token(np.char.startswith(sources, NEW))
+    comparisons = {ANSWERS: answers}
+    if is_new.any():
+        comparisons[ANSWERS_ABOUT_NEW] = answers & is_new
+    counts = {str(kind): int((kinds[noisy] == kind).sum()) for kind in np.unique(kinds[noisy])}
+    detection = Detection(
+        num_tokens=noisy.size,
+        num_noisy={ALL_KINDS: int(noisy.sum()), **counts},
+        found=detect(qualities, noisy, kinds, comparisons),
+    )
+    write_atomically(work.output / "detection.json", detection.model_dump_json(indent=1))
+
+
+def _quality(run: Path, samples: Samples, name: QualityName) -> NDArray:
+    measure = MEASURES[name]
+    return measure.compute(*read_scores(run, samples, measure.columns))
+
+
+def known_noise(samples: Samples) -> tuple[NDArray[np.bool_], NDArray]:
+    """Which response tokens are noise, and the kind of noise of their sample ("" for none)."""
+    noisy = samples.noise()
+    assert noisy is not None
+    kinds = np.asarray([kind or "" for kind in samples.table["noise_kind"].to_pylist()])
+    return noisy, samples.per_response_token(kinds)
+
+
+def _measure(cell: Cell, name: str, run: Path, work: Work) -> None:
+    """Train a variant and measure it; or measure the base."""
+    recipe = cell.recipe
+    if name == BASE:
+        outcome = evaluate(recipe, None, run)
+    else:
+        outcome = _train_and_evaluate(recipe, cell.variants[name], name, run, work)
+    write_atomically(work.output / "outcome.json", outcome.model_dump_json(indent=1))
+
+
+def _train_and_evaluate(
+    recipe: Recipe, variant: NoiseVariant, name: str, run: Path, work: Work
+) -> Outcome:
+    samples = Samples.read(run / "data" / "train.parquet")
+    noisy, kinds = known_noise(samples)
+    polarity = np.ones(noisy.size, np.int8)
+    negatives = None
+    if variant.objective != "full":
+        polarity = choose(variant, noisy, run, work, seed=recipe.seed)
+        negatives = describe_negatives(polarity, noisy, kinds)
+    base_log_probs = None
+    if variant.objective == "forgetting" and ForgettingTerm(variant.forgetting.term).needs_base:
+        (base_log_probs,) = read_scores(run, samples, ["base_log_probs"])
+    training = Work(work.path / "training")
+    # What a killed one left is done again.
+    shutil.rmtree(training.path, ignore_errors=True)
+    training.output.mkdir(parents=True)
+    try:
+        stages.fine_tune(
+            recipe, recipe.training, variant, samples, polarity, name, training, base_log_probs
+        )
+    except DivergenceError as error:
+        return Outcome(accuracy={}, loss=None, negatives=negatives, diverged=str(error))
+    outcome = evaluate(recipe, training.output, run)
+    return outcome.model_copy(update={"negatives": negatives})
+
+
+def choose(
+    variant: NoiseVariant, noisy: NDArray[np.bool_], run: Path, work: Work, *, seed: int
+) -> NDArray[np.int8]:
+    """Polarity of every response token of D_train, shape (tokens,).
+
+    The oracle's negatives are the noise, the ends of truncated responses included, which no
+    selection may choose as long as `keep_eos` is on.
+    """
+    if variant.oracle:
+        return np.where(noisy, -1, 1).astype(np.int8)
+    selection: SelectionSettings = variant.selection
+    if variant.times_noise is not None:
+        share = variant.times_noise * float(noisy.mean())
+        selection = selection.model_copy(update={"rho": 1 - share, "threshold": "quantile"})
+    end_token_ids: list[int] = []
+    if selection.keep_eos:
+        summary = json.loads((run / "data" / "summary.json").read_text(encoding="utf-8"))
+        end_token_ids = summary["end_token_ids"]
+    corpus = ScoredCorpus(run)
+    file = work.path / "polarity.parquet"
+    select_corpus(
+        corpus,
+        selection,
+        file,
+        scratch=work.path / "quality.bin",
+        seed=seed,
+        end_token_ids=end_token_ids,
+    )
+    polarity, _ = list_column(read_table(file, corpus.fingerprint), "polarity")
+    return polarity
+
+
+def evaluate(recipe: Recipe, path: Path | None, run: Path) -> Outcome:
+    """Measure a fine-tuned model, or the base, on the held-out samples."""
+    dtype = models.pick_dtype(recipe.model)
+    if path is None:
+        model = models.load_base_model(recipe.model, dtype)
+    else:
+        model = models.load_variant(recipe.model, dtype, path)
+    result = evaluate_heldout(model, Samples.read(run / "data" / "heldout.parquet"))
+    groups = {
+        name: (group.num_items, group.metrics["exact_match"].value)
+        for name, group in result.groups.items()
+    }
+    accuracy = {"all": result.metrics["exact_match"].value}
+    for name, is_new in (("known", False), ("new", True)):
+        members = [pair for group, pair in groups.items() if group.startswith(NEW) == is_new]
+        if members:
+            numbers, values = zip(*members, strict=True)
+            accuracy[name] = float(np.average(values, weights=numbers))
+    accuracy |= {name: value for name, (_, value) in groups.items()}
+    return Outcome(accuracy=accuracy, loss=result.metrics["loss"].value)
+
+
+def read_detection(path: Path) -> Detection:
+    """What a cell's measures found."""
+    return Detection.model_validate_json((path / "detection" / "detection.json").read_bytes())
+
+
+def read_outcome(path: Path, name: str) -> Outcome:
+    """What came of a cell's variant, or of the base."""
+    return Outcome.model_validate_json((path / "outcomes" / name / "outcome.json").read_bytes())

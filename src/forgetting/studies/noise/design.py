@@ -1,0 +1,187 @@
+"""Which corpora the noise benchmark makes, and which models it trains on each.
+
+Goes in: `benchmark.yaml` and `recipe.yaml` beside this file, and overrides. Comes out: cells, each
+with a whole recipe and its variants. Trains nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import Field
+
+from forgetting.data.world import NOISE_KINDS
+from forgetting.errors import InputError
+from forgetting.recipe import Name, Recipe, Section, VariantSettings, load_recipe
+from forgetting.selection import MEASURES
+
+BENCHMARK = Path(__file__).parent / "benchmark.yaml"
+RECIPE = Path(__file__).parent / "recipe.yaml"
+ReferenceKind = Literal["noisy", "clean"]
+"""Whether D_ref has the noise of the corpus, or the right response to each of its questions."""
+REFERENCES: tuple[ReferenceKind, ...] = get_args(ReferenceKind)
+ALL_KINDS = "all"
+BASE = "base"
+WHERE = {"references", "rates", "single_kinds"}
+"""Fields of a variant that say where it is trained, not how."""
+Rate = Annotated[float, Field(ge=0, le=1)]
+
+
+class NoiseVariant(VariantSettings):
+    """A model to train, and where."""
+
+    oracle: bool = False
+    """The negative tokens are those that are known to be noise, in place of a selection."""
+    times_noise: Annotated[float, Field(gt=0)] | None = None
+    """The negatives are so many times as many as there are noisy tokens, in place of 1 - rho."""
+    references: list[ReferenceKind] = list(REFERENCES)
+    rates: list[Rate] | None = None
+    """Where it is trained; null: at all rates (a variant that needs noise: where there is some)."""
+    single_kinds: bool = False
+    """Whether it is also trained where the noise is of one kind."""
+
+    def is_trained(self, rate: float, reference: ReferenceKind, kind: str) -> bool:
+        """Whether it belongs to such a cell."""
+        needs_noise = self.oracle or self.times_noise is not None
+        return (
+            reference in self.references
+            and (self.rates is None or rate in self.rates)
+            and (rate > 0 or not needs_noise)
+            and (kind == ALL_KINDS or self.single_kinds)
+        )
+
+
+class QuickSettings(Section):
+    """What `--quick` takes in place of the whole."""
+
+    seeds: list[int]
+    rates: list[Rate]
+    references: list[ReferenceKind]
+    single_kinds: bool
+    variants: list[str]
+
+
+class Benchmark(Section):
+    """The benchmark as a file."""
+
+    title: str
+    seeds: Annotated[list[int], Field(min_length=1)]
+    worlds: Annotated[dict[Name, int], Field(min_length=1)]
+    """Number of new entities in the corpus."""
+    rates: Annotated[list[Rate], Field(min_length=1)]
+    references: list[ReferenceKind] = list(REFERENCES)
+    rate_of_single_kinds: Rate | None
+    """Rate of the cells with noise of one kind; null: there are none."""
+    variants: Annotated[dict[Name, NoiseVariant], Field(min_length=1)]
+    quick: QuickSettings
+    sets: list[str] = []
+    """Overrides of the recipe."""
+
+    def cells(self) -> list[Cell]:
+        """Every cell, those of one seed after those of another."""
+        return [cell for seed in self.seeds for cell in self._cells_of(seed)]
+
+    def _cells_of(self, seed: int) -> Iterator[Cell]:
+        for world, rate, reference in product(self.worlds, self.rates, self.references):
+            # Without noise the reference is clean as it is.
+            if rate > 0 or reference == self.references[0]:
+                yield self._cell(world, rate, reference, ALL_KINDS, seed)
+        if self.rate_of_single_kinds is not None:
+            for world, kind in product(self.worlds, NOISE_KINDS):
+                yield self._cell(world, self.rate_of_single_kinds, "noisy", kind, seed)
+
+    def _cell(
+        self, world: str, rate: float, reference: ReferenceKind, kind: str, seed: int
+    ) -> Cell:
+        name = f"{world}-{100 * rate:g}-{kind}-{reference}-{seed}"
+        kinds = NOISE_KINDS if kind == ALL_KINDS else (kind,)
+        source = {
+            "num_records": load_recipe(RECIPE, self.sets).data.num_samples,
+            "noise_rate": rate,
+            "noise_kinds": dict.fromkeys(kinds, 1.0),
+            "num_new_entities": self.worlds[world],
+        }
+        recipe = load_recipe(
+            RECIPE,
+            [
+                *self.sets,
+                f"name={name}",
+                f"seed={seed}",
+                f"data.sources={[{'world': source}]}",
+                f"variants={_one_for_each_measure()}",
+            ],
+        )
+        chosen = {
+            variant: settings
+            for variant, settings in self.variants.items()
+            if settings.is_trained(rate, reference, kind)
+        }
+        return Cell(name, world, rate, kind, reference, seed, recipe, chosen)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One corpus with one reference model, and what is trained on it."""
+
+    name: str
+    world: str
+    rate: float
+    kind: str
+    """Of its noise; `all`: every kind alike."""
+    reference: ReferenceKind
+    seed: int
+    recipe: Recipe
+    """Its variants are one for each measure of quality, so that every score is there."""
+    variants: Mapping[str, NoiseVariant]
+
+    @property
+    def trained(self) -> list[str]:
+        """Names of all that is measured: the base where the corpus is new, and the variants."""
+        return [*([BASE] if self.reference == "noisy" else []), *self.variants]
+
+
+def _one_for_each_measure() -> dict[str, Any]:
+    return {name: {"objective": "ignoring", "selection": {"quality": name}} for name in MEASURES}
+
+
+def load_benchmark(
+    *, quick: bool = False, seeds: Sequence[int] | None = None, overrides: Sequence[str] = ()
+) -> Benchmark:
+    """The shipped benchmark.
+
+    Args:
+        quick: a part of it, in minutes.
+        seeds: in place of its own.
+        overrides: `section.field=value` of the recipe of all cells.
+
+    Raises:
+        InputError: the recipe cannot be used with the overrides.
+    """
+    given = yaml.safe_load(BENCHMARK.read_text(encoding="utf-8"))
+    common = load_recipe(RECIPE, overrides)
+    for variant in given["variants"].values():
+        for section in ("selection", "forgetting"):
+            outer = getattr(common, section).model_dump(exclude_unset=True)
+            variant[section] = {**outer, **variant.get(section, {})}
+    benchmark = Benchmark.model_validate(given)
+    update: dict[str, Any] = {"sets": list(overrides)}
+    if quick:
+        part = benchmark.quick
+        update |= {
+            "seeds": part.seeds,
+            "rates": part.rates,
+            "references": part.references,
+            "variants": {name: benchmark.variants[name] for name in part.variants},
+        }
+        if not part.single_kinds:
+            update["rate_of_single_kinds"] = None
+    if seeds is not None:
+        if not seeds or min(seeds) < 0:
+            raise InputError("--seeds: expected numbers from 0 on, such as 1,2,3")
+        update["seeds"] = list(dict.fromkeys(seeds))
+    return benchmark.model_copy(update=update)

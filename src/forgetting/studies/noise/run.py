@@ -1,0 +1,72 @@
+"""The noise benchmark from start to end: its cells, several at a time, then table and figure.
+
+Goes in: a benchmark and a folder. Comes out: `cells/<name>` for each cell, and the results. What
+is done is not done again; nothing is written outside the folder.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import torch
+
+from forgetting.console import logger, progress, setup_logging
+from forgetting.errors import DivergenceError
+from forgetting.studies.execute import open_study
+from forgetting.studies.noise.cell import run_cell
+from forgetting.studies.noise.design import Benchmark, Cell
+
+NAME = "noise"
+
+
+def run_benchmark(benchmark: Benchmark, output: Path, *, jobs: int | None = None) -> None:
+    """Do what is not done of the benchmark.
+
+    Args:
+        output: the folder.
+        jobs: cells at a time, each on one core, which is faster than one cell on all of them;
+            None: as many as there are cores.
+
+    Raises:
+        InputError: the folder is not this study's, or a cell cannot be made.
+    """
+    open_study(output, NAME)
+    run_cells(benchmark.cells(), output, jobs=jobs or os.cpu_count() or 1)
+
+
+def cell_path(output: Path, cell: Cell) -> Path:
+    """Directory of a cell."""
+    return output / "cells" / cell.name
+
+
+def run_cells(cells: Sequence[Cell], output: Path, *, jobs: int) -> None:
+    """Do what is not done of some cells, `jobs` at a time.
+
+    A cell whose reference model diverges is named and left out.
+    """
+    total = sum(len(cell.trained) for cell in cells)
+    logger.info("%d cells with %d models to measure, %d at a time", len(cells), total, jobs)
+    # A forked process would share the threads of torch, which hangs.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin)
+    try:
+        with progress("Noise benchmark", total) as advance:
+            waiting = {pool.submit(run_cell, cell, cell_path(output, cell)): cell for cell in cells}
+            for done in as_completed(waiting):
+                cell = waiting[done]
+                try:
+                    done.result()
+                except DivergenceError as error:
+                    logger.warning("%s: the reference model: %s", cell.name, error)
+                advance(len(cell.trained), cell.name)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin() -> None:
+    torch.set_num_threads(1)
+    setup_logging(quiet=True)
