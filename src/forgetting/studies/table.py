@@ -246,13 +246,18 @@ def legend(table: StudyTable) -> str:
 
 def to_markdown(table: StudyTable, title: str, notes: Sequence[str] = ()) -> str:
     """The title, the table and its notes."""
-    header, rows, num_left = texts(table, table.columns)
-    lines = [f"# {plain(title)}", ""]
-    lines += ["| " + " | ".join(plain(cell) for cell in header) + " |"]
-    lines += ["|" + "---|" * num_left + "---:|" * (len(header) - num_left)]
-    lines += ["| " + " | ".join(plain(cell) for cell in row) + " |" for row in rows]
+    lines = [f"# {plain(title)}", "", as_markdown(*texts(table, table.columns))]
     lines += ["", legend(table), *(line for note in notes for line in ("", plain(note)))]
     return "\n".join(lines) + "\n"
+
+
+def as_markdown(header: Sequence[str], rows: Sequence[Sequence[str]], num_left: int) -> str:
+    """A table of which the first columns are words and the others numbers, without a last line
+    break."""
+    lines = ["| " + " | ".join(plain(cell) for cell in header) + " |"]
+    lines += ["|" + "---|" * num_left + "---:|" * (len(header) - num_left)]
+    lines += ["| " + " | ".join(plain(cell) for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
 
 
 _LATEX = {
@@ -269,13 +274,19 @@ _LATEX = {
 
 def to_latex(table: StudyTable, title: str) -> str:
     """A `table` for the package booktabs."""
+    return as_latex(*texts(table, table.columns), f"{title}. {legend(table)}")
+
+
+def as_latex(
+    header: Sequence[str], rows: Sequence[Sequence[str]], num_left: int, caption: str
+) -> str:
+    """As `as_markdown`, in a `table` for the package booktabs."""
 
     def escape(text: str) -> str:
         return "".join(_LATEX.get(sign, sign) for sign in text)
 
-    header, rows, num_left = texts(table, table.columns)
     lines = [r"\begin{table}", r"\centering"]
-    lines += [rf"\caption{{{escape(title)}. {escape(legend(table))}}}"]
+    lines += [rf"\caption{{{escape(caption)}}}"]
     lines += [
         rf"\begin{{tabular}}{{{'l' * num_left}{'r' * (len(header) - num_left)}}}",
         r"\toprule",

@@ -16,15 +16,25 @@ import torch
 
 from forgetting.console import logger, progress, setup_logging
 from forgetting.errors import DivergenceError
+from forgetting.rundir import write_atomically
 from forgetting.studies.execute import open_study
-from forgetting.studies.noise.cell import run_cell
+from forgetting.studies.noise.cell import read_detection, read_outcome, run_cell
 from forgetting.studies.noise.design import Benchmark, Cell
+from forgetting.studies.noise.figure import write_figure
+from forgetting.studies.noise.table import (
+    CellResult,
+    Figures,
+    gather,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
 
 NAME = "noise"
 
 
-def run_benchmark(benchmark: Benchmark, output: Path, *, jobs: int | None = None) -> None:
-    """Do what is not done of the benchmark.
+def run_benchmark(benchmark: Benchmark, output: Path, *, jobs: int | None = None) -> Figures:
+    """Do what is not done of the benchmark, and write its results.
 
     Args:
         output: the folder.
@@ -36,6 +46,32 @@ def run_benchmark(benchmark: Benchmark, output: Path, *, jobs: int | None = None
     """
     open_study(output, NAME)
     run_cells(benchmark.cells(), output, jobs=jobs or os.cpu_count() or 1)
+    return write_results(benchmark, output)
+
+
+def write_results(benchmark: Benchmark, output: Path) -> Figures:
+    """Write `results.md`, `.csv` and `.tex`, `figure.svg` and `.png` of what is done."""
+    found = [read_result(cell, output) for cell in benchmark.cells()]
+    figures = gather([result for result in found if result is not None], list(benchmark.variants))
+    title = benchmark.title
+    for name, text in (
+        ("results.md", to_markdown(figures, title)),
+        ("results.csv", to_csv(figures)),
+        ("results.tex", to_latex(figures, title)),
+    ):
+        write_atomically(output / name, text)
+    write_figure(figures, title, output)
+    return figures
+
+
+def read_result(cell: Cell, output: Path) -> CellResult | None:
+    """What came of a cell; None where nothing did, as its reference model diverged."""
+    path = cell_path(output, cell)
+    if not (path / "detection").is_dir():
+        return None
+    return CellResult(
+        cell, read_detection(path), {name: read_outcome(path, name) for name in cell.trained}
+    )
 
 
 def cell_path(output: Path, cell: Cell) -> Path:
