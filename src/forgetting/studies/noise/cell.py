@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -218,7 +218,7 @@ def _prepare(cell: Cell, run: Path, work: Work) -> None:
 def _detect(run: Path, work: Work) -> None:
     samples = Samples.read(run / "data" / "train.parquet")
     noisy, kinds = known_noise(samples)
-    qualities = {name: _quality(run, samples, name) for name in MEASURES}
+    qualities = read_qualities(run, samples, MEASURES)
     answers = (noisy & np.isin(kinds, WRONG_ANSWERS)) | read_answers(run / "data")
     sources = np.asarray(samples.table["source"].to_pylist(), str)
     is_new = samples.per_response_token(np.char.startswith(sources, NEW))
@@ -234,9 +234,12 @@ def _detect(run: Path, work: Work) -> None:
     write_atomically(work.output / "detection.json", detection.model_dump_json(indent=1))
 
 
-def _quality(run: Path, samples: Samples, name: QualityName) -> NDArray:
-    measure = MEASURES[name]
-    return measure.compute(*read_scores(run, samples, measure.columns))
+def read_qualities(run: Path, samples: Samples, names: Iterable[QualityName]) -> dict[str, NDArray]:
+    """Quality of every response token of D_train by several measures, each of shape (tokens,)."""
+    return {
+        name: MEASURES[name].compute(*read_scores(run, samples, MEASURES[name].columns))
+        for name in names
+    }
 
 
 def known_noise(samples: Samples) -> tuple[NDArray[np.bool_], NDArray]:

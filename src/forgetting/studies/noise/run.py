@@ -31,6 +31,7 @@ from forgetting.studies.noise.table import (
 )
 
 NAME = "noise"
+QUICK_NAME = "noise-quick"
 
 
 def run_benchmark(benchmark: Benchmark, output: Path, *, jobs: int | None = None) -> Figures:
