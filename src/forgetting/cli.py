@@ -227,10 +227,38 @@ def reproduce(
     ] = "paper",
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", help="With --scale tiny: a small model of your own; repeatable."),
+        typer.Option(
+            "--model",
+            help="With --scale tiny: a small model of your own; repeatable. With noise: --data.",
+        ),
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", help="With --scale tiny: a data file of your own.")
+        str | None,
+        typer.Option(
+            "--data",
+            help="With --scale tiny: a data file of your own. With noise: a file in which people "
+            "marked what is wrong, for --model to be measured on.",
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option("--reference", help="With noise --data: a reference model.")
+    ] = None,
+    train_reference: Annotated[
+        float | None,
+        typer.Option(
+            "--train-reference",
+            metavar="SHARE",
+            help="With noise --data: train one on this share of the file.",
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="With noise: a part of it, in minutes.")
+    ] = False,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs", min=1, help="With noise: cells at a time, a core each. Default: all cores."
+        ),
     ] = None,
     seeds: Annotated[
         str | None, typer.Option("--seeds", metavar="N,N", help="Default: 1,2,3.")
@@ -242,14 +270,38 @@ def reproduce(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Repeat a table or a figure of the paper, the published figures beside your own."""
+    """Repeat a table or a figure of the paper, the published figures beside your own; or `noise`:
+    whether selection finds noise that is known, and whether forgetting it helps."""
     setup_logging(quiet or as_json)
     from forgetting.studies import load_definition, paper_study, shipped_studies
 
     if name is None:
         for each in shipped_studies():
             typer.echo(f"{each:<12} {load_definition(each).title}")
+        typer.echo(
+            f"{'noise':<12} Which measure finds known noise, and whether forgetting it helps"
+        )
         return
+    if name == "noise":
+        if scale != "paper" or metric is not None or list_:
+            raise InputError("the study noise takes no --scale, --metric or --list")
+        if data is not None or model:
+            if data is None or not model or len(model) > 1:
+                raise InputError("noise on data of your own takes --data FILE and one --model")
+            if quick or jobs is not None or seeds is not None:
+                raise InputError("--quick, --jobs and --seeds do not go with --data")
+            _run_noise_spans(
+                Path(data), model[0], output, reference, train_reference, set_ or (), as_json
+            )
+            return
+        if reference is not None or train_reference is not None:
+            raise InputError("--reference and --train-reference go with noise --data FILE")
+        _run_noise(output, quick, jobs, seeds, set_ or (), as_json)
+        return
+    if quick or jobs is not None or reference is not None or train_reference is not None:
+        raise InputError(
+            "--quick, --jobs, --reference and --train-reference go with the study noise"
+        )
     study = paper_study(
         name,
         scale,
@@ -569,6 +621,80 @@ def _print_plan(
     out.print(f"Would write to {path}. Nothing has been loaded or written.", soft_wrap=True)
 
 
+def _run_noise(
+    output: Path | None,
+    quick: bool,
+    jobs: int | None,
+    seeds: str | None,
+    overrides: Sequence[str],
+    as_json: bool,
+) -> None:
+    from forgetting.studies.noise import load_benchmark, run_benchmark
+    from forgetting.studies.noise.table import short_texts
+
+    benchmark = load_benchmark(quick=quick, seeds=seeds, overrides=overrides)
+    path = output if output is not None else Path("studies") / benchmark.name
+    try:
+        figures = run_benchmark(benchmark, path, jobs=jobs)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command goes on from here.", err=True)
+        raise typer.Exit(130) from None
+    legend = "Means over seeds; accuracy in percent. Columns: share of records that are noisy."
+    _print_study(path, *short_texts(figures), legend, as_json)
+
+
+def _run_noise_spans(
+    data: Path,
+    model: str,
+    output: Path | None,
+    reference: str | None,
+    train_share: float | None,
+    overrides: Sequence[str],
+    as_json: bool,
+) -> None:
+    from forgetting.studies.noise import measure_spans
+    from forgetting.studies.noise.spans import NAME, legend, texts
+
+    path = output if output is not None else Path("studies") / NAME
+    try:
+        results = measure_spans(
+            data,
+            model,
+            path,
+            reference=reference,
+            train_share=train_share,
+            overrides=overrides,
+        )
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command goes on from here.", err=True)
+        raise typer.Exit(130) from None
+    _print_study(path, *texts(results), 1, legend(results), as_json)
+
+
+def _print_study(
+    path: Path,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    num_left: int,
+    legend: str,
+    as_json: bool,
+) -> None:
+    if as_json:
+        document = json.loads((path / "results.json").read_text(encoding="utf-8"))
+        typer.echo(json.dumps({"output": str(path), **document}))
+        return
+    table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for place, title in enumerate(header):
+        justify: Literal["left", "right"] = "left" if place < num_left else "right"
+        table.add_column(escape(title), justify=justify, no_wrap=place < num_left)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    out.print(table)
+    for line in legend.splitlines():
+        out.print(escape(line))
+    out.print("Everything is in", str(path), style="bold", soft_wrap=True, highlight=False)
+
+
 def _run_study(study: Study, output: Path | None, lists: bool, as_json: bool) -> None:
     from forgetting.studies import list_commands, run_study
     from forgetting.studies.table import legend, texts
@@ -583,22 +709,9 @@ def _run_study(study: Study, output: Path | None, lists: bool, as_json: bool) ->
     except KeyboardInterrupt:
         typer.echo("Interrupted. The same command goes on from here.", err=True)
         raise typer.Exit(130) from None
-    if as_json:
-        document = json.loads((path / "results.json").read_text(encoding="utf-8"))
-        typer.echo(json.dumps({"output": str(path), **document}))
-        return
     # The parts that the metric is made of are in the files: terminals are 80 columns wide.
     header, rows, num_left = texts(results, results.columns[:1])
-    table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for place, title in enumerate(header):
-        justify: Literal["left", "right"] = "left" if place < num_left else "right"
-        table.add_column(escape(title), justify=justify, no_wrap=place < num_left)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    out.print(table)
-    for line in (legend(results), *study.notes):
-        out.print(escape(line))
-    out.print("Everything is in", str(path), style="bold", soft_wrap=True, highlight=False)
+    _print_study(path, header, rows, num_left, "\n".join([legend(results), *study.notes]), as_json)
 
 
 # What the system says when it is the place, not the program, that is wrong.

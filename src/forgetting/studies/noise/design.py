@@ -19,6 +19,7 @@ from forgetting.data.world import NOISE_KINDS
 from forgetting.errors import InputError
 from forgetting.recipe import Name, Recipe, Section, VariantSettings, load_recipe
 from forgetting.selection import MEASURES
+from forgetting.studies.grid import read_grid
 
 BENCHMARK = Path(__file__).parent / "benchmark.yaml"
 RECIPE = Path(__file__).parent / "recipe.yaml"
@@ -69,6 +70,8 @@ class QuickSettings(Section):
 class Benchmark(Section):
     """The benchmark as a file."""
 
+    name: Name = "noise"
+    """Of the folder: that of another name is refused."""
     title: str
     seeds: Annotated[list[int], Field(min_length=1)]
     worlds: Annotated[dict[Name, int], Field(min_length=1)]
@@ -150,17 +153,17 @@ def _one_for_each_measure() -> dict[str, Any]:
 
 
 def load_benchmark(
-    *, quick: bool = False, seeds: Sequence[int] | None = None, overrides: Sequence[str] = ()
+    *, quick: bool = False, seeds: str | None = None, overrides: Sequence[str] = ()
 ) -> Benchmark:
     """The shipped benchmark.
 
     Args:
         quick: a part of it, in minutes.
-        seeds: in place of its own.
+        seeds: such as `1,2`, in place of its own.
         overrides: `section.field=value` of the recipe of all cells.
 
     Raises:
-        InputError: the recipe cannot be used with the overrides.
+        InputError: no such seeds, or the recipe cannot be used with the overrides.
     """
     given = yaml.safe_load(BENCHMARK.read_text(encoding="utf-8"))
     common = load_recipe(RECIPE, overrides)
@@ -173,6 +176,7 @@ def load_benchmark(
     if quick:
         part = benchmark.quick
         update |= {
+            "name": f"{benchmark.name}-quick",
             "seeds": part.seeds,
             "rates": part.rates,
             "references": part.references,
@@ -181,7 +185,8 @@ def load_benchmark(
         if not part.single_kinds:
             update["rate_of_single_kinds"] = None
     if seeds is not None:
-        if not seeds or min(seeds) < 0:
-            raise InputError("--seeds: expected numbers from 0 on, such as 1,2,3")
-        update["seeds"] = list(dict.fromkeys(seeds))
+        levels = read_grid([f"seed={seeds}"])["seed"]
+        if not all(level.isdecimal() for level in levels):
+            raise InputError(f"--seeds {seeds}: expected whole numbers from 0 on, such as 1,2,3")
+        update["seeds"] = [int(level) for level in levels]
     return benchmark.model_copy(update=update)

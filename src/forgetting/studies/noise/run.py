@@ -26,12 +26,10 @@ from forgetting.studies.noise.table import (
     Figures,
     gather,
     to_csv,
+    to_json,
     to_latex,
     to_markdown,
 )
-
-NAME = "noise"
-QUICK_NAME = "noise-quick"
 
 
 def run_benchmark(benchmark: Benchmark, output: Path, *, jobs: int | None = None) -> Figures:
@@ -45,13 +43,13 @@ def run_benchmark(benchmark: Benchmark, output: Path, *, jobs: int | None = None
     Raises:
         InputError: the folder is not this study's, or a cell cannot be made.
     """
-    open_study(output, NAME)
+    open_study(output, benchmark.name)
     run_cells(benchmark.cells(), output, jobs=jobs or os.cpu_count() or 1)
     return write_results(benchmark, output)
 
 
 def write_results(benchmark: Benchmark, output: Path) -> Figures:
-    """Write `results.md`, `.csv` and `.tex`, `figure.svg` and `.png` of what is done."""
+    """Write `results.md`, `.csv`, `.tex` and `.json`, `figure.svg` and `.png` of what is done."""
     found = [read_result(cell, output) for cell in benchmark.cells()]
     figures = gather([result for result in found if result is not None], list(benchmark.variants))
     title = benchmark.title
@@ -59,6 +57,7 @@ def write_results(benchmark: Benchmark, output: Path) -> Figures:
         ("results.md", to_markdown(figures, title)),
         ("results.csv", to_csv(figures)),
         ("results.tex", to_latex(figures, title)),
+        ("results.json", to_json(figures)),
     ):
         write_atomically(output / name, text)
     write_figure(figures, title, output)

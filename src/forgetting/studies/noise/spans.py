@@ -99,6 +99,7 @@ def measure_spans(
     for name, text in (
         ("results.md", f"# {title}\n\n{as_markdown(header, rows, 1)}\n\n{legend(results)}\n"),
         ("results.csv", to_csv(results)),
+        ("results.json", to_json(results)),
         ("results.tex", as_latex(header, rows, 1, f"{title}. {legend(results)}")),
     ):
         write_atomically(output / name, text)
@@ -322,6 +323,21 @@ def to_csv(results: SpanResults) -> str:
             error = getattr(results.errors[name], figure)
             writer.writerow([name, figure, _blank(value), _blank(error)])
     return text.getvalue()
+
+
+def to_json(results: SpanResults) -> str:
+    """All that was measured."""
+    document = {
+        "num_samples": results.num_samples,
+        "num_tokens": results.num_tokens,
+        "num_noisy": results.num_noisy,
+        "num_left_out": results.num_left_out,
+        "measures": {
+            name: {"value": found.model_dump(), "stderr": results.errors[name].model_dump()}
+            for name, found in results.found.items()
+        },
+    }
+    return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
 def _blank(value: float | None) -> float | str:

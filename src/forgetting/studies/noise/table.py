@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -207,6 +208,24 @@ def texts(figures: Figures) -> tuple[list[str], list[list[str]], int]:
     return header, rows, len(left)
 
 
+def short_texts(figures: Figures) -> tuple[list[str], list[list[str]], int]:
+    """The part that fits on a terminal: means, of accuracy and AUROC, with the first reference and
+    all kinds of noise."""
+    shown = [column for column in columns(figures) if column[1] == ALL_KINDS]
+    reference = figures.corpora[0].reference if len(figures.corpora) == 1 else "noisy"
+    header = ["world", "figure", "of", *(column_title(*column) for column in shown)]
+    rows = []
+    for line in lines(figures):
+        is_main = line.figure in (ACCURACY, AUROC) and line.group == ALL_KINDS
+        if is_main and line.reference == reference:
+            texts_of_line = [
+                _text(figures, line, Corpus(line.world, reference, *column)).partition(" ")[0]
+                for column in shown
+            ]
+            rows.append([line.world, line.figure, line.of, *texts_of_line])
+    return header, rows, 3
+
+
 def _text(figures: Figures, line: Line, corpus: Corpus) -> str:
     mean = figures.mean(corpus, line.figure, line.of, line.group)
     diverged = figures.num_diverged.get((corpus, line.of), 0)
@@ -238,14 +257,37 @@ def to_latex(figures: Figures, title: str) -> str:
     return as_latex(*texts(figures), f"{title}. {LEGEND}")
 
 
+FIELDS = ("world", "reference", "rate", "noise", "figure", "of", "among")
+NUMBERS = ("mean", "deviation", "seeds", "diverged")
+
+
+def _rows(figures: Figures) -> Iterator[tuple[str | float | None, ...]]:
+    """One for every mean, and for every model of which all trainings diverged; shares from 0 to 1,
+    None where there is no value."""
+    rows: list[tuple[str | float | None, ...]] = []
+    for (corpus, figure, of, group), mean in figures.means.items():
+        diverged = figures.num_diverged.get((corpus, of), 0)
+        place = (corpus.world, corpus.reference, corpus.rate, corpus.kind, figure, of, group)
+        rows.append((*place, mean.mean, mean.deviation, mean.num_seeds, diverged))
+    for (corpus, of), diverged in figures.num_diverged.items():
+        if figures.mean(corpus, ACCURACY, of) is None:
+            where = (corpus.world, corpus.reference, corpus.rate, corpus.kind)
+            rows.append((*where, ACCURACY, of, ALL_KINDS, None, None, 0, diverged))
+    yield from sorted(rows, key=lambda row: row[: len(FIELDS)])
+
+
 def to_csv(figures: Figures) -> str:
     """One line for every mean, shares from 0 to 1."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    left = ["world", "reference", "rate", "noise", "figure", "of", "among"]
-    writer.writerow([*left, "mean", "deviation", "seeds"])
-    for (corpus, figure, of, group), mean in sorted(figures.means.items()):
-        row = [corpus.world, corpus.reference, corpus.rate, corpus.kind, figure, of, group]
-        deviation = "" if mean.deviation is None else mean.deviation
-        writer.writerow([*row, mean.mean, deviation, mean.num_seeds])
+    writer.writerow([*FIELDS, *NUMBERS])
+    for row in _rows(figures):
+        writer.writerow(["" if value is None else value for value in row])
     return text.getvalue()
+
+
+def to_json(figures: Figures) -> str:
+    """The same as JSON, one object for every mean."""
+    names = (*FIELDS, *NUMBERS)
+    rows = [dict(zip(names, row, strict=True)) for row in _rows(figures)]
+    return json.dumps({"rows": rows}, allow_nan=False) + "\n"
