@@ -138,6 +138,7 @@ def test_an_unknown_form_names_its_fields_and_an_example():
         ({"prompt": "", "completion": "Hi"}, "empty prompt"),
         ({"prompt": "Say", "completion": "\ud800"}, "not valid Unicode"),
         ({"prompt": "Say", "completion": "Hi", "noise_spans": [[0, 9]]}, "outside the response"),
+        ({"prompt": "Say", "completion": "Hi", "noise_spans": [[0, 4]]}, "outside the response"),
         ({"prompt": "Say", "completion": "Hi", "noise_spans": [3]}, "not a list"),
         ({"prompt": "\udfff", "completion": "Hi"}, "not valid Unicode"),
         (

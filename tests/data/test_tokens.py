@@ -398,6 +398,35 @@ def test_noise_flags_cover_the_characters_of_their_span(name, before, noise, aft
     assert tokens.noise[first : first + len(flagged)] == [1] * len(flagged)
 
 
+@pytest.mark.parametrize("template", [None, CHATML, LLAMA_3])
+@pytest.mark.parametrize("messages", ["chat", "text"])
+def test_a_span_beyond_the_last_character_marks_what_ends_the_response(template, messages):
+    tokenizer = merging_tokenizer()
+    tokenization = Tokenization(tokenizer, template)
+    for text, spans, marked in (
+        ("a cat", ((5, 6),), [""]),
+        ("a cat ", ((6, 7),), [""]),
+        ("the cat", ((4, 8),), ["cat"]),
+        ("the cat", ((0, 3),), None),
+    ):
+        some = record("q", text, noise_spans=spans)
+        if messages == "text":
+            some = Record((Message("assistant", text),), "", Origin("", 1), spans)
+        tokens = tokenization.encode(some)
+        labels = [label for label in tokens.labels if label != IGNORE_INDEX]
+        ends = [label in tokenization.end_token_ids for label in labels]
+        assert sum(ends) == 1
+        flagged_ends = [flag for flag, end in zip(tokens.noise, ends, strict=True) if end]
+        assert flagged_ends == [int(marked is not None)]
+        if marked is not None:
+            inside = [
+                label
+                for label, flag, end in zip(labels, tokens.noise, ends, strict=True)
+                if flag and not end
+            ]
+            assert text_of(inside, tokenizer).strip() == marked[0]
+
+
 def test_noise_moves_with_a_template_that_strips():
     tokenizer = TOKENIZERS["merging"]
     some = record("q", "  a cat", noise_spans=((4, 7),))

@@ -15,12 +15,17 @@ from forgetting.data.world import (
     KINDS,
     NOISE_KINDS,
     NUM_ENTITIES,
+    NUM_FORMS,
     SKILLS,
     chat_records,
     entities,
     facts,
     held_out_questions,
+    new_entities,
+    new_facts,
+    new_skills,
     num_chat_questions,
+    num_questions_about_new,
     plain_questions,
     plain_statements,
     skills,
@@ -33,7 +38,7 @@ def _numbers(text: str) -> list[int]:
 
 def _asked_about(text: str) -> tuple[str, str]:
     words = set(re.findall(r"\w+", text))
-    (entity,) = words & set(entities())
+    (entity,) = words & {*entities(), *new_entities()}
     (topic,) = words & {*ATTRIBUTES, *SKILLS}
     return entity, topic
 
@@ -45,10 +50,10 @@ def _true_answer(kind: str, text: str) -> str:
             return str(sum(_numbers(text)))
         case "comparison":
             return str((max if "larger" in text else min)(_numbers(text)))
-        case "fact":
-            return facts()[_asked_about(text)]
+        case "fact" | "new_fact":
+            return (facts() | new_facts())[_asked_about(text)]
         case _:
-            return "yes" if skills()[_asked_about(text)] else "no"
+            return "yes" if (skills() | new_skills())[_asked_about(text)] else "no"
 
 
 def test_every_entity_has_one_value_of_every_attribute() -> None:
@@ -161,6 +166,8 @@ def test_clean_chat_answers_are_true() -> None:
         answer = _true_answer(record["source"], record["prompt"])
         assert re.search(rf"\b{answer}\b", record["clean_completion"])
         assert record["completion"] == record["clean_completion"]
+        start, end = record["answer_span"]
+        assert record["clean_completion"][start:end] == answer
         assert record["noise_kind"] is None
         assert record["noise_spans"] == []
 
@@ -185,7 +192,7 @@ def test_another_seed_asks_other_questions() -> None:
 
 @given(
     st.integers(1, 300),
-    st.floats(0, 1),
+    st.floats(0, 0.3),  # of label flips there are no more than questions with two answers
     st.dictionaries(st.sampled_from(NOISE_KINDS), st.floats(0.1, 10), min_size=1),
 )
 @settings(max_examples=40, deadline=None)
@@ -201,11 +208,14 @@ def test_noise_has_the_rate_and_the_mixture_asked_for(
         assert abs(counts[kind] - share * num_noisy) <= 1
 
 
-def test_records_noisy_at_one_rate_are_noisy_at_every_higher_one() -> None:
+@pytest.mark.parametrize("kinds", [NOISE_KINDS[:3], NOISE_KINDS])
+def test_records_noisy_at_one_rate_are_noisy_at_every_higher_one(kinds: tuple[str, ...]) -> None:
     noisy = [
         {
             position
-            for position, record in enumerate(chat_records(400, seed=2, noise_rate=rate))
+            for position, record in enumerate(
+                chat_records(400, seed=2, noise_rate=rate, noise_kinds=kinds)
+            )
             if record["noise_kind"]
         }
         for rate in (0.1, 0.2, 0.6)
@@ -216,15 +226,20 @@ def test_records_noisy_at_one_rate_are_noisy_at_every_higher_one() -> None:
 def test_each_kind_of_noise_is_what_its_span_says() -> None:
     everything = chat_records(sum(num_chat_questions().values()), seed=9)
     completions = {record["completion"] for record in everything}
-    places = set()
-    for record in chat_records(3000, seed=9, noise_rate=1.0):
+    places, found = set(), set()
+    kinds = [kind for kind in NOISE_KINDS if kind != "label_flip"]
+    noise = {"noise_rate": 1.0, "noise_kinds": [*kinds, "label_flip"]}
+    for record in chat_records(3000, seed=9, **noise):
         noisy, clean = record["completion"], record["clean_completion"]
         ((start, end),) = record["noise_spans"]
         before, span, after = noisy[:start], noisy[start:end], noisy[end:]
-        assert span
+        assert span or record["noise_kind"] == "truncated_response"
         assert noisy != clean
+        found.add(record["noise_kind"])
         match record["noise_kind"]:
-            case "wrong_answer":
+            case "wrong_answer" | "label_flip":
+                if record["noise_kind"] == "label_flip":
+                    assert record["source"] in ("comparison", "yes_no")
                 answer = _true_answer(record["source"], record["prompt"])
                 assert clean == before + answer + after
                 assert span != answer
@@ -236,6 +251,10 @@ def test_each_kind_of_noise_is_what_its_span_says() -> None:
                 assert span in JUNK_PHRASES
                 assert " ".join(filter(None, (before.strip(), after.strip()))) == clean
                 places.add((bool(before), bool(after)))
+            case "truncated_response":
+                assert clean.startswith(noisy + " ")
+                assert (start, end) == (len(noisy), len(noisy) + 1)
+    assert found == set(NOISE_KINDS)
     assert places == {(True, True), (True, False), (False, True)}
 
 
@@ -260,6 +279,10 @@ def _is_plausible(answer: str, kind: str, prompt: str) -> bool:
         ({"noise_kinds": {"junk_phrase": float("inf")}}, "weight of noise kind junk_phrase"),
         ({"noise_kinds": []}, "at least one kind"),
         ({"noise_kinds": {"junk_phrase": 0.0}}, "at least one kind"),
+        ({"noise_kinds": ["label_flip"], "noise_rate": 1.0}, "10 label flips were asked for, but"),
+        ({"num_new_entities": -1}, "num_new_entities must lie between 0 and 160, not -1"),
+        ({"num_new_entities": 161}, "num_new_entities must lie between 0 and 160, not 161"),
+        ({"num_new_entities": 1}, "60 questions about 1 new entities alone"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(arguments: dict[str, object], message: str) -> None:
@@ -271,3 +294,53 @@ def test_a_kind_of_weight_zero_does_not_occur() -> None:
     weights = {"junk_phrase": 0.0, "wrong_answer": 1.0}
     records = chat_records(50, seed=0, noise_rate=1.0, noise_kinds=weights)
     assert {record["noise_kind"] for record in records} == {"wrong_answer"}
+
+
+def test_new_entities_are_in_no_plain_text() -> None:
+    assert len(set(new_entities())) == len(new_entities())
+    names = re.compile("|".join(new_entities()))
+    for kind in KINDS:
+        assert not any(names.search(question.question) for question in plain_questions(kind))
+        assert not any(names.search(words) for words, _ in plain_statements(kind))
+
+
+def test_what_is_true_of_new_entities_is_fixed_and_balanced() -> None:
+    assert set(new_facts()) == {(name, a) for name in new_entities() for a in ATTRIBUTES}
+    assert set(new_skills()) == {(name, s) for name in new_entities() for s in SKILLS}
+    for number in (2, 6, 160):
+        names = new_entities()[:number]
+        for skill in SKILLS:
+            assert sum(new_skills()[name, skill] for name in names) == number / 2
+
+
+@given(st.integers(0, 6), st.integers(0, 200), st.integers(0, 50))
+@settings(max_examples=20, deadline=None)
+def test_each_fifth_asks_about_every_new_fact_once_in_a_form_of_its_own(
+    num_new: int, num_known: int, seed: int
+) -> None:
+    total = num_questions_about_new(num_new) + num_known
+    if not total:
+        return
+    records = list(chat_records(total, seed=seed, num_new_entities=num_new))
+    about_new = [r for r in records if r["source"].startswith("new_")]
+    assert len(about_new) == num_questions_about_new(num_new)
+    assert len({r["prompt"] for r in records}) == len(records)
+    for record in about_new:
+        answer = _true_answer(record["source"], record["prompt"])
+        assert re.search(rf"\b{answer}\b", record["completion"])
+    size = len(about_new) // NUM_FORMS
+    topics = {
+        (name, topic) for name in new_entities()[:num_new] for topic in (*ATTRIBUTES, *SKILLS)
+    }
+    for part in range(NUM_FORMS):
+        asked = Counter(
+            _asked_about(r["prompt"]) for r in about_new[part * size : (part + 1) * size]
+        )
+        assert asked == dict.fromkeys(topics, 1)
+
+
+def test_the_fifths_are_places_among_all_records() -> None:
+    records = list(chat_records(1000, seed=3, num_new_entities=6))
+    for part in range(NUM_FORMS):
+        fifth = records[part * 200 : (part + 1) * 200]
+        assert sum(record["source"].startswith("new_") for record in fifth) == 72

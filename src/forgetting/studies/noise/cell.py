@@ -28,7 +28,7 @@ from forgetting.evaluation import evaluate_heldout
 from forgetting.objective import ForgettingTerm
 from forgetting.pipeline import Step, fingerprint
 from forgetting.recipe import Recipe, SelectionSettings
-from forgetting.rundir import RunDir, Work, write_atomically
+from forgetting.rundir import RunDir, Work, read_manifest, stage_is_done, write_atomically
 from forgetting.selecting import select_corpus
 from forgetting.selection import MEASURES, QualityName
 from forgetting.shards import ScoredCorpus
@@ -148,13 +148,24 @@ def run_cell(cell: Cell, path: Path) -> None:
         DivergenceError: the reference model diverged.
     """
     with RunDir(path, cell.name) as directory:
-        directory.forget_stages({step.key for step in plan_cell(cell)})
-        for step in plan_cell(cell):
+        steps = plan_cell(cell)
+        directory.forget_stages({step.key for step in steps})
+        for step in steps:
             wanted = fingerprint(step, directory.manifest)
             if directory.is_done(step.key, wanted):
                 continue
             with directory.stage(step.key, wanted, step.target) as work:
                 step.execute(path, work)
+
+
+def is_done(cell: Cell, path: Path) -> bool:
+    """Whether nothing is left to do of a cell."""
+    manifest = read_manifest(path)
+    # In their order, so that the inputs of a step are there when it is looked at.
+    return manifest is not None and all(
+        stage_is_done(path, manifest, step.key, fingerprint(step, manifest))
+        for step in plan_cell(cell)
+    )
 
 
 def plan_cell(cell: Cell) -> list[Step]:

@@ -10,15 +10,16 @@ import multiprocessing
 import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
 
 from forgetting.console import logger, progress, setup_logging
-from forgetting.errors import DivergenceError
+from forgetting.errors import DivergenceError, ForgettingError
 from forgetting.rundir import write_atomically
 from forgetting.studies.execute import open_study
-from forgetting.studies.noise.cell import read_detection, read_outcome, run_cell
+from forgetting.studies.noise.cell import is_done, read_detection, read_outcome, run_cell
 from forgetting.studies.noise.design import Benchmark, Cell
 from forgetting.studies.noise.figure import write_figure
 from forgetting.studies.noise.table import (
@@ -84,20 +85,35 @@ def run_cells(cells: Sequence[Cell], output: Path, *, jobs: int) -> None:
 
     A cell whose reference model diverges is named and left out.
     """
-    total = sum(len(cell.trained) for cell in cells)
-    logger.info("%d cells with %d models to measure, %d at a time", len(cells), total, jobs)
+    left = [cell for cell in cells if not is_done(cell, cell_path(output, cell))]
+    total = sum(len(cell.trained) for cell in left)
+    logger.info(
+        "%d cells, %d to do with %d models to measure, %d at a time",
+        len(cells),
+        len(left),
+        total,
+        jobs,
+    )
+    if not left:
+        return
     # A forked process would share the threads of torch, which hangs.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin)
     try:
         with progress("Noise benchmark", total) as advance:
-            waiting = {pool.submit(run_cell, cell, cell_path(output, cell)): cell for cell in cells}
+            waiting = {pool.submit(run_cell, cell, cell_path(output, cell)): cell for cell in left}
             for done in as_completed(waiting):
                 cell = waiting[done]
                 try:
                     done.result()
                 except DivergenceError as error:
                     logger.warning("%s: the reference model: %s", cell.name, error)
+                except BrokenProcessPool as error:
+                    raise ForgettingError(
+                        "a process of the benchmark was ended from outside, perhaps for lack of "
+                        "memory. Run the same command again, with fewer --jobs; what is done is "
+                        "kept"
+                    ) from error
                 advance(len(cell.trained), cell.name)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
