@@ -15,9 +15,17 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import Field
 
-from forgetting.data.world import NOISE_KINDS
+from forgetting.data.world import NOISE_KINDS, NoiseKind
 from forgetting.errors import InputError
-from forgetting.recipe import Name, Recipe, Section, VariantSettings, load_recipe
+from forgetting.recipe import (
+    Name,
+    Recipe,
+    Section,
+    SourceSettings,
+    VariantSettings,
+    WorldSettings,
+    load_recipe,
+)
 from forgetting.selection import MEASURES
 from forgetting.studies.grid import read_grid
 
@@ -86,44 +94,52 @@ class Benchmark(Section):
     """Overrides of the recipe."""
 
     def cells(self) -> list[Cell]:
-        """Every cell, those of one seed after those of another."""
-        return [cell for seed in self.seeds for cell in self._cells_of(seed)]
+        """Every cell, those of one seed after those of another.
 
-    def _cells_of(self, seed: int) -> Iterator[Cell]:
+        Raises:
+            InputError: the recipe cannot be used with the overrides.
+        """
+        # One variant for each measure, so that every score is there.
+        measures = {
+            name: {"objective": "ignoring", "selection": {"quality": name}} for name in MEASURES
+        }
+        common = load_recipe(RECIPE, [*self.sets, f"variants={measures}"])
+        return [cell for seed in self.seeds for cell in self._cells_of(seed, common)]
+
+    def _cells_of(self, seed: int, common: Recipe) -> Iterator[Cell]:
         for world, rate, reference in product(self.worlds, self.rates, self.references):
             # Without noise the reference is clean as it is.
             if rate > 0 or reference == self.references[0]:
-                yield self._cell(world, rate, reference, ALL_KINDS, seed)
+                yield self._cell(world, rate, reference, ALL_KINDS, seed, common)
         if self.rate_of_single_kinds is not None:
             for world, kind in product(self.worlds, NOISE_KINDS):
-                yield self._cell(world, self.rate_of_single_kinds, "noisy", kind, seed)
+                yield self._cell(world, self.rate_of_single_kinds, "noisy", kind, seed, common)
 
     def _cell(
-        self, world: str, rate: float, reference: ReferenceKind, kind: str, seed: int
+        self,
+        world: str,
+        rate: float,
+        reference: ReferenceKind,
+        kind: str,
+        seed: int,
+        common: Recipe,
     ) -> Cell:
         name = f"{world}-{100 * rate:g}-{kind}-{reference}-{seed}"
-        kinds = NOISE_KINDS if kind == ALL_KINDS else (kind,)
-        source = {
-            "num_records": load_recipe(RECIPE, self.sets).data.num_samples,
-            "noise_rate": rate,
-            "noise_kinds": dict.fromkeys(kinds, 1.0),
-            "num_new_entities": self.worlds[world],
-        }
-        recipe = load_recipe(
-            RECIPE,
-            [
-                *self.sets,
-                f"name={name}",
-                f"seed={seed}",
-                f"data.sources={[{'world': source}]}",
-                f"variants={_one_for_each_measure()}",
-            ],
+        kinds: list[NoiseKind] = [k for k in NOISE_KINDS if kind in (k, ALL_KINDS)]
+        records = WorldSettings(
+            num_records=common.data.num_samples,
+            noise_rate=rate,
+            noise_kinds=dict.fromkeys(kinds, 1.0),
+            num_new_entities=self.worlds[world],
         )
+        data = common.data.model_copy(update={"sources": [SourceSettings(world=records)]})
         chosen = {
             variant: settings
             for variant, settings in self.variants.items()
             if settings.is_trained(rate, reference, kind)
         }
+        own = {"name": name, "seed": seed, "data": data}
+        recipe = common.model_copy(update=own)
         return Cell(name, world, rate, kind, reference, seed, recipe, chosen)
 
 
@@ -139,17 +155,13 @@ class Cell:
     reference: ReferenceKind
     seed: int
     recipe: Recipe
-    """Its variants are one for each measure of quality, so that every score is there."""
+    """All of it but what is trained."""
     variants: Mapping[str, NoiseVariant]
 
     @property
     def trained(self) -> list[str]:
         """Names of all that is measured: the base where the corpus is new, and the variants."""
         return [*([BASE] if self.reference == "noisy" else []), *self.variants]
-
-
-def _one_for_each_measure() -> dict[str, Any]:
-    return {name: {"objective": "ignoring", "selection": {"quality": name}} for name in MEASURES}
 
 
 def load_benchmark(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from forgetting.data.world import NOISE_KINDS
@@ -231,12 +231,10 @@ def _text(figures: Figures, line: Line, corpus: Corpus) -> str:
     diverged = figures.num_diverged.get((corpus, line.of), 0)
     if mean is None:
         return DIVERGED if diverged else NO_VALUE
-    number: Callable[[float], str] = lambda x: f"{100 * x:.1f}"  # noqa: E731
-    if line.figure in (AUROC, AVERAGE_PRECISION):
-        number = lambda x: f"{x:.3f}"  # noqa: E731
-    text = number(mean.mean)
+    scale, digits = (1, 3) if line.figure in (AUROC, AVERAGE_PRECISION) else (100, 1)
+    text = f"{scale * mean.mean:.{digits}f}"
     if mean.deviation is not None:
-        text += f" ± {number(mean.deviation)}"
+        text += f" ± {scale * mean.deviation:.{digits}f}"
     return text + (f" ({diverged} diverged)" if diverged else "")
 
 
