@@ -89,8 +89,8 @@ def finished(tmp_path_factory):
     fine_tune = stages.fine_tune
 
     def interrupted(*args, **kwargs):
-        trained.append(args[5])
-        if trained.count("oracle-forgetting") == 1 and trained[-1] == "oracle-forgetting":
+        trained.append(args[4])
+        if trained[-1] == "oracle-forgetting" and trained.count("oracle-forgetting") == 1:
             raise KeyboardInterrupt
         fine_tune(*args, **kwargs)
 

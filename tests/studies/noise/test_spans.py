@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from forgetting.cli import main
-from forgetting.data.samples import Samples
-from forgetting.data.scores import read_scores
+from forgetting.data.samples import Samples, list_column, read_table
 from forgetting.errors import InputError
 from forgetting.selection import MEASURES
 from forgetting.studies.noise.spans import measure_spans, measures, read_marked
@@ -97,7 +96,8 @@ def test_without_a_reference_the_measures_of_the_base_are_computed(tiny_model, t
     rows = list(csv.DictReader((output / "results.csv").open()))
     assert {row["measure"] for row in rows} == {"base_loss", "entropy_gap"}
     samples = Samples.read(output / "run" / "data" / "train.parquet")
-    (log_probs,) = read_scores(output / "run", samples, ["base_log_probs"])
+    (shard,) = (output / "run" / "scores").glob("*.parquet")
+    log_probs, _ = list_column(read_table(shard), "base_log_probs")
     noisy = samples.noise()
     # A byte is a token here: three in each third sample.
     assert noisy.sum() == 3 * 14

@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import BaseModel
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from forgetting import models, stages
 from forgetting.data.samples import Samples, list_column, read_table
-from forgetting.data.scores import read_scores
 from forgetting.errors import DivergenceError
 from forgetting.evaluation import evaluate_heldout
 from forgetting.objective import ForgettingTerm
@@ -34,6 +34,7 @@ from forgetting.selection import MEASURES, QualityName
 from forgetting.shards import ScoredCorpus
 from forgetting.studies.noise.corpus import NEW, read_answers, write_corpus
 from forgetting.studies.noise.design import ALL_KINDS, BASE, WHERE, Cell, NoiseVariant
+from forgetting.training_data import trainer_columns
 
 # Not noise of some kind against all clean tokens, but wrong answers against right ones.
 ANSWERS, ANSWERS_ABOUT_NEW = "answers", "answers about new"
@@ -229,7 +230,7 @@ def _prepare(cell: Cell, run: Path, work: Work) -> None:
 def _detect(run: Path, work: Work) -> None:
     samples = Samples.read(run / "data" / "train.parquet")
     noisy, kinds = known_noise(samples)
-    qualities = read_qualities(run, samples, MEASURES)
+    qualities = read_qualities(run, MEASURES)
     answers = (noisy & np.isin(kinds, WRONG_ANSWERS)) | read_answers(run / "data")
     sources = np.asarray(samples.table["source"].to_pylist(), str)
     is_new = samples.per_response_token(np.char.startswith(sources, NEW))
@@ -245,11 +246,16 @@ def _detect(run: Path, work: Work) -> None:
     write_atomically(work.output / "detection.json", detection.model_dump_json(indent=1))
 
 
-def read_qualities(run: Path, samples: Samples, names: Iterable[QualityName]) -> dict[str, NDArray]:
+def read_scores(run: Path, columns: Sequence[str]) -> list[NDArray]:
+    """Scores of all response tokens of D_train, which are few: each of shape (tokens,)."""
+    shards = list(ScoredCorpus(run).scores(columns))
+    return [np.concatenate([shard.columns[name] for shard in shards]) for name in columns]
+
+
+def read_qualities(run: Path, names: Iterable[QualityName]) -> dict[str, NDArray]:
     """Quality of every response token of D_train by several measures, each of shape (tokens,)."""
     return {
-        name: MEASURES[name].compute(*read_scores(run, samples, MEASURES[name].columns))
-        for name in names
+        name: MEASURES[name].compute(*read_scores(run, MEASURES[name].columns)) for name in names
     }
 
 
@@ -283,15 +289,14 @@ def _train_and_evaluate(
         negatives = describe_negatives(polarity, noisy, kinds)
     base_log_probs = None
     if variant.objective == "forgetting" and ForgettingTerm(variant.forgetting.term).needs_base:
-        (base_log_probs,) = read_scores(run, samples, ["base_log_probs"])
+        (base_log_probs,) = read_scores(run, ["base_log_probs"])
     training = Work(work.path / "training")
     # What a killed one left is done again.
     shutil.rmtree(training.path, ignore_errors=True)
     training.output.mkdir(parents=True)
     try:
-        stages.fine_tune(
-            recipe, recipe.training, variant, samples, polarity, name, training, base_log_probs
-        )
+        table = pa.table(trainer_columns(samples, polarity, base_log_probs))
+        stages.fine_tune(recipe, recipe.training, variant, iter([table]), name, training)
     except DivergenceError as error:
         return Outcome(accuracy={}, loss=None, negatives=negatives, diverged=str(error))
     outcome = evaluate(recipe, training.output, run)

@@ -237,7 +237,7 @@ def _measure(run: Path, num_left_out: int, has_reference: bool) -> SpanResults:
         raise InputError(
             "no marked span is within the first tokens of a sample that the model has positions for"
         )
-    qualities = read_qualities(run, samples, measures(has_reference))
+    qualities = read_qualities(run, measures(has_reference))
     part_of = samples.per_response_token(np.arange(len(samples)) % NUM_PARTS)
     errors = _standard_errors(qualities, noisy, part_of)
     return SpanResults(
