@@ -104,6 +104,17 @@ def decoder(settings: ModelSettings) -> Callable[[Sequence[int]], str]:
     return decode
 
 
+def special_token_ids(settings: ModelSettings) -> set[int]:
+    """Ids of the tokens that stand for no text: ends, padding, the marks of a chat template.
+
+    Raises:
+        InputError: as `load_tokenizer`.
+    """
+    tokenizer = load_tokenizer(settings)
+    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return added | set(tokenizer.all_special_ids)
+
+
 def load_base_model(
     settings: ModelSettings, dtype: torch.dtype, *, in_parts: bool = False
 ) -> PreTrainedModel:

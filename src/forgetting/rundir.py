@@ -14,6 +14,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -54,6 +55,9 @@ class StageEntry(BaseModel):
     finished: str
     seconds: float
     peak_memory_bytes: int
+    """Resident, of the process that led."""
+    peak_device_memory_bytes: int | None = None
+    """Allocated on that process's accelerators; None where it used none."""
     details: dict[str, float | int | str | None] = {}
 
 
@@ -160,6 +164,7 @@ class RunDir:
             finished=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(time.monotonic() - start, 3),
             peak_memory_bytes=peak.bytes,
+            peak_device_memory_bytes=peak.device_bytes,
             details=work.details,
         )
         self._publish(work, self.path / target, stage, entry)
@@ -286,10 +291,21 @@ def write_atomically(file: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+def _accelerator() -> Any:
+    """torch.cuda where this process computes with it; asked of torch only where it is there."""
+    torch = sys.modules.get("torch")
+    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
+
+
 class _PeakMemory:
-    """The most resident memory that this process held while the context was open."""
+    """The most memory that this process held while the context was open: resident, and on
+    accelerators."""
 
     def __enter__(self) -> _PeakMemory:
+        self.device_bytes: int | None = None
+        if (cuda := _accelerator()) is not None:
+            for device in range(cuda.device_count()):
+                cuda.reset_peak_memory_stats(device)
         self._process = psutil.Process()
         self.bytes = self._process.memory_info().rss
         self._stop = threading.Event()
@@ -305,3 +321,7 @@ class _PeakMemory:
         self._stop.set()
         self._thread.join()
         self.bytes = max(self.bytes, self._process.memory_info().rss)
+        if (cuda := _accelerator()) is not None:
+            devices = range(cuda.device_count())
+            # What it never allocated on is none of its own.
+            self.device_bytes = sum(map(cuda.max_memory_allocated, devices)) or None

@@ -71,6 +71,7 @@ def prepare(recipe: Recipe, run: Path, work: Work) -> None:
         )
     summary = {**account.summary(), "end_token_ids": sorted(tokenization.end_token_ids)}
     _write_json(work.output / "summary.json", summary)
+    work.details["tokens"] = sum(counts.tokens for counts in account.splits.values())
     for name, counts in account.splits.items():
         work.details[f"{name}_samples"] = counts.samples
         work.details[f"{name}_response_tokens"] = counts.response_tokens
@@ -251,7 +252,16 @@ def join_shards(recipe: Recipe, run: Path, work: Work) -> None:
         parts = [reference.file(work, index) for reference in references]
         target = work.output / shard_name(index, num_shards)
         num_tokens += join_scores(base.file(work, index), parts, target, corpus.fingerprint)
+    # The base in the place of the reference was read once, folds together once.
+    num_passes = len({scoring.name for scoring in (base, references[0])})
+    work.details["tokens"] = num_passes * _num_tokens(run, "train")
     work.details["response_tokens"] = num_tokens
+
+
+def _num_tokens(run: Path, split: str) -> int:
+    """Tokens of a split, prompts included."""
+    summary = json.loads((run / "data" / "summary.json").read_text(encoding="utf-8"))
+    return int(summary["splits"][split]["tokens"])
 
 
 def _shard_ranges(recipe: Recipe, corpus: SampleFile) -> list[range]:
@@ -282,6 +292,7 @@ def select(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
             "%s: the mixture marks no token as negative: %s", variant, summary["mixture"]["reason"]
         )
     _write_json(work.output / "summary.json", {"variant": variant, **summary})
+    work.details["tokens"] = summary["num_tokens"]
     work.details["num_positive"] = summary["num_positive"]
     work.details["num_negative"] = summary["num_negative"]
 
@@ -398,6 +409,7 @@ def fine_tune(
         return
     lines = [json.dumps(entry) for entry in trainer.state.log_history if "loss" in entry]
     (work.output / "training.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    work.details["tokens"] = round(training.epochs * samples.input_ids.size)
     work.details["steps"] = trainer.state.global_step
     work.details["trainable_parameters"] = sum(
         p.numel() for p in trainer.model.parameters() if p.requires_grad
@@ -461,6 +473,8 @@ def evaluate(
     # Settled by one: others could see what it writes in the meantime.
     names = [*([HELDOUT] if has_heldout else []), *(r.task for r in requests)]
     measured = processes.share([name for name in names if _result_file(work, name).is_file()])
+    if has_heldout:
+        work.details["tokens"] = _num_tokens(run, "heldout")
     with bench.models.lend(path) as model:
         if has_heldout and HELDOUT not in measured:
             samples = Samples.read(run / "data" / "heldout.parquet")
@@ -515,8 +529,13 @@ def _write_samples(work: Work, task: str, rows: list[dict[str, Any]]) -> None:
 
 def report(recipe: Recipe, run: Path, work: Work) -> None:
     """The page, its figures and tables."""
-    decode = models.decoder(recipe.model)
-    build_report(run, work.output, decode=decode, seed=recipe.report.seed)
+    build_report(
+        run,
+        work.output,
+        decode=models.decoder(recipe.model),
+        special_ids=models.special_token_ids(recipe.model),
+        seed=recipe.report.seed,
+    )
 
 
 def _write_json(path: Path, content: Any) -> None:

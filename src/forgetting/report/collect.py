@@ -21,8 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
+from pydantic import ValidationError
 
 from forgetting.errors import InputError
+from forgetting.recipe import Recipe
 from forgetting.selection import MEASURES, QualityName
 
 Floats = npt.NDArray[np.floating]
@@ -31,6 +33,7 @@ Ints = npt.NDArray[np.integer]
 VARIANT_ORDER = ("base", "full", "ignoring", "forgetting")
 STAGE_ORDER = ("prepare", "reference", "score", "select", "train", "evaluate")
 SPLITS = ("reference", "train", "heldout")
+"""Parts of the corpus, by the names of their files."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,10 @@ class Curve:
     positive_loss: Floats
     negative_loss: Floats
     lam: Floats
+    grad_norm: Floats
+    """Before any clipping."""
+    negative_prob: Floats
+    """Mean probability of the negative tokens."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +167,7 @@ class Source:
     num_read: int
     num_used: int
     num_duplicates: int
+    """Near duplicates included."""
     num_prompt_too_long: int
     num_cut: int
     rejected: Mapping[str, int]
@@ -167,13 +175,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Split:
-    """One part of the corpus; `by_source` gives (samples, tokens)."""
+    """One part of the corpus."""
 
     name: str
     num_samples: int
     num_tokens: int
     num_response_tokens: int
-    by_source: Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -191,7 +198,12 @@ class Stage:
 
     name: str
     seconds: float
+    num_tokens: int | None
+    """That it read; None where it is not known."""
     peak_memory_bytes: int | None
+    """Of the process."""
+    peak_device_memory_bytes: int | None
+    """Of the accelerators; None where there is none."""
 
 
 @dataclass(frozen=True)
@@ -199,8 +211,9 @@ class Run:
     """Everything the report's main page shows."""
 
     name: str
-    model: str | None
     recipe_text: str
+    recipe: Recipe | None
+    """None where this version does not read it, which its text shows all the same."""
     evaluations: Sequence[Evaluation]
     curves: Mapping[str, Curve]
     selections: Mapping[str, Selection]
@@ -227,13 +240,14 @@ def read_run(run_dir: Path) -> Run:
         InputError: no recipe there, or a file that cannot be read.
     """
     recipe_text, recipe = _read_recipe(run_dir)
-    model = recipe.get("model")
+    try:
+        known = Recipe.model_validate(recipe)
+    except ValidationError:
+        known = None
     return Run(
         name=str(recipe.get("name", run_dir.name)),
-        model=str(model["name_or_path"])
-        if isinstance(model, dict) and "name_or_path" in model
-        else None,
         recipe_text=recipe_text,
+        recipe=known,
         evaluations=read_evaluations(run_dir),
         curves={
             name: _read_curve(path)
@@ -380,7 +394,12 @@ def _read_curve(path: Path) -> Curve:
             return np.array([_number(row.get(key)) for row in rows], dtype=float)
 
         return Curve(
-            column("step"), column("positive_loss"), column("negative_loss"), column("lambda")
+            steps=column("step"),
+            positive_loss=column("positive_loss"),
+            negative_loss=column("negative_loss"),
+            lam=column("lambda"),
+            grad_norm=column("grad_norm"),
+            negative_prob=column("negative_prob"),
         )
 
 
@@ -477,7 +496,7 @@ def _read_data(run_dir: Path) -> Data | None:
                     name=str(source["name"]),
                     num_read=int(source["read"]),
                     num_used=int(source["used"]),
-                    num_duplicates=int(source["duplicates"]),
+                    num_duplicates=int(source["duplicates"]) + int(source["near_duplicates"]),
                     num_prompt_too_long=int(source["prompt_too_long"]),
                     num_cut=int(source["cut"]),
                     rejected={str(reason): int(n) for reason, n in source["rejected"].items()},
@@ -490,25 +509,11 @@ def _read_data(run_dir: Path) -> Data | None:
                     num_samples=int(split["samples"]),
                     num_tokens=int(split["tokens"]),
                     num_response_tokens=int(split["response_tokens"]),
-                    by_source=_count_by_source(run_dir / "data" / f"{name}.parquet"),
                 )
                 for name in SPLITS
                 if (split := summary["splits"].get(name)) is not None
             ],
         )
-
-
-def _count_by_source(path: Path) -> dict[str, tuple[int, int]]:
-    if not path.is_file():
-        return {}
-    table = pq.read_table(path, columns=["source", "input_ids"])
-    lengths = pa.table(
-        {"source": table["source"], "tokens": pc.list_value_length(table["input_ids"])}
-    )
-    sums = (
-        lengths.group_by("source").aggregate([("tokens", "count"), ("tokens", "sum")]).to_pylist()
-    )
-    return {str(row["source"]): (row["tokens_count"], row["tokens_sum"]) for row in sums}
 
 
 def _read_stages(run_dir: Path) -> list[Stage]:
@@ -521,7 +526,9 @@ def _read_stages(run_dir: Path) -> list[Stage]:
             Stage(
                 name=str(name),
                 seconds=float(entry["seconds"]),
+                num_tokens=entry.get("details", {}).get("tokens"),
                 peak_memory_bytes=entry.get("peak_memory_bytes"),
+                peak_device_memory_bytes=entry.get("peak_device_memory_bytes"),
             )
             for name, entry in _read_json(path)["stages"].items()
             if name.split(":")[0] in STAGE_ORDER

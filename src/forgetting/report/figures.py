@@ -1,7 +1,8 @@
-"""Figures as SVG text for a page: training curves, histogram of quality, bars of results.
+"""Figures as SVG text for a page: curves, histograms, bars.
 
 Goes in: arrays and a style per variant. Comes out: SVG that takes its colours from the page's
-CSS (with a fallback for each), has ids of its own and is the same byte for byte each time.
+CSS (with a fallback for each), holds no style that a content security policy would refuse, has
+ids of its own and is the same byte for byte each time.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from forgetting.report.collect import Floats, Selection
+from forgetting.report.counts import SplitLengths
 from forgetting.report.escaping import shortened
 from forgetting.report.results import ResultsTable
 
@@ -30,6 +32,11 @@ SERIES = ("#7f858d", "#0072b2", "#009e73", "#d55e00", "#cc79a7", "#a07d00", "#56
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
 KNOWN = {"base": (0, ()), "full": (1, (5, 2)), "ignoring": (2, (1.5, 1.5)), "forgetting": (3, ())}
 MAX_GROUPS = 10
+NUM_LENGTH_BINS = 40
+# Only tags are rewritten: what stands between them can be text from the data.
+TAG = re.compile(r"<[^>]*>")
+STYLE = re.compile(r' style="([^"]*)"')
+FONT_SIZE = re.compile(r"font: ([\d.]+px)")
 SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "forgetting",
@@ -71,10 +78,14 @@ def curve_figure(
     title: str,
     curves: Mapping[str, tuple[Floats, Floats]],
     styles: Mapping[str, SeriesStyle],
+    last_step: float | None = None,
 ) -> str | None:
     """One line per variant of (steps, values); None where no value is finite.
 
     A range of more than a hundredfold is drawn on a logarithmic scale.
+
+    Args:
+        last_step: end of the axis, so that several figures have the same.
     """
     drawn = {name: xy for name, xy in curves.items() if np.isfinite(xy[1]).any()}
     if not drawn:
@@ -96,6 +107,9 @@ def curve_figure(
         # Text in an SVG is not typeset, so powers of ten are written out.
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         title += " (logarithmic)"
+    if last_step is not None:
+        margin = 0.03 * last_step
+        axes.set_xlim(-margin, last_step + margin)
     axes.set_title(title, loc="left", fontsize=9, color=INK)
     axes.set_xlabel("optimizer step", color=MUTED)
     return _svg(figure, figure_id, f"{title} over the optimizer steps: {', '.join(drawn)}")
@@ -164,14 +178,14 @@ def mixture_figure(figure_id: str, selection: Selection) -> str | None:
 def position_shares(
     figure_id: str, selections: Sequence[Selection], styles: Mapping[str, SeriesStyle]
 ) -> str | None:
-    """Share of positive tokens by position in the response; None without tokens."""
+    """Share of negative tokens by position in the response; None without tokens."""
     drawn = [s for s in selections if s.by_position]
     if not drawn:
         return None
-    figure, axes = _axes(2.4)
+    figure, axes = _axes(2.6)
     for selection in drawn:
         style = styles[selection.variant]
-        shares = [100 * c.num_positive / c.num_tokens for c in selection.by_position.values()]
+        shares = [100 * c.num_negative / c.num_tokens for c in selection.by_position.values()]
         axes.plot(
             np.arange(len(shares)),
             shares,
@@ -184,10 +198,90 @@ def position_shares(
     starts = max((list(s.by_position) for s in drawn), key=len)
     axes.set_xticks(range(len(starts)), [f"{start:,}" for start in starts])
     axes.set_ylim(0, 105)
-    axes.set_title("Tokens learned, %", loc="left", fontsize=9, color=INK)
+    axes.set_title("Negative tokens by position, %", loc="left", fontsize=9, color=INK)
     axes.set_xlabel("position in the response, from", color=MUTED)
     names = ", ".join(s.variant for s in drawn)
-    return _svg(figure, figure_id, f"Share of tokens learned by position in the response: {names}")
+    label = f"Share of tokens that are negative by position in the response: {names}"
+    return _svg(figure, figure_id, label)
+
+
+def length_histogram(figure_id: str, split: SplitLengths, max_length: int) -> str | None:
+    """Samples of a split by their length, and by that of their response; None without samples."""
+    if not len(split.lengths):
+        return None
+    longest = int(split.lengths.max())
+    # Whole numbers in bins of one width, so that no bin holds more of them than another.
+    width = longest // NUM_LENGTH_BINS + 1
+    edges = np.arange(0, longest + width + 1, width)
+    figure, axes = _axes(2.6)
+    counts, _ = np.histogram(split.lengths, edges)
+    axes.stairs(counts, edges, fill=True, color=MUTED, alpha=0.4, linewidth=0)
+    counts, _ = np.histogram(split.response_lengths, edges)
+    axes.stairs(counts, edges, color=SERIES[1], linewidth=1.5)
+    if longest >= max_length:
+        axes.axvline(max_length, color=INK, linewidth=0.8)
+    axes.set_title("Samples by length", loc="left", fontsize=9, color=INK)
+    axes.set_xlabel("tokens", color=MUTED)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    label = f"Histogram of the lengths of {len(split.lengths):,} samples; the table has figures"
+    return _svg(figure, figure_id, label)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A value with its standard error, 0 where there is none, and how it is written."""
+
+    value: float
+    error: float
+    text: str
+
+
+def bars(
+    figure_id: str,
+    title: str,
+    groups: Mapping[str, Mapping[str, Bar]],
+    styles: Mapping[str, SeriesStyle],
+) -> str | None:
+    """Bars of variants by group, the first `MAX_GROUPS` groups; None where there are none."""
+    shown = dict(list(groups.items())[:MAX_GROUPS])
+    variants = [name for name in styles if any(name in group for group in shown.values())]
+    if not variants:
+        return None
+    pitch = len(variants) + 0.9
+    figure, axes = _axes(0.75 + 0.15 * pitch * len(shown))
+    for place, group in enumerate(shown.values()):
+        for row, variant in enumerate(variants):
+            bar = group.get(variant)
+            if bar is None or not np.isfinite(bar.value):
+                continue
+            y, ends = place * pitch + row, (bar.value - bar.error, bar.value + bar.error)
+            axes.barh(y, bar.value, height=0.82, color=styles[variant].color)
+            if bar.error:
+                axes.plot(ends, [y, y], color=INK, linewidth=1)
+            axes.annotate(
+                bar.text,
+                (ends[1], y),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7,
+                color=MUTED,
+            )
+    middle = (len(variants) - 1) / 2
+    axes.set_yticks(
+        [place * pitch + middle for place in range(len(shown))],
+        [shortened(name, 19) for name in shown],
+    )
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color=LINE, linewidth=0.5)
+    axes.margins(x=0.1)
+    axes.set_xlim(left=0)
+    if not axes.patches or not any(patch.get_width() for patch in axes.patches):
+        axes.set_xlim(0, 1)
+    axes.set_title(shortened(title, 60), loc="left", fontsize=9, color=INK)
+    return _svg(figure, figure_id, f"{title}, by variant; the table has the figures")
 
 
 def result_bars(
@@ -197,40 +291,36 @@ def result_bars(
     head = table.headline
     if head is None:
         return None
-    columns = [c for c in table.columns if (c.task, c.metric) == (head.task, head.metric)][
-        :MAX_GROUPS
-    ]
-    pitch = len(table.variants) + 0.9
-    figure, axes = _axes(0.75 + 0.15 * pitch * len(columns))
-    for place, column in enumerate(columns):
+    groups: dict[str, dict[str, Bar]] = {}
+    for column in table.columns:
+        if (column.task, column.metric) != (head.task, head.metric):
+            continue
         scale = 100 if column.percent else 1
-        for row, variant in enumerate(table.variants):
-            cell = table.cell(variant, column)
-            if cell is None or not np.isfinite(cell.value):
-                continue
-            y, width, error = place * pitch + row, scale * cell.value, scale * (cell.stderr or 0)
-            axes.barh(y, width, height=0.82, color=styles[variant].color)
-            axes.plot([width - error, width + error], [y, y], color=INK, linewidth=1)
-            label = (column.number(cell.value), (width + error, y))
-            axes.annotate(
-                *label, (4, 0), textcoords="offset points", va="center", fontsize=7, color=MUTED
-            )
-    middle = (len(table.variants) - 1) / 2
-    axes.set_yticks(
-        [place * pitch + middle for place in range(len(columns))],
-        ["all" if column.group is None else shortened(column.group, 14) for column in columns],
-    )
-    axes.invert_yaxis()
-    axes.tick_params(axis="y", labelcolor=INK)
-    axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", color=LINE, linewidth=0.5)
-    axes.margins(x=0.1)
-    axes.set_xlim(left=0)
+        groups["all" if column.group is None else column.group] = {
+            variant: Bar(scale * cell.value, scale * (cell.stderr or 0), column.number(cell.value))
+            for variant in table.variants
+            if (cell := table.cell(variant, column)) is not None
+        }
     title = f"{head.task_title}: {head.metric_title}{', %' if head.percent else ''}"
-    axes.set_title(shortened(title, 60), loc="left", fontsize=9, color=INK)
-    return _svg(
-        figure, figure_id, f"{title} by variant, with standard errors; the table has the figures"
-    )
+    return bars(figure_id, title, groups, styles)
+
+
+def negative_bars(
+    figure_id: str,
+    title: str,
+    shares: Mapping[str, Mapping[str, tuple[int, int]]],
+    styles: Mapping[str, SeriesStyle],
+) -> str | None:
+    """Share of negative tokens by group; `shares` are (tokens, negative tokens) by variant."""
+    groups = {
+        group: {
+            variant: Bar(100 * negative / number, 0, f"{100 * negative / number:.1f}")
+            for variant, (number, negative) in row.items()
+            if number
+        }
+        for group, row in shares.items()
+    }
+    return bars(figure_id, title, groups, styles)
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:
@@ -258,8 +348,25 @@ def _svg(figure: Figure, figure_id: str, label: str) -> str:
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     # A style element of an inline SVG would rule the whole page.
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{figure_id}-", svg)
     colors = CSS | {color: f"var(--series-{i}, {color})" for i, color in enumerate(SERIES)}
-    svg = re.sub("|".join(colors), lambda match: colors[match[0]], svg)
+
+    def fitted(tag: re.Match[str]) -> str:
+        found = re.sub(r'(\sid="|url\(#|href="#)', rf"\g<1>{figure_id}-", tag[0])
+        found = STYLE.sub(_attributes, found)
+        return re.sub("|".join(colors), lambda match: colors[match[0]], found)
+
+    svg = TAG.sub(fitted, svg)
     attributes = f'role="img" aria-label="{html.escape(shortened(label, 300))}"'
-    return svg.replace("<svg ", f'<svg {attributes} style="stroke-linejoin:round" ', 1)
+    return svg.replace("<svg ", f'<svg {attributes} stroke-linejoin="round" ', 1)
+
+
+def _attributes(style: re.Match[str]) -> str:
+    """A style attribute as attributes of their own, which a policy does not count as styles."""
+    declarations = []
+    for declaration in style[1].split(";"):
+        name, _, value = (part.strip() for part in declaration.partition(":"))
+        if size := FONT_SIZE.match(declaration.strip()):
+            name, value = "font-size", size[1]
+        if name:
+            declarations.append(f' {name}="{value}"')
+    return "".join(declarations)

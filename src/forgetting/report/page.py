@@ -1,4 +1,4 @@
-"""The pages: what was read and drawn, laid out by the templates beside this file.
+"""The report's page: what was read, counted and drawn, laid out by the template beside this file.
 
 Goes in: a run directory and the tokenizer's `decode`. Comes out: index.html, inspector.html where
 tokens were scored and selected, and results as JSON, CSV and Markdown. All text is escaped by
@@ -7,7 +7,7 @@ the engine and stripped of invisible marks by `visible`; only our own SVG passes
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +15,22 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from forgetting.report import figures
-from forgetting.report.collect import Noise, Run, in_order, read_run
+from forgetting.report import figures, tables
+from forgetting.report.collect import Run, Selection, in_order, read_run
+from forgetting.report.counts import Negatives, SplitLengths, count_lengths, count_negatives
 from forgetting.report.escaping import visible
 from forgetting.report.inspector.corpus import open_inspection, preferred
-from forgetting.report.inspector.page import static_page
+from forgetting.report.inspector.page import content_policy, static_page
 from forgetting.report.inspector.pieces import Decode
 from forgetting.report.results import ResultsTable, tabulate, to_csv, to_json, to_markdown
+from forgetting.report.sentences import base_name, noise_sentence, recipe_paragraph
 
 PANELS = (
     ("positive_loss", "Loss of positive tokens"),
     ("negative_loss", "Loss of negative tokens"),
+    ("negative_prob", "Mean probability of negative tokens"),
     ("lam", "lambda"),
+    ("grad_norm", "Gradient norm"),
 )
 
 
@@ -39,7 +43,12 @@ class ReportSummary:
 
 
 def build_report(
-    run_dir: Path, output_dir: Path, *, decode: Decode, seed: int = 0
+    run_dir: Path,
+    output_dir: Path,
+    *,
+    decode: Decode,
+    special_ids: Collection[int] = (),
+    seed: int = 0,
 ) -> ReportSummary:
     """Write the report of a run into `output_dir`, which is made where it is missing.
 
@@ -47,6 +56,7 @@ def build_report(
         run_dir: a run, whole or partly done; sections whose stage is missing are left out.
         output_dir: receives index.html, inspector.html, results.json, results.csv, results.md.
         decode: text of token ids, with special tokens and spaces as they are.
+        special_ids: of the tokens that stand for no text.
         seed: of the choice of random samples. The same run and seed give the same bytes.
 
     Raises:
@@ -54,15 +64,22 @@ def build_report(
     """
     run = read_run(run_dir)
     table = tabulate(run.evaluations)
+    splits = count_lengths(run_dir)
+    # Which tokens are negative is told by the corpus and the choice together.
+    chosen = [
+        name
+        for name in run.selections
+        if (run_dir / "selection" / name / "polarity.parquet").is_file()
+        and any(split.name == "train" for split in splits)
+    ]
+    negatives = count_negatives(run_dir, chosen, decode, special_ids)
     inspection = open_inspection(run_dir, decode)
-    environment = _environment()
+    content = _index(run, table, splits, negatives)
     files = {
         "results.json": to_json(table),
         "results.csv": to_csv(table),
         "results.md": to_markdown(table),
-        "index.html": environment.get_template("index.html").render(
-            _index(run, table, has_tokens=inspection is not None)
-        ),
+        "index.html": _render({**content, "has_tokens": inspection is not None}),
     }
     if inspection is not None:
         files["inspector.html"] = static_page(inspection, seed)
@@ -72,79 +89,130 @@ def build_report(
     return ReportSummary(table.sentence, [output_dir / name for name in files])
 
 
-def noise_sentence(variant: str, noise: Noise) -> str:
-    """How well the quality score finds the known noise, in plain words."""
-    if noise.auroc is None:
-        return "There is nothing to tell apart: all tokens are noisy, or none is."
-    auroc = f"AUROC {noise.auroc:.2f}"
-    if auroc == "AUROC 0.50":
-        found = (
-            f"No better than chance: the score does not tell noisy tokens from clean ones ({auroc})"
-        )
-    elif noise.auroc < 0.5:
-        found = (
-            f"Worse than chance: the score ranks noisy tokens as better than clean ones ({auroc})"
-        )
-    else:
-        found = (
-            f"In {100 * noise.auroc:.0f} of 100 pairs of a noisy and a clean token, the score "
-            f"ranks the noisy one as worse ({auroc}; chance: 50 of 100)"
-        )
-    if noise.precision is None or noise.recall is None:
-        return f"{found}."
-    return (
-        f"{found}. Of the tokens that {variant} does not learn, {100 * noise.precision:.1f} % are "
-        f"noisy (of all tokens: {100 * noise.share_noisy:.1f} %); they are "
-        f"{100 * noise.recall:.1f} % of all noisy tokens."
-    )
-
-
-def _index(run: Run, table: ResultsTable, *, has_tokens: bool) -> dict[str, Any]:
+def _index(
+    run: Run,
+    table: ResultsTable,
+    splits: Sequence[SplitLengths],
+    negatives: dict[str, Negatives],
+) -> dict[str, Any]:
     variants = in_order({*table.variants, *run.curves, *run.selections})
     styles = figures.series_styles(variants)
+    return {
+        "run": run,
+        "model": None if run.recipe is None else base_name(run.recipe),
+        "paragraph": None if run.recipe is None else recipe_paragraph(run.recipe),
+        "sentence": table.sentence,
+        "styles": styles,
+        "variants": table.variants,
+        "results": tables.results_rows(table) if table.columns else None,
+        "bars": _markup(figures.result_bars("results-bars", table, styles)),
+        "costs": tables.cost_rows(run.stages) if run.stages else None,
+        "noise": _noise(run),
+        "training": _training(run, styles),
+        "selection": _selection(run, styles, negatives) if run.selections else None,
+        "data": _data(run, splits),
+    }
+
+
+def _noise(run: Run) -> dict[str, Any] | None:
     selection = preferred(run)
+    noisy = [s for s in run.selections.values() if s.noise is not None]
+    if not noisy:
+        return None
+    first = selection if selection is not None and selection.noise is not None else noisy[0]
+    assert first.noise is not None
+    return {
+        "sentence": noise_sentence(first.variant, first.noise),
+        "table": tables.noise_rows(noisy),
+    }
+
+
+def _training(run: Run, styles: dict[str, figures.SeriesStyle]) -> list[Markup]:
+    last = max((float(curve.steps.max(initial=0)) for curve in run.curves.values()), default=None)
     panels = [
         figures.curve_figure(
             f"curve-{field}",
             title,
             {name: (curve.steps, getattr(curve, field)) for name, curve in run.curves.items()},
             styles,
+            last,
         )
         for field, title in PANELS
     ]
-    # The preferred variant comes first: the histogram and the sentence are about it.
-    selections = sorted(run.selections.values(), key=lambda s: s is not selection)
-    histogram = figures.quality_histogram("quality", selections, styles) if selections else None
-    noisy = [s for s in run.selections.values() if s.noise is not None]
-    positions = figures.position_shares("positions", selections, styles)
-    mixtures = [
-        (chosen, figures.mixture_figure(f"mixture-{number}", chosen))
-        for number, chosen in enumerate(selections)
-    ]
-    bars = figures.result_bars("results", table, styles)
+    return [Markup(panel) for panel in panels if panel is not None]
+
+
+def _selection(
+    run: Run, styles: dict[str, figures.SeriesStyle], negatives: dict[str, Negatives]
+) -> dict[str, Any]:
+    first = preferred(run)
+    assert first is not None
+    # The preferred variant comes first: the histogram is about it.
+    others = [s for s in run.selections.values() if s is not first]
+    shown: list[Selection] = list(run.selections.values())
+    names = {s.variant: styles[s.variant] for s in shown}
+    by_source, by_type = tables.shares_by_source(shown), tables.shares_by_type(negatives)
+    position = tables.shares_by_position(shown)
     return {
-        "run": run,
-        "table": table,
-        "styles": styles,
-        "bars": None if bars is None else Markup(bars),
-        "panels": [Markup(panel) for panel in panels if panel is not None],
-        "histogram": None if histogram is None else Markup(histogram),
-        "positions": None if positions is None else Markup(positions),
-        "mixtures": [(chosen, Markup(svg)) for chosen, svg in mixtures if svg is not None],
-        "preferred": selection,
-        "noisy": noisy,
-        "noise_sentence": None
-        if selection is None or selection.noise is None
-        else noise_sentence(selection.variant, selection.noise),
-        "kinds": sorted({kind for s in noisy if s.noise for kind in s.noise.recall_by_kind}),
-        "selection_sources": sorted(
-            {name for s in run.selections.values() for name in s.by_source}
-        ),
-        "has_tokens": has_tokens,
+        "variants": list(names),
+        "histogram": _markup(figures.quality_histogram("quality", [first, *others], styles)),
+        "mixtures": [
+            (s, Markup(svg))
+            for number, s in enumerate(shown)
+            if (svg := figures.mixture_figure(f"mixture-{number}", s)) is not None
+        ],
+        "without_mixture": [s for s in shown if s.no_mixture],
+        "table": tables.selection_rows(shown),
+        "figures": [
+            _markup(svg)
+            for svg in (
+                figures.negative_bars("types", "Negative tokens by type, %", by_type, names),
+                figures.position_shares("positions", shown, styles),
+                figures.negative_bars(
+                    "sources-bars", "Negative tokens by source, %", by_source, names
+                ),
+            )
+            if svg is not None
+        ],
+        "by_type": tables.negative_shares("by-type", "By type of token", "type", by_type)
+        if by_type
+        else None,
+        "tokens": tables.token_rows(first.variant, negatives[first.variant])
+        if first.variant in negatives
+        else None,
+        "more": [
+            tables.negative_shares("by-source", "By source", "source", by_source),
+            tables.negative_shares("by-position", "By position in the response", "from", position),
+            tables.sample_rows("lowest", first.worst, first.quality),
+            tables.sample_rows("highest", first.best, first.quality),
+        ],
     }
 
 
-def _environment() -> Environment:
+def _data(run: Run, splits: Sequence[SplitLengths]) -> dict[str, Any] | None:
+    if run.data is None:
+        return None
+    train = next((split for split in splits if split.name == "train"), None)
+    figure = None
+    if train is not None:
+        figure = figures.length_histogram("lengths-figure", train, run.data.max_length)
+    return {
+        "figure": _markup(figure),
+        "max_length": run.data.max_length,
+        "tables": [
+            tables.split_rows(run.data),
+            tables.length_rows(splits),
+            tables.source_rows(splits),
+            tables.record_rows(run.data),
+        ],
+    }
+
+
+def _markup(svg: str | None) -> Markup | None:
+    return None if svg is None else Markup(svg)
+
+
+def _render(content: dict[str, Any]) -> str:
     environment = Environment(
         loader=PackageLoader("forgetting.report"),
         autoescape=True,
@@ -153,33 +221,14 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "count": lambda number: f"{number:,}",
-        "percent": _percent,
-        "decimals": _decimals,
-        "duration": _duration,
-        "memory": lambda size: None if size is None else f"{size / 2**30:.2f} GiB",
-    }
-    return environment
+    style = environment.get_template("style.css").render()
+    style += environment.get_template("index.css").render()
+    return environment.get_template("index.html").render(
+        **content,
+        style=Markup(style),
+        policy=Markup(content_policy(style, "", is_served=False)),
+    )
 
 
 def _finalize(value: Any) -> Any:
-    if value is None:
-        return "–"
     return value if isinstance(value, Markup) else visible(str(value))
-
-
-def _decimals(value: float | None, digits: int = 3) -> str | None:
-    return None if value is None else f"{value:.{digits}f}"
-
-
-def _percent(share: float | None) -> str | None:
-    return None if share is None else f"{100 * share:.1f} %"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"

@@ -65,11 +65,11 @@ def choose_samples(inspection: Inspection, seed: int) -> tuple[Ints, Ints, Ints]
 
 
 def content_policy(style: str, script: str, *, is_served: bool) -> str:
-    """Only this style and this script; no network but, where served, the page's own server."""
+    """Only this style and this script, if any; no network but, where served, the page's server."""
     rules = [
         "default-src 'none'",
         f"style-src {_hash(style)}",
-        f"script-src {_hash(script)}",
+        f"script-src {_hash(script)}" if script else "script-src 'none'",
         "base-uri 'none'",
         "form-action 'none'",
         "require-trusted-types-for 'script'",

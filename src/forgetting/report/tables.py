@@ -1,0 +1,411 @@
+"""The tables of the report, each as people read it and as CSV.
+
+Goes in: what was read and counted. Comes out: tables of cells, which have a text and the values
+behind it: a CSV holds the values, whole and without units. Knows no HTML.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from urllib.parse import quote
+
+import numpy as np
+
+from forgetting.report.collect import Data, SampleQuality, Selection, Stage, TokenCounts
+from forgetting.report.counts import Ints, Negatives, SplitLengths
+from forgetting.report.escaping import visible
+from forgetting.report.results import ResultsTable
+
+DASH = "–"
+Value = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table."""
+
+    title: str
+    names: tuple[str, ...]
+    """Of the columns that a CSV has for it; none where it shows what another one says."""
+    is_text: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is read, and what a CSV holds: a value for each of the column's names."""
+
+    text: str
+    values: tuple[Value, ...]
+    is_best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """The first column names the rows."""
+
+    key: str
+    """Unique in a page, and the name of its file."""
+    caption: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+
+    def to_csv(self) -> str:
+        """One line a row, after one of names."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow([name for column in self.columns for name in column.names])
+        for row in self.rows:
+            writer.writerow([_plain(value) for cell in row for value in cell.values])
+        return text.getvalue()
+
+    @property
+    def csv_link(self) -> str:
+        """The CSV as an address that holds it."""
+        return f"data:text/csv;charset=utf-8,{quote(self.to_csv())}"
+
+
+def _plain(value: Value) -> Value:
+    """Text that a spreadsheet does not take for a formula, which it would run."""
+    if not isinstance(value, str):
+        return value
+    text = visible(value)
+    return f"'{text}" if re.match(r"[=+\-@\t\r].", text, re.DOTALL) else text
+
+
+def text_column(title: str) -> Column:
+    """Of words."""
+    return Column(title, (title,), is_text=True)
+
+
+def column(title: str, name: str | None = None) -> Column:
+    """Of numbers; `name` in a CSV, where it is not the title."""
+    return Column(title, (name or title,))
+
+
+def text(value: str) -> Cell:
+    """Words as they are."""
+    return Cell(value, (value,))
+
+
+def count(number: int | None) -> Cell:
+    """A whole number."""
+    return Cell(DASH if number is None else f"{number:,}", (number,))
+
+
+def decimals(number: float | None, digits: int = 3) -> Cell:
+    """A number."""
+    return Cell(DASH if number is None else f"{number:.{digits}f}", (number,))
+
+
+def percent(share: float | None) -> Cell:
+    """A share of 1, shown times 100."""
+    return Cell(DASH if share is None else f"{100 * share:.1f} %", (share,))
+
+
+def memory(size: int | None) -> Cell:
+    """Bytes."""
+    return Cell(DASH if size is None else f"{size / 2**30:.2f} GiB", (size,))
+
+
+def duration(seconds: float) -> Cell:
+    """A time."""
+    if seconds < 60:
+        return Cell(f"{seconds:.1f} s", (seconds,))
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    shown = f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
+    return Cell(shown, (seconds,))
+
+
+def token_text(value: str) -> str:
+    """A token's text with its spaces and line breaks to be seen."""
+    return value.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥") or "(no text)"
+
+
+def results_rows(table: ResultsTable) -> Table:
+    """Metrics by variants, with standard errors."""
+    columns = [Column("", ("task", "metric", "group"), is_text=True)]
+    columns += [Column(v, (v, f"{v}: standard error")) for v in table.variants]
+    rows = []
+    for metric in table.columns:
+        arrow = "↑" if metric.higher_is_better else "↓"
+        title = f"{metric.task_title}: {metric.metric_title} {arrow}"
+        if metric.group is not None:
+            title = f"   {metric.group}"
+        row = [Cell(title, (metric.task, metric.metric, metric.group or ""))]
+        for variant in table.variants:
+            cell = table.cell(variant, metric)
+            values = (None, None) if cell is None else (cell.value, cell.stderr)
+            row.append(Cell(table.text(variant, metric), values, cell is not None and cell.best))
+        rows.append([*row, count(metric.num_items)])
+    return Table(
+        "results",
+        "Results",
+        [*columns, column("items")],
+        rows,
+        "↑ higher is better, ↓ lower is better; shares are in percent; ± is one standard error "
+        "over the items. Bold: the best, where it is ahead of every other by more than the two "
+        "standard errors combined. All variants answer the same items, so this errs on the side "
+        "of caution. One run is one seed: what another seed would change is not in these errors.",
+    )
+
+
+def noise_rows(selections: Sequence[Selection]) -> Table:
+    """How well quality finds known noise, by variant."""
+    known = [(s.variant, s.noise) for s in selections if s.noise is not None]
+    kinds = sorted({kind for _, noise in known for kind in noise.recall_by_kind})
+    rows = [
+        [
+            text(variant),
+            count(noise.num_noisy),
+            percent(noise.share_noisy),
+            decimals(noise.auroc),
+            decimals(noise.average_precision),
+            percent(noise.precision),
+            percent(noise.recall),
+            percent(noise.precision_negative),
+            *(percent(noise.recall_by_kind.get(kind)) for kind in kinds),
+        ]
+        for variant, noise in known
+    ]
+    if known:
+        noise = known[0][1]
+        share = percent(noise.share_noisy)
+        chance = [text("by chance"), count(noise.num_noisy), share, decimals(0.5)]
+        chance += [decimals(noise.share_noisy), share, percent(None), share]
+        rows.append([*chance, *(percent(None) for _ in kinds)])
+    titles = ["noisy tokens", "share noisy", "AUROC", "average precision", "precision", "recall"]
+    return Table(
+        "known-noise",
+        "Known noise among the tokens that are not learned",
+        [
+            text_column("variant"),
+            *map(column, titles),
+            column("precision, negative"),
+            *(column(f"recall, {kind}") for kind in kinds),
+        ],
+        rows,
+        "AUROC and average precision: of low quality as a sign of noise. Precision and recall: of "
+        "the tokens not learned; the next column: of those marked negative.",
+    )
+
+
+def selection_rows(selections: Sequence[Selection]) -> Table:
+    """What each variant chose, and how."""
+    rows = []
+    for s in selections:
+        how = f"{s.granularity}, {'random' if s.by == 'random' else s.threshold_kind}"
+        how += ", by source" if s.balance == "source" else ""
+        counts = (s.counts.num_positive, s.counts.num_negative, s.counts.num_ignored)
+        rows.append(
+            [
+                text(s.variant),
+                text(s.quality),
+                text(how),
+                decimals(s.rho, 2),
+                decimals(s.threshold),
+                *map(count, counts),
+                percent(s.auto_rho),
+            ]
+        )
+    columns = [text_column("variant"), text_column("quality"), text_column("chosen by")]
+    titles = ("rho", "threshold", "learned", "negative", "ignored", "quality > 0")
+    return Table("chosen", "Response tokens by variant", [*columns, *map(column, titles)], rows)
+
+
+def negative_shares(
+    key: str, caption: str, heading: str, rows: Mapping[str, Mapping[str, tuple[int, int]]]
+) -> Table:
+    """Negative tokens of some groups of tokens, by variant.
+
+    Args:
+        rows: by group and variant, (tokens, negative tokens).
+    """
+    variants = list(dict.fromkeys(variant for row in rows.values() for variant in row))
+    columns = [text_column(heading), column("tokens")]
+    columns += [Column(v, (f"{v}: negative", f"{v}: share")) for v in variants]
+    cells = []
+    for group, row in rows.items():
+        line = [text(group), count(max((number for number, _ in row.values()), default=None))]
+        for variant in variants:
+            number, negative = row.get(variant, (0, 0))
+            share = negative / number if number else None
+            line.append(Cell(percent(share).text, (negative, share)))
+        cells.append(line)
+    return Table(key, caption, columns, cells, "Share of the group's tokens that is negative.")
+
+
+def shares_by_source(selections: Sequence[Selection]) -> dict[str, dict[str, tuple[int, int]]]:
+    """(tokens, negative tokens) by source and variant, the largest source first."""
+    return _by_group({s.variant: s.by_source for s in selections}, largest_first=True)
+
+
+def shares_by_position(selections: Sequence[Selection]) -> dict[str, dict[str, tuple[int, int]]]:
+    """(tokens, negative tokens) by the first position of a bin of positions, and variant."""
+    bins = {s.variant: {f"{start:,}": c for start, c in s.by_position.items()} for s in selections}
+    return _by_group(bins)
+
+
+def shares_by_type(negatives: Mapping[str, Negatives]) -> dict[str, dict[str, tuple[int, int]]]:
+    """(tokens, negative tokens) by type of token and variant."""
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    for variant, counted in negatives.items():
+        for name, share in counted.by_type.items():
+            found.setdefault(name, {})[variant] = (share.num_tokens, share.num_negative)
+    return found
+
+
+def _by_group(
+    by_variant: Mapping[str, Mapping[str, TokenCounts]], *, largest_first: bool = False
+) -> dict[str, dict[str, tuple[int, int]]]:
+    found: dict[str, dict[str, tuple[int, int]]] = {}
+    for variant, groups in by_variant.items():
+        for group, counts in groups.items():
+            found.setdefault(group, {})[variant] = (counts.num_tokens, counts.num_negative)
+    if not largest_first:
+        return found
+    sizes = {group: max(number for number, _ in row.values()) for group, row in found.items()}
+    return {group: found[group] for group in sorted(found, key=lambda g: (-sizes[g], g))}
+
+
+def token_rows(variant: str, negatives: Negatives) -> Table:
+    """The tokens that a variant most often marks as negative."""
+    rows = []
+    for token in negatives.most_frequent:
+        number, negative = token.count.num_tokens, token.count.num_negative
+        shown = [text(token_text(token.text)), Cell(str(token.token_id), (token.token_id,))]
+        rows.append([*shown, count(number), count(negative), percent(negative / number)])
+    titles = ("id", "times in a response", "negative", "share negative")
+    return Table(
+        "tokens",
+        f"The tokens that are most often negative in {variant}",
+        [text_column("token"), *map(column, titles)],
+        rows,
+        "␣ is a space, ↵ a line break, � a part of a character.",
+    )
+
+
+def sample_rows(title: str, samples: Sequence[SampleQuality], quality: str) -> Table:
+    """Samples of extreme quality."""
+    rows = [
+        [
+            Cell(str(sample.sample_id), (sample.sample_id,)),
+            text(sample.source),
+            decimals(sample.mean_quality),
+            count(sample.num_tokens),
+        ]
+        for sample in samples
+    ]
+    return Table(
+        f"{title}-samples",
+        f"The {len(samples)} samples of {title} mean quality ({quality})",
+        [text_column("sample"), text_column("source"), *map(column, MEANS)],
+        rows,
+    )
+
+
+MEANS = ("mean quality", "response tokens")
+
+
+def split_rows(data: Data) -> Table:
+    """The parts of the corpus."""
+    rows = [
+        [text(s.name), *map(count, (s.num_samples, s.num_tokens, s.num_response_tokens))]
+        for s in data.splits
+    ]
+    titles = ("samples", "tokens", "response tokens")
+    return Table("splits", "Parts of the corpus", [text_column("part"), *map(column, titles)], rows)
+
+
+def source_rows(splits: Sequence[SplitLengths]) -> Table:
+    """Samples and tokens of every source, by split."""
+    names = sorted({source for split in splits for source in split.by_source})
+    rows = []
+    for name in names:
+        row = [text(name)]
+        for split in splits:
+            found = split.by_source.get(name)
+            numbers = (found.num_samples, found.num_tokens) if found else (None, None)
+            row += map(count, numbers)
+        rows.append(row)
+    columns = [
+        column(f"{split.name}: {what}") for split in splits for what in ("samples", "tokens")
+    ]
+    return Table("sources", "Samples and tokens by source", [text_column("source"), *columns], rows)
+
+
+def length_rows(splits: Sequence[SplitLengths]) -> Table:
+    """Median, 95th percentile and maximum of the lengths."""
+    rows = []
+    for split in splits:
+        if len(split.lengths):
+            figures = [_quantiles(a) for a in (split.lengths, split.response_lengths)]
+            rows.append([text(split.name), *map(count, figures[0] + figures[1])])
+    columns = [
+        column(f"{what}: {figure}")
+        for what in ("sample", "response")
+        for figure in ("median", "95 %", "longest")
+    ]
+    return Table("lengths", "Lengths in tokens", [text_column("part"), *columns], rows)
+
+
+def _quantiles(lengths: Ints) -> list[int]:
+    return [int(q) for q in np.quantile(lengths, (0.5, 0.95, 1.0), method="inverted_cdf")]
+
+
+def record_rows(data: Data) -> Table:
+    """What became of the records of each source."""
+    rows = []
+    for source in data.sources:
+        reasons = ", ".join(f"{why} ({n:,})" for why, n in sorted(source.rejected.items()))
+        numbers = (
+            source.num_read,
+            source.num_used,
+            source.num_duplicates,
+            source.num_prompt_too_long,
+            source.num_cut,
+            sum(source.rejected.values()),
+        )
+        rows.append([text(source.name), *map(count, numbers), Cell(reasons or DASH, (reasons,))])
+    titles = ("read", "used", "duplicates", "prompt too long", "cut", "rejected")
+    return Table(
+        "records",
+        "What became of the records",
+        [text_column("source"), *map(column, titles), text_column("rejected for")],
+        rows,
+        f"Samples longer than {data.max_length:,} tokens are cut. Records that are neither used "
+        "nor left out for a reason were not needed.",
+    )
+
+
+def cost_rows(stages: Sequence[Stage]) -> Table:
+    """What each stage cost, and all together."""
+    has_device = any(stage.peak_device_memory_bytes is not None for stage in stages)
+    peaks = [s.peak_memory_bytes for s in stages if s.peak_memory_bytes is not None]
+    rows = []
+    for stage in stages:
+        cells = [text(stage.name), duration(stage.seconds), count(stage.num_tokens)]
+        cells.append(memory(stage.peak_memory_bytes))
+        rows.append([*cells, *([memory(stage.peak_device_memory_bytes)] if has_device else [])])
+    total = [text("together"), duration(sum(stage.seconds for stage in stages)), count(None)]
+    total.append(memory(max(peaks, default=None)))
+    if has_device:
+        devices = [s.peak_device_memory_bytes or 0 for s in stages]
+        total.append(memory(max(devices, default=None)))
+    columns = [text_column("stage"), column("time", "seconds"), column("tokens")]
+    columns.append(column("peak memory", "peak memory, bytes"))
+    if has_device:
+        columns.append(column("peak on accelerators", "peak on accelerators, bytes"))
+    return Table(
+        "costs",
+        "Time, tokens and memory",
+        columns,
+        [*rows, total],
+        "Tokens: those that the stage read, prompts included, once for each pass; of an "
+        "evaluation those of the held-out samples. Memory: of the leading process at its peak.",
+    )
