@@ -56,7 +56,8 @@ def write_run(
     recipe = {
         "name": "demo",
         "model": {"name_or_path": "tiny"},
-        "variants": {v: {} for v in variants},
+        "data": {"sources": [{"path": "data.jsonl"}], "max_length": 128},
+        "variants": {v: {"objective": v if v in VARIANTS else "forgetting"} for v in variants},
     }
     (run_dir / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     corpus = _write_data(run_dir, rng, source, num_samples)
@@ -96,12 +97,17 @@ def write_run(
         "score",
         "reference",
     ]
-    entry = {"fingerprint": "0", "outputs": {}, "finished": "2026-01-01T00:00:00Z", "details": {}}
+    entry = {"fingerprint": "0", "outputs": {}, "finished": "2026-01-01T00:00:00Z"}
     manifest = {
         "version": 1,
         "name": "demo",
         "stages": {
-            s: {**entry, "seconds": 61.5 * i, "peak_memory_bytes": 2**30}
+            s: {
+                **entry,
+                "seconds": 61.5 * i,
+                "peak_memory_bytes": 2**30 + i * 2**20,
+                "details": {} if s == "evaluate:full" else {"tokens": 1000 * i},
+            }
             for i, s in enumerate(stages)
         },
     }
@@ -171,6 +177,7 @@ def _write_data(
         "name": source,
         "read": 300,
         "duplicates": 3,
+        "near_duplicates": 4,
         "prompt_too_long": 2,
         "cut": 1,
         "used": 290,
@@ -252,6 +259,8 @@ def _write_training(run_dir: Path, rng: np.random.Generator, variant: str) -> No
             if variant == "full"
             else 2 + (0.08 * step if variant == "forgetting" else 0),
             "lambda": 0.25 * step / 40 if variant == "forgetting" else 0.0,
+            "grad_norm": 2 + abs(noise[step]),
+            "negative_prob": None if variant == "full" else 0.3 - 0.005 * step,
         }
         for step in range(40)
     ]

@@ -11,9 +11,12 @@ from xml.etree import ElementTree
 import numpy as np
 
 from forgetting.report.collect import MixtureFit, read_run
+from forgetting.report.counts import SplitLengths
 from forgetting.report.figures import (
     curve_figure,
     mixture_figure,
+    length_histogram,
+    negative_bars,
     position_shares,
     quality_histogram,
     result_bars,
@@ -56,7 +59,7 @@ def test_colors_come_from_the_page(run_dir: Path) -> None:
     bars = result_bars("bars", table, series_styles(table.variants))
     assert bars is not None
     ElementTree.fromstring(bars)
-    colors = set(re.findall(r"(?:fill|stroke): ([^;\"]+)", bars))
+    colors = set(re.findall(r" (?:fill|stroke)=\"([^\"]+)\"", bars))
     assert "currentColor" in colors
     assert all(c == "none" or c == "currentColor" or c.startswith("var(") for c in colors)
 
@@ -67,7 +70,7 @@ def test_hostile_labels_are_text(make_run: Callable[..., Path], hostile: str) ->
     bars = result_bars("bars", table, series_styles(table.variants))
     assert bars is not None
     labels = {"".join(e.itertext()).strip() for e in ElementTree.fromstring(bars).iter()}
-    assert f"{hostile[:13]}…" in labels
+    assert f"{hostile[:18]}…" in labels
     assert "<script" not in bars
 
 
@@ -81,14 +84,61 @@ def test_histogram_has_a_line_for_each_threshold(run_dir: Path) -> None:
         assert f"{selection.variant} {selection.threshold:.3f}" in svg
 
 
-def test_a_threshold_on_another_measure_is_not_drawn(run_dir: Path) -> None:
-    first, other = read_run(run_dir).selections.values()
-    styles = series_styles(["ignoring", "forgetting"])
-    svg = quality_histogram("quality", [first, replace(other, quality="base_loss")], styles)
+def test_no_figure_holds_a_style_that_a_policy_would_refuse(run_dir: Path) -> None:
+    run = read_run(run_dir)
+    selections = list(run.selections.values())
+    styles = series_styles(["base", "full", "ignoring", "forgetting"])
+    lengths = np.array([3, 4, 4, 9])
+    drawn = [
+        result_bars("a", tabulate(run.evaluations), styles),
+        quality_histogram("b", selections, styles),
+        position_shares("c", selections, styles),
+        length_histogram("d", SplitLengths("train", lengths, lengths - 2, {}), 9),
+        curve_figure("e", "loss", {"full": (STEPS, STEPS)}, styles),
+    ]
+    for svg in drawn:
+        assert svg is not None
+        tags = list(ElementTree.fromstring(svg).iter())
+        assert not [tag for tag in tags if tag.tag.endswith("style") or "style" in tag.attrib]
+        assert [tag for tag in tags if tag.get("font-size", "").endswith("px")]
+
+
+def test_text_that_looks_like_our_own_marks_stays_as_it_is() -> None:
+    name = ' id="x" #0072b2'
+    styles = series_styles(["forgetting"])
+    svg = negative_bars("bars", "share", {name: {"forgetting": (4, 1)}}, styles)
     assert svg is not None
-    assert f"influence: {first.formula}" in svg
-    assert styles[first.variant].css_color in svg
-    assert styles[other.variant].css_color not in svg
+    texts = ["".join(e.itertext()).strip() for e in ElementTree.fromstring(svg).iter()]
+    assert name.strip() in texts
+    assert "25.0" in texts
+
+
+def test_curves_can_share_their_axis() -> None:
+    styles = series_styles(["full"])
+    short = {"full": (STEPS, STEPS)}
+
+    def ticks(last: float | None) -> list[int]:
+        svg = curve_figure("a", "loss", short, styles, last)
+        assert svg is not None
+        axis = svg[svg.index('id="a-matplotlib.axis_1"') : svg.index('id="a-matplotlib.axis_2"')]
+        return [int(x) for x in re.findall(r">\s*(\d+)\s*</text>", axis)]
+
+    assert max(ticks(None)) == 4
+    assert max(ticks(80.0)) == 80
+
+
+def test_bins_of_lengths_have_one_width() -> None:
+    """A length that is as frequent as another has a step as high."""
+    lengths = np.arange(1, 96)
+    svg = length_histogram("lengths", SplitLengths("train", lengths, lengths, {}), 500)
+    assert svg is not None
+    start = svg.index('id="lengths-patch_2"')
+    path = re.search(r' d="([^"]+)"', svg[start:])
+    assert path
+    heights = [float(y) for y in re.findall(r"L \S+ (\S+)", path[1])]
+    # The first bin lacks length 0, the last can be empty in part.
+    assert len({round(y, 3) for y in heights}) <= 4
+    assert length_histogram("none", SplitLengths("train", lengths[:0], lengths[:0], {}), 9) is None
 
 
 def test_positions_have_a_line_for_each_variant(run_dir: Path) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
 from forgetting.report import build_report
-from forgetting.report.collect import Noise
-from forgetting.report.page import noise_sentence
+from forgetting.report.inspector.page import content_policy
 
 Decode = Callable[..., str]
 ALL_FILES = ["index.html", "inspector.html", "results.csv", "results.json", "results.md"]
@@ -63,11 +65,11 @@ def test_report_holds_all_sections(run_dir: Path, decode: Decode) -> None:
     assert sorted(path.name for path in summary.paths) == ALL_FILES
     assert summary.sentence in page.text
     assert page.headings == [
+        "What was done",
         "Does quality find the noise?",
         "Training",
         "Selection",
         "Data",
-        "Time and memory",
         "Recipe",
     ]
 
@@ -134,9 +136,13 @@ def test_nothing_from_the_data_runs(
 def test_page_asks_for_nothing(run_dir: Path, decode: Decode) -> None:
     page = Page(build(run_dir, decode) / "index.html")
     policies = [a["content"] for _, a in page.tags if "http-equiv" in a]
-    assert policies == ["default-src 'none'; style-src 'unsafe-inline'; img-src data:"]
-    links = {a["href"] for tag, a in page.tags if tag == "a"}
-    assert links <= {*ALL_FILES}
+    style = page.source.split("<style>")[1].split("</style>")[0]
+    assert policies == [content_policy(style, "", is_served=False)]
+    assert "'unsafe" not in policies[0]
+    assert "script-src 'none'" in policies[0]
+    assert not [a for _, a in page.tags if "style" in a]
+    links = {a["href"] or "" for tag, a in page.tags if tag == "a"}
+    assert {link for link in links if not link.startswith(("#", "data:text/csv"))} <= {*ALL_FILES}
     assert not re.search(r"@import|url\(\s*['\"]?(?!#)|\ssrc=", page.source)
 
 
@@ -167,7 +173,7 @@ def keep_only(*names: str) -> Callable[[Path], None]:
         (lambda run: shutil.rmtree(run / "selection"), "Selection", False),
         (lambda run: shutil.rmtree(run / "scores"), "token by token", False),
         (lambda run: shutil.rmtree(run / "models"), "Training", True),
-        (lambda run: (run / "manifest.json").unlink(), "Time and memory", True),
+        (lambda run: (run / "manifest.json").unlink(), "Time, tokens and memory", True),
         (keep_only("recipe.yaml"), "higher is better", False),
         (keep_only("recipe.yaml", "data"), "higher is better", False),
     ],
@@ -190,35 +196,55 @@ def test_run_with_only_the_full_variant(make_run: Callable[..., Path], decode: D
     page = Page(build(make_run(variants=["full"]), decode) / "index.html")
     assert "full tokens" not in page.text
     assert "training on all tokens is 54.4 points above the base model" in page.text
-    assert page.headings == ["Training", "Data", "Time and memory", "Recipe"]
+    assert page.headings == ["What was done", "Training", "Data", "Recipe"]
 
 
 def test_stages_are_in_the_order_of_a_run(run_dir: Path, decode: Decode) -> None:
     text = Page(build(run_dir, decode) / "index.html").text
-    table = text[text.index("Time and memory") : text.index("Recipe")]
+    table = text[text.index("Time, tokens and memory") :]
+    table = table[: table.index("together")]
     stages = ["prepare", "reference", "score", "select:forgetting", "train:full", "evaluate:full"]
     places = [table.index(stage) for stage in stages]
     assert places == sorted(places)
     assert "report" not in table
 
 
-NOISE = Noise(90, 0.061, 0.83, 0.3, 0.21, 0.72, 0.34, {}, {})
+def test_every_table_is_there_as_csv(run_dir: Path, decode: Decode) -> None:
+    """Each link holds a line for each row that is shown, named alike, and its numbers."""
+    page = Page(build(run_dir, decode) / "index.html")
+    source = page.source
+    links = [a["href"] or "" for tag, a in page.tags if tag == "a" and "download" in a]
+    tables = re.findall(r"<table.*?</table>", source, flags=re.DOTALL)
+    assert len(tables) == len(links) > 10
+    for table, link in zip(tables, links, strict=True):
+        csv_rows = list(csv.reader(io.StringIO(unquote(link.partition(",")[2]))))
+        body = table[table.index("<tbody>") :]
+        heads = [unescape(h) for h in re.findall(r'<th scope="row">(.*?)</th>', body, re.DOTALL)]
+        assert len(csv_rows) - 1 == len(heads) == body.count("<tr>")
+        assert len({len(row) for row in csv_rows}) == 1
+        for head, row in zip(heads, csv_rows[1:], strict=True):
+            # The first cell is what names the row, but for the results, where three do.
+            assert head == row[0] or "±" in body
 
 
-@pytest.mark.parametrize(
-    ("auroc", "start"),
-    [
-        (0.83, "In 83 of 100 pairs of a noisy and a clean token"),
-        (0.502, "No better than chance"),
-        (0.41, "Worse than chance: the score ranks noisy tokens as better than clean ones"),
-        (None, "There is nothing to tell apart"),
-    ],
-)
-def test_noise_sentence_says_whether_the_score_works(auroc: float | None, start: str) -> None:
-    assert noise_sentence("forgetting", replace(NOISE, auroc=auroc)).startswith(start)
+def test_a_variant_that_is_not_significantly_best_is_not_marked(
+    run_dir: Path, decode: Decode
+) -> None:
+    """0.75 against 0.744 with errors of 0.018 is no difference; 0.8 against 0.744 is one."""
+    assert "<strong>" not in (build(run_dir, decode) / "index.html").read_text(encoding="utf-8")
+    path = run_dir / "evaluation" / "ignoring" / "heldout.json"
+    result = json.loads(path.read_text())
+    result["metrics"]["exact_match"]["value"] = 0.8
+    path.write_text(json.dumps(result))
+    marked = re.findall(
+        r"<strong>(.*?)</strong>", (build(run_dir, decode) / "index.html").read_text("utf-8")
+    )
+    assert marked == ["80.0 ± 1.8"]
 
 
-def test_noise_sentence_gives_precision_against_the_share_of_noise() -> None:
-    sentence = noise_sentence("forgetting", NOISE)
-    assert "21.0 % are noisy (of all tokens: 6.1 %); they are 72.0 % of all" in sentence
-    assert "None" not in noise_sentence("forgetting", replace(NOISE, precision=None))
+def test_a_recipe_that_is_not_read_is_shown_all_the_same(run_dir: Path, decode: Decode) -> None:
+    assert "“forgetting” learns the best 70\u00a0%" in Page(build(run_dir, decode) / "index.html").text
+    (run_dir / "recipe.yaml").write_text("{name: demo, from_the_future: 1}")
+    page = Page(build(run_dir, decode) / "index.html")
+    assert "from_the_future" in page.text
+    assert "learns the best" not in page.text

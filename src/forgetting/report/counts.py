@@ -122,18 +122,21 @@ def count_negatives(
     """Negative tokens by type and by token, in one walk for all variants.
 
     Args:
-        variants: that have selected.
+        variants: that select; those that have not yet are left out.
         decode: text of token ids.
         special_ids: of the tokens that stand for no text.
 
     Raises:
         InputError: a table cannot be read, or samples and polarity do not belong together.
     """
+    if not (run_dir / "data" / "train.parquet").is_file():
+        return {}
+    variants = [variant for variant in variants if _polarity_file(run_dir, variant).is_file()]
     vocabulary = _Vocabulary(decode, special_ids)
     types = np.zeros(len(TOKEN_TYPES), np.int64)
     ids = np.zeros(0, np.int64)
     negative_types = {variant: types.copy() for variant in variants}
-    negative_ids = {variant: ids for variant in variants}
+    negative_ids = dict.fromkeys(variants, ids)
     for samples, polarities in _walk(run_dir, variants):
         found = samples.response_ids
         before = samples.input_ids[np.flatnonzero(samples.is_response) - 1]
@@ -181,7 +184,7 @@ def _walk(
 ) -> Iterator[tuple[Samples, dict[str, npt.NDArray[Any]]]]:
     """Parts of D_train, each with the polarity of its response tokens by variant."""
     train = run_dir / "data" / "train.parquet"
-    files = [run_dir / "selection" / variant / "polarity.parquet" for variant in variants]
+    files = [_polarity_file(run_dir, variant) for variant in variants]
     number = _num_rows(train)
     for file in files:
         if _num_rows(file) != number:
@@ -203,6 +206,10 @@ def _walk(
                 raise InputError(f"{file} and {train} hold different samples. Select again.")
             polarities[variant] = polarity
         yield samples, polarities
+
+
+def _polarity_file(run_dir: Path, variant: str) -> Path:
+    return run_dir / "selection" / variant / "polarity.parquet"
 
 
 def _num_rows(path: Path) -> int:

@@ -118,13 +118,15 @@ def curve_figure(
 def quality_histogram(
     figure_id: str, selections: Sequence[Selection], styles: Mapping[str, SeriesStyle]
 ) -> str | None:
-    """The first selection's histogram and every selection's threshold; None without tokens."""
+    """A histogram of quality, and the thresholds; None without tokens.
+
+    Args:
+        selections: at least one; all by the same measure, of which there is one histogram.
+    """
     edges, counts = selections[0].histogram_edges, selections[0].histogram_counts
     if counts.sum() == 0:
         return None
-    # A threshold on another measure has no place on this axis.
-    shown = [s for s in selections if s.quality == selections[0].quality]
-    thresholds = {s.variant: s.threshold for s in shown if s.threshold is not None}
+    thresholds = {s.variant: s.threshold for s in selections if s.threshold is not None}
     # The longest tails hold single tokens: 99.8 % of the tokens and all thresholds are shown.
     share = np.cumsum(counts) / counts.sum()
     first = edges[int(np.searchsorted(share, 0.001))]

@@ -65,14 +65,7 @@ def build_report(
     run = read_run(run_dir)
     table = tabulate(run.evaluations)
     splits = count_lengths(run_dir)
-    # Which tokens are negative is told by the corpus and the choice together.
-    chosen = [
-        name
-        for name in run.selections
-        if (run_dir / "selection" / name / "polarity.parquet").is_file()
-        and any(split.name == "train" for split in splits)
-    ]
-    negatives = count_negatives(run_dir, chosen, decode, special_ids)
+    negatives = count_negatives(run_dir, list(run.selections), decode, special_ids)
     inspection = open_inspection(run_dir, decode)
     content = _index(run, table, splits, negatives)
     files = {
@@ -147,15 +140,21 @@ def _selection(
 ) -> dict[str, Any]:
     first = preferred(run)
     assert first is not None
-    # The preferred variant comes first: the histogram is about it.
-    others = [s for s in run.selections.values() if s is not first]
-    shown: list[Selection] = list(run.selections.values())
+    shown = list(run.selections.values())
+    # The histogram of the preferred variant's measure comes first.
+    by_measure: dict[str, list[Selection]] = {}
+    for s in sorted(shown, key=lambda s: s is not first):
+        by_measure.setdefault(s.quality, []).append(s)
     names = {s.variant: styles[s.variant] for s in shown}
     by_source, by_type = tables.shares_by_source(shown), tables.shares_by_type(negatives)
     position = tables.shares_by_position(shown)
     return {
         "variants": list(names),
-        "histogram": _markup(figures.quality_histogram("quality", [first, *others], styles)),
+        "histograms": [
+            Markup(svg)
+            for measure, same in by_measure.items()
+            if (svg := figures.quality_histogram(f"quality-{measure}", same, styles)) is not None
+        ],
         "mixtures": [
             (s, Markup(svg))
             for number, s in enumerate(shown)
@@ -164,7 +163,7 @@ def _selection(
         "without_mixture": [s for s in shown if s.no_mixture],
         "table": tables.selection_rows(shown),
         "figures": [
-            _markup(svg)
+            Markup(svg)
             for svg in (
                 figures.negative_bars("types", "Negative tokens by type, %", by_type, names),
                 figures.position_shares("positions", shown, styles),

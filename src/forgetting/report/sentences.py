@@ -56,7 +56,7 @@ def _reference(recipe: Recipe) -> str:
         origin = "samples of trusted sources" if own.sources else "other samples"
         who = f"a reference model ({training}, on {recipe.num_reference:,} {origin})"
     measures = {recipe.variants[name].selection.quality for name in recipe.selecting_variants}
-    formulas = _list([f"{name}: {MEASURES[name].formula}" for name in sorted(measures)])
+    formulas = _list([f"{name} ({MEASURES[name].formula})" for name in sorted(measures)])
     return (
         f"The quality of a response token comes from the base and from {who}; it is measured by "
         f"{formulas}, where l is the loss of the token and more is better."
