@@ -33,7 +33,7 @@ def write_small(run_dir: Path, responses: list[list[int]], polarity: list[list[i
     }
     pq.write_table(pa.table(table), run_dir / "data" / "train.parquet")
     chosen = {
-        "sample_id": pa.array(ids, pa.int64()),
+        "sample_id": pa.array(ids[: len(polarity)], pa.int64()),
         "polarity": pa.array(polarity, pa.list_(pa.int8())),
     }
     pq.write_table(pa.table(chosen), run_dir / "selection" / "own" / "polarity.parquet")

@@ -243,7 +243,9 @@ def test_a_variant_that_is_not_significantly_best_is_not_marked(
 
 
 def test_a_recipe_that_is_not_read_is_shown_all_the_same(run_dir: Path, decode: Decode) -> None:
-    assert "“forgetting” learns the best 70\u00a0%" in Page(build(run_dir, decode) / "index.html").text
+    assert (
+        "“forgetting” learns the best 70\u00a0%" in Page(build(run_dir, decode) / "index.html").text
+    )
     (run_dir / "recipe.yaml").write_text("{name: demo, from_the_future: 1}")
     page = Page(build(run_dir, decode) / "index.html")
     assert "from_the_future" in page.text

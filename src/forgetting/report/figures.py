@@ -36,7 +36,6 @@ NUM_LENGTH_BINS = 40
 # Only tags are rewritten: what stands between them can be text from the data.
 TAG = re.compile(r"<[^>]*>")
 STYLE = re.compile(r' style="([^"]*)"')
-FONT_SIZE = re.compile(r"font: ([\d.]+px)")
 SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "forgetting",
@@ -363,12 +362,8 @@ def _svg(figure: Figure, figure_id: str, label: str) -> str:
 
 
 def _attributes(style: re.Match[str]) -> str:
-    """A style attribute as attributes of their own, which a policy does not count as styles."""
-    declarations = []
-    for declaration in style[1].split(";"):
-        name, _, value = (part.strip() for part in declaration.partition(":"))
-        if size := FONT_SIZE.match(declaration.strip()):
-            name, value = "font-size", size[1]
-        if name:
-            declarations.append(f' {name}="{value}"')
-    return "".join(declarations)
+    """A style attribute as attributes of their own, which a policy does not count as styles; the
+    font is the page's."""
+    pairs = (declaration.partition(":") for declaration in style[1].split(";") if declaration)
+    declarations = [(name.strip(), value.strip()) for name, _, value in pairs]
+    return "".join(f' {name}="{value}"' for name, value in declarations if name != "font-family")

@@ -1,10 +1,9 @@
-"""The page in a real browser, as a file and served: one session of Chromium for all tests."""
+"""The page in a real browser, as a file and served."""
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,17 +22,7 @@ from forgetting.report.inspector.corpus import Query
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER), reason="chromium and chromium-driver are not installed"
-    ),
-]
-OPTIONS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
-    "--disable-background-networking --disable-component-update --window-size=1200,900"
-)
+pytestmark = pytest.mark.slow
 NUM_SAMPLES = 10_000
 SCRIPTS = (
     "</script><script>window.ran=1</script>",
@@ -121,19 +110,8 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for option in OPTIONS.split():
-        options.add_argument(option)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(DRIVER)
-    driver = webdriver.Chrome(options=options, service=service)
-    try:
-        yield Page(driver)
-    finally:
-        driver.quit()
+def page(browser: Any) -> Page:
+    return Page(browser)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,154 @@
+"""The report in a real browser, as a file."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from forgetting.report import build_report
+
+pytestmark = pytest.mark.slow
+HOSTILE = "<img src=x onerror='window.ran=1'>\"'</style><script>window.ran=1</script>\u202e"
+WIDTHS = (360, 800, 1400)
+
+
+@pytest.fixture(scope="module")
+def url(
+    tmp_path_factory: pytest.TempPathFactory,
+    write_run: Callable[..., Path],
+    decode: Callable[..., str],
+) -> str:
+    """Address of a report whose source and tokens are hostile."""
+    run = write_run(tmp_path_factory.mktemp("report") / "run", source=HOSTILE)
+    build_report(run, run / "report", decode=decode)
+    return (run / "report" / "index.html").as_uri()
+
+
+@pytest.fixture
+def page(browser: Any, url: str) -> Iterator[Any]:
+    browser.get_log("browser")  # those of the page before
+    browser.get(url)
+    yield browser
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+
+
+def emulate(page: Any, media: str, scheme: str) -> None:
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
+
+
+def luminance(page: Any, selector: str, prop: str) -> float:
+    """From 0 to 255, of a colour as the browser shows it."""
+    script = "return getComputedStyle(document.querySelector(arguments[0]))[arguments[1]]"
+    found = re.findall(r"[\d.]+", page.execute_script(script, selector, prop))
+    return sum(map(float, found[:3])) / 3
+
+
+def test_nothing_runs_nothing_is_asked_for_and_nothing_is_refused(page: Any) -> None:
+    assert page.execute_script("return window.ran") is None
+    assert page.execute_script("return document.scripts.length") == 0
+    assert page.execute_script("return document.images.length") == 0
+    assert page.execute_script("return performance.getEntriesByType('resource').length") == 0
+    assert "<img src=x" in page.execute_script("return document.body.textContent")
+    # The policy would say so had it refused a style of ours, or a script of theirs.
+    assert page.get_log("browser") == []
+    assert page.execute_script("return document.querySelectorAll('figure > svg[role=img]').length")
+
+
+def test_the_policy_stops_what_would_run(page: Any) -> None:
+    """Were text ever put on the page as HTML, nothing of it would run."""
+    page.execute_script(
+        "try { document.body.insertAdjacentHTML('beforeend', "
+        "'<img src=x onerror=window.ran=1>') } catch (e) {}"
+    )
+    time.sleep(0.1)
+    assert page.execute_script("return window.ran") is None
+    assert page.get_log("browser") != []
+
+
+def test_light_dark_and_paper(page: Any) -> None:
+    for media, scheme, is_dark in (
+        ("screen", "light", False),
+        ("screen", "dark", True),
+        ("print", "dark", False),
+    ):
+        emulate(page, media, scheme)
+        ground = luminance(page, "body", "backgroundColor")
+        ink = luminance(page, "body", "color")
+        # The figures follow: their titles have the ink's colour, their axes the muted one's.
+        title = luminance(page, "#training ~ .figures svg text", "fill")
+        assert (ground < 60) == is_dark
+        assert (ink > 200) == is_dark
+        assert (title > 120) == is_dark
+        assert abs(title - ground) > 90
+
+
+def test_paper_shows_what_is_folded(page: Any) -> None:
+    folded = "return [...document.querySelectorAll('details table, details pre')].map(e => e.{})"
+    shown = folded.format("checkVisibility()")
+    assert not any(page.execute_script(shown))
+    emulate(page, "print", "light")
+    assert all(page.execute_script(shown))
+    buttons = "return getComputedStyle(document.querySelector('.csv')).display"
+    assert page.execute_script(buttons) == "none"
+    emulate(page, "", "light")
+    pdf = base64.b64decode(page.execute_cdp_cmd("Page.printToPDF", {})["data"])
+    assert pdf.startswith(b"%PDF")
+    assert len(re.findall(rb"/Type ?/Page\b", pdf)) >= 3
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_is_never_wider_than_the_window(page: Any, width: int) -> None:
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    page.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    assert page.execute_script("return document.documentElement.scrollWidth") <= width
+
+
+def test_the_keyboard_reaches_everything(page: Any) -> None:
+    keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
+    actions = pytest.importorskip("selenium.webdriver").ActionChains
+    actions(page).send_keys(keys.TAB).perform()
+    box = "const b = document.activeElement.getBoundingClientRect(); return b.left >= 0 && b.width"
+    assert page.execute_script("return document.activeElement.className") == "skip"
+    assert page.execute_script(box)
+    actions(page).send_keys(keys.ENTER).perform()
+    assert page.execute_script("return document.activeElement.id") == "main"
+    seen = set()
+    number = page.execute_script("return document.querySelectorAll('a, summary, .scroll').length")
+    for _ in range(number):
+        actions(page).send_keys(keys.TAB).perform()
+        seen.add(page.execute_script("return document.activeElement.className"))
+        seen.add(page.execute_script("return document.activeElement.tagName"))
+        outline = "return getComputedStyle(document.activeElement).outlineStyle"
+        if page.execute_script("return document.activeElement.tagName") != "BODY":
+            assert page.execute_script(outline) != "none"
+    assert {"A", "csv", "scroll", "SUMMARY"} <= seen
+
+
+def test_a_table_is_had_as_csv(page: Any, tmp_path: Path) -> None:
+    behaviour = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    page.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)
+    page.find_element("css selector", "a[download='by-type.csv']").click()
+    target = tmp_path / "by-type.csv"
+    deadline = time.monotonic() + 10
+    while not target.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    rows = list(csv.DictReader(io.StringIO(target.read_text(encoding="utf-8"))))
+    shown = page.execute_script(
+        "return [...document.querySelectorAll('[aria-labelledby=by-type] tbody tr')]"
+        ".map(row => [...row.cells].map(cell => cell.textContent))"
+    )
+    assert len(rows) == len(shown) > 3
+    for row, cells in zip(rows, shown, strict=True):
+        share = f"{100 * float(row['forgetting: share']):.1f} %"
+        assert [row["type"], f"{int(row['tokens']):,}", share] == [*cells[:2], cells[3]]
