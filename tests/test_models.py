@@ -358,3 +358,10 @@ def test_a_models_licence_is_what_its_card_says(copy, card, licence):
 def test_of_a_model_that_cannot_be_read_nothing_is_known():
     facts = models.model_facts(settings("nobody/has-this-model"))
     assert facts == models.ModelFacts(None, None)
+
+
+def test_special_tokens_are_those_that_stand_for_no_text(tiny_model):
+    settings = ModelSettings(name_or_path=str(tiny_model))
+    tokenizer = models.load_tokenizer(settings)
+    special = models.special_token_ids(settings)
+    assert special == {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}

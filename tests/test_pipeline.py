@@ -8,6 +8,8 @@ import shutil
 import pytest
 
 from forgetting import stages
+from forgetting.data.corpus import SPLITS
+from forgetting.data.samples import Samples
 from forgetting.errors import InputError
 from forgetting.pipeline import STAGES, describe_plan, plan, run
 from forgetting.recipe import load_recipe, shipped_recipes
@@ -280,6 +282,25 @@ def test_a_second_run_leaves_every_output_untouched(finished_run):
     assert [file.stat().st_mtime_ns for file in outputs] == before
 
 
+def test_every_stage_says_how_many_tokens_it_read(finished_run):
+    _, path = finished_run
+    samples = {n: Samples.read(path / "data" / f"{n}.parquet") for n in SPLITS}
+    tokens = {name: split.input_ids.size for name, split in samples.items()}
+    stages = read_manifest(path).stages
+    found = {key: entry.details.get("tokens") for key, entry in stages.items()}
+    # One epoch each; the base and the reference score every sample once.
+    assert found.pop("prepare") == sum(tokens.values())
+    assert found.pop("reference") == tokens["reference"]
+    assert found.pop("score") == 2 * tokens["train"]
+    assert found.pop("report") is None
+    wanted = {
+        "select": samples["train"].response_ids.size,
+        "train": tokens["train"],
+        "evaluate": tokens["heldout"],
+    }
+    assert found == {key: wanted[key.split(":")[0]] for key in found}
+
+
 def test_the_plan_for_a_directory_of_another_recipe_is_refused(finished_run):
     recipe, path = finished_run
     with pytest.raises(InputError, match="belongs to the recipe 'tiny', not to 'other'"):
@@ -315,6 +336,8 @@ def test_the_plan_counts_the_steps_and_parameters_that_training_has(
     details = read_manifest(tmp_path / "run").stages["train:full"].details
     assert planned["train:full"]["optimizer steps"] == details["steps"]
     assert planned["train:full"]["trainable parameters"] == details["trainable_parameters"]
+    tokens = Samples.read(tmp_path / "run" / "data" / "train.parquet").input_ids.size
+    assert details["tokens"] == round(epochs * tokens)
 
 
 def test_a_measure_that_needs_other_scores_scores_again_and_others_do_not(steps_of):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -56,6 +57,24 @@ def test_what_a_stage_wrote_is_published_and_recorded(path):
     assert entry.details == {"files": 2}
     assert entry.peak_memory_bytes > 0
     assert not list((path / ".work").iterdir())
+
+
+def test_the_peak_on_accelerators_is_that_of_the_stage(path, monkeypatch):
+    """What was allocated before does not count; without an accelerator there is no figure."""
+    peaks = [9, 9]
+    cuda = SimpleNamespace(
+        is_initialized=lambda: True,
+        device_count=lambda: 2,
+        reset_peak_memory_stats=lambda device: peaks.__setitem__(device, 0),
+        max_memory_allocated=lambda device: peaks[device],
+    )
+    with RunDir(path, "mine") as directory:
+        do(directory)
+        assert directory.manifest.stages["prepare"].peak_device_memory_bytes is None
+        monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+        with directory.stage("score", FIRST, "scores"):
+            peaks[:] = [3, 4]
+    assert read_manifest(path).stages["score"].peak_device_memory_bytes == 7
 
 
 def test_a_stage_that_fails_publishes_nothing_and_goes_on_from_its_scratch(path):

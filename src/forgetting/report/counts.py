@@ -133,8 +133,8 @@ def count_negatives(
         return {}
     variants = [variant for variant in variants if _polarity_file(run_dir, variant).is_file()]
     vocabulary = _Vocabulary(decode, special_ids)
-    types = np.zeros(len(TOKEN_TYPES), np.int64)
-    ids = np.zeros(0, np.int64)
+    types: Ints = np.zeros(len(TOKEN_TYPES), np.int64)
+    ids: Ints = np.zeros(0, np.int64)
     negative_types = {variant: types.copy() for variant in variants}
     negative_ids = dict.fromkeys(variants, ids)
     for samples, polarities in _walk(run_dir, variants):

@@ -278,9 +278,9 @@ def bars(
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=LINE, linewidth=0.5)
     axes.margins(x=0.1)
-    axes.set_xlim(left=0)
-    if not axes.patches or not any(patch.get_width() for patch in axes.patches):
-        axes.set_xlim(0, 1)
+    # Where all values are 0 there is no other end to take.
+    is_flat = not any(bar.value for group in shown.values() for bar in group.values())
+    axes.set_xlim(0, 1 if is_flat else None)
     axes.set_title(shortened(title, 60), loc="left", fontsize=9, color=INK)
     return _svg(figure, figure_id, f"{title}, by variant; the table has the figures")
 

@@ -295,7 +295,9 @@ def test_hostile_text_is_shown_and_nothing_of_it_runs(
     try:
         page.open(server.url if served else file.as_uri())
         page.hover(0)
+        second = page.rows()[1]
         page.press("j")
+        page.wait_for_text("title", rf"^Sample {second} ")
         page.hover(1)
         assert SCRIPTS[1] in page.run("return document.querySelector('h1').textContent")
         assert SCRIPTS[0] in page.run("return document.getElementById('source').textContent")
