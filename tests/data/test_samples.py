@@ -1,5 +1,7 @@
 """Tables of samples: one order of response tokens, and a fingerprint that no change escapes."""
 
+import gc
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +17,7 @@ from forgetting.data.samples import (
     list_column,
     lists,
     read_table,
+    rows_in_parts,
     write_table,
 )
 from forgetting.errors import InputError
@@ -191,3 +194,25 @@ def test_a_file_that_is_none_is_named(tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"no parquet")
     with pytest.raises(InputError, match=r"train.parquet cannot be read"):
         SampleFile(tmp_path / "train.parquet")
+
+
+@pytest.mark.parametrize("size", [None, 1500])
+def test_a_walk_in_parts_holds_as_much_of_a_long_table_as_of_a_short_one(tmp_path, size):
+    """As many tokens of a large vocabulary in every row group as a real corpus has."""
+
+    def most_held(num_rows, length=20):
+        random = np.random.default_rng(0)
+        values = random.integers(0, 100_000, num_rows * length).astype(np.int32)
+        column = lists(values, np.arange(0, num_rows * length + 1, length))
+        path = tmp_path / f"{num_rows}.parquet"
+        write_table(pa.table({"input_ids": column, "labels": column}), path)
+        sizes = None if size is None else [size] * (num_rows // size)
+        gc.collect()
+        before, most, found = pa.total_allocated_bytes(), 0, []
+        for part in rows_in_parts(path, ["input_ids", "labels"], sizes):
+            most = max(most, pa.total_allocated_bytes() - before)
+            found.append(list_column(part, "labels")[0].copy())
+        assert np.array_equal(np.concatenate(found), values)
+        return most
+
+    assert most_held(36_000) < 1.5 * most_held(9_000)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -288,7 +289,7 @@ def rows_in_parts(
     """Columns of a table that `write_table` wrote, a part at a time, in bounded memory.
 
     Args:
-        sizes: rows of each part; default: parts of 1,000 rows.
+        sizes: rows of each part; default: parts of at most 1,000 rows.
 
     Raises:
         InputError: the file is missing or broken.
@@ -297,7 +298,11 @@ def rows_in_parts(
         # Read through a buffer: a row group can be as large as the file.
         with pq.ParquetFile(path, buffer_size=READ_BUFFER) as file:
             schema = file.schema_arrow
-            batches = file.iter_batches(ROWS_PER_GROUP, columns=list(columns))
+            # One row group after the other: a walk over several keeps the pages of all before.
+            batches = chain.from_iterable(
+                file.iter_batches(ROWS_PER_GROUP, row_groups=[group], columns=list(columns))
+                for group in range(file.num_row_groups)
+            )
             if sizes is None:
                 yield from (pa.Table.from_batches([batch]) for batch in batches)
                 return
