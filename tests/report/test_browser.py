@@ -39,6 +39,7 @@ def page(browser: Any, url: str) -> Iterator[Any]:
     yield browser
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+    browser.get("about:blank")
 
 
 def emulate(page: Any, media: str, scheme: str) -> None:

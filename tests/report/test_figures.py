@@ -161,3 +161,13 @@ def test_a_mixture_is_drawn_over_the_histogram(run_dir: Path) -> None:
     assert svg is not None
     ElementTree.fromstring(svg)
     assert "bad: 12.5%" in svg
+
+
+def test_a_group_named_all_is_not_taken_for_all(run_dir: Path) -> None:
+    path = run_dir / "evaluation" / "full" / "heldout.json"
+    path.write_text(path.read_text().replace('"fact"', '"all"'))
+    table = tabulate(read_run(run_dir).evaluations)
+    svg = result_bars("bars", table, series_styles(table.variants))
+    assert svg is not None
+    texts = ["".join(e.itertext()).strip() for e in ElementTree.fromstring(svg).iter("{*}text")]
+    assert texts.count("all") == 2

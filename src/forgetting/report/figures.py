@@ -243,7 +243,10 @@ def bars(
     groups: Mapping[str, Mapping[str, Bar]],
     styles: Mapping[str, SeriesStyle],
 ) -> str | None:
-    """Bars of variants by group, the first `MAX_GROUPS` groups; None where there are none."""
+    """Bars of variants by group, the first `MAX_GROUPS` groups; None where there are none.
+
+    The group without a name holds all.
+    """
     shown = dict(list(groups.items())[:MAX_GROUPS])
     variants = [name for name in styles if any(name in group for group in shown.values())]
     if not variants:
@@ -271,7 +274,7 @@ def bars(
     middle = (len(variants) - 1) / 2
     axes.set_yticks(
         [place * pitch + middle for place in range(len(shown))],
-        [shortened(name, 19) for name in shown],
+        [shortened(name, 19) or "all" for name in shown],
     )
     axes.invert_yaxis()
     axes.tick_params(axis="y", labelcolor=INK)
@@ -297,7 +300,8 @@ def result_bars(
         if (column.task, column.metric) != (head.task, head.metric):
             continue
         scale = 100 if column.percent else 1
-        groups["all" if column.group is None else column.group] = {
+        # A group of its own can be named "all".
+        groups[column.group or ""] = {
             variant: Bar(scale * cell.value, scale * (cell.stderr or 0), column.number(cell.value))
             for variant in table.variants
             if (cell := table.cell(variant, column)) is not None

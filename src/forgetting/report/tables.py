@@ -247,7 +247,7 @@ def shares_by_source(selections: Sequence[Selection]) -> dict[str, dict[str, tup
 
 def shares_by_position(selections: Sequence[Selection]) -> dict[str, dict[str, tuple[int, int]]]:
     """(tokens, negative tokens) by the first position of a bin of positions, and variant."""
-    bins = {s.variant: {f"{start:,}": c for start, c in s.by_position.items()} for s in selections}
+    bins = {s.variant: {str(start): c for start, c in s.by_position.items()} for s in selections}
     return _by_group(bins)
 
 
@@ -301,15 +301,13 @@ def sample_rows(title: str, samples: Sequence[SampleQuality], quality: str) -> T
         ]
         for sample in samples
     ]
+    titles = ("mean quality", "response tokens")
     return Table(
         f"{title}-samples",
         f"The {len(samples)} samples of {title} mean quality ({quality})",
-        [text_column("sample"), text_column("source"), *map(column, MEANS)],
+        [text_column("sample"), text_column("source"), *map(column, titles)],
         rows,
     )
-
-
-MEANS = ("mean quality", "response tokens")
 
 
 def split_rows(data: Data) -> Table:

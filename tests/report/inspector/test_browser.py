@@ -110,8 +110,9 @@ class Page:
 
 
 @pytest.fixture(scope="module")
-def page(browser: Any) -> Page:
-    return Page(browser)
+def page(browser: Any) -> Iterator[Page]:
+    yield Page(browser)
+    browser.get("about:blank")  # nothing is left to do beside the tests after these
 
 
 @pytest.fixture(scope="module")
