@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
@@ -409,7 +410,8 @@ def fine_tune(
         return
     lines = [json.dumps(entry) for entry in trainer.state.log_history if "loss" in entry]
     (work.output / "training.jsonl").write_text("".join(f"{line}\n" for line in lines))
-    work.details["tokens"] = round(training.epochs * samples.input_ids.size)
+    num_tokens = pc.sum(pc.list_value_length(dataset.data["input_ids"])).as_py()
+    work.details["tokens"] = round(training.epochs * num_tokens)
     work.details["steps"] = trainer.state.global_step
     work.details["trainable_parameters"] = sum(
         p.numel() for p in trainer.model.parameters() if p.requires_grad

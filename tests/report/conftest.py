@@ -14,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from forgetting.data.samples import Samples, write_table
+
 HOSTILE = "<script>alert(1)</script>\"'{{7*7}}\u202e$x_2$"
 # Ids below 256 are bytes, so that a character can be split over tokens; the others are words.
 WORDS = [" the", " answer", " is", " blue", " seven", "\n", "  ", HOSTILE, "é", "<|end|>"]
@@ -211,7 +213,8 @@ def _write_selection(
         "sample_id": pa.array(corpus["sample_id"], pa.int64()),
         "polarity": pa.array(polarity, pa.list_(pa.int8())),
     }
-    pq.write_table(pa.table(table), folder / "polarity.parquet")
+    fingerprint = Samples.read(run_dir / "data" / "train.parquet").fingerprint
+    write_table(pa.table(table), folder / "polarity.parquet", fingerprint)
     counts, edges = np.histogram(flat, bins=60)
     positive = int((flat >= threshold).sum())
     numbers = {

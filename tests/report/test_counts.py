@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from forgetting.data.samples import Samples
+from forgetting import training_data
+from forgetting.data.samples import Samples, write_table
 from forgetting.errors import InputError
 from forgetting.report import counts
 from forgetting.report.counts import Share, count_lengths, count_negatives
@@ -31,12 +32,14 @@ def write_small(run_dir: Path, responses: list[list[int]], polarity: list[list[i
         "input_ids": pa.array([[63, *row] for row in responses], pa.list_(pa.int32())),
         "labels": pa.array([[-100, *row] for row in responses], pa.list_(pa.int32())),
     }
-    pq.write_table(pa.table(table), run_dir / "data" / "train.parquet")
+    samples = Samples(pa.table(table))
+    write_table(samples.table, run_dir / "data" / "train.parquet")
     chosen = {
-        "sample_id": pa.array(ids[: len(polarity)], pa.int64()),
+        "sample_id": pa.array(ids, pa.int64()),
         "polarity": pa.array(polarity, pa.list_(pa.int8())),
     }
-    pq.write_table(pa.table(chosen), run_dir / "selection" / "own" / "polarity.parquet")
+    path = run_dir / "selection" / "own" / "polarity.parquet"
+    write_table(pa.table(chosen), path, samples.fingerprint)
     return run_dir
 
 
@@ -61,7 +64,8 @@ def test_types_of_tokens_by_hand(tmp_path: Path, decode: Decode) -> None:
     ]
     polarity = np.random.default_rng(0).choice([-1, 0, 1], len(response))
     run = write_small(tmp_path / "run", [response], [polarity.tolist()])
-    found = count_negatives(run, ["own"], decode, special_ids={265})["own"]
+    found = count_negatives(run, "own", decode, special_ids={265})
+    assert found is not None
     total = Counter(types)
     negative = Counter(kind for kind, p in zip(types, polarity, strict=True) if p < 0)
     assert found.by_type == {kind: Share(total[kind], negative[kind]) for kind in total}
@@ -76,7 +80,8 @@ def test_the_space_before_a_word_is_seen_where_a_first_token_hides_it(tmp_path: 
         return "".join(words.get(i, "?") for i in ids).removeprefix(" ")
 
     run = write_small(tmp_path / "run", [[3, 4, 3]], [[-1, -1, 1]])
-    found = count_negatives(run, ["own"], decode)["own"]
+    found = count_negatives(run, "own", decode)
+    assert found is not None
     assert found.by_type == {"start of a word": Share(2, 1), "inside a word": Share(1, 1)}
     assert [(t.text, t.count) for t in found.most_frequent] == [
         (" red", Share(2, 1)),
@@ -95,12 +100,12 @@ def read_lists(path: Path, name: str) -> list[Any]:
 
 
 def test_most_frequent_negatives_as_a_loop_finds_them(long_run: Path, decode: Decode) -> None:
-    found = count_negatives(long_run, ["ignoring", "forgetting", "not yet"], decode, {265})
-    assert set(found) == {"ignoring", "forgetting"}
     labels = read_lists(long_run / "data" / "train.parquet", "labels")
     responses = [[i for i in row if i != -100] for row in labels]
     total = Counter(i for row in responses for i in row)
-    for variant, negatives in found.items():
+    for variant in ("ignoring", "forgetting"):
+        negatives = count_negatives(long_run, variant, decode, {265})
+        assert negatives is not None
         polarity = read_lists(long_run / "selection" / variant / "polarity.parquet", "polarity")
         negative = Counter(
             i
@@ -139,16 +144,20 @@ def test_a_thousand_samples_are_in_memory_at_a_time(
         return Samples(table)
 
     monkeypatch.setattr(counts, "Samples", spy)
+    monkeypatch.setattr(training_data, "Samples", spy)
     count_lengths(long_run)
-    count_negatives(long_run, ["forgetting"], decode)
+    count_negatives(long_run, "forgetting", decode)
     assert sum(sizes) == 4 * 1100
     assert max(sizes) <= 1000
 
 
-def test_polarity_of_other_samples_is_refused(tmp_path: Path, decode: Decode) -> None:
-    for number, polarity in enumerate(([[1, 1]], [[1, 1], [1]])):
-        run = write_small(tmp_path / str(number), [[65, 66], [67, 68]], polarity)
-        with pytest.raises(InputError, match="different samples"):
-            count_negatives(run, ["own"], decode)
-    assert count_negatives(tmp_path / "0", [], decode) == {}
-    assert count_negatives(tmp_path, ["own"], decode) == {}
+def test_polarity_of_other_tokens_is_refused(tmp_path: Path, decode: Decode) -> None:
+    run = write_small(tmp_path / "run", [[65, 66], [67, 68]], [[1, 1], [1]])
+    with pytest.raises(InputError, match="one polarity for each response token"):
+        count_negatives(run, "own", decode)
+    other = write_small(tmp_path / "other", [[65, 66]], [[1, 1]])
+    polarity = Path("selection/own/polarity.parquet")
+    (run / polarity).write_bytes((other / polarity).read_bytes())
+    with pytest.raises(InputError, match="other tokens"):
+        count_negatives(run, "own", decode)
+    assert count_negatives(run, "not yet", decode) is None

@@ -8,20 +8,17 @@ what grows with the vocabulary a few numbers for each token of it. Knows no page
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from forgetting.data.samples import ROWS_PER_GROUP, Samples, list_column, rows_in_parts
-from forgetting.errors import InputError
+from forgetting.data.samples import Samples, rows_in_parts
 from forgetting.report.collect import SPLITS
 from forgetting.report.inspector.pieces import Decode
+from forgetting.training_data import selected_parts
 
 Ints = npt.NDArray[np.integer]
 
@@ -117,54 +114,49 @@ def _split_lengths(name: str, path: Path) -> SplitLengths:
 
 
 def count_negatives(
-    run_dir: Path, variants: Sequence[str], decode: Decode, special_ids: Collection[int] = ()
-) -> dict[str, Negatives]:
-    """Negative tokens by type and by token, in one walk for all variants.
+    run_dir: Path, variant: str, decode: Decode, special_ids: Collection[int] = ()
+) -> Negatives | None:
+    """Negative tokens of a variant by type and by token; None before it has selected.
 
     Args:
-        variants: that select; those that have not yet are left out.
         decode: text of token ids.
         special_ids: of the tokens that stand for no text.
 
     Raises:
         InputError: a table cannot be read, or samples and polarity do not belong together.
     """
-    if not (run_dir / "data" / "train.parquet").is_file():
-        return {}
-    variants = [variant for variant in variants if _polarity_file(run_dir, variant).is_file()]
+    tables = ("data/train.parquet", f"selection/{variant}/polarity.parquet")
+    if not all((run_dir / table).is_file() for table in tables):
+        return None
     vocabulary = _Vocabulary(decode, special_ids)
     types: Ints = np.zeros(len(TOKEN_TYPES), np.int64)
+    negative_types = types.copy()
     ids: Ints = np.zeros(0, np.int64)
-    negative_types = {variant: types.copy() for variant in variants}
-    negative_ids = dict.fromkeys(variants, ids)
-    for samples, polarities in _walk(run_dir, variants):
+    negative_ids = ids
+    for part in selected_parts(run_dir, variant, columns=("sample_id", "input_ids", "labels")):
+        samples, is_negative = part.samples, part.polarity < 0
         found = samples.response_ids
         before = samples.input_ids[np.flatnonzero(samples.is_response) - 1]
         type_of = vocabulary.types(found, before)
-        types += np.bincount(type_of, minlength=len(TOKEN_TYPES))
+        types = _added(types, type_of)
+        negative_types = _added(negative_types, type_of[is_negative])
         ids = _added(ids, found)
-        for variant, polarity in polarities.items():
-            is_negative = polarity < 0
-            negative_types[variant] += np.bincount(type_of[is_negative], minlength=len(TOKEN_TYPES))
-            negative_ids[variant] = _added(negative_ids[variant], found[is_negative])
-    return {
-        variant: Negatives(
-            {
-                name: Share(int(types[place]), int(negative_types[variant][place]))
-                for place, name in enumerate(TOKEN_TYPES)
-                if types[place]
-            },
-            [
-                NegativeToken(
-                    token_id,
-                    vocabulary.text(token_id),
-                    Share(int(ids[token_id]), int(negative_ids[variant][token_id])),
-                )
-                for token_id in _most_frequent(negative_ids[variant])
-            ],
-        )
-        for variant in variants
-    }
+        negative_ids = _added(negative_ids, found[is_negative])
+    return Negatives(
+        {
+            name: Share(int(number), int(negative))
+            for name, number, negative in zip(TOKEN_TYPES, types, negative_types, strict=True)
+            if number
+        },
+        [
+            NegativeToken(
+                token_id,
+                vocabulary.text(token_id),
+                Share(int(ids[token_id]), int(negative_ids[token_id])),
+            )
+            for token_id in _most_frequent(negative_ids)
+        ],
+    )
 
 
 def _added(counts: Ints, ids: Ints) -> Ints:
@@ -177,46 +169,6 @@ def _added(counts: Ints, ids: Ints) -> Ints:
 def _most_frequent(counts: Ints) -> list[int]:
     order = np.argsort(-counts, kind="stable")[:NUM_TOKENS_SHOWN]
     return order[counts[order] > 0].tolist()
-
-
-def _walk(
-    run_dir: Path, variants: Sequence[str]
-) -> Iterator[tuple[Samples, dict[str, npt.NDArray[Any]]]]:
-    """Parts of D_train, each with the polarity of its response tokens by variant."""
-    train = run_dir / "data" / "train.parquet"
-    files = [_polarity_file(run_dir, variant) for variant in variants]
-    number = _num_rows(train)
-    for file in files:
-        if _num_rows(file) != number:
-            raise InputError(f"{file} and {train} hold different samples. Select again.")
-    sizes = [min(ROWS_PER_GROUP, number - begin) for begin in range(0, number, ROWS_PER_GROUP)]
-    walk = zip(
-        rows_in_parts(train, ["sample_id", "input_ids", "labels"], sizes),
-        *(rows_in_parts(file, ["sample_id", "polarity"], sizes) for file in files),
-        strict=True,
-    )
-    for part, *chosen in walk:
-        samples = Samples(part)
-        polarities = {}
-        for variant, file, table in zip(variants, files, chosen, strict=True):
-            polarity, starts = list_column(table, "polarity")
-            if not np.array_equal(
-                table["sample_id"].to_numpy(), samples.sample_ids
-            ) or not np.array_equal(starts, samples.response_starts):
-                raise InputError(f"{file} and {train} hold different samples. Select again.")
-            polarities[variant] = polarity
-        yield samples, polarities
-
-
-def _polarity_file(run_dir: Path, variant: str) -> Path:
-    return run_dir / "selection" / variant / "polarity.parquet"
-
-
-def _num_rows(path: Path) -> int:
-    try:
-        return pq.read_metadata(path).num_rows
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
 
 
 class _Vocabulary:

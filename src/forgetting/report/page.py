@@ -65,7 +65,11 @@ def build_report(
     run = read_run(run_dir)
     table = tabulate(run.evaluations)
     splits = count_lengths(run_dir)
-    negatives = count_negatives(run_dir, list(run.selections), decode, special_ids)
+    negatives = {
+        name: counted
+        for name in run.selections
+        if (counted := count_negatives(run_dir, name, decode, special_ids)) is not None
+    }
     inspection = open_inspection(run_dir, decode)
     content = _index(run, table, splits, negatives)
     files = {
