@@ -227,29 +227,10 @@ def reproduce(
     ] = "paper",
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            "--model",
-            help="With --scale tiny: a small model of your own; repeatable. With noise: --data.",
-        ),
+        typer.Option("--model", help="With --scale tiny: a small model of your own; repeatable."),
     ] = None,
     data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            help="With --scale tiny: a data file of your own. With noise: a file in which people "
-            "marked what is wrong, for --model to be measured on.",
-        ),
-    ] = None,
-    reference: Annotated[
-        str | None, typer.Option("--reference", help="With noise --data: a reference model.")
-    ] = None,
-    train_reference: Annotated[
-        float | None,
-        typer.Option(
-            "--train-reference",
-            metavar="SHARE",
-            help="With noise --data: train one on this share of the file.",
-        ),
+        str | None, typer.Option("--data", help="With --scale tiny: a data file of your own.")
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="With noise: a part of it, in minutes.")
@@ -259,6 +240,10 @@ def reproduce(
         typer.Option(
             "--jobs", min=1, help="With noise: cells at a time, a core each. Default: all cores."
         ),
+    ] = None,
+    cell: Annotated[
+        list[str] | None,
+        typer.Option("--cell", help="With noise: only this cell, without results; repeatable."),
     ] = None,
     seeds: Annotated[
         str | None, typer.Option("--seeds", metavar="N,N", help="Default: 1,2,3.")
@@ -283,25 +268,15 @@ def reproduce(
         )
         return
     if name == "noise":
-        if scale != "paper" or metric is not None or list_:
-            raise InputError("the study noise takes no --scale, --metric or --list")
-        if data is not None or model:
-            if data is None or not model or len(model) > 1:
-                raise InputError("noise on data of your own takes --data FILE and one --model")
-            if quick or jobs is not None or seeds is not None:
-                raise InputError("--quick, --jobs and --seeds do not go with --data")
-            _run_noise_spans(
-                Path(data), model[0], output, reference, train_reference, set_ or (), as_json
+        if scale != "paper" or model or data is not None or metric is not None:
+            raise InputError(
+                "the study noise takes no --scale, --model, --data or --metric. `forgetting "
+                "detect` measures a model on marked data of your own"
             )
-            return
-        if reference is not None or train_reference is not None:
-            raise InputError("--reference and --train-reference go with noise --data FILE")
-        _run_noise(output, quick, jobs, seeds, set_ or (), as_json)
+        _run_noise(output, quick, jobs, cell or (), seeds, set_ or (), list_, as_json)
         return
-    if quick or jobs is not None or reference is not None or train_reference is not None:
-        raise InputError(
-            "--quick, --jobs, --reference and --train-reference go with the study noise"
-        )
+    if quick or jobs is not None or cell:
+        raise InputError("--quick, --jobs and --cell go with the study noise")
     study = paper_study(
         name,
         scale,
@@ -312,6 +287,47 @@ def reproduce(
         metric=metric,
     )
     _run_study(study, output, list_, as_json)
+
+
+@app.command()
+def detect(
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", help="JSON of responses in which people marked spans."),
+    ],
+    model: Annotated[str, typer.Option("--model", help="Base model, a folder or a hub id.")],
+    reference: Annotated[
+        str | None,
+        typer.Option("--reference", help="Reference model. Default: measures of the base alone."),
+    ] = None,
+    train_reference: Annotated[
+        float | None,
+        typer.Option("--train-reference", metavar="SHARE", help="Train one on this share of FILE."),
+    ] = None,
+    output: OutputOption = None,
+    set_: SetOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure how well each measure of quality finds what people marked as wrong in a file."""
+    setup_logging(quiet or as_json)
+    from forgetting.studies.noise import measure_spans
+    from forgetting.studies.noise.spans import legend, texts
+
+    path = output if output is not None else Path("studies") / f"detect-{data.stem}"
+    try:
+        results = measure_spans(
+            data,
+            model,
+            path,
+            reference=reference,
+            train_share=train_reference,
+            overrides=set_ or (),
+        )
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command goes on from here.", err=True)
+        raise typer.Exit(130) from None
+    _print_study(path, *texts(results), 1, legend(results), as_json)
 
 
 @app.command()
@@ -625,50 +641,38 @@ def _run_noise(
     output: Path | None,
     quick: bool,
     jobs: int | None,
+    cells: Sequence[str],
     seeds: str | None,
     overrides: Sequence[str],
+    lists: bool,
     as_json: bool,
 ) -> None:
-    from forgetting.studies.noise import load_benchmark, run_benchmark
+    from forgetting.studies.noise import (
+        list_commands,
+        load_benchmark,
+        run_benchmark,
+        run_some_cells,
+    )
     from forgetting.studies.noise.table import short_texts
 
     benchmark = load_benchmark(quick=quick, seeds=seeds, overrides=overrides)
     path = output if output is not None else Path("studies") / benchmark.name
+    if lists:
+        options = ["--quick"] * quick + ([] if seeds is None else ["--seeds", seeds])
+        options += [part for override in overrides for part in ("--set", override)]
+        for command in list_commands(benchmark, path, options):
+            typer.echo(command)
+        return
     try:
+        if cells:
+            run_some_cells(benchmark, path, cells, jobs=jobs)
+            return
         figures = run_benchmark(benchmark, path, jobs=jobs)
     except KeyboardInterrupt:
         typer.echo("Interrupted. The same command goes on from here.", err=True)
         raise typer.Exit(130) from None
     legend = "Means over seeds; accuracy in percent. Columns: share of records that are noisy."
     _print_study(path, *short_texts(figures), legend, as_json)
-
-
-def _run_noise_spans(
-    data: Path,
-    model: str,
-    output: Path | None,
-    reference: str | None,
-    train_share: float | None,
-    overrides: Sequence[str],
-    as_json: bool,
-) -> None:
-    from forgetting.studies.noise import measure_spans
-    from forgetting.studies.noise.spans import NAME, legend, texts
-
-    path = output if output is not None else Path("studies") / NAME
-    try:
-        results = measure_spans(
-            data,
-            model,
-            path,
-            reference=reference,
-            train_share=train_share,
-            overrides=overrides,
-        )
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. The same command goes on from here.", err=True)
-        raise typer.Exit(130) from None
-    _print_study(path, *texts(results), 1, legend(results), as_json)
 
 
 def _print_study(

@@ -6,7 +6,15 @@ one of them, `run` does many at once and writes the results, `table` and `figure
 """
 
 from forgetting.studies.noise.design import Benchmark, load_benchmark
-from forgetting.studies.noise.run import run_benchmark
+from forgetting.studies.noise.run import list_commands, run_benchmark, run_some_cells
 from forgetting.studies.noise.spans import SpanResults, measure_spans
 
-__all__ = ["Benchmark", "SpanResults", "load_benchmark", "measure_spans", "run_benchmark"]
+__all__ = [
+    "Benchmark",
+    "SpanResults",
+    "list_commands",
+    "load_benchmark",
+    "measure_spans",
+    "run_benchmark",
+    "run_some_cells",
+]

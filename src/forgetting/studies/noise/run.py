@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shlex
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -16,7 +17,7 @@ from pathlib import Path
 import torch
 
 from forgetting.console import logger, progress, setup_logging
-from forgetting.errors import DivergenceError, ForgettingError
+from forgetting.errors import DivergenceError, ForgettingError, InputError
 from forgetting.rundir import write_atomically
 from forgetting.studies.execute import open_study
 from forgetting.studies.noise.cell import is_done, read_detection, read_outcome, run_cell
@@ -73,6 +74,39 @@ def read_result(cell: Cell, output: Path) -> CellResult | None:
     return CellResult(
         cell, read_detection(path), {name: read_outcome(path, name) for name in cell.trained}
     )
+
+
+def run_some_cells(
+    benchmark: Benchmark, output: Path, names: Sequence[str], *, jobs: int | None = None
+) -> None:
+    """Do what is not done of some cells, and write no results; arguments as `run_benchmark`.
+
+    Raises:
+        InputError: as there, or there is no cell of a name.
+    """
+    cells = {cell.name: cell for cell in benchmark.cells()}
+    for name in names:
+        if name not in cells:
+            raise InputError(f"there is no cell {name!r}. --list names them all")
+    open_study(output, benchmark.name)
+    run_cells([cells[name] for name in names], output, jobs=jobs or len(names))
+
+
+def list_commands(benchmark: Benchmark, output: Path, options: Sequence[str]) -> list[str]:
+    """A command for each cell, in any order and on any machine; logs what is left.
+
+    Args:
+        options: that made the benchmark what it is.
+
+    Raises:
+        InputError: the folder is not this study's.
+    """
+    open_study(output, benchmark.name)
+    cells = benchmark.cells()
+    num_left = sum(not is_done(cell, cell_path(output, cell)) for cell in cells)
+    logger.info("%d cells, %d to do", len(cells), num_left)
+    words = ["forgetting", "reproduce", "noise", *options, "--output", str(output)]
+    return [shlex.join([*words, "--cell", cell.name]) for cell in cells]
 
 
 def cell_path(output: Path, cell: Cell) -> Path:

@@ -1,4 +1,4 @@
-"""The same question on real noise: do the measures of quality find what people marked as wrong?
+"""Real noise (`forgetting detect`): do the measures of quality find what people marked as wrong?
 
 Goes in: a JSON file of responses in which people marked spans, a model of the user's, and perhaps
 a reference model. Comes out: AUROC and average precision of every measure that can be computed,
@@ -33,7 +33,7 @@ from forgetting.studies.noise.cell import Found, detect, read_qualities
 from forgetting.studies.noise.design import ALL_KINDS
 from forgetting.studies.table import NO_VALUE, as_latex, as_markdown
 
-NAME = "noise-spans"
+NAME = "detect"
 NUM_PARTS = 10
 """Disjoint parts of the samples, over which the standard error is taken."""
 DEFAULT_MAX_LENGTH = 2048
@@ -199,7 +199,7 @@ def _recipe(
         "name": NAME,
         "model": {"name_or_path": _resolved(model)},
         "data": {
-            "sources": [{"path": str(data.resolve()), "name": "spans"}],
+            "sources": [{"path": str(data.resolve()), "name": "marked"}],
             "num_reference": num_reference,
             "num_train": num_records - num_reference,
             "num_heldout": 0,
