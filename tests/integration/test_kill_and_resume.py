@@ -23,9 +23,11 @@ VARIANTS = ("full", "ignoring", "forgetting")
 
 # Runs in the child: waits for ever before or after a chosen call.
 CHILD = """
-import importlib, sys, time
+import importlib, signal, sys, time
 from pathlib import Path
 
+# As a terminal starts it; where tests run in processes of their own, these ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.stderr = open(log, "w", buffering=1)
 if stop is not None:
     target, number, when = stop

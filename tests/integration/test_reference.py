@@ -54,7 +54,7 @@ def test_a_fold_is_trained_on_the_others_alone(write_recipe, tmp_path, monkeypat
 
     recipe = load_recipe(write_recipe(), ["reference.folds=3"])
     path = run(recipe, tmp_path / "run", stages=["prepare"])
-    monkeypatch.setattr(stages, "_train", note)
+    monkeypatch.setattr(stages, "fine_tune", note)
     for fold in recipe.fold_names:
         stages.reference(recipe, path, None, fold)
     ids = Samples.read(path / "data" / "train.parquet").table["input_ids"].to_pylist()
@@ -66,7 +66,7 @@ def test_a_fold_is_trained_on_the_others_alone(write_recipe, tmp_path, monkeypat
 def test_folds_that_are_done_are_kept_and_the_rest_resumes(write_recipe, tmp_path, monkeypatch):
     recipe = load_recipe(write_recipe(), ["reference.folds=2"])
     whole = run(recipe, tmp_path / "whole", stages=STAGES)
-    train, calls = stages._train, []
+    train, calls = stages.fine_tune, []
 
     def fail_at_the_second(*arguments):
         calls.append(arguments[4])
@@ -74,7 +74,7 @@ def test_folds_that_are_done_are_kept_and_the_rest_resumes(write_recipe, tmp_pat
             raise KeyboardInterrupt
         train(*arguments)
 
-    monkeypatch.setattr(stages, "_train", fail_at_the_second)
+    monkeypatch.setattr(stages, "fine_tune", fail_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         run(recipe, tmp_path / "cut", stages=STAGES)
     cut = run(recipe, tmp_path / "cut", stages=STAGES)
