@@ -75,6 +75,11 @@ def workplace(tmp_path_factory, finished_run) -> Path:
         save_tiny_model(folder / name, seed=seed)
     records = "".join(json.dumps(record) + "\n" for record in alpaca_records(60))
     (folder / "data.jsonl").write_text(records, encoding="utf-8")
+    marked = [
+        {"prompt": r["instruction"], "response": r["output"], "char_spans": [[0, 2]] * (i % 2)}
+        for i, r in enumerate(alpaca_records(20))
+    ]
+    (folder / "marked.json").write_text(json.dumps(marked), encoding="utf-8")
     shutil.copytree(finished_run[1], folder / "runs" / "demo")
     export_run(finished_run[1], output=folder / "exports" / "mine-forgetting-data")
     (folder / "eval-data").mkdir()

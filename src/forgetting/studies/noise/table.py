@@ -149,10 +149,10 @@ class Line:
 
 
 def lines(figures: Figures) -> list[Line]:
-    """Every figure of every model and measure; of groups only known and new questions, and answers
-    alone."""
+    """Every figure of every model and measure; of groups only known and new questions, facts about
+    new entities, and answers alone."""
     wanted = {
-        ACCURACY: (ALL_KINDS, "known", "new"),
+        ACCURACY: (ALL_KINDS, "known", "new", "new_fact"),
         PRECISION: (ALL_KINDS,),
         RECALL: (ALL_KINDS,),
         AUROC: (ALL_KINDS, "answers", "answers about new"),
