@@ -12,6 +12,7 @@ from forgetting.data.samples import Samples, list_column, read_table
 from forgetting.evaluation import evaluate_heldout
 from forgetting.models import load_base_model
 from forgetting.rundir import Work
+from forgetting.selection import MEASURES
 from forgetting.studies.noise import cell as cells
 from forgetting.studies.noise.cell import (
     choose,
@@ -154,7 +155,7 @@ def test_the_accuracy_is_that_of_the_evaluation(finished):
 def test_detection_is_of_the_scores_of_the_cell(finished):
     _, path, _ = finished
     detection = read_detection(path)
-    noise, _ = list_column(read_table(path / "data" / "train.parquet"), "noise")
+    noise, starts = list_column(read_table(path / "data" / "train.parquet"), "noise")
     assert detection.num_tokens == noise.size
     assert detection.num_noisy["all"] == noise.sum()
     assert sum(detection.num_noisy.values()) == 2 * noise.sum()
@@ -164,6 +165,15 @@ def test_detection_is_of_the_scores_of_the_cell(finished):
     auroc = ((good > bad[:, None]) + 0.5 * (good == bad[:, None])).mean()
     assert detection.found["base_loss"]["all"].auroc == pytest.approx(auroc)
     assert "answers about new" in detection.found["base_loss"]
+    groups = detection.groups
+    assert sum(group.share for group in groups.values()) == pytest.approx(1)
+    total = sum(group.share * group.base_loss for group in groups.values())
+    assert total == pytest.approx(-log_probs.mean(), rel=1e-4)
+    for measure in MEASURES:
+        worst = sum(group.share * group.among_worst[measure] for group in groups.values())
+        assert worst == pytest.approx(0.3, abs=1e-3)
+    ends = noise[np.r_[starts[1:] - 1]] == 0
+    assert groups["ends"].share == pytest.approx(ends.sum() / noise.size)
 
 
 def test_negatives_are_as_many_times_the_noise_as_asked_for(finished, tmp_path):

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from forgetting.studies.noise.cell import Detection, Found, Negatives, Outcome
+from forgetting.studies.noise.cell import Detection, Found, Negatives, Outcome, TokenGroup
 from forgetting.studies.noise.design import load_benchmark
 from forgetting.studies.noise.figure import write_figure
 from forgetting.studies.noise.table import (
@@ -46,7 +46,10 @@ def made_up(cell):
         num_tokens=100,
         num_noisy={"all": 10},
         found={m: dict.fromkeys(kinds, found) for m in ("influence", "base_loss")},
+        groups={},
     )
+    group = TokenGroup(share=0.5, base_loss=2.0, reference_loss=1.0, among_worst={"influence": 0.3})
+    detection = detection.model_copy(update={"groups": {"right answers": group}})
     outcomes = {}
     for name in cell.trained:
         accuracy = accuracy_of(cell, name)
@@ -115,6 +118,7 @@ def test_the_table_has_a_column_for_every_rate_and_kind(figures):
     assert ("known", "noisy", "accuracy", "full", "new") not in lines
     assert ("unknown", "noisy", "accuracy", "full", "new") in lines
     assert ("unknown", "noisy", "AUROC", "influence", "answers about new") in lines
+    assert set(lines["known", "noisy", "loss", "base", "right answers"]) == {"2.00 ± 0.00"}
 
 
 def test_models_stand_in_the_order_of_the_benchmark(figures):
@@ -174,6 +178,9 @@ def test_the_terminal_has_means_alone(figures):
     assert header[num_left:] == ["0 %", "5 %", "10 %", "20 %", "40 %"]
     assert {row[1] for row in rows} == {"accuracy", "AUROC"}
     assert not any("±" in text for row in rows for text in row)
+    lines = {tuple(row[:3]): row[3:] for row in rows}
+    assert lines["known", "accuracy", "forgetting"][:2] == ["50", "49"]
+    assert lines["known", "AUROC", "influence"][:2] == ["–", "0.62"]
 
 
 def test_the_map_has_a_text_for_every_cell(figures, tmp_path):

@@ -30,7 +30,7 @@ from forgetting.pipeline import Step, fingerprint
 from forgetting.recipe import Recipe, SelectionSettings
 from forgetting.rundir import RunDir, Work, read_manifest, stage_is_done, write_atomically
 from forgetting.selecting import select_corpus
-from forgetting.selection import MEASURES, QualityName
+from forgetting.selection import MEASURES, QualityName, select_tokens
 from forgetting.shards import ScoredCorpus
 from forgetting.studies.noise.corpus import NEW, read_answers, write_corpus
 from forgetting.studies.noise.design import ALL_KINDS, BASE, WHERE, Cell, NoiseVariant
@@ -41,6 +41,9 @@ ANSWERS, ANSWERS_ABOUT_NEW = "answers", "answers about new"
 WRONG_ANSWERS = ("wrong_answer", "label_flip")
 VERSION = 1
 """Of what is computed: raise it when a result changes with the same settings."""
+DETECTION_VERSION = 2
+"""Of `detection.json` alone."""
+PAPERS_RHO = 0.7
 
 
 class Found(BaseModel):
@@ -52,6 +55,19 @@ class Found(BaseModel):
     """Area under precision over recall, worst tokens first."""
 
 
+class TokenGroup(BaseModel):
+    """Tokens of one sort: right answers, ends of responses, other words, or noise of a kind."""
+
+    share: float
+    """Of all tokens."""
+    base_loss: float
+    """Mean, in nats."""
+    reference_loss: float
+    among_worst: dict[str, float]
+    """By measure, the share of them that is among the worst 30 % of all tokens: the paper's
+    negatives, where `keep_eos` keeps none."""
+
+
 class Detection(BaseModel):
     """What is noise in D_train, and what each measure finds of it."""
 
@@ -61,6 +77,9 @@ class Detection(BaseModel):
     found: dict[str, dict[str, Found]]
     """By measure and kind of noise (against all clean tokens), `all`, and `answers`: wrong answers
     against right ones, and those about new entities alone."""
+    groups: dict[str, TokenGroup]
+    """All tokens, each in one group: `ends`, `right answers`, `right answers about new`, `other
+    words`, and the kinds of noise."""
 
 
 class Negatives(BaseModel):
@@ -207,7 +226,7 @@ def plan_cell(cell: Cell) -> list[Step]:
         partial(stages.reference, recipe),
     )
     add("score", "scores", ["prepare", "reference"], {}, partial(stages.score, recipe))
-    add("detect", "detection", ["prepare", "score"], {}, _detect)
+    add("detect", "detection", ["prepare", "score"], {"version": DETECTION_VERSION}, _detect)
     for name in cell.trained:
         if name == BASE:
             settings, inputs = {}, ["prepare"]
@@ -231,19 +250,53 @@ def _detect(run: Path, work: Work) -> None:
     samples = Samples.read(run / "data" / "train.parquet")
     noisy, kinds = known_noise(samples)
     qualities = read_qualities(run, MEASURES)
-    answers = (noisy & np.isin(kinds, WRONG_ANSWERS)) | read_answers(run / "data")
+    right = read_answers(run / "data")
+    answers = (noisy & np.isin(kinds, WRONG_ANSWERS)) | right
     sources = np.asarray(samples.table["source"].to_pylist(), str)
     is_new = samples.per_response_token(np.char.startswith(sources, NEW))
     comparisons = {ANSWERS: answers}
     if is_new.any():
         comparisons[ANSWERS_ABOUT_NEW] = answers & is_new
+    is_end = np.isin(samples.response_ids, _end_token_ids(run))
+    members = {
+        "right answers": right & ~is_new,
+        "right answers about new": right & is_new,
+        "ends": is_end & ~noisy,
+        "other words": ~(right | is_end | noisy),
+        **{str(kind): noisy & (kinds == kind) for kind in np.unique(kinds[noisy])},
+    }
     counts = {str(kind): int((kinds[noisy] == kind).sum()) for kind in np.unique(kinds[noisy])}
     detection = Detection(
         num_tokens=noisy.size,
         num_noisy={ALL_KINDS: int(noisy.sum()), **counts},
         found=detect(qualities, noisy, kinds, comparisons),
+        groups=describe_groups(members, qualities),
     )
     write_atomically(work.output / "detection.json", detection.model_dump_json(indent=1))
+
+
+def describe_groups(
+    members: Mapping[str, NDArray[np.bool_]], qualities: Mapping[str, NDArray]
+) -> dict[str, TokenGroup]:
+    """Losses of groups of tokens, and where the measures put them; all of shape (tokens,)."""
+    worst = {name: select_tokens(q, PAPERS_RHO) < 0 for name, q in qualities.items()}
+    return {
+        name: TokenGroup(
+            share=float(own.mean()),
+            base_loss=-float(qualities["base_loss"][own].mean()),
+            reference_loss=-float(qualities["reference_loss"][own].mean()),
+            among_worst={
+                measure: float(is_worst[own].mean()) for measure, is_worst in worst.items()
+            },
+        )
+        for name, own in members.items()
+        if own.any()
+    }
+
+
+def _end_token_ids(run: Path) -> list[int]:
+    summary = json.loads((run / "data" / "summary.json").read_text(encoding="utf-8"))
+    return summary["end_token_ids"]
 
 
 def read_scores(run: Path, columns: Sequence[str]) -> list[NDArray]:
@@ -317,10 +370,6 @@ def choose(
     if variant.times_noise is not None:
         share = variant.times_noise * float(noisy.mean())
         selection = selection.model_copy(update={"rho": 1 - share, "threshold": "quantile"})
-    end_token_ids: list[int] = []
-    if selection.keep_eos:
-        summary = json.loads((run / "data" / "summary.json").read_text(encoding="utf-8"))
-        end_token_ids = summary["end_token_ids"]
     corpus = ScoredCorpus(run)
     file = work.path / "polarity.parquet"
     select_corpus(
@@ -329,7 +378,7 @@ def choose(
         file,
         scratch=work.path / "quality.bin",
         seed=seed,
-        end_token_ids=end_token_ids,
+        end_token_ids=_end_token_ids(run) if selection.keep_eos else [],
     )
     polarity, _ = list_column(read_table(file, corpus.fingerprint), "polarity")
     return polarity

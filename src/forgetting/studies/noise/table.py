@@ -24,6 +24,9 @@ ACCURACY, TO_FULL = "accuracy", "accuracy - full"
 AUROC, AVERAGE_PRECISION = "AUROC", "average precision"
 PRECISION, RECALL = "precision of negatives", "recall of negatives"
 SHARE, IGNORED = "share negative", "share ignored"
+LOSS, AMONG_WORST, SHARE_OF_TOKENS = "loss", "among the worst 30 %", "share of tokens"
+GROUPS = ("right answers", "right answers about new", "other words", "ends", *NOISE_KINDS)
+MODELS = (BASE, "reference")
 FULL = "full"
 
 
@@ -105,7 +108,7 @@ def gather(results: Sequence[CellResult], variants: Sequence[str]) -> Figures:
                 if outcome.diverged is not None:
                     num_diverged[corpus, name] = num_diverged.get((corpus, name), 0) + 1
     means = {key: Mean(*mean_and_deviation(found), len(found)) for key, found in values.items()}
-    return Figures(means, num_diverged, [BASE, *variants, *MEASURES])
+    return Figures(means, num_diverged, [BASE, "reference", *variants, *MEASURES])
 
 
 def _same_corpus(cell: Cell) -> tuple[str, float, str, int]:
@@ -130,6 +133,12 @@ def _figures(result: CellResult, full: Outcome | None) -> Iterator[tuple[str, st
                 yield figure, name, ALL_KINDS, found
         for kind, recall in negatives.recall_by_kind.items():
             yield RECALL, name, kind, recall
+    for name, tokens in result.detection.groups.items():
+        yield SHARE_OF_TOKENS, "corpus", name, tokens.share
+        for model, loss in zip(MODELS, (tokens.base_loss, tokens.reference_loss), strict=True):
+            yield LOSS, model, name, loss
+        for measure, share in tokens.among_worst.items():
+            yield AMONG_WORST, measure, name, share
     for measure, by_kind in result.detection.found.items():
         for kind, found_noise in by_kind.items():
             if found_noise.auroc is not None and found_noise.average_precision is not None:
@@ -149,14 +158,15 @@ class Line:
 
 
 def lines(figures: Figures) -> list[Line]:
-    """Every figure of every model and measure; of groups only known and new questions, facts about
-    new entities, and answers alone."""
+    """What is shown of the figures: of the held-out questions all, known and new ones, of the noise
+    all, and wrong answers against right ones; the losses of groups of tokens."""
     wanted = {
         ACCURACY: (ALL_KINDS, "known", "new", "new_fact"),
         PRECISION: (ALL_KINDS,),
         RECALL: (ALL_KINDS,),
         AUROC: (ALL_KINDS, "answers", "answers about new"),
         AVERAGE_PRECISION: (ALL_KINDS,),
+        LOSS: GROUPS,
     }
     found = {
         Line(corpus.world, corpus.reference, figure, of, group)
@@ -219,19 +229,23 @@ def short_texts(figures: Figures) -> tuple[list[str], list[list[str]], int]:
         is_main = line.figure in (ACCURACY, AUROC) and line.group == ALL_KINDS
         if is_main and line.reference == reference:
             texts_of_line = [
-                _text(figures, line, Corpus(line.world, reference, *column)).partition(" ")[0]
+                _text(figures, line, Corpus(line.world, reference, *column), is_short=True)
                 for column in shown
             ]
             rows.append([line.world, line.figure, line.of, *texts_of_line])
     return header, rows, 3
 
 
-def _text(figures: Figures, line: Line, corpus: Corpus) -> str:
+def _text(figures: Figures, line: Line, corpus: Corpus, *, is_short: bool = False) -> str:
     mean = figures.mean(corpus, line.figure, line.of, line.group)
     diverged = figures.num_diverged.get((corpus, line.of), 0)
     if mean is None:
         return DIVERGED if diverged else NO_VALUE
-    scale, digits = (1, 3) if line.figure in (AUROC, AVERAGE_PRECISION) else (100, 1)
+    digits = {AUROC: 3, AVERAGE_PRECISION: 3, LOSS: 2}.get(line.figure)
+    # What is no such figure is a share, in percent.
+    scale, digits = (100, 1) if digits is None else (1, digits)
+    if is_short:
+        return f"{scale * mean.mean:.{digits - 1}f}"
     text = f"{scale * mean.mean:.{digits}f}"
     if mean.deviation is not None:
         text += f" ± {scale * mean.deviation:.{digits}f}"
@@ -239,9 +253,10 @@ def _text(figures: Figures, line: Line, corpus: Corpus) -> str:
 
 
 LEGEND = (
-    "Mean ± standard deviation over seeds. Accuracy, precision and recall in percent. Columns: "
-    "share of the records that are noisy, of all kinds of noise alike or of one kind. `answers`: "
-    "wrong answers against right ones; all else is noise against all clean tokens."
+    "Mean ± standard deviation over seeds. Accuracy, precision and recall in percent, losses in "
+    "nats. Columns: share of the records that are noisy, of all kinds of noise alike or of one "
+    "kind. AUROC and average precision are of noise against all clean tokens, but for `answers`: "
+    "wrong answers against right ones."
 )
 
 
