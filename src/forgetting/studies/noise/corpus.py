@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from forgetting import models
 from forgetting.data.records import Record, Rejected, Unusable, parse_record
-from forgetting.data.samples import SAMPLE_SCHEMA, list_column, read_table, write_table
+from forgetting.data.samples import SAMPLE_SCHEMA, Samples, list_column, read_table, write_table
 from forgetting.data.sources import read_source
 from forgetting.data.tokens import Tokenization
 from forgetting.data.world import NUM_FORMS
@@ -41,15 +41,22 @@ def write_corpus(recipe: Recipe, output: Path, *, clean_reference: bool) -> None
     template = Path(str(recipe.model.chat_template)).read_text(encoding="utf-8")
     tokenization = Tokenization(tokenizer, template)
     splits, answer_spans = _split(recipe, clean_reference)
+    counts = {}
     for name, records in splits.items():
-        write_table(_tokenised(records, tokenization), output / f"{name}.parquet")
+        samples = Samples(_tokenised(records, tokenization))
+        write_table(samples.table, output / f"{name}.parquet")
+        counts[name] = {
+            "samples": len(samples),
+            "tokens": int(samples.input_ids.size),
+            "response_tokens": int(samples.response_ids.size),
+        }
     # Right answers are found in the tokens as noise is.
     marked = [
         replace(record, noise_spans=() if record.noise_spans else (span,))
         for record, span in ((r, answer_spans[r.origin.record]) for r in splits["train"])
     ]
     write_table(_tokenised(marked, tokenization), output / "answers.parquet")
-    summary = {"end_token_ids": sorted(tokenization.end_token_ids)}
+    summary = {"splits": counts, "end_token_ids": sorted(tokenization.end_token_ids)}
     (output / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
 
 
