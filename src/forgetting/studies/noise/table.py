@@ -219,21 +219,22 @@ def texts(figures: Figures) -> tuple[list[str], list[list[str]], int]:
 
 
 def short_texts(figures: Figures) -> tuple[list[str], list[list[str]], int]:
-    """The part that fits on a terminal: means, of accuracy and AUROC, with the first reference and
-    all kinds of noise."""
+    """The part that fits on a terminal of 80 columns: means, of accuracy and AUROC, with the noisy
+    reference and all kinds of noise."""
     shown = [column for column in columns(figures) if column[1] == ALL_KINDS]
-    reference = figures.corpora[0].reference if len(figures.corpora) == 1 else "noisy"
-    header = ["world", "figure", "of", *(column_title(*column) for column in shown)]
+    header = ["world", "of", *(column_title(*column) for column in shown)]
     rows = []
     for line in lines(figures):
         is_main = line.figure in (ACCURACY, AUROC) and line.group == ALL_KINDS
-        if is_main and line.reference == reference:
+        if is_main and line.reference == "noisy":
             texts_of_line = [
-                _text(figures, line, Corpus(line.world, reference, *column), is_short=True)
+                _text(figures, line, Corpus(line.world, "noisy", *column), is_short=True)
                 for column in shown
             ]
-            rows.append([line.world, line.figure, line.of, *texts_of_line])
-    return header, rows, 3
+            is_measure = line.figure == AUROC
+            of = f"{line.of} (AUROC)" if is_measure else line.of
+            rows.append([line.world, of, *texts_of_line])
+    return header, rows, 2
 
 
 def _text(figures: Figures, line: Line, corpus: Corpus, *, is_short: bool = False) -> str:
