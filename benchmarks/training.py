@@ -270,7 +270,9 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, help="default: that of the shape")
     parser.add_argument("--length", type=int, help="of all samples; default: as Alpaca's")
     parser.add_argument("--full", action="store_true", help="train all weights, not an adapter")
-    parser.add_argument("--steps", type=int, default=4, help="of a turn, at least 2: one is not counted")
+    parser.add_argument(
+        "--steps", type=int, default=4, help="of a turn, at least 2: one is not counted"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--corpus-tokens", type=int, default=3_300_000)
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
