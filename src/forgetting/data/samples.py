@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -98,6 +99,15 @@ class TableWriter:
             self._partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What goes wrong with a file is bad input."""
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+
+
 def read_table(path: Path, fingerprint: str | None = None) -> pa.Table:
     """Read a table that `write_table` wrote.
 
@@ -107,10 +117,8 @@ def read_table(path: Path, fingerprint: str | None = None) -> pa.Table:
     Raises:
         InputError: the file is missing or broken, or belongs to other tokens.
     """
-    try:
+    with _reading(path):
         table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
     if fingerprint is not None:
         _check_fingerprint(path, table.schema, fingerprint)
     return table
@@ -122,10 +130,8 @@ def check_fingerprint(path: Path, fingerprint: str) -> None:
     Raises:
         InputError: the file is missing or broken, or belongs to other tokens.
     """
-    try:
+    with _reading(path):
         schema = pq.read_schema(path)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
     _check_fingerprint(path, schema, fingerprint)
 
 
@@ -243,10 +249,8 @@ class SampleFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
+        with _reading(path):
             self._file = pq.ParquetFile(path)
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{path} cannot be read: {error}") from error
         metadata = self._file.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._group_starts = np.r_[0, np.cumsum(sizes, dtype=np.int64)]
@@ -259,10 +263,8 @@ class SampleFile:
         # A group holds a row of the range if it starts before its end and ends after its start.
         first = int(np.searchsorted(self._group_starts, begin, side="right")) - 1
         last = int(np.searchsorted(self._group_starts, end, side="left"))
-        try:
+        with _reading(self.path):
             table = self._file.read_row_groups(range(first, max(first, last)))
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{self.path} cannot be read: {error}") from error
         offset = begin - int(self._group_starts[first])
         return Samples(table.slice(offset, end - begin))
 
@@ -294,28 +296,25 @@ def rows_in_parts(
     Raises:
         InputError: the file is missing or broken.
     """
-    try:
-        # Read through a buffer: a row group can be as large as the file.
-        with pq.ParquetFile(path, buffer_size=READ_BUFFER) as file:
-            schema = file.schema_arrow
-            # One row group after the other: a walk over several keeps the pages of all before.
-            batches = chain.from_iterable(
-                file.iter_batches(ROWS_PER_GROUP, row_groups=[group], columns=list(columns))
-                for group in range(file.num_row_groups)
-            )
-            if sizes is None:
-                yield from (pa.Table.from_batches([batch]) for batch in batches)
-                return
-            pending = schema.empty_table().select(list(columns))
-            for size in sizes:
-                parts = [pending]
-                while sum(part.num_rows for part in parts) < size:
-                    parts.append(pa.Table.from_batches([next(batches)]))
-                pending = pa.concat_tables(parts)
-                yield pending.slice(0, size).combine_chunks()
-                pending = pending.slice(size)
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
+    # Read through a buffer: a row group can be as large as the file.
+    with _reading(path), pq.ParquetFile(path, buffer_size=READ_BUFFER) as file:
+        schema = file.schema_arrow
+        # One row group after the other: a walk over several keeps the pages of all before.
+        batches = chain.from_iterable(
+            file.iter_batches(ROWS_PER_GROUP, row_groups=[group], columns=list(columns))
+            for group in range(file.num_row_groups)
+        )
+        if sizes is None:
+            yield from (pa.Table.from_batches([batch]) for batch in batches)
+            return
+        pending = schema.empty_table().select(list(columns))
+        for size in sizes:
+            parts = [pending]
+            while sum(part.num_rows for part in parts) < size:
+                parts.append(pa.Table.from_batches([next(batches)]))
+            pending = pa.concat_tables(parts)
+            yield pending.slice(0, size).combine_chunks()
+            pending = pending.slice(size)
 
 
 def response_mask(labels: NDArray, token_starts: NDArray[np.int64]) -> NDArray[np.bool_]:

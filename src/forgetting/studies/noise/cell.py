@@ -307,8 +307,12 @@ def read_scores(run: Path, columns: Sequence[str]) -> list[NDArray]:
 
 def read_qualities(run: Path, names: Iterable[QualityName]) -> dict[str, NDArray]:
     """Quality of every response token of D_train by several measures, each of shape (tokens,)."""
+    measures = {name: MEASURES[name] for name in names}
+    columns = sorted({column for measure in measures.values() for column in measure.columns})
+    scores = dict(zip(columns, read_scores(run, columns), strict=True))
     return {
-        name: MEASURES[name].compute(*read_scores(run, MEASURES[name].columns)) for name in names
+        name: measure.compute(*(scores[column] for column in measure.columns))
+        for name, measure in measures.items()
     }
 
 
