@@ -12,8 +12,7 @@ import os
 import sys
 import traceback
 import webbrowser
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -316,7 +315,7 @@ def detect(
     from forgetting.studies.noise.spans import legend, texts
 
     path = output if output is not None else Path("studies") / f"detect-{data.stem}"
-    with _resumable():
+    try:
         results = measure_spans(
             data,
             model,
@@ -325,6 +324,9 @@ def detect(
             train_share=train_reference,
             overrides=set_ or (),
         )
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command goes on from here.", err=True)
+        raise typer.Exit(130) from None
     _print_study(path, *texts(results), 1, legend(results), as_json)
 
 
@@ -369,9 +371,12 @@ def inspect(
     from forgetting.inspecting import open_run, score_data
     from forgetting.report.inspector import InspectorServer, show_in_terminal
 
-    with _resumable():
+    try:
         if model is not None:
             path = score_data(target, model, reference, limit=limit, run_dir=run_dir)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command goes on from here.", err=True)
+        raise typer.Exit(130) from None
     inspection = open_run(path, variant)
     if terminal:
         show_in_terminal(inspection, out)
@@ -509,7 +514,7 @@ def _run(
 ) -> Path | None:
     """Run stages; the directory, where this process is to say what came out."""
     setup_logging(quiet or as_json or process_index() > 0)
-    with _resumable():
+    try:
         from forgetting.recipe import check_batches, load_recipe
 
         # Read before the pipeline is: a mistake in it need not wait for torch's import.
@@ -528,6 +533,9 @@ def _run(
 
         path = run_stages(asked_for, run_dir, stages=stages or STAGES)
         leave_processes()
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command goes on from here.", err=True)
+        raise typer.Exit(130) from None
     if process_index() > 0:
         return None
     finished = path / "report" / "index.html"
@@ -629,16 +637,6 @@ def _print_plan(
     out.print(f"Would write to {path}. Nothing has been loaded or written.", soft_wrap=True)
 
 
-@contextmanager
-def _resumable() -> Iterator[None]:
-    """Ctrl-C ends the command in one message: what is done is kept."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. The same command goes on from here.", err=True)
-        raise typer.Exit(130) from None
-
-
 def _run_noise(
     output: Path | None,
     quick: bool,
@@ -665,11 +663,14 @@ def _run_noise(
         for command in list_commands(benchmark, path, options):
             typer.echo(command)
         return
-    with _resumable():
+    try:
         if cells:
             run_some_cells(benchmark, path, cells, jobs=jobs)
             return
         figures = run_benchmark(benchmark, path, jobs=jobs)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command goes on from here.", err=True)
+        raise typer.Exit(130) from None
     legend = "Means over seeds; accuracy in percent. Columns: share of records that are noisy."
     _print_study(path, *short_texts(figures), legend, as_json)
 
@@ -707,8 +708,11 @@ def _run_study(study: Study, output: Path | None, lists: bool, as_json: bool) ->
         for command in list_commands(study, path):
             typer.echo(command)
         return
-    with _resumable():
+    try:
         results = run_study(study, path)
+    except KeyboardInterrupt:
+        typer.echo("Interrupted. The same command goes on from here.", err=True)
+        raise typer.Exit(130) from None
     # The parts that the metric is made of are in the files: terminals are 80 columns wide.
     header, rows, num_left = texts(results, results.columns[:1])
     _print_study(path, header, rows, num_left, "\n".join([legend(results), *study.notes]), as_json)
