@@ -28,13 +28,14 @@ from selection import PROMPT_LENGTH, RESPONSE_LENGTH, run_forgetting, write_run
 from transformers import LlamaConfig, LlamaForCausalLM
 from workload import peak_bytes, word_tokenizer
 
-from forgetting import models, stages
-from forgetting.data.samples import SampleFile
-from forgetting.exporting.folder import write_rows
-from forgetting.exporting.tokens import COLUMNS, token_tables
-from forgetting.recipe import Recipe, load_recipe
-from forgetting.rundir import Work
-from forgetting.training_data import selected_parts, trainer_columns
+from forgetting import stages
+from forgetting.config.schema import Recipe, load_recipe
+from forgetting.export.folder import write_rows
+from forgetting.export.tokens import COLUMNS, token_tables
+from forgetting.models import loading
+from forgetting.rundir.directory import Work
+from forgetting.rundir.samples import SampleFile
+from forgetting.training.dataset import selected_parts, trainer_columns
 
 STEPS = 2
 BATCH_SIZE = 24
@@ -92,7 +93,7 @@ def run_held(run: Path, folder: Path) -> None:
 
 
 def run_export(run: Path, folder: Path) -> None:
-    decode = models.decoder(small_recipe(run).model)
+    decode = loading.decoder(small_recipe(run).model)
     columns = [name for name in COLUMNS if not name.startswith("noise")]
     tables = token_tables(run, "forgetting", "influence", decode, columns)
     write_rows(tables, folder / "train.parquet", "parquet")

@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=128, help="data.max_length")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
-    model = options.model or str(resources.files("forgetting") / "recipes" / "demo-base")
+    model = options.model or str(resources.files("forgetting") / "demo" / "base")
     tokenizer = AutoTokenizer.from_pretrained(model)
     os.environ["TOKENIZERS_PARALLELISM"] = "true"
     with tempfile.TemporaryDirectory() as scratch:

@@ -56,10 +56,10 @@ from workload import (
     word_tokenizer,
 )
 
-from forgetting import models
-from forgetting.data.samples import SAMPLE_SCHEMA, Samples, lists, write_table
-from forgetting.recipe import LoraSettings, ModelSettings, load_recipe
-from forgetting.rundir import Work
+from forgetting.config.schema import LoraSettings, ModelSettings, load_recipe
+from forgetting.models import loading
+from forgetting.rundir.directory import Work
+from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, lists, write_table
 from forgetting.scoring import score_samples
 
 BATCH_SIZES = {"cpu": (4, 8, 16), "accelerator": (16, 32, 64, 128)}
@@ -107,7 +107,7 @@ class Models:
         )
         model = LlamaForCausalLM(tied).to(self.dtype)
         model.save_pretrained(self.base)
-        settings = models.lora_config(LoraSettings(rank=64, alpha=16))
+        settings = loading.lora_config(LoraSettings(rank=64, alpha=16))
         settings.init_lora_weights = False
         adapted = get_peft_model(model, settings)
         adapted.save_pretrained(self.adapter)
@@ -115,13 +115,13 @@ class Models:
 
     def load(self, folder: Path) -> Any:
         settings = ModelSettings(name_or_path=str(folder))
-        return models.load_base_model(settings, self.dtype).to(self.device)
+        return loading.load_base_model(settings, self.dtype).to(self.device)
 
     def load_ours(self) -> Iterator[Any]:
         """Base, then reference, which takes its weights over."""
         model = self.load(self.base)
         yield model
-        yield models.attach_adapter(model, self.adapter)
+        yield loading.attach_adapter(model, self.adapter)
 
     def load_apart(self) -> Iterator[Any]:
         yield self.load(self.base)
@@ -273,7 +273,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=96)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--lengths", type=Path, help="JSON list of Alpaca records")
-    parser.add_argument("--device", default=models.pick_device().type)
+    parser.add_argument("--device", default=loading.pick_device().type)
     parser.add_argument(
         "--dtype",
         choices=["auto", "bfloat16", "float32"],

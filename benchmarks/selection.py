@@ -29,7 +29,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from forgetting.data.samples import (
+from forgetting.config.schema import SelectionSettings
+from forgetting.method.selection import divide
+from forgetting.rundir.samples import (
     SAMPLE_SCHEMA,
     SampleFile,
     list_column,
@@ -37,10 +39,8 @@ from forgetting.data.samples import (
     read_table,
     write_table,
 )
-from forgetting.recipe import SelectionSettings
-from forgetting.selecting import select_corpus
-from forgetting.selection.choice import divide
-from forgetting.shards import ScoredCorpus
+from forgetting.rundir.scores import ScoredCorpus
+from forgetting.stages_select import select_corpus
 
 RHO = 0.7
 SAMPLES_PER_SHARD = 2000

@@ -55,8 +55,8 @@ from workload import (
 )
 
 from forgetting import ForgettingConfig, ForgettingTrainer
-from forgetting.models import lora_config
-from forgetting.recipe import LoraSettings
+from forgetting.config.schema import LoraSettings
+from forgetting.models.loading import lora_config
 
 WAYS = ("ours", "sft", "plain")
 BATCH_SIZE, MICRO_BATCH_SIZE = 24, 2

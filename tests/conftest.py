@@ -18,7 +18,7 @@ import torch
 import yaml
 from hypothesis import settings
 
-from forgetting.data.samples import (
+from forgetting.rundir.samples import (
     SAMPLE_SCHEMA,
     Samples,
     list_column,

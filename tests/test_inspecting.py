@@ -11,9 +11,9 @@ import pytest
 from forgetting.cli import main
 from forgetting.errors import InputError
 from forgetting.inspecting import open_run, score_data
-from forgetting.report.inspector import InspectorServer
-from forgetting.report.inspector.corpus import Query
-from forgetting.rundir import read_manifest
+from forgetting.inspector import InspectorServer
+from forgetting.inspector.corpus import Query
+from forgetting.rundir.directory import read_manifest
 from forgetting.scoring import score_samples
 
 

@@ -8,12 +8,12 @@ import shutil
 import pytest
 
 from forgetting import stages
-from forgetting.data.corpus import SPLITS
-from forgetting.data.samples import Samples
+from forgetting.config.schema import load_recipe, shipped_recipes
+from forgetting.data.splits import SPLITS
 from forgetting.errors import InputError
 from forgetting.pipeline import STAGES, describe_plan, plan, run
-from forgetting.recipe import load_recipe, shipped_recipes
-from forgetting.rundir import digest, read_manifest
+from forgetting.rundir.directory import digest, read_manifest
+from forgetting.rundir.samples import Samples
 
 ALL = [
     "prepare",

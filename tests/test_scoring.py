@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from forgetting import head
-from forgetting.data.samples import Samples
 from forgetting.errors import ForgettingError
+from forgetting.method import select_tokens, token_quality
+from forgetting.models import lm_head as head
+from forgetting.rundir.samples import Samples
 from forgetting.scoring import score_dataset, score_samples
-from forgetting.selection import select_tokens, token_quality
 from tests.conftest import small_model
 
 VOCAB = 61

@@ -7,12 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from forgetting.data.samples import Samples, list_column, lists, read_table, write_table
+from forgetting.config.schema import SelectionSettings
 from forgetting.errors import InputError
-from forgetting.recipe import SelectionSettings
-from forgetting.selecting import select_corpus
-from forgetting.selection import MEASURES, select_tokens
-from forgetting.shards import ScoredCorpus
+from forgetting.method import MEASURES, select_tokens
+from forgetting.rundir.samples import Samples, list_column, lists, read_table, write_table
+from forgetting.rundir.scores import ScoredCorpus
+from forgetting.stages_select import select_corpus
 from tests.conftest import EOS, all_scores, save_scored_run
 
 

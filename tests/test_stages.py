@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from forgetting import stages
-from forgetting.data.samples import (
+from forgetting.config.schema import load_recipe
+from forgetting.errors import InputError
+from forgetting.rundir.directory import Work
+from forgetting.rundir.processes import Processes
+from forgetting.rundir.samples import (
     Samples,
     list_column,
     read_table,
 )
-from forgetting.errors import InputError
-from forgetting.processes import Processes
-from forgetting.recipe import load_recipe
-from forgetting.rundir import Work
 from tests.conftest import EOS, all_scores, save_scored_run
 
 
@@ -231,8 +231,8 @@ def test_tensorboard_shows_every_figure(write_recipe, tmp_path):
 def test_terms_reach_the_training_of_a_run_with_the_scores_they_need(
     term, write_recipe, tmp_path, monkeypatch
 ):
-    from forgetting import trainer
     from forgetting.pipeline import run as run_stages
+    from forgetting.training import trainer
 
     seen = {}
 
@@ -368,14 +368,14 @@ def test_a_cut_off_evaluation_does_only_the_tasks_without_a_result(
 def test_a_run_loads_the_base_once_for_all_adapters_and_reads_tasks_once(
     write_recipe, stones, tmp_path, monkeypatch
 ):
-    from forgetting import models
     from forgetting.evaluation import harness
+    from forgetting.models import loading
     from forgetting.pipeline import run as run_stages
 
     path = write_recipe(evaluation=stones)
     run_stages(path, tmp_path / "out", stages=("prepare", "reference", "score", "select", "train"))
     calls = []
-    for module, name in ((models, "load_base_model"), (harness, "_index")):
+    for module, name in ((loading, "load_base_model"), (harness, "_index")):
         own = getattr(module, name)
 
         def noted(*args, own=own, name=name):

@@ -1,7 +1,7 @@
 """A hook of MkDocs: tables of a recipe's fields, from the models that read a recipe.
 
 Goes in: a page with lines `<!-- fields of NAME -->`, where NAME is a section of
-`forgetting.recipe`. Comes out: in their place what the section is, and a row for each of its
+`forgetting.config.schema`. Comes out: in their place what the section is, and a row for each of its
 fields: what it takes, its default, what it does. So the page and the program say the same.
 """
 
@@ -11,7 +11,7 @@ import json
 import re
 from typing import Any
 
-from forgetting.recipe import Recipe
+from forgetting.config.schema import Recipe
 
 MARK = re.compile(r"<!-- fields of (\w+) -->")
 # In the words of a sentence: a number _at least 0_.

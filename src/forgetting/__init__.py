@@ -7,12 +7,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from forgetting.objective import ForgettingTerm, LambdaSchedule, forgetting_loss
+    from forgetting.config.schema import Recipe
+    from forgetting.method import select_tokens, token_quality
+    from forgetting.method.loss import ForgettingTerm, LambdaSchedule, forgetting_loss
     from forgetting.pipeline import run
-    from forgetting.recipe import Recipe
     from forgetting.scoring import score_dataset
-    from forgetting.selection import select_tokens, token_quality
-    from forgetting.trainer import ForgettingConfig, ForgettingTrainer
+    from forgetting.training.trainer import ForgettingConfig, ForgettingTrainer
 
 __version__ = version("forgetting")
 __all__ = [
@@ -28,16 +28,16 @@ __all__ = [
     "token_quality",
 ]
 _HOMES = {
-    "ForgettingConfig": "trainer",
-    "ForgettingTerm": "objective",
-    "ForgettingTrainer": "trainer",
-    "LambdaSchedule": "objective",
-    "Recipe": "recipe",
-    "forgetting_loss": "objective",
+    "ForgettingConfig": "training.trainer",
+    "ForgettingTerm": "method.loss",
+    "ForgettingTrainer": "training.trainer",
+    "LambdaSchedule": "method.loss",
+    "Recipe": "config.schema",
+    "forgetting_loss": "method.loss",
     "run": "pipeline",
     "score_dataset": "scoring",
-    "select_tokens": "selection",
-    "token_quality": "selection",
+    "select_tokens": "method",
+    "token_quality": "method",
 }
 
 

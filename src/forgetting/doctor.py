@@ -126,7 +126,7 @@ def _computes() -> Finding:
     import torch
 
     try:
-        from forgetting.models import pick_device
+        from forgetting.models.loading import pick_device
     except (ImportError, OSError) as error:
         return Finding("arithmetic", "broken", f"transformers cannot be loaded: {error}")
     device = pick_device()

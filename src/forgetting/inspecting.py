@@ -9,12 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from forgetting import models
-from forgetting.data.sources import is_local
-from forgetting.errors import InputError, TooFewSamples
-from forgetting.pipeline import default_run_dir, describe_plan
-from forgetting.pipeline import run as run_stages
-from forgetting.recipe import (
+from forgetting.config.schema import (
     DataSettings,
     ModelSettings,
     Recipe,
@@ -24,8 +19,13 @@ from forgetting.recipe import (
     VariantSettings,
     load_recipe,
 )
-from forgetting.report.inspector import Inspection, open_inspection
-from forgetting.rundir import RECIPE
+from forgetting.data.sources import is_local
+from forgetting.errors import InputError, TooFewSamples
+from forgetting.inspector import Inspection, open_inspection
+from forgetting.models import loading
+from forgetting.pipeline import default_run_dir, describe_plan
+from forgetting.pipeline import run as run_stages
+from forgetting.rundir.directory import RECIPE
 
 STAGES = ("prepare", "score", "select")
 # More than anybody looks at; whatever a corpus has up to here is scored whole.
@@ -42,7 +42,7 @@ def open_run(run_dir: Path, variant: str | None = None) -> Inspection:
     if not (run_dir / RECIPE).is_file():
         raise InputError(f"{run_dir} is not a run directory: it has no {RECIPE}")
     recipe = load_recipe(run_dir / RECIPE)
-    inspection = open_inspection(run_dir, models.decoder(recipe.model), variant)
+    inspection = open_inspection(run_dir, loading.decoder(recipe.model), variant)
     if inspection is None:
         raise InputError(
             f"{run_dir} has no selection yet. Run `forgetting run` with its recipe, or the stages "
@@ -78,7 +78,7 @@ def score_data(
     source = SourceSettings(path=_resolved(data), limit=limit)
     is_local(source)  # refuses a path at which there is no file, before any model is asked for
     base = ModelSettings(name_or_path=_resolved(model))
-    positions = models.max_positions(models.load_config(base)) or DEFAULT_MAX_LENGTH
+    positions = loading.max_positions(loading.load_config(base)) or DEFAULT_MAX_LENGTH
     settings = DataSettings(
         sources=[source],
         num_reference=0,

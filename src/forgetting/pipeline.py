@@ -16,13 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from forgetting.console import duration, logger
-from forgetting.data.sources import HUB_ID, is_local, source_fingerprint
-from forgetting.errors import InputError
-from forgetting.evaluation.suites import check_tasks, evaluation_fingerprint
-from forgetting.models import count_trainable, model_fingerprint, pick_device
-from forgetting.processes import ALONE, Processes, join_processes, num_processes
-from forgetting.recipe import (
+from forgetting.config.schema import (
     PLAIN_TEMPLATE,
     Recipe,
     TrainingSettings,
@@ -31,7 +25,12 @@ from forgetting.recipe import (
     dump_recipe,
     load_recipe,
 )
-from forgetting.rundir import (
+from forgetting.console import duration, logger
+from forgetting.data.sources import HUB_ID, is_local, source_fingerprint
+from forgetting.errors import InputError
+from forgetting.evaluation.suites import check_tasks, evaluation_fingerprint
+from forgetting.models.loading import count_trainable, model_fingerprint, pick_device
+from forgetting.rundir.directory import (
     RECIPE,
     Manifest,
     RunDir,
@@ -42,6 +41,7 @@ from forgetting.rundir import (
     stage_is_done,
     write_atomically,
 )
+from forgetting.rundir.processes import ALONE, Processes, join_processes, num_processes
 
 STAGES = ("prepare", "reference", "score", "select", "train", "evaluate", "report")
 # Which of them all processes do together.

@@ -18,9 +18,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from forgetting.data.samples import Samples
 from forgetting.errors import ForgettingError
-from forgetting.head import Head, Predictions, measure, split_head
+from forgetting.models.lm_head import Head, Predictions, measure, split_head
+from forgetting.rundir.samples import Samples
 
 TOKENS_PER_BATCH = 8192
 # More only makes a CPU wait for fresh pages of memory.

@@ -24,34 +24,34 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from forgetting import models
-from forgetting.card import RunFacts, model_card
-from forgetting.checkpoints import check_num_processes, latest_checkpoint
-from forgetting.console import logger, progress
-from forgetting.data.corpus import build_corpus
-from forgetting.data.samples import (
-    SampleFile,
-    Samples,
-    rows_in_parts,
-)
-from forgetting.data.scores import join_scores, shard_name, write_scores
-from forgetting.data.tokens import Tokenization
-from forgetting.errors import InputError
-from forgetting.evaluation import HELDOUT, Harness, TaskResult, evaluate_heldout
-from forgetting.objective import ForgettingTerm
-from forgetting.processes import ALONE, Processes, share_one_model
-from forgetting.recipe import (
+from forgetting.config.schema import (
     PLAIN_TEMPLATE,
     Recipe,
     TrainingSettings,
     VariantSettings,
 )
+from forgetting.console import logger, progress
+from forgetting.data.alignment import Tokenization
+from forgetting.data.splits import build_corpus
+from forgetting.errors import InputError
+from forgetting.evaluation import HELDOUT, Harness, TaskResult, evaluate_heldout
+from forgetting.method.loss import ForgettingTerm
+from forgetting.models import loading
 from forgetting.report import build_report
-from forgetting.rundir import Work, write_atomically
+from forgetting.report.card import RunFacts, model_card
+from forgetting.rundir.directory import Work, write_atomically
+from forgetting.rundir.processes import ALONE, Processes, share_one_model
+from forgetting.rundir.samples import (
+    SampleFile,
+    Samples,
+    rows_in_parts,
+)
+from forgetting.rundir.score_files import join_scores, shard_name, write_scores
+from forgetting.rundir.scores import ScoredCorpus
 from forgetting.scoring import score_samples
-from forgetting.selecting import select_corpus
-from forgetting.shards import ScoredCorpus
-from forgetting.training_data import TOKENS, selected_parts, trainer_columns, write_stream
+from forgetting.stages_select import select_corpus
+from forgetting.training.checkpoints import check_num_processes, latest_checkpoint
+from forgetting.training.dataset import TOKENS, selected_parts, trainer_columns, write_stream
 
 
 def prepare(recipe: Recipe, run: Path, work: Work) -> None:
@@ -84,7 +84,7 @@ def prepare(recipe: Recipe, run: Path, work: Work) -> None:
 
 def load_tokenization(recipe: Recipe) -> Tokenization:
     """How this recipe makes tokens of a record."""
-    tokenizer = models.load_tokenizer(recipe.model)
+    tokenizer = loading.load_tokenizer(recipe.model)
     template = recipe.model.chat_template
     if template == PLAIN_TEMPLATE:
         tokenizer.chat_template = template = None
@@ -112,7 +112,7 @@ def tokenizer_threads() -> Iterator[None]:
 
 def check_length(recipe: Recipe) -> None:
     """Refuse samples longer than the model has positions for."""
-    limit = models.max_positions(models.load_config(recipe.model))
+    limit = loading.max_positions(loading.load_config(recipe.model))
     if limit is not None and recipe.data.max_length > limit:
         raise InputError(
             f"data.max_length {recipe.data.max_length} is more than the {limit} positions of "
@@ -202,7 +202,7 @@ def score_shards(recipe: Recipe, run: Path, work: Work) -> None:
     own = range(work.processes.index, len(shards), work.processes.count)
     # An adapter is put on the one base model, of which folds have one after the other; whole
     # weights take its place.
-    base = models.SharedBase(recipe.model)
+    base = loading.SharedBase(recipe.model)
     for scoring in scoring_passes(recipe, run, len(corpus)):
         _score_pass(recipe, work, corpus, {index: shards[index] for index in own}, scoring, base)
 
@@ -213,7 +213,7 @@ def _score_pass(
     corpus: SampleFile,
     shards: Mapping[int, range],
     scoring: ScoringPass,
-    base: models.SharedBase,
+    base: loading.SharedBase,
 ) -> None:
     # A function of its own, so that nothing holds the model when the next one is loaded.
     missing = [index for index in shards if not scoring.file(work, index).is_file()]
@@ -316,10 +316,10 @@ def train(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
         selection = json.loads(summary.read_text(encoding="utf-8"))
     facts = RunFacts(
         recipe,
-        models.model_facts(recipe.model),
+        loading.model_facts(recipe.model),
         json.loads((run / "data" / "summary.json").read_text(encoding="utf-8")),
     )
-    is_adapter = models.is_adapter(work.output)
+    is_adapter = loading.is_adapter(work.output)
     card = model_card(facts, variant, selection, work.details, is_adapter=is_adapter)
     (work.output / "README.md").write_text(card, encoding="utf-8")
 
@@ -343,9 +343,9 @@ def fine_tune(
     from datasets import Dataset
     from transformers import PrinterCallback
 
-    from forgetting.trainer import ForgettingConfig, ForgettingTrainer, ProgressCallback
+    from forgetting.training.trainer import ForgettingConfig, ForgettingTrainer, ProgressCallback
 
-    dtype = models.pick_dtype(recipe.model)
+    dtype = loading.pick_dtype(recipe.model)
     # Mapped into memory by every process, not held by any.
     data = work.path / "samples.arrow"
     if work.processes.is_main:
@@ -375,7 +375,7 @@ def fine_tune(
         gradient_checkpointing=training.gradient_checkpointing,
         bf16=dtype == torch.bfloat16,
         ddp_find_unused_parameters=False,
-        use_cpu=models.pick_device().type == "cpu",
+        use_cpu=loading.pick_device().type == "cpu",
         save_strategy="steps",
         save_steps=training.save_steps,
         # The one before the newest stays until the newest is sealed.
@@ -390,15 +390,15 @@ def fine_tune(
     )
     # All weights are trained in float32, with arithmetic in `dtype`; an adapter's base is frozen.
     # After the configuration, which may say that the weights are read in parts.
-    model = models.load_base_model(
+    model = loading.load_base_model(
         recipe.model, dtype if training.lora else torch.float32, in_parts=share_one_model()
     )
     trainer = ForgettingTrainer(
         model=model,
         args=config,
         train_dataset=dataset,
-        processing_class=models.load_tokenizer(recipe.model),
-        peft_config=models.lora_config(training.lora) if training.lora else None,
+        processing_class=loading.load_tokenizer(recipe.model),
+        peft_config=loading.lora_config(training.lora) if training.lora else None,
         callbacks=[ProgressCallback(label), *_tensorboard(training, work)],
     )
     trainer.remove_callback(PrinterCallback)
@@ -418,9 +418,9 @@ def fine_tune(
     )
     if training.merge:
         del trainer, model
-        merged = models.merge_adapter(recipe.model, dtype, work.path / "adapter")
+        merged = loading.merge_adapter(recipe.model, dtype, work.path / "adapter")
         merged.save_pretrained(work.output)
-        models.load_tokenizer(recipe.model).save_pretrained(work.output)
+        loading.load_tokenizer(recipe.model).save_pretrained(work.output)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
@@ -448,14 +448,14 @@ class Bench:
     def __init__(self, recipe: Recipe, processes: Processes = ALONE) -> None:
         self._recipe = recipe
         self._processes = processes
-        self.models = models.SharedBase(recipe.model)
+        self.models = loading.SharedBase(recipe.model)
 
     @functools.cached_property
     def harness(self) -> Harness:
         """The recipe's lm-eval tasks, read once."""
         return Harness(
             self._recipe.evaluation,
-            models.load_tokenizer(self._recipe.model),
+            loading.load_tokenizer(self._recipe.model),
             seed=self._recipe.seed,
             process_index=self._processes.index,
             num_processes=self._processes.count,
@@ -534,8 +534,8 @@ def report(recipe: Recipe, run: Path, work: Work) -> None:
     build_report(
         run,
         work.output,
-        decode=models.decoder(recipe.model),
-        special_ids=models.special_token_ids(recipe.model),
+        decode=loading.decoder(recipe.model),
+        special_ids=loading.special_token_ids(recipe.model),
         seed=recipe.report.seed,
     )
 

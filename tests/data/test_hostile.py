@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forgetting.data.corpus import SPLITS, build_corpus
-from forgetting.data.samples import IGNORE_INDEX, Samples, read_table
-from forgetting.data.tokens import Tokenization
+from forgetting.config.schema import DataSettings, SourceSettings
+from forgetting.data.alignment import Tokenization
+from forgetting.data.splits import SPLITS, build_corpus
 from forgetting.errors import InputError
-from forgetting.recipe import DataSettings, SourceSettings
+from forgetting.rundir.samples import IGNORE_INDEX, Samples, read_table
 from tests.conftest import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()

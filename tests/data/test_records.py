@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forgetting.config.schema import SourceSettings
 from forgetting.data.records import READERS, Record, Rejected, parse_record, recognise
 from forgetting.data.sources import Origin
 from forgetting.errors import InputError
-from forgetting.recipe import SourceSettings
 
 SOURCE = SourceSettings(path="some.json")
 ORIGIN = Origin("some.json", 1, 3)

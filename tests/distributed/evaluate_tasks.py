@@ -7,9 +7,9 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from forgetting.data.samples import Samples
+from forgetting.config.schema import EvaluationSettings
 from forgetting.evaluation import Harness, evaluate_heldout
-from forgetting.recipe import EvaluationSettings
+from forgetting.rundir.samples import Samples
 
 
 def main(model_path: str, heldout: str, output: str, settings: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from forgetting.data.samples import SAMPLE_SCHEMA, write_table
+from forgetting.rundir.samples import SAMPLE_SCHEMA, write_table
 
 SCRIPT = Path(__file__).with_name("evaluate_tasks.py")
 

@@ -13,8 +13,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from forgetting import pipeline
-from forgetting.data.samples import list_column, read_table
-from forgetting.rundir import read_manifest
+from forgetting.rundir.directory import read_manifest
+from forgetting.rundir.samples import list_column, read_table
 
 pytestmark = pytest.mark.slow
 

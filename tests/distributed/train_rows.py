@@ -12,7 +12,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from forgetting.trainer import ForgettingConfig, ForgettingTrainer
+from forgetting.training.trainer import ForgettingConfig, ForgettingTrainer
 
 
 def main(model: str, samples: str, output: str, config: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from forgetting.cli import app
-from forgetting.exporting import export_run
+from forgetting.export import export_run
 from tests.conftest import alpaca_records, save_tiny_model
 from tests.evaluation.conftest import save_benchmarks
 

@@ -29,8 +29,8 @@ from packaging.requirements import Requirement
 
 from forgetting import launch
 from forgetting.cli import app, main
-from forgetting.recipe import Recipe, load_recipe
-from forgetting.report.inspector import InspectorServer
+from forgetting.config.schema import Recipe, load_recipe
+from forgetting.inspector import InspectorServer
 from tests.documentation.conftest import PAGES, blocks, code_spans, read_command
 
 pytestmark = pytest.mark.usefixtures("restored_logging")

@@ -8,8 +8,8 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forgetting import score_dataset
+from forgetting.config.schema import load_recipe
 from forgetting.evaluation.suites import Suite
-from forgetting.recipe import load_recipe
 from tests.documentation.conftest import blocks
 
 

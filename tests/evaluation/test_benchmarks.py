@@ -8,11 +8,11 @@ import shutil
 import pytest
 import yaml
 
+from forgetting.config.schema import EvaluationSettings
 from forgetting.errors import InputError
 from forgetting.evaluation import Harness, write_tasks
 from forgetting.evaluation.benchmarks import BENCHMARKS, find_files, read_items
 from forgetting.evaluation.suites import check_tasks, evaluation_fingerprint, plan_tasks
-from forgetting.recipe import EvaluationSettings
 
 NINE = {
     "truthfulqa_mc2",

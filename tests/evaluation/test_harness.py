@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
+from forgetting.config.schema import EvaluationSettings
 from forgetting.errors import InputError
 from forgetting.evaluation import Harness
-from forgetting.recipe import EvaluationSettings
 
 
 @pytest.fixture

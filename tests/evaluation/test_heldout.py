@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from forgetting.data.samples import SAMPLE_SCHEMA, Samples
 from forgetting.evaluation import evaluate_heldout
+from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples
 
 
 def heldout(model, number=10):

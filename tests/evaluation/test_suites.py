@@ -8,9 +8,9 @@ import statistics
 import pytest
 import yaml
 
+from forgetting.config.schema import EvaluationSettings, load_recipe
 from forgetting.errors import InputError
 from forgetting.evaluation.benchmarks import BENCHMARKS
-from forgetting.evaluation.results import Metric, TaskResult
 from forgetting.evaluation.suites import (
     Request,
     Suite,
@@ -18,7 +18,7 @@ from forgetting.evaluation.suites import (
     shipped_suites,
     suite_result,
 )
-from forgetting.recipe import EvaluationSettings, load_recipe
+from forgetting.rundir.results import Metric, TaskResult
 
 
 def plan(tasks, **settings):

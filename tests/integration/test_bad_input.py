@@ -12,10 +12,11 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from forgetting import checkpoints, stages
+from forgetting import stages
 from forgetting.cli import main
-from forgetting.data.samples import Samples
-from forgetting.rundir import read_manifest
+from forgetting.rundir.directory import read_manifest
+from forgetting.rundir.samples import Samples
+from forgetting.training import checkpoints
 
 
 @pytest.fixture
@@ -206,7 +207,7 @@ def test_a_directory_that_is_no_run(refused, tmp_path):
 def test_a_run_directory_that_a_live_process_has_locked(refused, tmp_path):
     run = tmp_path / "run"
     code = (
-        "import sys; from pathlib import Path; from forgetting.rundir import RunDir\n"
+        "import sys; from pathlib import Path; from forgetting.rundir.directory import RunDir\n"
         f"with RunDir(Path({str(run)!r}), 'tiny'): print('locked', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen(

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from forgetting import models
+from forgetting.config.schema import EvaluationSettings, ModelSettings
 from forgetting.evaluation import Harness, write_tasks
-from forgetting.recipe import EvaluationSettings, ModelSettings
+from forgetting.models import loading
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 LIMIT = 2
@@ -29,8 +29,8 @@ def harness_of(request):
             pytest.skip(f"needs {data_dir} and {model_dir}")
         model = ModelSettings(name_or_path=str(model_dir), dtype="float32")
         settings = EvaluationSettings(tasks=tasks, data_dir=str(data_dir), limit=limit)
-        harness = Harness(settings, models.load_tokenizer(model), seed=42)
-        return models.load_base_model(model, models.pick_dtype(model)), harness, settings
+        harness = Harness(settings, loading.load_tokenizer(model), seed=42)
+        return loading.load_base_model(model, loading.pick_dtype(model)), harness, settings
 
     return build
 

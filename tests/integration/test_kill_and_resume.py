@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from forgetting.rundir import read_manifest
+from forgetting.rundir.directory import read_manifest
 
 VARIANTS = ("full", "ignoring", "forgetting")
 
@@ -76,7 +76,9 @@ def attempt(finished_run, tmp_path_factory):
     recipe, _ = finished_run
     folder = tmp_path_factory.mktemp("killed")
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["forgetting.stages", "forgetting.trainer", "forgetting.cli"])
+    server.set_forkserver_preload(
+        ["forgetting.stages", "forgetting.training.trainer", "forgetting.cli"]
+    )
 
     def do(stop=None, with_signal=signal.SIGKILL) -> Attempt:
         log, reached, run = folder / "log", folder / "reached", folder / "run"
@@ -114,22 +116,24 @@ def killed(attempt) -> dict[str, Attempt]:
     """One attempt for each stage, and the one that ends the run."""
     attempts = {
         # One of three tables is written.
-        "prepare": attempt(("forgetting.data.corpus.TableWriter", 3, "before")),
+        "prepare": attempt(("forgetting.data.splits.TableWriter", 3, "before")),
         # Two checkpoints are whole, the third lacks its seal.
-        "reference": attempt(("forgetting.trainer.seal", 3, "before")),
+        "reference": attempt(("forgetting.training.trainer.seal", 3, "before")),
         # The base model has scored all three shards, the reference one.
         "score": attempt(("forgetting.stages.score_samples", 5, "before")),
         # One more shard.
         "score again": attempt(("forgetting.stages.score_samples", 2, "before")),
         # The polarity is written, the summary is not.
         "select": attempt(("forgetting.stages._write_json", 1, "before")),
-        "train": attempt(("forgetting.trainer.seal", 3, "after")),
+        "train": attempt(("forgetting.training.trainer.seal", 3, "after")),
     }
     (newest,) = (attempt.run / ".work").glob("train_full-*/checkpoints/checkpoint-3")
     torn = newest / "optimizer.safetensors"
     torn.write_bytes(torn.read_bytes()[:-1])
     # Four steps of the first variant from checkpoint 2 on, two of the second.
-    attempts["interrupted"] = attempt(("forgetting.trainer.seal", 4 + 2, "after"), signal.SIGINT)
+    attempts["interrupted"] = attempt(
+        ("forgetting.training.trainer.seal", 4 + 2, "after"), signal.SIGINT
+    )
     attempts["evaluate"] = attempt(("forgetting.stages._write_json", 2, "before"))
     attempts["report"] = attempt(("forgetting.stages.build_report", 1, "after"))
     attempts["last"] = attempt()

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from forgetting import models, stages
-from forgetting.data.samples import Samples, list_column, read_table
+from forgetting import stages
+from forgetting.config.schema import load_recipe
 from forgetting.errors import InputError
+from forgetting.models import loading
 from forgetting.pipeline import describe_plan, run
-from forgetting.recipe import load_recipe
+from forgetting.rundir.samples import Samples, list_column, read_table
 from forgetting.scoring import score_samples
 from tests.conftest import alpaca_records
 
@@ -25,7 +26,7 @@ def reference_log_probs(path):
 
 
 def scored_by(recipe, adapter, samples):
-    model = models.load_variant(recipe.model, torch.float32, adapter)
+    model = loading.load_variant(recipe.model, torch.float32, adapter)
     return np.split(score_samples(model, samples).log_probs, samples.response_starts[1:-1])
 
 

@@ -11,10 +11,10 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from forgetting.data.samples import Samples
+from forgetting.config.schema import load_recipe
 from forgetting.pipeline import run as run_pipeline
-from forgetting.recipe import load_recipe
-from forgetting.rundir import read_manifest
+from forgetting.rundir.directory import read_manifest
+from forgetting.rundir.samples import Samples
 
 SELECTING = ("ignoring", "forgetting")
 VARIANTS = ("full", *SELECTING)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from forgetting.data.samples import Samples, write_table
+from forgetting.rundir.samples import Samples, write_table
 
 HOSTILE = "<script>alert(1)</script>\"'{{7*7}}\u202e$x_2$"
 # Ids below 256 are bytes, so that a character can be split over tokens; the others are words.

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from forgetting import training_data
-from forgetting.data.samples import Samples, write_table
 from forgetting.errors import InputError
 from forgetting.report import counts
 from forgetting.report.counts import Share, count_lengths, count_negatives
+from forgetting.rundir.samples import Samples, write_table
+from forgetting.training import dataset as training_data
 
 Decode = Callable[[Sequence[int]], str]
 

@@ -16,8 +16,8 @@ from urllib.parse import unquote
 
 import pytest
 
+from forgetting.inspector.page import content_policy
 from forgetting.report import build_report
-from forgetting.report.inspector.page import content_policy
 
 Decode = Callable[..., str]
 ALL_FILES = ["index.html", "inspector.html", "results.csv", "results.json", "results.md"]

@@ -8,11 +8,11 @@ import json
 import pytest
 from rich.console import Console
 
+from forgetting.data.alignment import Tokenization
 from forgetting.data.records import Message, Record
-from forgetting.data.samples import Samples, write_table
 from forgetting.data.sources import Origin
-from forgetting.data.tokens import Tokenization
 from forgetting.report.preview import rejection_lines, sample_texts, source_table
+from forgetting.rundir.samples import Samples, write_table
 from tests.conftest import byte_tokenizer
 
 HOSTILE = "a [bold]b[/]\x1b[31m\u202ec</s>\x00"

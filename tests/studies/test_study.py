@@ -10,8 +10,8 @@ import pytest
 
 from forgetting import stages
 from forgetting.cli import main
+from forgetting.config.schema import DataSettings
 from forgetting.errors import DivergenceError, InputError
-from forgetting.recipe import DataSettings
 from forgetting.studies import (
     load_definition,
     paper_study,

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from forgetting.config.schema import SourceSettings
 from forgetting.data.sources import Origin
 from forgetting.errors import InputError
-from forgetting.recipe import SourceSettings
 
 ROLES = {
     "system": "system",

@@ -2,8 +2,8 @@
 
 from forgetting.evaluation.harness import Harness, Measured, write_tasks
 from forgetting.evaluation.heldout import HELDOUT, evaluate_heldout
-from forgetting.evaluation.results import Group, Metric, TaskResult
 from forgetting.evaluation.suites import Request, plan_tasks
+from forgetting.rundir.results import Group, Metric, TaskResult
 
 __all__ = [
     "HELDOUT",

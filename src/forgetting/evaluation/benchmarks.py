@@ -17,10 +17,10 @@ from typing import Any
 
 import yaml
 
+from forgetting.config.schema import SourceSettings
 from forgetting.data.sources import read_source
 from forgetting.errors import InputError
 from forgetting.evaluation import converters
-from forgetting.recipe import SourceSettings
 
 Located = tuple[str, Any]
 """Where in its file a record is, and the record."""

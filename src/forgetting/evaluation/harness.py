@@ -25,9 +25,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from forgetting.config.schema import EvaluationSettings
 from forgetting.errors import InputError
 from forgetting.evaluation.benchmarks import BENCHMARKS, write_task
-from forgetting.evaluation.results import Metric, TaskResult
 from forgetting.evaluation.suites import (
     Request,
     metric_label,
@@ -35,7 +35,7 @@ from forgetting.evaluation.suites import (
     read_request,
     suite_result,
 )
-from forgetting.recipe import EvaluationSettings
+from forgetting.rundir.results import Metric, TaskResult
 
 # Of bootstrapped standard errors, such as F1's; lm-eval's own default takes minutes a task.
 BOOTSTRAP_SAMPLES = 1000

@@ -16,8 +16,8 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from numpy.typing import NDArray
 
-from forgetting.data.samples import Samples
-from forgetting.evaluation.results import Group, Metric, TaskResult
+from forgetting.rundir.results import Group, Metric, TaskResult
+from forgetting.rundir.samples import Samples
 from forgetting.scoring import score_samples
 
 HELDOUT = "heldout"

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from forgetting.config.schema import EvaluationSettings, ItemLimit
 from forgetting.errors import InputError
 from forgetting.evaluation.benchmarks import (
     BENCHMARKS,
@@ -25,9 +26,8 @@ from forgetting.evaluation.benchmarks import (
     missing_files,
     read_items,
 )
-from forgetting.evaluation.results import Group, Metric, TaskResult
-from forgetting.recipe import EvaluationSettings, ItemLimit
-from forgetting.rundir import file_sha256
+from forgetting.rundir.directory import file_sha256
+from forgetting.rundir.results import Group, Metric, TaskResult
 
 AVERAGE = "average"
 

@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import ValidationError
 
+from forgetting.config.schema import Recipe
 from forgetting.errors import InputError
-from forgetting.recipe import Recipe
-from forgetting.selection import MEASURES, QualityName
+from forgetting.method import MEASURES, QualityName
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]

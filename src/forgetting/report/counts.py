@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from forgetting.data.samples import Samples, rows_in_parts
+from forgetting.inspector.pieces import Decode
 from forgetting.report.collect import SPLITS
-from forgetting.report.inspector.pieces import Decode
-from forgetting.training_data import selected_parts
+from forgetting.rundir.samples import Samples, rows_in_parts
+from forgetting.training.dataset import selected_parts
 
 Ints = npt.NDArray[np.integer]
 

@@ -15,13 +15,13 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from forgetting.inspector.corpus import open_inspection, preferred
+from forgetting.inspector.page import content_policy, static_page
+from forgetting.inspector.pieces import Decode
 from forgetting.report import figures, tables
 from forgetting.report.collect import Run, Selection, in_order, read_run
 from forgetting.report.counts import Negatives, SplitLengths, count_lengths, count_negatives
 from forgetting.report.escaping import visible
-from forgetting.report.inspector.corpus import open_inspection, preferred
-from forgetting.report.inspector.page import content_policy, static_page
-from forgetting.report.inspector.pieces import Decode
 from forgetting.report.results import ResultsTable, tabulate, to_csv, to_json, to_markdown
 from forgetting.report.sentences import base_name, noise_sentence, recipe_paragraph
 

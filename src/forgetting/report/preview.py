@@ -18,9 +18,9 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from forgetting.data.samples import Samples
+from forgetting.inspector.pieces import piece_spans
 from forgetting.report.escaping import visible
-from forgetting.report.inspector.pieces import piece_spans
+from forgetting.rundir.samples import Samples
 
 STYLES = {"prompt": "cyan", "response": "green", "special": "bold magenta"}
 LEGEND = Text.assemble(

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from forgetting.objective import LambdaSchedule
-from forgetting.recipe import (
+from forgetting.config.schema import (
     ForgettingSettings,
     Recipe,
     SelectionSettings,
     TrainingSettings,
     VariantSettings,
 )
+from forgetting.method import MEASURES
+from forgetting.method.loss import LambdaSchedule
 from forgetting.report.collect import Noise
-from forgetting.selection import MEASURES
 
 
 def recipe_paragraph(recipe: Recipe) -> str:

@@ -19,14 +19,14 @@ from typing import Any
 
 import yaml
 
-from forgetting.errors import InputError
-from forgetting.recipe import (
+from forgetting.config.schema import (
     ForgettingSettings,
     Recipe,
     SelectionSettings,
     VariantSettings,
     load_recipe,
 )
+from forgetting.errors import InputError
 
 # Recipes that differ in nothing else share a run.
 VARIANT_SECTIONS = frozenset({"selection", "forgetting", "variants"})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from forgetting.console import logger
 from forgetting.report.collect import Evaluation, Measurement, Metric, Selection, read_run
-from forgetting.rundir import write_atomically
+from forgetting.rundir.directory import write_atomically
 from forgetting.studies.execute import (
     diverged_variants,
     execute,

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field
 
+from forgetting.config.schema import Name, Section, load_recipe
 from forgetting.errors import InputError
-from forgetting.recipe import Name, Section, load_recipe
 from forgetting.studies.grid import SEED, StudyRun, expand, levels_of, read_grid
 from forgetting.studies.table import Published
 

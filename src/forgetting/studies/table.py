@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from forgetting.errors import InputError
-from forgetting.metrics import mean_and_deviation
+from forgetting.method.metrics import mean_and_deviation
 from forgetting.report.collect import Evaluation, Measurement, Metric
 from forgetting.report.results import Cell as Value
 from forgetting.report.results import Column, ResultsTable, plain, tabulate

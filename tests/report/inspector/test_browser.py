@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from forgetting.report.inspector import (
+from forgetting.inspector import (
     Inspection,
     InspectorServer,
     open_inspection,
     static_page,
 )
-from forgetting.report.inspector.corpus import Query
+from forgetting.inspector.corpus import Query
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from forgetting.errors import InputError
-from forgetting.report.inspector.corpus import Inspection, Query, Scale, open_inspection
+from forgetting.inspector.corpus import Inspection, Query, Scale, open_inspection
 
 Decode = Callable[..., str]
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgetting.report.inspector import open_inspection, page
-from forgetting.report.inspector.page import (
+from forgetting.inspector import open_inspection, page
+from forgetting.inspector.page import (
     choose_samples,
     embedded_json,
     served_page,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgetting.report.inspector.pieces import piece_spans
+from forgetting.inspector.pieces import piece_spans
 
 
 def decode_bytes(ids: list[int]) -> str:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgetting.report.inspector.rule import (
+from forgetting.inspector.rule import (
     NUM_LEVELS,
     Rule,
     forget_level,
@@ -15,7 +15,7 @@ from forgetting.report.inspector.rule import (
     noise_curve,
     thresholds,
 )
-from forgetting.selection import select_tokens
+from forgetting.method import select_tokens
 
 
 @given(st.integers(0, 5000), st.integers(1, NUM_LEVELS - 1), st.integers(0, 2**32 - 1))

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from forgetting.errors import InputError
-from forgetting.report.inspector import InspectorServer, open_inspection
-from forgetting.report.inspector.corpus import Query
-from forgetting.report.inspector.server import MAX_TOKENS_SHOWN
+from forgetting.inspector import InspectorServer, open_inspection
+from forgetting.inspector.corpus import Query
+from forgetting.inspector.server import MAX_TOKENS_SHOWN
 
 Decode = Callable[..., str]
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from forgetting.report.inspector import Inspection, open_inspection, show_in_terminal
-from forgetting.report.inspector.corpus import Query
-from forgetting.report.inspector.terminal import sample_text
+from forgetting.inspector import Inspection, open_inspection, show_in_terminal
+from forgetting.inspector.corpus import Query
+from forgetting.inspector.terminal import sample_text
 
 Decode = Callable[..., str]
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from forgetting import stages
-from forgetting.data.samples import Samples, list_column, read_table
 from forgetting.evaluation import evaluate_heldout
-from forgetting.models import load_base_model
-from forgetting.rundir import Work
-from forgetting.selection import MEASURES
+from forgetting.method import MEASURES
+from forgetting.models.loading import load_base_model
+from forgetting.rundir.directory import Work
+from forgetting.rundir.samples import Samples, list_column, read_table
 from forgetting.studies.noise import cell as cells
 from forgetting.studies.noise.cell import (
     choose,

@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from forgetting import models
-from forgetting.data.samples import Samples
 from forgetting.errors import InputError
+from forgetting.models import loading
+from forgetting.rundir.samples import Samples
 from forgetting.studies.noise.corpus import read_answers, write_corpus
 from forgetting.studies.noise.design import load_benchmark
 
@@ -73,7 +73,7 @@ def test_held_out_samples_are_clean_and_so_is_a_clean_reference(written):
 def test_right_answers_are_tokens_of_clean_responses(written):
     samples = _read(written["noisy"], "train")
     answers, noisy = read_answers(written["noisy"]), samples.noise()
-    tokenizer = models.load_tokenizer(_cell("unknown", 0.4).recipe.model)
+    tokenizer = loading.load_tokenizer(_cell("unknown", 0.4).recipe.model)
     assert answers.size == noisy.size
     starts = samples.response_starts
     num_answers = 0
@@ -100,7 +100,7 @@ def test_a_truncated_response_is_wrong_where_it_ends(tmp_path):
     write_corpus(cell.recipe, tmp_path, clean_reference=False)
     samples = _read(tmp_path, "train")
     noisy = samples.noise()
-    tokenizer = models.load_tokenizer(cell.recipe.model)
+    tokenizer = loading.load_tokenizer(cell.recipe.model)
     assert noisy.any()
     assert set(samples.response_ids[noisy].tolist()) == {tokenizer.eos_token_id}
     assert set(np.flatnonzero(noisy)) <= set(samples.response_starts[1:] - 1)

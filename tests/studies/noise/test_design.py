@@ -8,10 +8,10 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from forgetting.data.world import NOISE_KINDS
+from forgetting.demo.world import NOISE_KINDS
 from forgetting.errors import InputError
-from forgetting.objective import TermKind
-from forgetting.selection import MEASURES
+from forgetting.method import MEASURES
+from forgetting.method.loss import TermKind
 from forgetting.studies.noise.design import load_benchmark
 
 

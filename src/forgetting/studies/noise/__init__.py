@@ -7,7 +7,7 @@ one of them, `run` does many at once and writes the results, `table` and `figure
 
 from forgetting.studies.noise.design import Benchmark, load_benchmark
 from forgetting.studies.noise.run import list_commands, run_benchmark, run_some_cells
-from forgetting.studies.noise.spans import SpanResults, measure_spans
+from forgetting.studies.spans import SpanResults, measure_spans
 
 __all__ = [
     "Benchmark",

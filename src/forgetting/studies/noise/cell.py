@@ -21,20 +21,21 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from forgetting import models, stages
-from forgetting.data.samples import Samples, list_column, read_table
+from forgetting import stages
+from forgetting.config.schema import Recipe, SelectionSettings
 from forgetting.errors import DivergenceError
 from forgetting.evaluation import evaluate_heldout
-from forgetting.objective import ForgettingTerm
+from forgetting.method import MEASURES, QualityName, select_tokens
+from forgetting.method.loss import ForgettingTerm
+from forgetting.models import loading
 from forgetting.pipeline import Step, fingerprint
-from forgetting.recipe import Recipe, SelectionSettings
-from forgetting.rundir import RunDir, Work, read_manifest, stage_is_done, write_atomically
-from forgetting.selecting import select_corpus
-from forgetting.selection import MEASURES, QualityName, select_tokens
-from forgetting.shards import ScoredCorpus
+from forgetting.rundir.directory import RunDir, Work, read_manifest, stage_is_done, write_atomically
+from forgetting.rundir.samples import Samples, list_column, read_table
+from forgetting.rundir.scores import ScoredCorpus
+from forgetting.stages_select import select_corpus
 from forgetting.studies.noise.corpus import NEW, read_answers, write_corpus
 from forgetting.studies.noise.design import ALL_KINDS, BASE, WHERE, Cell, NoiseVariant
-from forgetting.training_data import trainer_columns
+from forgetting.training.dataset import trainer_columns
 
 # Not noise of some kind against all clean tokens, but wrong answers against right ones.
 ANSWERS, ANSWERS_ABOUT_NEW = "answers", "answers about new"
@@ -193,7 +194,7 @@ def plan_cell(cell: Cell) -> list[Step]:
     recipe = cell.recipe
     common = {
         "version": VERSION,
-        "model": models.model_fingerprint(recipe.model),
+        "model": loading.model_fingerprint(recipe.model),
         "seed": recipe.seed,
     }
     steps: list[Step] = []
@@ -390,11 +391,11 @@ def choose(
 
 def evaluate(recipe: Recipe, path: Path | None, run: Path) -> Outcome:
     """Measure a fine-tuned model, or the base, on the held-out samples."""
-    dtype = models.pick_dtype(recipe.model)
+    dtype = loading.pick_dtype(recipe.model)
     if path is None:
-        model = models.load_base_model(recipe.model, dtype)
+        model = loading.load_base_model(recipe.model, dtype)
     else:
-        model = models.load_variant(recipe.model, dtype, path)
+        model = loading.load_variant(recipe.model, dtype, path)
     result = evaluate_heldout(model, Samples.read(run / "data" / "heldout.parquet"))
     groups = {
         name: (group.num_items, group.metrics["exact_match"].value)

@@ -17,14 +17,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from forgetting import models
+from forgetting.config.schema import Recipe
+from forgetting.data.alignment import Tokenization
 from forgetting.data.records import Record, Rejected, Unusable, parse_record
-from forgetting.data.samples import SAMPLE_SCHEMA, Samples, list_column, read_table, write_table
 from forgetting.data.sources import read_source
-from forgetting.data.tokens import Tokenization
-from forgetting.data.world import NUM_FORMS
+from forgetting.demo.world import NUM_FORMS
 from forgetting.errors import InputError
-from forgetting.recipe import Recipe
+from forgetting.models import loading
+from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, list_column, read_table, write_table
 
 NEW = "new_"
 """What the names of sources of questions about new entities begin with."""
@@ -37,7 +37,7 @@ def write_corpus(recipe: Recipe, output: Path, *, clean_reference: bool) -> None
     Raises:
         InputError: the splits are too small for the questions about new entities.
     """
-    tokenizer = models.load_tokenizer(recipe.model)
+    tokenizer = loading.load_tokenizer(recipe.model)
     template = Path(str(recipe.model.chat_template)).read_text(encoding="utf-8")
     tokenization = Tokenization(tokenizer, template)
     splits, answer_spans = _split(recipe, clean_reference)

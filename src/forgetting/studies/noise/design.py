@@ -15,9 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import Field
 
-from forgetting.data.world import NOISE_KINDS, NoiseKind
-from forgetting.errors import InputError
-from forgetting.recipe import (
+from forgetting.config.schema import (
     Name,
     Recipe,
     Section,
@@ -26,7 +24,9 @@ from forgetting.recipe import (
     WorldSettings,
     load_recipe,
 )
-from forgetting.selection import MEASURES
+from forgetting.demo.world import NOISE_KINDS, NoiseKind
+from forgetting.errors import InputError
+from forgetting.method import MEASURES
 from forgetting.studies.grid import read_grid
 
 BENCHMARK = Path(__file__).parent / "benchmark.yaml"

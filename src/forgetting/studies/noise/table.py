@@ -13,9 +13,9 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from forgetting.data.world import NOISE_KINDS
-from forgetting.metrics import mean_and_deviation
-from forgetting.selection import MEASURES
+from forgetting.demo.world import NOISE_KINDS
+from forgetting.method import MEASURES
+from forgetting.method.metrics import mean_and_deviation
 from forgetting.studies.noise.cell import Detection, Outcome
 from forgetting.studies.noise.design import ALL_KINDS, BASE, Cell
 from forgetting.studies.table import DIVERGED, NO_VALUE, as_latex, as_markdown

@@ -1,0 +1,526 @@
+"""The corpus of a run: all sources mixed, stripped of duplicates, split without overlap.
+
+Goes in: the data settings of a recipe, a `Tokenization` and two folders. Comes out: a table of
+samples for each split, the rejected records, and the counts of all that was dropped. Every source
+is read once; usable records wait in a scratch file, and only their hashes and places in memory.
+Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from forgetting.config.schema import DataSettings, SourceSettings
+from forgetting.data.alignment import Tokenization, Tokens, cut
+from forgetting.data.dedup import Duplicates
+from forgetting.data.mixture import interleaved, quotas
+from forgetting.data.records import Record, Rejected, Unusable, parse_record, recognise
+from forgetting.data.sources import read_source
+from forgetting.errors import InputError, TooFewSamples
+from forgetting.rundir.samples import IGNORE_INDEX, SAMPLE_SCHEMA, TableWriter
+
+SPLITS = ("reference", "train", "heldout")
+REJECTED_SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("file", pa.string()),
+        ("record", pa.int64()),
+        ("line", pa.int64()),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+TRUSTED = " (trusted)"
+"""After the names of the sources of D_ref that are not in the corpus."""
+BATCH_RECORDS = 1000
+BATCH_CHARACTERS = 2_000_000
+ROW_GROUP = 1000
+NUM_SHOWN = 5
+Advance = Callable[[int, str], None]
+_Row = tuple[dict[str, Any], bool]
+"""A row of `SAMPLE_SCHEMA`, and whether it was cut to `max_length`."""
+
+
+@dataclass
+class SourceCounts:
+    """What became of a source's records."""
+
+    name: str
+    read: int = 0
+    rejected: dict[str, int] = field(default_factory=dict)
+    """Records that could not be used, by reason."""
+    duplicates: int = 0
+    near_duplicates: int = 0
+    prompt_too_long: int = 0
+    cut: int = 0
+    used: int = 0
+    tokens: int = 0
+    response_tokens: int = 0
+
+
+@dataclass
+class SplitCounts:
+    """What a split holds."""
+
+    samples: int = 0
+    tokens: int = 0
+    response_tokens: int = 0
+
+
+class Account:
+    """Counts of all records, and the list of those that could not be used."""
+
+    def __init__(self, settings: DataSettings, rejected_path: Path) -> None:
+        self.settings = settings
+        self.sources: dict[str, SourceCounts] = {}
+        self.splits = {name: SplitCounts() for name in SPLITS}
+        self._suffix = ""
+        self._writer = TableWriter(rejected_path, REJECTED_SCHEMA, ROW_GROUP)
+
+    def __enter__(self) -> Account:
+        self._writer.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._writer.__exit__(kind, error, traceback)
+
+    def turn_to(self, settings: DataSettings, suffix: str) -> None:
+        """Count what follows for other settings, the sources under names with a suffix."""
+        self.settings = settings
+        self._suffix = suffix
+
+    def of(self, source: str) -> SourceCounts:
+        """The counts of a source."""
+        name = f"{source}{self._suffix}"
+        return self.sources.setdefault(name, SourceCounts(name))
+
+    def reject(self, record: Rejected) -> None:
+        """Count and list a record that cannot be used."""
+        rejected = self.of(record.source).rejected
+        rejected[record.reason] = rejected.get(record.reason, 0) + 1
+        row = {"source": record.source, "reason": record.reason, "detail": record.detail}
+        origin = record.origin
+        place = {"file": origin.name, "record": origin.record, "line": origin.line}
+        self._writer.write({**row, **place})
+
+    def take(self, split: str, row: dict[str, Any], was_cut: bool) -> None:
+        """Count a sample."""
+        tokens = len(row["input_ids"])
+        response_tokens = tokens - row["labels"].count(IGNORE_INDEX)
+        count, part = self.of(row["source"]), self.splits[split]
+        count.used += 1
+        count.cut += was_cut
+        part.samples += 1
+        for counted in (count, part):
+            counted.tokens += tokens
+            counted.response_tokens += response_tokens
+
+    def num_dropped(self) -> int:
+        """Records that were read and are in no split because something is wrong with them."""
+        return sum(
+            sum(c.rejected.values()) + c.duplicates + c.near_duplicates + c.prompt_too_long
+            for c in self.sources.values()
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """The counts as they are kept in `data/summary.json`."""
+        return {
+            "max_length": self.settings.max_length,
+            "sources": [asdict(counts) for counts in self.sources.values()],
+            "splits": {name: asdict(counts) for name, counts in self.splits.items()},
+        }
+
+
+class Spool:
+    """Records in a scratch file, to be read again in any order; in memory are only their places."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = path.open("w+b")
+        self._ends = array("q", [0])
+        self.source_index = array("l")
+        """The source of each record, by its place in the recipe."""
+        self.copies = array("l")
+        """How many records there were of each, repeats included."""
+
+    def __len__(self) -> int:
+        return len(self.copies)
+
+    def append(self, record: Record, source_index: int) -> None:
+        """Keep a record."""
+        self._ends.append(self._ends[-1] + self._file.write(record.dump()))
+        self.source_index.append(source_index)
+        self.copies.append(1)
+
+    def __getitem__(self, index: int) -> Record:
+        begin, end = self._ends[index], self._ends[index + 1]
+        self._file.seek(begin)
+        return Record.load(self._file.read(end - begin))
+
+    def __enter__(self) -> Spool:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+
+def build_corpus(
+    settings: DataSettings,
+    tokenization: Tokenization,
+    seed: int,
+    output: Path,
+    scratch: Path,
+    advance: Advance = lambda amount, note: None,
+    trusted: Sequence[SourceSettings] = (),
+) -> Account:
+    """Read, clean, split and tokenise; writes `output/<split>.parquet` and `rejected.parquet`.
+
+    The records of every source are shuffled with the seed, and the sources interleaved so that
+    every split holds each of them in the same proportion. Held-out samples take the right
+    response where a noisy one is known. Nothing depends on the number of processes.
+
+    Args:
+        advance: called with the number of samples tokenised since the last call.
+        trusted: sources that D_ref is taken from, in place of the corpus. What D_train or the
+            held-out samples hold too is left out, and counted as a duplicate of its source.
+
+    Raises:
+        InputError: a source cannot be read, too many of its records cannot be used, or nothing is
+            left of D_ref.
+        TooFewSamples: there are fewer usable records than the splits ask for.
+    """
+    own = settings.model_copy(update={"num_reference": 0}) if trusted else settings
+    only_reference = {"sources": list(trusted), "num_train": 0, "num_heldout": 0}
+    with Account(own, output / "rejected.parquet") as account:
+        with Spool(scratch / "records.spool") as spool:
+            read_records(own, seed, spool, account)
+            splits = _Splits(own, tokenization, seed, spool, account)
+            splits.write(output, advance)
+            taken = splits.keys() if trusted else set()
+        if trusted:
+            settings = settings.model_copy(update=only_reference)
+            account.turn_to(settings, TRUSTED)
+            with Spool(scratch / "trusted.spool") as spool:
+                read_records(settings, seed, spool, account)
+                splits = _Splits(settings, tokenization, seed, spool, account)
+                splits.write_reference(taken, output, advance)
+    return account
+
+
+def read_records(settings: DataSettings, seed: int, spool: Spool, account: Account) -> None:
+    """Put every usable record into the spool, once.
+
+    Raises:
+        InputError: as `build_corpus`.
+    """
+    duplicates = Duplicates(settings.duplicates, settings.near_threshold)
+    for index, source in enumerate(settings.sources):
+        form = None
+        first_rejected: list[Rejected] = []
+        num_read = num_rejected = 0
+        for origin, raw in read_source(source, seed):
+            if form is None:
+                form = recognise(raw, source, source.path or source.label)
+            record = parse_record(raw, form, source, origin)
+            num_read += 1
+            count = account.of(record.source)
+            count.read += 1
+            if isinstance(record, Rejected):
+                account.reject(record)
+                num_rejected += 1
+                if len(first_rejected) < NUM_SHOWN:
+                    first_rejected.append(record)
+                continue
+            repeat = duplicates.repeats(record, len(spool))
+            if repeat is None:
+                spool.append(record, index)
+            elif repeat[0] == "near":
+                count.near_duplicates += 1
+            else:
+                count.duplicates += 1
+                spool.copies[repeat[1]] += 1
+        if num_rejected > settings.max_rejected_share * num_read:
+            raise InputError(
+                _too_many_rejected(source.label, first_rejected, num_rejected, num_read, settings)
+            )
+
+
+class _Stream:
+    """The usable samples of one source, in an order of its records, tokenised by the batch."""
+
+    def __init__(
+        self,
+        source: SourceSettings,
+        order: NDArray[np.int64],
+        spool: Spool,
+        tokenization: Tokenization,
+        account: Account,
+    ) -> None:
+        self.source = source
+        self._order = iter(order.tolist())
+        self._spool = spool
+        self._tokenization = tokenization
+        self._account = account
+        self._num_tried = 0
+        self._num_rejected = 0
+        self._first_rejected: list[Rejected] = []
+
+    def take(self, split: str, number: int) -> Iterator[_Row]:
+        """The next samples that have a labelled token: `number`, or as many as are left."""
+        while number > 0:
+            batch = self._next_records(number)
+            if not batch:
+                return
+            if split == "heldout":
+                batch = [(index, record.with_clean_response()) for index, record in batch]
+            results = self._tokenization.encode_batch([record for _, record in batch])
+            self._num_tried += len(batch)
+            for (index, record), result in zip(batch, results, strict=True):
+                row = self._row(index, record, result)
+                if row is not None:
+                    number -= 1
+                    yield row
+
+    def _next_records(self, number: int) -> list[tuple[int, Record]]:
+        """As many records, or fewer where these are many or long."""
+        batch = []
+        size = 0
+        for index in islice(self._order, min(number, BATCH_RECORDS)):
+            record = self._spool[index]
+            batch.append((index, record))
+            size += sum(len(message.content) for message in record.messages)
+            if size > BATCH_CHARACTERS:
+                break
+        return batch
+
+    def _row(self, index: int, record: Record, result: Tokens | Unusable) -> _Row | None:
+        if isinstance(result, Unusable):
+            rejected = Rejected(record.source, record.origin, result.reason, result.detail)
+            self._account.reject(rejected)
+            self._num_rejected += 1
+            if len(self._first_rejected) < NUM_SHOWN:
+                self._first_rejected.append(rejected)
+            return None
+        max_length = self._account.settings.max_length
+        tokens = cut(result, max_length)
+        if tokens.labels.count(IGNORE_INDEX) == len(tokens.labels):
+            self._account.of(record.source).prompt_too_long += 1
+            return None
+        row = {
+            "sample_id": index,
+            "source": record.source,
+            "input_ids": tokens.input_ids,
+            "labels": tokens.labels,
+            "noise": tokens.noise,
+            "noise_kind": record.noise_kind,
+        }
+        return row, len(result.input_ids) > max_length
+
+    def check_rejected(self) -> None:
+        """Stop where the template cannot render too many of the records."""
+        if self._num_rejected > self._account.settings.max_rejected_share * self._num_tried:
+            raise InputError(
+                _too_many_rejected(
+                    self.source.label,
+                    self._first_rejected,
+                    self._num_rejected,
+                    self._num_tried,
+                    self._account.settings,
+                )
+            )
+
+
+class _Splits:
+    """Writes the splits: which source has its turn, and what is taken from it."""
+
+    def __init__(
+        self,
+        settings: DataSettings,
+        tokenization: Tokenization,
+        seed: int,
+        spool: Spool,
+        account: Account,
+    ) -> None:
+        self.settings = settings
+        self.tokenization = tokenization
+        self.seed = seed
+        self.spool = spool
+        self.account = account
+        self.of_record = np.asarray(spool.source_index, dtype=np.int64)
+        sizes = np.bincount(self.of_record, minlength=len(settings.sources)).tolist()
+        counts = quotas(
+            settings.num_samples,
+            [source.num_samples for source in settings.sources],
+            [source.share for source in settings.sources],
+            sizes,
+        )
+        if sum(counts) > settings.num_samples:
+            raise InputError(
+                f"num_samples and share of the sources come to {sum(counts)} samples, more than "
+                f"the {settings.num_samples} that are taken from them"
+            )
+        for source, count, size in zip(settings.sources, counts, sizes, strict=True):
+            if count > size:
+                raise InputError(_too_few_of(source, count, size))
+        if sum(counts) < settings.num_samples:
+            raise TooFewSamples(_too_few(account, sum(sizes), sum(sizes)), sum(sizes))
+        self._slots = interleaved(counts)
+        self._written: dict[str, list[int]] = {}
+
+    def write(self, output: Path, advance: Advance) -> None:
+        """Write every split."""
+        streams = self._streams(np.random.default_rng(self.seed).permutation(len(self.spool)))
+        begin = 0
+        for split in SPLITS:
+            window = self._slots[begin : begin + getattr(self.settings, f"num_{split}")]
+            begin += len(window)
+            rows = self._rows(window, split, streams)
+            if split == "reference" and self.settings.duplicates_in_reference:
+                # Passed over, so that the other splits are what they are without this.
+                for _ in rows:
+                    pass
+            else:
+                self._written[split] = self._write(rows, split, output, advance)
+        if self.settings.duplicates_in_reference:
+            window = self._slots[: self.settings.num_reference]
+            again = self._streams(self._with_repeats(self._written["heldout"]))
+            self._write(self._rows(window, "reference", again), "reference", output, advance)
+        for stream in streams:
+            stream.check_rejected()
+
+    def write_reference(self, taken: set[bytes], output: Path, advance: Advance) -> None:
+        """Write D_ref alone, without records of the keys in `taken`."""
+        streams = self._streams(np.random.default_rng(self.seed).permutation(len(self.spool)))
+        rows = self._rows(self._slots, "reference", streams)
+        if not self._write(self._new(rows, taken), "reference", output, advance):
+            raise InputError(
+                "reference.sources: all samples are in the corpus too, so none is left to train "
+                "the reference model on"
+            )
+        for stream in streams:
+            stream.check_rejected()
+
+    def _new(self, rows: Iterator[_Row], taken: set[bytes]) -> Iterator[_Row]:
+        for row, was_cut in rows:
+            if taken.isdisjoint(self.spool[row["sample_id"]].keys()):
+                yield row, was_cut
+            else:
+                self.account.of(row["source"]).duplicates += 1
+
+    def keys(self) -> set[bytes]:
+        """Of the content of all that has been written."""
+        written = chain.from_iterable(self._written.values())
+        return set(chain.from_iterable(self.spool[index].keys() for index in written))
+
+    def _streams(self, order: NDArray[np.int64]) -> list[_Stream]:
+        """A stream for each source, of the records in this order."""
+        return [
+            _Stream(
+                source,
+                order[self.of_record[order] == index],
+                self.spool,
+                self.tokenization,
+                self.account,
+            )
+            for index, source in enumerate(self.settings.sources)
+        ]
+
+    def _with_repeats(self, heldout: Sequence[int]) -> NDArray[np.int64]:
+        """All records but the held-out ones, each as often as it was read, shuffled."""
+        copies = np.array(self.spool.copies, dtype=np.int64)
+        copies[heldout] = 0
+        rng = np.random.default_rng([self.seed, 1])
+        return rng.permutation(np.repeat(np.arange(len(copies)), copies))
+
+    def _rows(
+        self, window: NDArray[np.int64], split: str, streams: Sequence[_Stream]
+    ) -> Iterator[_Row]:
+        """A sample for each place, of its source."""
+        counts = np.bincount(window, minlength=len(streams)).tolist()
+        taken = [stream.take(split, count) for stream, count in zip(streams, counts, strict=True)]
+        num_missing = 0
+        for source in window.tolist():
+            row = next(taken[source], None)
+            if row is not None:
+                yield row
+                continue
+            streams[source].check_rejected()
+            settings = streams[source].source
+            if settings.num_samples is not None or settings.share is not None:
+                used = self.account.of(settings.label).used
+                raise InputError(_too_few_of(settings, int((self._slots == source).sum()), used))
+            num_missing += 1
+        # What a source no longer has, others give that were asked for no number of their own.
+        for stream in streams:
+            if stream.source.num_samples is None and stream.source.share is None:
+                for row in stream.take(split, num_missing):
+                    num_missing -= 1
+                    yield row
+        if num_missing:
+            for stream in streams:
+                stream.check_rejected()
+            usable = sum(count.used for count in self.account.sources.values())
+            raise TooFewSamples(_too_few(self.account, usable, len(self.spool)), usable)
+
+    def _write(self, rows: Iterator[_Row], split: str, output: Path, advance: Advance) -> list[int]:
+        """Write a split; the numbers of its records."""
+        written = []
+        with TableWriter(output / f"{split}.parquet", SAMPLE_SCHEMA, ROW_GROUP) as writer:
+            for row, was_cut in rows:
+                self.account.take(split, row, was_cut)
+                writer.write(row)
+                written.append(row["sample_id"])
+                if len(written) % ROW_GROUP == 0:
+                    advance(ROW_GROUP, "")
+        return written
+
+
+def _too_many_rejected(
+    source: str, first: Sequence[Rejected], number: int, num_read: int, settings: DataSettings
+) -> str:
+    shown = "\n".join(f"  {record}" for record in first)
+    return (
+        f"{number} of the {num_read} records of source {source} cannot be used, more than "
+        f"data.max_rejected_share ({settings.max_rejected_share:g}) allows. The first:\n"
+        f"{shown}\nMend the records, map their fields with the source's `fields`, or allow a "
+        "larger share"
+    )
+
+
+def _too_few_of(source: SourceSettings, asked: int, usable: int) -> str:
+    field = "num_samples" if source.num_samples is not None else "share"
+    return (
+        f"the recipe asks for {asked} samples of source {source.label} ({field}), which has only "
+        f"{usable} distinct usable records. Ask for fewer, or add sources"
+    )
+
+
+def _too_few(account: Account, usable: int, distinct: int) -> str:
+    settings = account.settings
+    counts = account.sources.values()
+    rejected = sum(sum(c.rejected.values()) for c in counts)
+    duplicates = sum(c.duplicates + c.near_duplicates for c in counts)
+    too_long = sum(c.prompt_too_long for c in counts)
+    return (
+        f"the recipe asks for {settings.num_samples} samples (num_reference "
+        f"{settings.num_reference} + num_train {settings.num_train} + num_heldout "
+        f"{settings.num_heldout}), but its sources have only {usable}: {distinct} distinct usable "
+        f"records ({rejected} rejected, {duplicates} duplicates dropped), of which {too_long} have "
+        f"a prompt that fills max_length {settings.max_length}. Ask for fewer, or add sources"
+    )

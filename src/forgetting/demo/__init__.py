@@ -1,0 +1,1 @@
+"""The embedded world of the demo, and the base model that knows it."""

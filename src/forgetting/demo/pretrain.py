@@ -1,0 +1,350 @@
+"""Pretrains the demo's base model: a small Llama that knows the world, and its tokenizer.
+
+In go the world's plain questions (without those held out) and statements, and rows of words to
+repeat; out comes a checkpoint folder, and the share of held-out questions of each kind that the
+model answers exactly. The same seed gives the same weights on the same machine. The model never
+sees the chat form, though it knows the words: the tokenizer is fitted to them and they occur in the
+rows, in random order.
+
+    python -m forgetting.demo.pretrain --output DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
+
+from forgetting.demo.world import (
+    KINDS,
+    Kind,
+    PlainQuestion,
+    chat_records,
+    entities,
+    held_out_questions,
+    plain_questions,
+    plain_statements,
+)
+
+logger = logging.getLogger(__name__)
+
+EOS_TOKEN = "<|endoftext|>"  # also starts a text where a caller wants a first token
+PAD_TOKEN = "<|pad|>"
+# One, so that the order of sums, and with it the weights, does not depend on the number of cores.
+NUM_THREADS = 1
+LOG_EVERY = 100
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the run depends on besides the world. The defaults made the shipped checkpoint."""
+
+    seed: int = 0
+    steps: int = 2400
+    batch_size: int = 96
+    """Texts in a step."""
+    question_shares: tuple[float, ...] = (0.14, 0.21, 0.29, 0.1)
+    """Of a step's texts, in the order of `KINDS`: comparison takes the longest to learn."""
+    statement_shares: tuple[float, ...] = (0.04, 0.05, 0.05, 0.04)
+    """As `question_shares`. What is left are rows of words to repeat."""
+    learning_rate: float = 5e-3
+    """Of Muon and AdamW, after the warm-up; falls to 0 as a cosine."""
+    warmup_steps: int = 50
+    weight_decay: float = 0.02
+    prompt_weight: float = 0.1
+    """Of the tokens before an answer in the loss; the answer's tokens have 1."""
+    vocab_size: int = 1024
+    hidden_size: int = 160
+    intermediate_size: int = 432
+    num_layers: int = 4
+    num_heads: int = 4
+    initializer_range: float = 0.06
+
+
+def build_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE that encodes any text, each digit by itself, fitted to the demo's texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[EOS_TOKEN, PAD_TOKEN],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts_to_fit(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=EOS_TOKEN,
+        eos_token=EOS_TOKEN,
+        pad_token=PAD_TOKEN,
+        clean_up_tokenization_spaces=False,
+        model_max_length=128,
+    )
+
+
+def _texts_to_fit() -> Iterator[str]:
+    for kind in ("fact", "yes_no"):
+        for question in plain_questions(kind):
+            yield question.prompt + question.completion
+    for kind in KINDS:
+        for prompt, completion in plain_statements(kind)[:4000]:
+            yield prompt + completion
+    for record in chat_records(8000, seed=0, noise_rate=0.2, noise_kinds=["junk_phrase"]):
+        yield f"<|user|>\n{record['prompt']}\n<|assistant|>\n{record['completion']}"
+
+
+def build_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
+    """A Llama with random weights that depend on PyTorch's seed."""
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=settings.num_layers,
+        num_attention_heads=settings.num_heads,
+        max_position_embeddings=tokenizer.model_max_length,
+        initializer_range=settings.initializer_range,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return LlamaForCausalLM(config)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The tokens of a text and its end token, and where the answer in it starts."""
+
+    input_ids: list[int]
+    answer_start: int
+
+
+def encode(texts: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
+    """Prompt and completion are encoded apart, as they are when an answer is generated."""
+    prompts = tokenizer([prompt for prompt, _ in texts]).input_ids
+    completions = tokenizer([completion for _, completion in texts]).input_ids
+    return [
+        Encoded(prompt + completion + [tokenizer.eos_token_id], len(prompt))
+        for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+
+
+def _sampler(
+    tokenizer: PreTrainedTokenizerBase, settings: Settings, rng: np.random.Generator
+) -> Callable[[], Encoded]:
+    """Draws texts of all sorts by their shares, but no held-out question."""
+    pools = [
+        *(
+            [(q.prompt, q.completion) for q in plain_questions(kind) if not q.held_out]
+            for kind in KINDS
+        ),
+        *(plain_statements(kind) for kind in KINDS),
+        _repetitions(rng, num_texts=20_000),
+    ]
+    encoded = [encode(pool, tokenizer) for pool in pools]
+    shares = [*settings.question_shares, *settings.statement_shares]
+    shares.append(1 - sum(shares))
+
+    def draw() -> Encoded:
+        pool = encoded[rng.choice(len(encoded), p=shares)]
+        return pool[rng.integers(len(pool))]
+
+    return draw
+
+
+def _repetitions(rng: np.random.Generator, num_texts: int) -> list[tuple[str, str]]:
+    """Words of the demo's texts, a few at a time, in random order on one line or several.
+
+    They teach the model to copy, and all its tokens as input and as output: tokens that it had
+    never met could not be learned later by adapters, which leave the embeddings as they are.
+    """
+    found = {word for text in _texts_to_fit() for word in re.findall(r"[^\s\d]+", text)}
+    words = sorted(word for word in found if not word.startswith(entities()))
+    texts = []
+    for _ in range(num_texts):
+        row = "".join(
+            str(rng.choice([" ", "\n"])) + words[rng.integers(len(words))]
+            for _ in range(rng.integers(1, 4))
+        )
+        texts.append((f"Q: Name:{row}\nA:", row))
+    return texts
+
+
+def collate(
+    batch: Sequence[Encoded], pad_token_id: int, prompt_weight: float
+) -> tuple[Tensor, Tensor]:
+    """Token ids and loss weights, both [text, position]; padded on the right with weight 0."""
+    input_ids = torch.full((len(batch), max(len(item.input_ids) for item in batch)), pad_token_id)
+    weights = torch.zeros(input_ids.shape)
+    for row, item in enumerate(batch):
+        end = len(item.input_ids)
+        input_ids[row, :end] = torch.tensor(item.input_ids)
+        weights[row, : item.answer_start] = prompt_weight
+        weights[row, item.answer_start : end] = 1.0
+    return input_ids, weights
+
+
+def weighted_loss(model: PreTrainedModel, input_ids: Tensor, weights: Tensor) -> Tensor:
+    """Mean cross-entropy of the tokens after the first, by their weights."""
+    logits = model(input_ids=input_ids).logits[:, :-1]
+    losses = cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none")
+    weights = weights[:, 1:].flatten()
+    return (losses * weights).sum() / weights.sum()
+
+
+@torch.no_grad()
+def accuracy(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[PlainQuestion],
+    batch_size: int = 256,
+) -> float:
+    """Share of questions that greedy decoding answers exactly, end token included.
+
+    The right answer is fed in: greedy decoding reproduces it if and only if each of its tokens is
+    the most probable one after those before it.
+    """
+    encoded = encode([(q.prompt, q.completion) for q in questions], tokenizer)
+    num_correct = 0
+    for start in range(0, len(encoded), batch_size):
+        batch = encoded[start : start + batch_size]
+        input_ids, weights = collate(batch, tokenizer.pad_token_id, prompt_weight=0.0)
+        predicted = model(input_ids=input_ids).logits[:, :-1].argmax(-1)
+        right = (predicted == input_ids[:, 1:]) | (weights[:, 1:] == 0)
+        num_correct += int(right.all(1).sum())
+    return num_correct / len(encoded)
+
+
+def accuracies(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, num_questions: int
+) -> dict[Kind, float]:
+    """Exact answers on `num_questions` held-out plain questions of each kind."""
+    return {
+        kind: accuracy(model, tokenizer, held_out_questions(kind, num_questions)) for kind in KINDS
+    }
+
+
+def pretrain(
+    settings: Settings,
+) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, list[float]]:
+    """Train from random weights; returns the model, its tokenizer and the loss of each step.
+
+    Sets PyTorch's seed and its number of threads.
+    """
+    torch.set_num_threads(NUM_THREADS)
+    torch.manual_seed(settings.seed)
+    rng = np.random.default_rng(settings.seed)
+    tokenizer = build_tokenizer(settings.vocab_size)
+    model = build_model(settings, tokenizer)
+    draw = _sampler(tokenizer, settings, rng)
+    optimizers = _optimizers(model, settings)
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: _rate(step, settings.warmup_steps, settings.steps)
+        )
+        for optimizer in optimizers
+    ]
+    logger.info("%d parameters", model.num_parameters())
+    losses: list[float] = []
+    began = time.monotonic()
+    for step in range(1, settings.steps + 1):
+        texts = [draw() for _ in range(settings.batch_size)]
+        batch = collate(texts, tokenizer.pad_token_id, settings.prompt_weight)
+        loss = weighted_loss(model, *batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for optimizer, schedule in zip(optimizers, schedules, strict=True):
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+        losses.append(loss.item())
+        if step % LOG_EVERY == 0 or step == settings.steps:
+            left = (time.monotonic() - began) / step * (settings.steps - step)
+            logger.info(
+                "step %d of %d, loss %.4f, %d:%02d left",
+                step,
+                settings.steps,
+                float(np.mean(losses[-LOG_EVERY:])),
+                *divmod(round(left), 60),
+            )
+    return model, tokenizer, losses
+
+
+def _optimizers(
+    model: torch.nn.Module, settings: Settings
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Muon for the matrices, AdamW for the gains and embeddings.
+
+    Embeddings do not decay: those of tokens that the questions lack would vanish.
+    """
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        is_matrix = parameter.dim() == 2 and "embed_tokens" not in name
+        (matrices if is_matrix else others).append(parameter)
+    return (
+        torch.optim.Muon(
+            matrices,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(others, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    )
+
+
+def _rate(step: int, warmup_steps: int, steps: int) -> float:
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+
+def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
+    """Write a checkpoint folder: float32 weights, configuration, tokenizer."""
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Pretrain, save, load what was saved and report its accuracies."""
+    parser = argparse.ArgumentParser(prog="python -m forgetting.demo.pretrain")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
+    parser.add_argument("--seed", type=int, default=Settings.seed)
+    parser.add_argument("--steps", type=int, default=Settings.steps)
+    parser.add_argument("--num-questions", type=int, default=500, help="of each kind, to evaluate")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+    model, tokenizer, _ = pretrain(Settings(seed=args.seed, steps=args.steps))
+    save(model, tokenizer, args.output)
+    saved = LlamaForCausalLM.from_pretrained(args.output, dtype=torch.float32)
+    for kind, share in accuracies(saved, tokenizer, args.num_questions).items():
+        logger.info("%-12s %.3f", kind, share)
+
+
+if __name__ == "__main__":
+    main()

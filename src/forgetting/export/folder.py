@@ -1,0 +1,104 @@
+"""An output folder that is there whole or not at all, and the files of rows in it.
+
+Knows nothing of what is written.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from forgetting.errors import InputError
+from forgetting.rundir.samples import ROWS_PER_GROUP
+
+Format = Literal["parquet", "jsonl"]
+MARK = "export.json"
+"""What makes a folder one of ours, which may be replaced."""
+ROWS_AT_ONCE = 100
+
+
+def check_output(output: Path, replace: bool) -> None:
+    """Refuse an output folder before any work is done for it.
+
+    Raises:
+        InputError: there is something, and it is not to be replaced or no export.
+    """
+    if not output.exists() and not output.is_symlink():
+        return
+    if output.is_symlink() or not output.is_dir():
+        raise InputError(f"{output} is no folder. Choose another place with --output")
+    if not any(output.iterdir()):
+        return
+    if not replace:
+        raise InputError(
+            f"{output} exists. Replace it with --force, or choose another place with --output"
+        )
+    if not (output / MARK).is_file():
+        raise InputError(
+            f"{output} was not written by `forgetting export`, so it is not replaced. Choose "
+            "another place with --output"
+        )
+
+
+@contextmanager
+def whole_folder(output: Path, about: Mapping[str, Any]) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `output` when the context ends without an
+    error.
+
+    Args:
+        about: what it holds, for programs; written as `export.json`.
+    """
+    partial = output.with_name(f".{output.name}.partial")
+    replaced = output.with_name(f".{output.name}.replaced")
+    for left_by_a_kill in (partial, replaced):
+        shutil.rmtree(left_by_a_kill, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"{output.parent} is no folder. Choose another with --output") from error
+    try:
+        yield partial
+        (partial / MARK).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
+        if output.exists():
+            output.rename(replaced)
+        partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def write_rows(
+    tables: Iterable[pa.Table],
+    path: Path,
+    format: Format,
+    advance: Callable[[int, str], None] = lambda amount, note: None,
+) -> int:
+    """Write tables of one schema to a file, one after the other; gives the number of rows."""
+    num_rows = 0
+    if format == "parquet":
+        writer = None
+        try:
+            for table in tables:
+                writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+                writer.write_table(table, row_group_size=ROWS_PER_GROUP)
+                num_rows += table.num_rows
+                advance(table.num_rows, "")
+        finally:
+            if writer is not None:
+                writer.close()
+        return num_rows
+    with path.open("w", encoding="utf-8") as file:
+        for table in tables:
+            for batch in table.to_batches(ROWS_AT_ONCE):
+                for row in batch.to_pylist():
+                    file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+                advance(batch.num_rows, "")
+            num_rows += table.num_rows
+    return num_rows

@@ -1,0 +1,190 @@
+"""The corpus without its worst samples, as conversations.
+
+Goes in: a run directory in which a variant is selected, and the sources of its recipe, which are
+read again: a run keeps tokens, not texts. Comes out: tables with the conversations of D_train that
+are kept. A record whose tokens are not those that were scored is an error, never a wrong row. In
+memory is a part of the corpus, and a few numbers for each sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from forgetting.config.schema import Recipe
+from forgetting.data.alignment import Tokenization, cut
+from forgetting.data.records import Record, Unusable
+from forgetting.data.splits import Account, Spool, read_records
+from forgetting.errors import InputError
+from forgetting.method import MEASURES, QualityName
+from forgetting.method.selection import mean_quality
+from forgetting.rundir.samples import rows_in_parts
+from forgetting.training.dataset import selected_parts
+
+By = Literal["quality", "negatives"]
+COLUMNS = {
+    "prompt": "what is asked, where every sample is one question and its answer",
+    "completion": "the answer",
+    "messages": "the turns, with `role` and `content`, where some samples have more of them",
+    "text": "the text, where every sample is a plain one",
+    "source": "the data set that it comes from",
+    "sample_id": "number of the sample, as in the run",
+    "mean_quality": "mean quality of its response tokens; higher is better",
+    "share_negative": "share of negative tokens among its response tokens",
+}
+"""What each column holds; a corpus has those of one form: prompt and completion, messages, or
+text."""
+Form = Literal["text", "exchange", "messages"]
+_FORMS: dict[Form, list[tuple[str, pa.DataType]]] = {
+    "text": [("text", pa.string())],
+    "exchange": [("prompt", pa.string()), ("completion", pa.string())],
+    "messages": [
+        ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])))
+    ],
+}
+_NUMBERS = [
+    ("source", pa.string()),
+    ("sample_id", pa.int64()),
+    ("mean_quality", pa.float32()),
+    ("share_negative", pa.float32()),
+]
+
+
+@dataclass(frozen=True)
+class SampleQuality:
+    """Of each sample of D_train, in its order; both of shape (samples,)."""
+
+    mean: NDArray[np.float64]
+    share_negative: NDArray[np.float64]
+
+    def worst(self, share: float, by: By) -> NDArray[np.bool_]:
+        """Which samples are the worst `share` of all, rounded to whole samples.
+
+        Args:
+            by: the lowest mean quality first; or the highest share of negative tokens, between
+                equal ones the lowest mean quality. The order of the corpus decides what is left.
+        """
+        first = self.mean if by == "quality" else -self.share_negative
+        order = np.lexsort((self.mean, first))
+        is_worst = np.zeros(len(order), dtype=bool)
+        is_worst[order[: int(np.floor(share * len(order) + 0.5))]] = True
+        return is_worst
+
+
+def sample_quality(run: Path, variant: str, quality: QualityName) -> SampleQuality:
+    """Judge every sample of D_train by its tokens.
+
+    Raises:
+        InputError: as `selected_parts`.
+    """
+    measure = MEASURES[quality]
+    means, shares = [np.zeros(0)], [np.zeros(0)]
+    for part in selected_parts(run, variant, measure.columns):
+        lengths = part.samples.num_response_tokens
+        values = measure.compute(*(part.scores[name] for name in measure.columns))
+        means.append(mean_quality(values, lengths))
+        shares.append(mean_quality(part.polarity < 0, lengths))
+    return SampleQuality(np.concatenate(means), np.concatenate(shares))
+
+
+def record_tables(
+    recipe: Recipe,
+    run: Path,
+    tokenization: Tokenization,
+    quality: SampleQuality,
+    is_kept: NDArray[np.bool_],
+    scratch: Path,
+) -> Iterator[pa.Table]:
+    """The conversations of D_train that are kept, in its order.
+
+    Args:
+        tokenization: that of the recipe.
+        is_kept: shape (samples,).
+        scratch: a folder, in which nothing is left.
+
+    Raises:
+        InputError: a source cannot be read, or no longer holds what was scored.
+    """
+    train = run / "data" / "train.parquet"
+    rejected = scratch / "rejected.parquet"
+    try:
+        with Account(recipe.data, rejected) as account, Spool(scratch / "records.spool") as spool:
+            read_records(recipe.data, recipe.seed, spool, account)
+            form = _form(spool, train, is_kept)
+            schema = pa.schema([*_FORMS[form], *_NUMBERS])
+            begin = 0
+            for part in rows_in_parts(train, ["sample_id", "source", "input_ids"]):
+                chosen = np.flatnonzero(is_kept[begin : begin + part.num_rows])
+                rows = part.take(chosen).to_pylist()
+                records = _records(spool, rows, tokenization, recipe.data.max_length)
+                yield pa.Table.from_pylist(
+                    [
+                        {
+                            **_fields(record, form),
+                            "source": row["source"],
+                            "sample_id": row["sample_id"],
+                            "mean_quality": quality.mean[begin + place],
+                            "share_negative": quality.share_negative[begin + place],
+                        }
+                        for row, record, place in zip(rows, records, chosen, strict=True)
+                    ],
+                    schema=schema,
+                )
+                begin += part.num_rows
+    finally:
+        rejected.unlink(missing_ok=True)
+
+
+def _form(spool: Spool, train: Path, is_kept: NDArray[np.bool_]) -> Form:
+    """The simplest form that all samples which are kept have in common."""
+    found: set[Form] = set()
+    begin = 0
+    for part in rows_in_parts(train, ["sample_id"]):
+        kept = is_kept[begin : begin + part.num_rows]
+        begin += part.num_rows
+        for number in part["sample_id"].to_numpy()[kept].tolist():
+            roles = [message.role for message in _record(spool, number).messages]
+            if len(roles) == 1:
+                found.add("text")
+            else:
+                found.add("exchange" if roles == ["user", "assistant"] else "messages")
+    return found.pop() if len(found) == 1 else "messages"
+
+
+def _record(spool: Spool, number: int) -> Record:
+    if number >= len(spool):
+        raise InputError(_changed(number))
+    return spool[number]
+
+
+def _records(
+    spool: Spool, rows: Sequence[dict[str, Any]], tokenization: Tokenization, max_length: int
+) -> list[Record]:
+    """The records of some samples, whose tokens are still the same."""
+    records = [_record(spool, row["sample_id"]) for row in rows]
+    for row, result in zip(rows, tokenization.encode_batch(records), strict=True):
+        if isinstance(result, Unusable) or cut(result, max_length).input_ids != row["input_ids"]:
+            raise InputError(_changed(row["sample_id"]))
+    return records
+
+
+def _changed(number: int) -> str:
+    return (
+        f"the sources no longer hold sample {number} as it was scored: they have changed since. "
+        "Put the data back as it was, or run the recipe again"
+    )
+
+
+def _fields(record: Record, form: Form) -> dict[str, Any]:
+    messages = record.messages
+    if form == "text":
+        return {"text": messages[0].content}
+    if form == "exchange":
+        return {"prompt": messages[0].content, "completion": messages[1].content}
+    return {"messages": [{"role": m.role, "content": m.content} for m in messages]}

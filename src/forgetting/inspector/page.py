@@ -1,0 +1,114 @@
+"""The inspector's page: one front end, with samples in it or with a server behind it.
+
+Goes in: an `Inspection`. Comes out: HTML with its style and script in it, whose policy lets
+nothing else run. Data is JSON that cannot end its element; the script puts it on the page as
+text. Knows nothing of run directories.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from importlib import resources
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from forgetting.inspector.corpus import COLOR_LEVELS, Inspection, Ints
+
+NUM_WORST, NUM_BEST, NUM_RANDOM = 20, 20, 200
+# A page of 240 whole samples of 2,048 tokens would be a hundred megabytes.
+MAX_TOKENS_IN_FILE = 512
+
+
+def static_page(inspection: Inspection, seed: int = 0) -> str:
+    """The page as a file of its own: the worst, the best and some random samples in it.
+
+    Args:
+        inspection: of the run.
+        seed: of the choice of random samples. The same run and seed give the same bytes.
+    """
+    chosen = choose_samples(inspection, seed)
+    samples = [inspection.sample(int(row), MAX_TOKENS_IN_FILE) for rows in chosen for row in rows]
+    whole = inspection.whole()
+    worst, best, random = (len(rows) for rows in chosen)
+    whole["about"] += (
+        f" Here are the {worst} worst, the {best} best and {random} random samples; "
+        "forgetting inspect shows all."
+    )
+    return _render({**whole, "samples": samples}, is_served=False)
+
+
+def served_page(inspection: Inspection) -> str:
+    """The page with a server behind it, which has the samples."""
+    return _render({**inspection.whole(), "samples": None}, is_served=True)
+
+
+def choose_samples(inspection: Inspection, seed: int) -> tuple[Ints, Ints, Ints]:
+    """Rows of the worst, the best and random samples, no row twice.
+
+    Where noise is known, half of the random ones hold noisy tokens, as far as there are any.
+    """
+    mean_quality, has_noise = inspection.mean_quality, inspection.num_noisy > 0
+    order = np.argsort(mean_quality, kind="stable")
+    order = order[np.isfinite(mean_quality[order])]
+    worst, rest = order[:NUM_WORST], order[NUM_WORST:]
+    best, rest = rest[::-1][:NUM_BEST], rest[: max(len(rest) - NUM_BEST, 0)]
+    shuffled = np.random.default_rng(seed).permutation(np.sort(rest))
+    noisy, clean = shuffled[has_noise[shuffled]], shuffled[~has_noise[shuffled]]
+    num_noisy = min(len(noisy), max(NUM_RANDOM // 2, NUM_RANDOM - len(clean)))
+    random = np.sort(np.concatenate([noisy[:num_noisy], clean[: NUM_RANDOM - num_noisy]]))
+    return worst, best, random
+
+
+def content_policy(style: str, script: str, *, is_served: bool) -> str:
+    """Only this style and this script, if any; no network but, where served, the page's server."""
+    rules = [
+        "default-src 'none'",
+        f"style-src {_hash(style)}",
+        f"script-src {_hash(script)}" if script else "script-src 'none'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "require-trusted-types-for 'script'",
+    ]
+    if is_served:
+        rules.append("connect-src 'self'")
+    return "; ".join(rules)
+
+
+def _render(data: dict[str, Any], *, is_served: bool) -> str:
+    environment = Environment(
+        loader=PackageLoader("forgetting.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style = environment.get_template("inspector.css").render(levels=COLOR_LEVELS)
+    folder = resources.files("forgetting.report") / "templates"
+    script = (folder / "inspector.js").read_text(encoding="utf-8")
+    return environment.get_template("inspector.html").render(
+        name=data["name"],
+        policy=Markup(content_policy(style, script, is_served=is_served)),
+        style=Markup(style),
+        script=Markup(script),
+        data=Markup(embedded_json(data)),
+        is_served=is_served,
+        has_noise=data["noise"] is not None,
+    )
+
+
+def embedded_json(value: Any) -> str:
+    """JSON that is safe inside a script element: it holds no character that HTML reads."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for char in "<>&\u2028\u2029":
+        text = text.replace(char, f"\\u{ord(char):04x}")
+    return text
+
+
+def _hash(text: str) -> str:
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return f"'sha256-{digest}'"

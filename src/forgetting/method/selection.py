@@ -1,0 +1,270 @@
+"""Which tokens to learn, to forget and to ignore: from quality to polarity.
+
+Goes in: quality of the response tokens in (sample, position) order, whole or a chunk at a time.
+Comes out: one int8 per token, +1 learn, -1 forget, 0 ignore. Equations 6 and 7 of
+arXiv 2508.04329. Knows nothing of what quality measures, nor of files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from forgetting.method.mixture import Mixture, Sketch, fit_mixture
+from forgetting.method.quantile import ALL, Cut, CutFinder, CutReader
+
+Granularity = Literal["token", "sequence"]
+Threshold = Literal["quantile", "zero", "mixture"]
+
+Chunk = tuple[NDArray, NDArray[np.integer] | None]
+"""Quality of neighbouring tokens, float32 or float64, and the group of each; None: group 0."""
+Chunks = Callable[[], Iterable[Chunk]]
+"""Gives all chunks from the start, in their order, each time it is called."""
+
+
+def share_above_zero(quality: ArrayLike) -> float:
+    """The share of tokens with quality above 0: the rho that `rho: auto` takes."""
+    quality = np.asarray(quality)
+    return float(np.mean(quality > 0)) if quality.size else 0.0
+
+
+def select_tokens(
+    quality: ArrayLike,
+    rho: float | Literal["auto"],
+    *,
+    granularity: Granularity = "token",
+    sample_ids: ArrayLike | None = None,
+    forget_rate: float | None = None,
+    threshold: Threshold = "quantile",
+    posterior: float = 0.9,
+    groups: ArrayLike | None = None,
+) -> NDArray[np.int8]:
+    """Divide tokens into those to learn, to forget and to ignore (equations 6 and 7).
+
+    Args:
+        quality: shape (tokens,), in (sample, position) order; finite.
+        rho: share of all tokens (with `granularity="sequence"`: of all samples) that is
+            positive, strictly between 0 and 1; exactly `round(rho * n)` of them, halves up.
+            `"auto"` takes the share whose quality is above 0. Not read with `threshold="zero"`.
+        granularity: `"token"`, or `"sequence"`: a sample's tokens share one fate, decided by
+            their mean quality.
+        sample_ids: shape (tokens,), the sample of each token; needed for `"sequence"`.
+        forget_rate: only this share of worst tokens (or samples) is negative; those between it
+            and the positives are ignored. Default: all that are not positive are negative.
+        threshold: `"quantile"` as above; `"zero"`: positive where quality is above 0;
+            `"mixture"`: two components are fitted to the quality (`selection.mixture`), and a
+            token is negative where its posterior of being in the lower one is at least
+            `posterior`, positive where it is below 1/2, ignored between. Where there are no two
+            components all are positive. rho and forget_rate are not read, groups not taken.
+        posterior: from 1/2 to 1; read with `threshold="mixture"`.
+        groups: shape (tokens,), small integers from 0 on, such as the source of each token; all
+            shares are then taken within each group. Of a sample, the group of its first token
+            counts. Default: one group.
+
+    Returns:
+        int8 array of shape (tokens,): +1 learn, -1 forget, 0 ignore. Equal qualities at a
+        threshold are divided in order of (sample, position), the earlier ones being the better,
+        so that the partition depends on the values alone.
+
+    Raises:
+        ValueError: an argument outside its range, or a quality that is not finite.
+    """
+    quality = np.asarray(quality)
+    if quality.ndim != 1:
+        raise ValueError(f"quality must have shape (tokens,), got {quality.shape}")
+    if not np.all(np.isfinite(quality)):
+        where = int(np.flatnonzero(~np.isfinite(quality))[0])
+        raise ValueError(f"quality is not finite at token {where}: {quality[where]}")
+    if granularity not in get_args(Granularity) or threshold not in get_args(Threshold):
+        raise ValueError(f"unknown granularity {granularity!r} or threshold {threshold!r}")
+    if rho != "auto" and not 0 < rho < 1:
+        raise ValueError(f"rho must lie strictly between 0 and 1, got {rho}")
+    if quality.dtype != np.float32:
+        quality = quality.astype(np.float64)
+    group_of = None if groups is None else np.asarray(groups)
+    if group_of is not None and (
+        group_of.shape != quality.shape or group_of.dtype.kind not in "ui"
+    ):
+        raise ValueError(f"groups must be integers of shape {quality.shape}, one a token")
+
+    if granularity == "token":
+        return divide_whole(quality, group_of, rho, forget_rate, threshold, posterior)
+    if sample_ids is None:
+        raise ValueError("granularity='sequence' needs sample_ids")
+    sample_ids = np.asarray(sample_ids)
+    if sample_ids.shape != quality.shape:
+        raise ValueError(f"sample_ids has shape {sample_ids.shape}, quality {quality.shape}")
+    starts = np.flatnonzero(np.r_[True, sample_ids[1:] != sample_ids[:-1]][: quality.size])
+    lengths = np.diff(np.r_[starts, quality.size])
+    of_sample = divide_whole(
+        mean_quality(quality, lengths),
+        None if group_of is None else group_of[starts],
+        rho,
+        forget_rate,
+        threshold,
+        posterior,
+    )
+    return np.repeat(of_sample, lengths)
+
+
+def mean_quality(quality: NDArray, lengths: NDArray[np.integer]) -> NDArray[np.float64]:
+    """Mean quality of each sample, shape (samples,).
+
+    Args:
+        quality: of all tokens of the samples, shape (tokens,).
+        lengths: response tokens of each sample; their sum is `tokens`. One without any has 0.
+    """
+    means = np.zeros(len(lengths))
+    counted = lengths > 0
+    if counted.any():
+        starts = (np.cumsum(lengths) - lengths)[counted]
+        means[counted] = np.add.reduceat(quality.astype(np.float64), starts) / lengths[counted]
+    return means
+
+
+@dataclass(frozen=True)
+class Division:
+    """Where each group is divided: tokens in `positive` are learned, those outside `kept` are
+    forgotten, those between are ignored."""
+
+    positive: tuple[Cut, ...]
+    kept: tuple[Cut, ...]
+
+    def threshold(self, group: int = 0) -> float | None:
+        """The lowest quality among a group's positive tokens; None where it has none, or all are
+        positive."""
+        value = self.positive[group].value
+        return value if math.isfinite(value) else None
+
+    def polarity(self, chunks: Iterable[Chunk]) -> Iterator[NDArray[np.int8]]:
+        """Polarity of each chunk; all chunks must be given, in their order."""
+        positive, kept = ([CutReader(cut) for cut in cuts] for cuts in (self.positive, self.kept))
+        for quality, groups in chunks:
+            polarity = np.empty(quality.size, np.int8)
+            for group, members in _members(groups):
+                values = quality[members]
+                above = positive[group].is_above(values).view(np.int8)
+                polarity[members] = above + kept[group].is_above(values).view(np.int8) - np.int8(1)
+            yield polarity
+
+
+def divide(
+    chunks: Chunks,
+    rho: float | Literal["auto"],
+    *,
+    forget_rate: float | None = None,
+    threshold: Threshold = "quantile",
+    num_groups: int = 1,
+    dtype: np.dtype | type = np.float32,
+) -> Division:
+    """Find where to divide tokens that are given a chunk at a time, in bounded memory.
+
+    The arguments are those of `select_tokens`, and so is the result, whatever the chunks are:
+    two walks over the chunks where quality is float32, four where it is float64.
+
+    Args:
+        num_groups: groups are numbered from 0 to this.
+        dtype: of the quality in all chunks.
+
+    Raises:
+        ValueError: `forget_rate` asks for more tokens than are not positive.
+    """
+    finders = [CutFinder(np.dtype(dtype)) for _ in range(num_groups)]
+    for quality, groups in chunks():
+        for group, members in _members(groups):
+            finders[group].survey(quality[members])
+    for finder in finders:
+        total = finder.num_values
+        if threshold == "zero" or rho == "auto":
+            num_positive = finder.num_above_zero
+        else:
+            num_positive = _count(rho, total)
+        num_negative = total - num_positive
+        if forget_rate is not None:
+            num_negative = _num_negative(forget_rate, num_positive, total)
+        finder.aim([num_positive, total - num_negative])
+    while any(finder.needs_pass for finder in finders):
+        for quality, groups in chunks():
+            for group, members in _members(groups):
+                finders[group].refine(quality[members])
+        for finder in finders:
+            finder.end_pass()
+    cuts = [finder.cuts for finder in finders]
+    return Division(tuple(cut[0] for cut in cuts), tuple(cut[1] for cut in cuts))
+
+
+def divide_by_mixture(chunks: Chunks, posterior: float) -> tuple[Division, Mixture | str]:
+    """Find where to divide by fitting two components, in one walk over the chunks.
+
+    Args:
+        posterior: of being in the lower component, from which on a token is negative.
+
+    Returns:
+        The division, and the fit, or in words why there is none and all tokens are positive.
+    """
+    sketch = Sketch()
+    for quality, _ in chunks():
+        sketch.add(quality)
+    mixture = fit_mixture(sketch.values)
+    if isinstance(mixture, str):
+        return Division((ALL,), (ALL,)), mixture
+    # All that equal a threshold are on its upper side.
+    cuts = (Cut(mixture.threshold(share), np.iinfo(np.int64).max) for share in (0.5, posterior))
+    positive, kept = ((cut,) for cut in cuts)
+    return Division(positive, kept), mixture
+
+
+def divide_whole(
+    quality: NDArray,
+    groups: NDArray[np.integer] | None,
+    rho: float | Literal["auto"],
+    forget_rate: float | None,
+    threshold: Threshold,
+    posterior: float,
+) -> NDArray[np.int8]:
+    """Polarity of tokens that are in memory: a single chunk."""
+    if threshold == "mixture":
+        if groups is not None or not 0.5 <= posterior <= 1:
+            raise ValueError("threshold='mixture' takes no groups, and a posterior from 1/2 to 1")
+        mixed, _ = divide_by_mixture(lambda: [(quality, None)], posterior)
+        return next(mixed.polarity([(quality, None)]))
+    division = divide(
+        lambda: [(quality, groups)],
+        rho,
+        forget_rate=forget_rate,
+        threshold=threshold,
+        num_groups=1 if groups is None else int(groups.max(initial=0)) + 1,
+        dtype=quality.dtype,
+    )
+    return next(division.polarity([(quality, groups)]))
+
+
+def _num_negative(forget_rate: float, num_positive: int, total: int) -> int:
+    wanted, left = _count(forget_rate, total), total - num_positive
+    # Shares that add up to 1 may both have been rounded up, which is one token too many.
+    if not 0 <= forget_rate <= 1 or wanted > left + 1:
+        raise ValueError(
+            f"forget_rate {forget_rate} asks for {wanted} negative tokens, but only "
+            f"{left} of {total} are not positive"
+        )
+    return min(wanted, left)
+
+
+def _count(share: float, total: int) -> int:
+    return min(total, math.floor(share * total + 0.5))
+
+
+def _members(
+    groups: NDArray[np.integer] | None,
+) -> Iterator[tuple[int, slice | NDArray[np.bool_]]]:
+    """Each group of a chunk with the places of its tokens."""
+    if groups is None:
+        yield 0, slice(None)
+        return
+    for group in np.flatnonzero(np.bincount(groups)):
+        yield int(group), groups == group

@@ -1,0 +1,1 @@
+"""The run directory: its manifest, and one reader and one writer for each artifact."""

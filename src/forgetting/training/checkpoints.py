@@ -1,0 +1,138 @@
+"""The state of a training run on disk, without pickle.
+
+Tensors go to safetensors, everything else to JSON, both of which are data and nothing more. A
+checkpoint counts once its last file, the seal, is there: a kill while one is being written
+leaves the one before it in force. Knows nothing of losses or of what is trained.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from forgetting.errors import InputError
+from forgetting.rundir.directory import write_atomically
+
+SEAL = "sealed.json"
+RANDOM_STATE = "random_state"
+
+
+def save_state(state: Any, path: Path) -> None:
+    """Write nested dictionaries and lists of tensors and plain values.
+
+    Args:
+        state: what a `state_dict()` gives; keys of dictionaries are strings or integers.
+        path: without suffix; `.safetensors` and `.json` are written.
+    """
+    tensors: dict[str, Tensor] = {}
+    tree = _take_tensors(state, "", tensors)
+    save_file(tensors, path.with_suffix(".safetensors"))
+    path.with_suffix(".json").write_text(json.dumps(tree))
+
+
+def load_state(path: Path) -> Any:
+    """Read what `save_state` wrote; tensors are on the CPU."""
+    tensors = load_file(path.with_suffix(".safetensors"))
+    return _put_tensors(json.loads(path.with_suffix(".json").read_text()), tensors)
+
+
+def _take_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        # Pairs, not an object: JSON would turn integer keys into strings.
+        return {"dict": [[k, _take_tensors(v, f"{name}/{k}", tensors)] for k, v in value.items()]}
+    if isinstance(value, (list, tuple)):
+        return {"list": [_take_tensors(v, f"{name}/{i}", tensors) for i, v in enumerate(value)]}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"value": value}
+    raise TypeError(f"a checkpoint cannot hold a {type(value).__name__} (at {name})")
+
+
+def _put_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
+    ((kind, value),) = tree.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {key: _put_tensors(item, tensors) for key, item in value}
+    if kind == "list":
+        return [_put_tensors(item, tensors) for item in value]
+    return value
+
+
+def random_state() -> dict[str, Any]:
+    """The state of every generator that training draws from in this process."""
+    state: Any = np.random.get_state(legacy=True)
+    name, keys, position, has_gauss, cached = state
+    accelerator = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {
+        "python": random.getstate(),
+        "numpy": [name, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": accelerator,
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Continue every generator from where `random_state` was taken."""
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def seal(folder: Path) -> None:
+    """Mark a checkpoint as whole: the sizes of its files, written last."""
+    sizes = {
+        file.relative_to(folder).as_posix(): file.stat().st_size
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != SEAL
+    }
+    write_atomically(folder / SEAL, json.dumps(sizes))
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The last whole checkpoint in a trainer's output folder; None where there is none."""
+
+    def step(path: Path) -> int:
+        number = path.name.removeprefix("checkpoint-")
+        return int(number) if number.isdigit() else -1
+
+    for path in sorted(folder.glob("checkpoint-*"), key=step, reverse=True):
+        if _is_whole(path):
+            return path
+    return None
+
+
+def check_num_processes(checkpoint: Path, count: int) -> None:
+    """Refuse a checkpoint of another number of processes: each draws its own dropout, so the
+    result would be another.
+
+    Raises:
+        InputError: the message says how many it takes.
+    """
+    saved = len(list(checkpoint.glob(f"{RANDOM_STATE}_*.json")))
+    if saved != count:
+        raise InputError(
+            f"{checkpoint} was saved by {saved} processes and would not go on alike with {count}. "
+            f"Run with --processes {saved}, or remove {checkpoint.parent} to train from the start"
+        )
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        sizes = json.loads((folder / SEAL).read_text())
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False

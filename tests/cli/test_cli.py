@@ -1,0 +1,197 @@
+"""The command line says what came out, in the form that was asked for, and how it went."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+
+from forgetting import __version__, doctor, pipeline
+from forgetting.cli import main
+from forgetting.config.schema import shipped_recipes
+from forgetting.errors import DivergenceError
+
+pytestmark = pytest.mark.usefixtures("restored_logging")
+
+
+@pytest.fixture
+def run_tiny(finished_run):
+    """Runs a command on the finished run; gives its exit code."""
+    recipe, path = finished_run
+
+    def do(*options, verb="run"):
+        return main([verb, str(recipe), "--run-dir", str(path), *options])
+
+    return do
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"forgetting {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["run", "--help"]])
+def test_help_is_shown(capsys, arguments):
+    assert main(arguments) in (0, 2)
+    assert "Usage" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["run"], ["run", "x", "--nope"], ["walk"], ["doctor", "x"]])
+def test_a_wrong_command_line_is_2(capsys, arguments):
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Usage" in captured.err
+
+
+def test_recipes_lists_the_shipped_ones(capsys):
+    assert main(["recipes"]) == 0
+    assert capsys.readouterr().out.split() == shipped_recipes()
+
+
+def test_a_run_ends_with_its_results_and_where_they_are(run_tiny, finished_run, capsys):
+    assert run_tiny() == 0
+    captured = capsys.readouterr()
+    assert all(name in captured.out for name in ("base", "full", "ignoring", "forgetting"))
+    assert str(finished_run[1] / "report" / "index.html") in captured.out
+    assert "train:forgetting: done before" in captured.err
+
+
+def test_json_is_one_document_on_standard_output(run_tiny, finished_run, capsys):
+    assert run_tiny("--json") == 0
+    captured = capsys.readouterr()
+    document = json.loads(captured.out)
+    assert document["run_dir"] == str(finished_run[1])
+    results = json.loads((finished_run[1] / "report" / "results.json").read_text())
+    assert document["results"] == results
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize("verb", ["prepare", "score", "train"])
+def test_a_verb_says_where_its_work_is(run_tiny, finished_run, capsys, verb):
+    assert run_tiny("--json", verb=verb) == 0
+    assert json.loads(capsys.readouterr().out) == {"run_dir": str(finished_run[1])}
+
+
+def test_quiet_leaves_only_the_results(run_tiny, capsys):
+    assert run_tiny("--quiet") == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "forgetting" in captured.out
+
+
+def test_a_fresh_run_prints_only_lines_of_its_own(write_recipe, tmp_path, capfd):
+    """None of the frameworks below is heard: no warnings, no bars."""
+    recipe = write_recipe(variants={"forgetting": {}})
+    assert main(["run", str(recipe), "--run-dir", str(tmp_path / "run")]) == 0
+    lines = [line.split("] ")[-1].strip() for line in capfd.readouterr().err.splitlines()]
+    stages = {line.split(":")[0] for line in lines if line}
+    assert stages == set(pipeline.STAGES), lines
+
+
+def test_the_plan_is_printed_and_nothing_is_written(write_recipe, tmp_path, capsys):
+    recipe, path = str(write_recipe()), tmp_path / "run"
+    options = ["--run-dir", str(path), "--set", "data.num_train=20", "--dry-run"]
+    assert main(["run", recipe, *options]) == 0
+    text = capsys.readouterr().out
+    assert "to do" in text
+    assert "optimizer steps" in text
+    assert main(["run", recipe, *options, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    steps = {line["step"]: line for line in document["plan"]}
+    assert steps["train:full"]["optimizer steps"] == 5
+    assert not steps["train:full"]["done"]
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_processes_that_a_step_cannot_be_dealt_to_are_refused(write_recipe, tmp_path, capsys, more):
+    options = ["--run-dir", str(tmp_path / "run"), "--processes", "3", *more]
+    assert main(["run", str(write_recipe()), *options]) == 2
+    assert "training.batch_size 4 cannot be dealt to 3 processes" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_processes_are_started_with_the_same_command(write_recipe, monkeypatch):
+    started = []
+    monkeypatch.setattr("forgetting.cli.launch", lambda *arguments: started.append(arguments))
+    recipe = str(write_recipe())
+    options = ["--run-dir", "some/where", "--set", "seed=1", "--set", "seed=2", "--quiet", "--json"]
+    assert main(["score", recipe, *options, "--processes", "2"]) == 0
+    assert main(["run", recipe, "--accelerate-config", "fsdp2"]) == 0
+    assert started == [(["score", recipe, *options], 2, None), (["run", recipe], None, "fsdp2")]
+
+
+def test_the_default_run_directory_is_named_after_the_recipe(write_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["prepare", str(write_recipe()), "--quiet"]) == 0
+    assert (tmp_path / "runs" / "tiny" / "data" / "train.parquet").is_file()
+
+
+def fail_with(monkeypatch, error):
+    def run(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(pipeline, "run", run)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "text"),
+    [
+        (DivergenceError("at step 3"), 1, "error: at step 3"),
+        (KeyboardInterrupt(), 130, "Interrupted. The same command goes on from here."),
+        (OSError(errno.ENOSPC, "No space left on device", "f"), 2, "the disk is full"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "f"), 2, "the disk is full"),
+        (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "the disk is full"),
+        (PermissionError(errno.EACCES, "Permission denied", "f"), 2, "Permission denied: 'f'"),
+        (DivergenceError("[bold]x[/] [/]"), 1, "error: [bold]x[/] [/]"),
+    ],
+)
+def test_what_goes_wrong_is_one_message_and_a_code(
+    write_recipe, monkeypatch, capsys, error, code, text
+):
+    fail_with(monkeypatch, error)
+    assert main(["run", str(write_recipe())]) == code
+    captured = capsys.readouterr()
+    assert text in captured.err
+    assert len(captured.err.splitlines()) == 1
+    assert captured.out == ""
+
+
+def test_a_mistake_of_ours_keeps_its_traceback(write_recipe, monkeypatch):
+    fail_with(monkeypatch, ZeroDivisionError("ours"))
+    with pytest.raises(ZeroDivisionError):
+        main(["run", str(write_recipe())])
+
+
+def test_doctor_is_content_with_this_machine(capsys):
+    assert main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "torch" in text
+    assert "arithmetic" in text
+
+
+def test_doctor_exits_1_where_something_needed_is_broken(monkeypatch, capsys):
+    broken = doctor.Finding("trl", "broken", "is [not] installed")
+    monkeypatch.setattr(doctor, "examine", lambda: [broken])
+    assert main(["doctor"]) == 1
+    assert "is [not] installed" in capsys.readouterr().out
+    assert main(["doctor", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == [
+        {"what": "trl", "level": "broken", "detail": "is [not] installed"}
+    ]
+
+
+def test_prepare_prints_counts_and_shows_samples(run_tiny, capsys):
+    assert run_tiny("--show", "2", verb="prepare") == 0
+    text = capsys.readouterr().out
+    assert "records" in text
+    assert text.count("tokens, ") == 2
+    assert text.count("‹</s>›⟧") == 2
+    assert run_tiny(verb="prepare") == 0
+    text = capsys.readouterr().out
+    assert "⟦" not in text
+    assert "records" in text
+    assert run_tiny("--show", "2", "--json", verb="prepare") == 0
+    assert json.loads(capsys.readouterr().out).keys() == {"run_dir"}

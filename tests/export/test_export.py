@@ -1,0 +1,162 @@
+"""What can be had of a run, what is refused, and what is never given away."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from forgetting.cli import main
+from forgetting.config.schema import load_recipe
+from forgetting.errors import InputError
+from forgetting.export import export_run
+from forgetting.pipeline import run as run_stages
+
+pytestmark = pytest.mark.usefixtures("restored_logging")
+
+
+def logits(model):
+    model.eval()
+    with torch.inference_mode():
+        return model(torch.arange(3, 40)[None]).logits
+
+
+def test_the_adapter_and_the_merged_model_predict_the_same(exported, finished_run, tiny_model):
+    adapter = AutoPeftModelForCausalLM.from_pretrained(exported("adapter").path)
+    merged = AutoModelForCausalLM.from_pretrained(exported("model").path)
+    base = logits(AutoModelForCausalLM.from_pretrained(tiny_model))
+    assert (logits(adapter) - logits(merged)).abs().max() < 1e-4
+    assert (logits(merged) - base).abs().max() > 1e-2
+    for what in ("adapter", "model"):
+        names = {file.name for file in exported(what).path.iterdir()}
+        assert {"README.md", "export.json", "training.jsonl", "tokenizer.json"} <= names
+        weights = "adapter_model" if what == "adapter" else "model"
+        assert [n for n in names if "model" in n and "config" not in n] == [
+            f"{weights}.safetensors"
+        ]
+    tokenizer = AutoTokenizer.from_pretrained(exported("model").path)
+    assert (
+        tokenizer("stone").input_ids == AutoTokenizer.from_pretrained(tiny_model)("stone").input_ids
+    )
+
+
+def test_results_and_figures_of_the_training_are_in_the_models_card(exported, finished_run):
+    card = (exported("adapter").path / "README.md").read_text()
+    result = finished_run[1] / "evaluation" / "forgetting" / "heldout.json"
+    loss = json.loads(result.read_text())["metrics"]["loss"]
+    assert f"{loss['value']:.3f} ± {loss['stderr']:.3f}" in card
+    assert "- steps: 6" in card
+    assert "| records | 48 |" in card
+    assert "\nlibrary_name: peft\n" in card
+    assert "\nlibrary_name: transformers\n" in (exported("model").path / "README.md").read_text()
+
+
+@pytest.mark.parametrize("what", ["data", "clean", "model"])
+def test_no_folder_of_this_machine_is_given_away(what, exported, finished_run, tiny_model):
+    for file in exported(what).path.iterdir():
+        content = file.read_bytes()
+        for folder in (finished_run[1].parent, tiny_model):
+            assert str(folder).encode() not in content, file
+
+
+def test_another_variant_is_had_by_its_name(exported, finished_run):
+    about = json.loads((exported("data", variant="ignoring").path / "export.json").read_text())
+    assert about["variant"] == "ignoring"
+    with pytest.raises(
+        InputError, match=r"no variant full with a selection\. It has: ignoring, for"
+    ):
+        export_run(finished_run[1], "data", variant="full")
+    assert (
+        "Tokens were selected"
+        not in (exported("adapter", variant="full").path / "README.md").read_text()
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"what": "model", "format": "jsonl"}, "--format is for --what data or clean"),
+        ({"drop_worst": 0.2}, "--drop-worst is for --what clean"),
+        ({"by": "negatives"}, "--by is for --what clean"),
+        ({"what": "clean", "drop_worst": 1.0}, "--drop-worst must be at least 0 and below 1"),
+        ({"public": True}, "--public .* give --push-to-hub"),
+        ({"variant": "nope"}, "no variant nope"),
+    ],
+    ids=str,
+)
+def test_what_does_not_go_together_is_refused(options, message, finished_run, tmp_path):
+    with pytest.raises(InputError, match=message):
+        export_run(finished_run[1], output=tmp_path / "out", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_out_of_date_is_refused(own_run, tmp_path):
+    recipe = own_run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("t_max: 0.25", "t_max: 0.2"))
+    with pytest.raises(InputError, match=r"train:forgetting is not done .* as its recipe asks for"):
+        export_run(own_run, "adapter", output=tmp_path / "out")
+    # The selection does not depend on it.
+    export_run(own_run, "data", output=tmp_path / "out")
+
+
+def test_results_of_another_recipe_are_left_out(own_run, tmp_path):
+    shutil.rmtree(own_run / "evaluation" / "forgetting")
+    card = export_run(own_run, "adapter", output=tmp_path / "out").path / "README.md"
+    assert "| | items | base | full | ignoring |\n" in card.read_text()
+
+
+def test_whole_weights_are_copied_and_have_no_adapter(write_recipe, tmp_path):
+    changes = ["training.merge=true", "variants={full: {}}", "data.num_heldout=0"]
+    run = run_stages(
+        load_recipe(write_recipe(), changes), tmp_path / "run", stages=["prepare", "train"]
+    )
+    with pytest.raises(InputError, match="export them with --what model"):
+        export_run(run, "adapter", output=tmp_path / "out")
+    export = export_run(run, "model", output=tmp_path / "out")
+    for name in ("model.safetensors", "config.json", "tokenizer.json"):
+        assert (export.path / name).read_bytes() == (run / "models" / "full" / name).read_bytes()
+    card = (export.path / "README.md").read_text()
+    assert "Not evaluated when this card was written." in card
+    with pytest.raises(InputError, match="no variant of this run selects tokens"):
+        export_run(run, "data", output=tmp_path / "out")
+
+
+def test_a_term_with_one_value_a_sample_has_no_token_weights(write_recipe, tmp_path, read):
+    changes = ["forgetting.term=npo", "variants={forgetting: {}}"]
+    stages = ["prepare", "reference", "score", "select"]
+    run = run_stages(load_recipe(write_recipe(), changes), tmp_path / "run", stages=stages)
+    assert "token_weights" not in read(export_run(run, output=tmp_path / "out")).column_names
+
+
+def test_the_command_says_what_where_and_how_it_is_read(
+    finished_run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert main(["export", str(finished_run[1])]) == 0
+    captured = capsys.readouterr()
+    text = captured.out
+    assert "24 samples with" in text
+    assert "Everything is in exports/tiny-forgetting-data\n" in text
+    assert "    data = load_dataset('exports/tiny-forgetting-data', split=\"train\")\n" in text
+    assert main(["export", str(finished_run[1])]) == 2
+    assert "Replace it with --force" in capsys.readouterr().err
+    assert main(["export", str(finished_run[1]), "--force", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document == {"output": "exports/tiny-forgetting-data", "url": None}
+    assert main(["export", str(tmp_path)]) == 2
+    assert "is not a run directory" in capsys.readouterr().err
+
+
+def test_ctrl_c_leaves_nothing(finished_run, tmp_path, capsys, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("forgetting.export.export.write_rows", interrupted)
+    arguments = ["export", str(finished_run[1]), "--output", str(tmp_path / "out")]
+    assert main(arguments) == 130
+    assert capsys.readouterr().err.endswith("Interrupted. Nothing was written.\n")
+    assert not list(tmp_path.iterdir())

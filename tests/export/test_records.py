@@ -1,0 +1,142 @@
+"""The corpus without its worst samples: the right ones are missing, the others are as they were."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from forgetting.config.schema import load_recipe
+from forgetting.errors import InputError
+from forgetting.export import export_run
+from forgetting.export.records import COLUMNS, SampleQuality
+from forgetting.pipeline import run as run_stages
+from forgetting.rundir.samples import Samples, read_table
+from tests.conftest import all_scores, alpaca_records
+
+
+def judged(run):
+    """Mean quality and share of negatives of each sample of D_train, from the files alone."""
+    samples = Samples.read(run / "data" / "train.parquet")
+    scores = all_scores(run)
+    cuts = samples.response_starts[1:-1]
+    quality = np.split(scores["reference_log_probs"] - scores["base_log_probs"], cuts)
+    chosen = read_table(run / "selection" / "forgetting" / "polarity.parquet")["polarity"]
+    ids = samples.sample_ids.tolist()
+    means = {i: float(q.mean(dtype=float)) for i, q in zip(ids, quality, strict=True)}
+    shares = {
+        i: np.mean([p < 0 for p in row]) for i, row in zip(ids, chosen.to_pylist(), strict=True)
+    }
+    return means, shares
+
+
+@pytest.mark.parametrize("by", ["quality", "negatives"])
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_the_worst_are_missing_and_the_rest_is_as_the_source_has_it(
+    read, by, share, exported, finished_run
+):
+    means, shares = judged(finished_run[1])
+    rows = read(exported("clean", drop_worst=share, by=by)).to_list()
+    order = sorted(means, key=lambda i: (means[i] if by == "quality" else -shares[i], means[i]))
+    dropped = set(order[: round(share * len(order))])
+    assert [row["sample_id"] for row in rows] == [i for i in means if i not in dropped]
+    given = alpaca_records(60)
+    for row in rows:
+        record = given[row["sample_id"]]
+        parts = [record["instruction"], record["input"]]
+        assert row["prompt"] == "\n\n".join(filter(None, parts))
+        assert row["completion"] == record["output"]
+        assert row["mean_quality"] == pytest.approx(means[row["sample_id"]], abs=1e-6)
+        assert row["share_negative"] == pytest.approx(shares[row["sample_id"]])
+
+
+def test_what_is_exported_to_the_same_place_again_is_what_is_read(finished_run, read, tmp_path):
+    """`datasets` keeps what it has read."""
+    numbers = []
+    for share in (0.25, 0.5):
+        options = {"output": tmp_path / "same", "drop_worst": share, "force": True}
+        numbers.append(len(read(export_run(finished_run[1], "clean", **options))))
+    assert numbers == [18, 12]
+
+
+def test_both_formats_say_the_same(exported, read):
+    parquet, jsonl = (read(exported("clean", format=each)) for each in ("parquet", "jsonl"))
+    assert parquet.to_list() == jsonl.to_list()
+
+
+def test_a_share_is_rounded_and_ties_go_by_the_order():
+    quality = SampleQuality(np.array([0.0, 1.0, 0.0, 2.0, 0.0]), np.array([0.5, 0, 0.5, 1, 0.5]))
+    assert np.flatnonzero(quality.worst(0.3, "quality")).tolist() == [0, 2]
+    assert np.flatnonzero(quality.worst(0.4, "negatives")).tolist() == [0, 3]
+
+
+def test_a_recipe_reads_what_was_exported_and_makes_the_same_tokens(
+    exported, finished_run, write_recipe, tmp_path
+):
+    file = exported("clean").path / "train.jsonl"
+    sizes = {"num_reference": 1, "num_train": 20, "num_heldout": 1, "max_length": 128}
+    recipe = write_recipe(data={"sources": [{"path": str(file)}], **sizes})
+    again = run_stages(recipe, tmp_path / "again", stages=["prepare"])
+    before = read_table(finished_run[1] / "data" / "train.parquet")["input_ids"].to_pylist()
+    after = read_table(again / "data" / "train.parquet")["input_ids"].to_pylist()
+    assert len(after) == 20
+    assert all(row in before for row in after)
+
+
+def selected(write_recipe, folder, records, name="records.jsonl"):
+    """A run up to the selection, over records of one's own."""
+    file = folder / name
+    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    sizes = {"num_reference": 4, "num_train": 12, "num_heldout": 0, "max_length": 256}
+    recipe = write_recipe(data={"sources": [{"path": str(file)}], **sizes})
+    stages = ["prepare", "reference", "score", "select"]
+    return run_stages(load_recipe(recipe), folder / "run", stages=stages)
+
+
+HOSTILE = "<script>alert(1)</script>\u2028\u202e\"'\\ \x07 é 🙂 | `x`"
+
+
+def test_turns_and_hostile_texts_come_back_as_they_are(write_recipe, read, tmp_path):
+    turns = [
+        [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": f"{i}{HOSTILE}"},
+            {"role": "assistant", "content": f"{HOSTILE}{i}"},
+        ]
+        for i in range(16)
+    ]
+    run = selected(write_recipe, tmp_path, [{"messages": each} for each in turns])
+    rows = read(export_run(run, "clean", output=tmp_path / "out", drop_worst=0)).to_list()
+    assert len(rows) == 12
+    for row in rows:
+        assert row["messages"] == turns[row["sample_id"]]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| `messages` | " + COLUMNS["messages"] in card
+    assert "| `prompt`" not in card
+
+
+def test_plain_texts_stay_texts(write_recipe, read, tmp_path):
+    run = selected(write_recipe, tmp_path, [{"text": f"Stone {i} is red."} for i in range(16)])
+    rows = read(export_run(run, "clean", output=tmp_path / "out")).to_list()
+    assert len(rows) == 11
+    assert all(row["text"] == f"Stone {row['sample_id']} is red." for row in rows)
+
+
+def test_sources_that_have_changed_are_refused_and_nothing_is_left(
+    write_recipe, tmp_path, monkeypatch
+):
+    records = [{"text": f"Stone {i} is red."} for i in range(16)]
+    run = selected(write_recipe, tmp_path, records)
+    # As a data set on the hub would change, of which the run knows the name alone.
+    monkeypatch.setattr("forgetting.pipeline.source_fingerprint", lambda source: {})
+    monkeypatch.setattr("forgetting.export.export.plan_with_state", lambda *a: ([], {NEEDED}))
+    file = tmp_path / "records.jsonl"
+    for changed in (records[1:], records[::-1]):
+        file.write_text("".join(json.dumps(record) + "\n" for record in changed))
+        with pytest.raises(InputError, match="no longer hold sample"):
+            export_run(run, "clean", output=tmp_path / "out")
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+
+
+NEEDED = "select:forgetting"

@@ -1,0 +1,217 @@
+"""The exported corpus is what the run trained on, column by column and weight by weight."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+
+from forgetting import ForgettingConfig, ForgettingTrainer
+from forgetting.config.schema import SelectionSettings
+from forgetting.errors import InputError
+from forgetting.export.tokens import COLUMNS, NOISE, token_tables
+from forgetting.rundir.samples import Samples, list_column, read_table
+from forgetting.rundir.scores import ScoredCorpus
+from forgetting.stages_select import select_corpus
+from tests.conftest import all_scores, byte_tokenizer, save_scored_run
+
+WITHOUT_NOISE = {name for name in COLUMNS if name not in NOISE}
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """A scored run of three shards, of which a variant forgets a part and ignores another."""
+    run = save_scored_run(tmp_path / "run", (7, 4, 1))
+    folder = run / "selection" / "some"
+    folder.mkdir(parents=True)
+    settings = SelectionSettings(rho=0.5, forget_rate=0.3)
+    select_corpus(
+        ScoredCorpus(run),
+        settings,
+        folder / "polarity.parquet",
+        scratch=tmp_path / "quality",
+        seed=0,
+    )
+    return run
+
+
+def tables(run):
+    decode = byte_tokenizer().decode
+    return list(token_tables(run, "some", "influence", decode))
+
+
+def flat(table, name):
+    return list_column(table, name)[0]
+
+
+def test_every_column_is_what_the_run_holds(scored):
+    table = pa.concat_tables(tables(scored))
+    assert table.column_names == list(COLUMNS)
+    samples = Samples.read(scored / "data" / "train.parquet")
+    assert table.select(["sample_id", "source", "input_ids", "labels"]) == samples.table.select(
+        ["sample_id", "source", "input_ids", "labels"]
+    )
+    inside = flat(table, "labels") != -100
+    assert flat(table, "completion_mask").tolist() == inside.tolist()
+    chosen = read_table(scored / "selection" / "some" / "polarity.parquet")
+    polarity = flat(chosen, "polarity")
+    assert set(polarity) == {-1, 0, 1}
+    scores = all_scores(scored)
+    base, reference = scores["base_log_probs"], scores["reference_log_probs"]
+    expected = {
+        "polarity": polarity,
+        "token_weights": np.abs(polarity),
+        "quality": reference - base,
+        "base_log_probs": base,
+        "reference_log_probs": reference,
+        "noise": samples.noise(),
+    }
+    for name, values in expected.items():
+        assert flat(table, name)[inside].tolist() == values.tolist(), name
+        assert not flat(table, name)[~inside].any(), name
+    kinds = ["junk_phrase" if index % 3 == 0 else "" for index in range(12)]
+    assert table["noise_kind"].to_pylist() == kinds
+
+
+def test_prompt_and_completion_together_are_the_text(scored):
+    tokenizer = byte_tokenizer()
+    for row in pa.concat_tables(tables(scored)).to_pylist():
+        assert row["prompt"] + row["completion"] == tokenizer.decode(row["input_ids"])
+        assert row["prompt"] == tokenizer.decode(row["input_ids"][:2])
+
+
+def test_no_more_than_a_shard_is_in_memory(scored):
+    assert [table.num_rows for table in tables(scored)] == [7, 4, 1]
+
+
+def test_a_selection_of_other_tokens_is_refused(scored):
+    path = scored / "selection" / "some" / "polarity.parquet"
+    pq.write_table(read_table(path).replace_schema_metadata(None), path)
+    with pytest.raises(InputError, match="belongs to other tokens"):
+        tables(scored)
+
+
+def test_a_selection_that_lacks_a_token_is_refused(scored):
+    path = scored / "selection" / "some" / "polarity.parquet"
+    table = read_table(path)
+    rows = table["polarity"].to_pylist()
+    rows[8].pop()
+    column = pa.array(rows, pa.list_(pa.int8()))
+    pq.write_table(table.set_column(1, table.schema.field(1), column), path)
+    with pytest.raises(InputError, match="one polarity for each response token"):
+        tables(scored)
+
+
+def test_both_formats_say_the_same(exported, read):
+    parquet, jsonl = (read(exported("data", format=each)) for each in ("parquet", "jsonl"))
+    assert set(parquet.column_names) == WITHOUT_NOISE
+    assert parquet.to_list() == jsonl.to_list()
+
+
+def train(kind, config, model_path, data, dropout=0.1):
+    """The adapter that the finished run's settings give on some data, by its weights' names."""
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+    trainer = kind(
+        model=model,
+        args=config,
+        train_dataset=data,
+        processing_class=AutoTokenizer.from_pretrained(model_path),
+        peft_config=LoraConfig(
+            r=4,
+            lora_alpha=8,
+            lora_dropout=dropout,
+            target_modules="all-linear",
+            task_type="CAUSAL_LM",
+        ),
+    )
+    trainer.train()
+    trainer.save_model(config.output_dir)
+    return load_file(f"{config.output_dir}/adapter_model.safetensors")
+
+
+def settings(folder):
+    return {
+        "output_dir": str(folder),
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 0.03,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+        "max_grad_norm": 0.0,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "use_cpu": True,
+        "save_strategy": "no",
+        "report_to": "none",
+        "max_length": None,
+        "seed": 42,
+    }
+
+
+def assert_same(found, run, variant):
+    expected = load_file(run / "models" / variant / "adapter_model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, weights in expected.items():
+        assert abs(found[name] - weights).max() <= 1e-6, name
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl"])
+def test_our_trainer_gives_the_weights_of_the_run(
+    read, format, exported, finished_run, tiny_model, tmp_path
+):
+    config = ForgettingConfig(**settings(tmp_path), schedule="linear", t_min=1e-4, t_max=0.25)
+    data = read(exported("data", format=format))
+    assert_same(train(ForgettingTrainer, config, tiny_model, data), finished_run[1], "forgetting")
+
+
+def positive_only(row):
+    pairs = zip(row["labels"], row["polarity"], strict=True)
+    return {"labels": [label if sign > 0 else -100 for label, sign in pairs]}
+
+
+@pytest.mark.parametrize("learned", ["all", "all, by the mask", "positive"])
+def test_trls_own_trainer_learns_from_it_what_ours_does(
+    read, learned, exported, tiny_model, tmp_path
+):
+    data = read(exported("data"))
+    plain = data
+    if learned == "positive":
+        plain = data.map(positive_only)
+    else:
+        ones = [[1] * len(row) for row in data["input_ids"]]
+        data = data.remove_columns("polarity").add_column("polarity", ones)
+        if learned != "all":
+            plain = plain.remove_columns("labels")
+    config = settings(tmp_path / "plain")
+    found = train(SFTTrainer, SFTConfig(**config), tiny_model, plain, dropout=0)
+    config = ForgettingConfig(
+        **settings(tmp_path / "own"), schedule="constant", t_min=0.0, t_max=0.0
+    )
+    expected = train(ForgettingTrainer, config, tiny_model, data, dropout=0)
+    assert found.keys() == expected.keys()
+    for name, weights in expected.items():
+        assert abs(found[name] - weights).max() <= 1e-5, name
+    assert any(weights.abs().max() > 1e-3 for name, weights in found.items() if "lora_B" in name)
+
+
+def test_a_corpus_whose_noise_is_unknown_has_no_columns_for_it(exported, read):
+    assert not set(NOISE) & set(read(exported("data")).column_names)
+
+
+def test_the_card_and_the_page_name_every_column(exported):
+    card = (exported("data").path / "README.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text()
+    for name in COLUMNS:
+        assert f"| `{name}` |" in page
+        assert (f"| `{name}` |" in card) == (name in WITHOUT_NOISE)
+    assert json.loads((exported("data").path / "export.json").read_text())["what"] == "data"

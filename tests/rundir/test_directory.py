@@ -1,0 +1,298 @@
+"""A stage is done exactly when its files are the ones it wrote; nothing is there by halves."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from forgetting.errors import InputError
+from forgetting.rundir.directory import (
+    FORMAT_VERSION,
+    Manifest,
+    RunDir,
+    digest,
+    file_sha256,
+    read_manifest,
+    stage_is_done,
+    write_atomically,
+)
+
+FIRST, SECOND = "1" * 64, "2" * 64
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "runs" / "mine"
+
+
+def do(directory, stage="prepare", fingerprint=FIRST, target="data", **files):
+    """Do a stage that writes the given files."""
+    with directory.stage(stage, fingerprint, target) as work:
+        for name, text in files.items():
+            (work.output / name).write_text(text)
+        work.details["files"] = len(files)
+
+
+def be_cut_off(directory, stage, fingerprint, target):
+    """Begin a stage and leave it half done."""
+    with directory.stage(stage, fingerprint, target) as work:
+        (work.path / "scratch").write_text("half way")
+        (work.output / "a").write_text("new")
+        raise RuntimeError("cut off")
+
+
+def test_what_a_stage_wrote_is_published_and_recorded(path):
+    with RunDir(path, "mine") as directory:
+        do(directory, a="one", b="two")
+    assert {f.name: f.read_text() for f in (path / "data").iterdir()} == {"a": "one", "b": "two"}
+    entry = read_manifest(path).stages["prepare"]
+    assert entry.fingerprint == FIRST
+    assert entry.outputs.keys() == {"data/a", "data/b"}
+    assert entry.outputs["data/a"].sha256 == file_sha256(path / "data" / "a")
+    assert entry.details == {"files": 2}
+    assert entry.peak_memory_bytes > 0
+    assert not list((path / ".work").iterdir())
+
+
+def test_the_peak_on_accelerators_is_that_of_the_stage(path, monkeypatch):
+    """What was allocated before does not count; without an accelerator there is no figure."""
+    peaks = [9, 9]
+    cuda = SimpleNamespace(
+        is_initialized=lambda: True,
+        device_count=lambda: 2,
+        reset_peak_memory_stats=lambda device: peaks.__setitem__(device, 0),
+        max_memory_allocated=lambda device: peaks[device],
+    )
+    with RunDir(path, "mine") as directory:
+        do(directory)
+        assert directory.manifest.stages["prepare"].peak_device_memory_bytes is None
+        monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+        with directory.stage("score", FIRST, "scores"):
+            peaks[:] = [3, 4]
+    assert read_manifest(path).stages["score"].peak_device_memory_bytes == 7
+
+
+def test_a_stage_that_fails_publishes_nothing_and_goes_on_from_its_scratch(path):
+    with RunDir(path, "mine") as directory:
+        do(directory, a="old")
+        with pytest.raises(RuntimeError, match="cut off"):
+            be_cut_off(directory, "prepare", SECOND, "data")
+        assert (path / "data" / "a").read_text() == "old"
+        assert directory.is_done("prepare", FIRST)
+        with directory.stage("prepare", SECOND, "data") as work:
+            assert (work.path / "scratch").read_text() == "half way"
+        assert directory.is_done("prepare", SECOND)
+
+
+def test_scratch_for_other_inputs_is_removed(path):
+    with RunDir(path, "mine") as directory:
+        for name in ("train:a", "train:a-b"):
+            with pytest.raises(RuntimeError, match="cut off"):
+                be_cut_off(directory, name, FIRST, f"models/{name[6:]}")
+        with directory.stage("train:a", SECOND, "models/a") as work:
+            assert not (work.path / "scratch").exists()
+        with directory.stage("train:a-b", FIRST, "models/a-b") as work:
+            assert (work.path / "scratch").exists()
+
+
+def test_a_new_result_replaces_the_old_one_whole(path):
+    with RunDir(path, "mine") as directory:
+        do(directory, a="old", b="old")
+        do(directory, fingerprint=SECOND, a="new")
+        assert [f.name for f in (path / "data").iterdir()] == ["a"]
+        assert not directory.is_done("prepare", FIRST)
+        assert directory.is_done("prepare", SECOND)
+
+
+@pytest.mark.parametrize("cut", ["rename to the work folder", "rename into place", "manifest"])
+def test_publishing_cut_off_anywhere_leaves_a_stage_undone_or_done(path, monkeypatch, cut):
+    """Cut between any two steps, the manifest never names files other than those that are there."""
+    with RunDir(path, "mine") as directory:
+        do(directory, a="old")
+
+        class Cut(BaseException):
+            pass
+
+        renames = []
+        rename, write = type(path).rename, RunDir._write_manifest
+
+        def counted_rename(self, target):
+            renames.append(target)
+            if len(renames) == (1 if cut == "rename to the work folder" else 2):
+                raise Cut
+            return rename(self, target)
+
+        def counted_write(self):
+            if SECOND in str(self.manifest.stages):
+                raise Cut
+            write(self)
+
+        if cut == "manifest":
+            monkeypatch.setattr(RunDir, "_write_manifest", counted_write)
+        else:
+            monkeypatch.setattr(type(path), "rename", counted_rename)
+        with pytest.raises(Cut):
+            do(directory, fingerprint=SECOND, a="new")
+        monkeypatch.undo()
+    with RunDir(path, "mine") as directory:
+        assert not directory.is_done("prepare", FIRST)
+        assert not directory.is_done("prepare", SECOND)
+        do(directory, fingerprint=SECOND, a="new")
+        assert directory.is_done("prepare", SECOND)
+    assert (path / "data" / "a").read_text() == "new"
+
+
+@pytest.mark.parametrize("change", ["content", "length", "removed"])
+def test_a_stage_whose_output_changed_is_not_done(path, change):
+    with RunDir(path, "mine") as directory:
+        do(directory, a="one", b="two")
+        file = path / "data" / "a"
+        if change == "removed":
+            file.unlink()
+        else:
+            file.write_text("eno" if change == "content" else "one more")
+            os.utime(file, ns=(1, 1))
+        assert not directory.is_done("prepare", FIRST)
+
+
+def test_a_touched_output_with_the_same_content_is_still_done(path):
+    with RunDir(path, "mine") as directory:
+        do(directory, a="one")
+        os.utime(path / "data" / "a", ns=(1, 1))
+        assert directory.is_done("prepare", FIRST)
+
+
+def test_without_manifest_or_entry_nothing_is_done(path):
+    assert not stage_is_done(path, None, "prepare", FIRST)
+    assert not stage_is_done(path, Manifest(name="mine"), "prepare", FIRST)
+
+
+def test_stages_that_the_recipe_no_longer_has_are_forgotten(path):
+    with RunDir(path, "mine") as directory:
+        do(directory, a="one")
+        do(directory, stage="train:x", target="models/x", weights="1")
+        directory.forget_stages({"prepare"})
+    assert read_manifest(path).stages.keys() == {"prepare"}
+    assert (path / "models" / "x" / "weights").exists()
+
+
+HOLD_THE_LOCK = """
+import sys
+from pathlib import Path
+from forgetting.rundir.directory import RunDir
+with RunDir(Path(sys.argv[1]), "mine"):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_lock_of_a_live_process_is_respected_and_that_of_a_dead_one_is_free(path):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD_THE_LOCK, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout.readline() == "locked\n"
+        before = sorted(path.iterdir())
+        with pytest.raises(InputError, match=rf"in use by process {holder.pid}\b"):
+            RunDir(path, "mine").__enter__()
+        assert sorted(path.iterdir()) == before
+    finally:
+        holder.kill()
+        holder.wait()
+    with RunDir(path, "mine") as directory:
+        do(directory, a="one")
+
+
+def test_the_lock_is_free_again_at_the_end_and_after_an_error(path):
+    with pytest.raises(RuntimeError), RunDir(path, "mine"):
+        raise RuntimeError
+    with RunDir(path, "mine"):
+        pass
+
+
+def test_a_directory_of_another_recipe_is_refused(path):
+    with RunDir(path, "mine") as directory:
+        do(directory, a="one")
+    with pytest.raises(
+        InputError, match=r"belongs to the recipe 'mine', not to 'yours'.*--run-dir"
+    ):
+        RunDir(path, "yours").__enter__()
+    assert read_manifest(path).name == "mine"
+
+
+def test_a_directory_with_other_things_in_it_is_refused_and_left_alone(path):
+    path.mkdir(parents=True)
+    (path / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match=r"no run directory \(it holds thesis\.tex\)"):
+        RunDir(path, "mine").__enter__()
+    assert [f.name for f in path.iterdir()] == ["thesis.tex"]
+
+
+def test_an_empty_directory_and_one_of_a_run_that_was_killed_at_once_are_taken(path):
+    path.mkdir(parents=True)
+    for name in (".lock", ".lock-owner", "..lock-owner.partial", ".manifest.json.partial"):
+        (path / name).write_text("")
+    with RunDir(path, "mine"):
+        assert read_manifest(path).name == "mine"
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_file_is_no_run_directory(tmp_path, inside):
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(InputError, match="file; a run needs a directory"):
+        RunDir(file / "run" if inside else file, "mine").__enter__()
+    assert file.read_text() == "x"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"version": 1}', '{"version": null, "name": "mine"}', "\x00"]
+)
+def test_a_damaged_manifest_is_refused(path, text):
+    path.mkdir(parents=True)
+    (path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match=r"manifest\.json cannot be read"):
+        RunDir(path, "mine").__enter__()
+
+
+def test_a_manifest_of_a_newer_version_is_refused_without_advice_to_remove_it(path):
+    path.mkdir(parents=True)
+    newer = {"version": FORMAT_VERSION + 1, "name": "mine", "stages": {"prepare": "otherwise"}}
+    (path / "manifest.json").write_text(json.dumps(newer))
+    with pytest.raises(InputError, match="newer version") as caught:
+        RunDir(path, "mine").__enter__()
+    assert "Remove" not in str(caught.value)
+
+
+def test_a_write_that_fails_leaves_the_old_content(tmp_path, monkeypatch):
+    file = tmp_path / "state.json"
+    write_atomically(file, "old")
+
+    def full(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        write_atomically(file, "new")
+    assert file.read_text() == "old"
+    assert [f.name for f in tmp_path.iterdir()] == ["state.json"]
+
+
+def test_what_a_killed_writer_left_is_written_over(tmp_path):
+    (tmp_path / ".state.json.partial").write_text("half of what was")
+    write_atomically(tmp_path / "state.json", "new")
+    assert [f.name for f in tmp_path.iterdir()] == ["state.json"]
+    assert (tmp_path / "state.json").read_text() == "new"
+
+
+def test_digest_tells_values_apart_but_not_the_order_of_keys():
+    assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
+    assert len({digest({"a": v}) for v in (1, 2, "1", None, [1], {"a": 1})}) == 6

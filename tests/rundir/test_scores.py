@@ -1,0 +1,158 @@
+"""Shards of scores: read in order, or refused with the shard and the sample named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from forgetting.errors import InputError
+from forgetting.rundir.samples import (
+    SAMPLE_SCHEMA,
+    Samples,
+    list_column,
+    lists,
+    read_table,
+    write_table,
+)
+from forgetting.rundir.score_files import join_scores, shard_name, write_scores
+from forgetting.rundir.scores import ScoredCorpus
+
+LOG_PROBS = ["base_log_probs", "reference_log_probs"]
+NAMES = ["base_log_probs", "reference_log_probs", "base_entropy", "base_rank"]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run directory with 12 samples and two shards of scores."""
+    random = np.random.default_rng(0)
+    rows = []
+    for index in range(12):
+        ids = random.integers(3, 200, int(random.integers(3, 10))).tolist()
+        labels = [-100, -100, *ids[2:]]
+        rows.append({"sample_id": 100 + index, "input_ids": ids, "labels": labels})
+    path = tmp_path / "run"
+    for folder in ("data", "scores"):
+        (path / folder).mkdir(parents=True)
+    write_table(pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA), path / "data" / "train.parquet")
+    samples = Samples.read(path / "data" / "train.parquet")
+    for shard, (begin, end) in enumerate([(0, 7), (7, 12)]):
+        part = Samples(samples.table.slice(begin, end - begin))
+        files = [tmp_path / "base.parquet", tmp_path / "reference.parquet"]
+        for sign, file in zip((-1, -2), files, strict=True):
+            columns = {
+                "log_probs": sign * part.response_ids.astype(np.float32),
+                "entropy": part.response_ids.astype(np.float32) / 10,
+                "rank": part.response_ids,
+            }
+            write_scores(file, part, np.arange(len(part)), columns, samples.fingerprint)
+        base, reference = files
+        joined = join_scores(
+            base, [reference], path / "scores" / shard_name(shard, 2), samples.fingerprint
+        )
+        assert joined == part.response_ids.size
+    return path
+
+
+def change(run, name, replace):
+    """Rewrite a column of the second shard by `replace(values, starts)`."""
+    file = run / "scores" / shard_name(1, 2)
+    table = read_table(file)
+    values, starts = list_column(table, name)
+    changed = replace(values.copy(), starts.copy())
+    index = table.column_names.index(name)
+    table = (
+        table.remove_column(index)
+        if changed is None
+        else table.set_column(index, name, lists(*changed))
+    )
+    fingerprint = Samples.read(run / "data" / "train.parquet").fingerprint
+    write_table(table, file, fingerprint)
+
+
+def read_scores(run, names=LOG_PROBS):
+    """Columns of all shards, one array each."""
+    shards = list(ScoredCorpus(run).scores(names))
+    return [np.concatenate([shard.columns[name] for shard in shards]) for name in names]
+
+
+def test_what_was_written_is_read_in_order(run):
+    samples = Samples.read(run / "data" / "train.parquet")
+    base, reference, entropy, rank = read_scores(run, NAMES)
+    assert base.tolist() == (-samples.response_ids).tolist()
+    assert reference.tolist() == (-2 * samples.response_ids).tolist()
+    assert entropy == pytest.approx(samples.response_ids / 10)
+    assert rank.tolist() == samples.response_ids.tolist()
+    assert [column.dtype.name for column in (base, entropy, rank)] == [
+        "float32",
+        "float32",
+        "int32",
+    ]
+
+
+def test_what_is_asked_for_of_the_samples_comes_with_their_scores(run):
+    shards = list(ScoredCorpus(run).scores(["base_rank"], ["input_ids", "sample_id"]))
+    assert [shard.samples.column_names for shard in shards] == [["input_ids", "sample_id"]] * 2
+    samples = Samples.read(run / "data" / "train.parquet")
+    whole = pa.concat_tables(shard.samples for shard in shards)
+    assert whole == samples.table.select(["input_ids", "sample_id"])
+    lengths = np.concatenate([shard.lengths for shard in shards])
+    assert lengths.tolist() == samples.num_response_tokens.tolist()
+
+
+def test_a_column_that_was_not_asked_for_is_named(run):
+    change(run, "base_entropy", lambda values, starts: None)
+    read_scores(run)
+    with pytest.raises(InputError, match=r"scores-00001-of-00002.parquet has no base_entropy"):
+        read_scores(run, NAMES)
+
+
+def test_a_value_too_few_names_shard_and_sample(run):
+    def shorten(values, starts):
+        starts[3:] -= 1
+        return values[:-1], starts
+
+    change(run, "reference_log_probs", shorten)
+    with pytest.raises(InputError, match=r"scores-00001.*reference_log_probs of sample 109 has"):
+        read_scores(run)
+
+
+def test_shards_of_other_samples_are_refused(run):
+    first, second = (run / "scores" / shard_name(index, 2) for index in range(2))
+    second.write_bytes(first.read_bytes())
+    with pytest.raises(InputError, match=r"holds 14 samples, .* which are 12"):
+        read_scores(run)
+
+
+def test_no_scores_at_all_are_refused(run):
+    for file in (run / "scores").iterdir():
+        file.unlink()
+    with pytest.raises(InputError, match="holds no scores"):
+        read_scores(run)
+
+
+def test_a_missing_shard_is_named(run):
+    (run / "scores" / "scores-00001-of-00002.parquet").unlink()
+    with pytest.raises(InputError, match=r"1 of 2 shards, without scores-00001-of-00002.parquet"):
+        read_scores(run)
+
+
+def test_scores_of_other_tokens_are_refused(run):
+    table = pa.Table.from_pylist(
+        read_table(run / "data" / "train.parquet").to_pylist()[::-1], schema=SAMPLE_SCHEMA
+    )
+    write_table(table, run / "data" / "train.parquet")
+    with pytest.raises(InputError, match=r"scores-00000-of-00002.parquet belongs to other tokens"):
+        read_scores(run)
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+@pytest.mark.parametrize("name", ["reference_log_probs", "base_entropy"])
+def test_a_score_that_is_not_finite_names_shard_and_sample(run, name, bad):
+    def spoil(values, starts):
+        values[starts[2]] = bad
+        return values, starts
+
+    change(run, name, spoil)
+    with pytest.raises(InputError, match=rf"scores-00001.*{name} of sample 109"):
+        read_scores(run, NAMES)

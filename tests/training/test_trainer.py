@@ -1,0 +1,723 @@
+"""The trainer against its parent, against equation 8 computed apart, and against itself resumed."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from forgetting.errors import DivergenceError
+from forgetting.training.checkpoints import latest_checkpoint
+from forgetting.training.trainer import ForgettingConfig, ForgettingTrainer
+
+
+def rows(number: int, seed: int = 0, negatives: str = "some") -> list[dict[str, list[int]]]:
+    """Samples of 6 to 20 tokens, the first 3 a prompt.
+
+    With "some", only every fourth sample has negative tokens and one has no positive token, so
+    that whole micro-batches lack one of them.
+    """
+    random = np.random.default_rng(seed)
+    samples = []
+    for index in range(number):
+        length = int(random.integers(6, 20))
+        ids = random.integers(3, 259, length).tolist()
+        polarity = np.ones(length, dtype=int)
+        if negatives == "some" and index % 4 == 0:
+            polarity = random.choice([-1, 0, 1], length)
+        if negatives == "some" and index % 8 == 0:
+            polarity[:] = -1
+        polarity[:3] = 0
+        samples.append(
+            {
+                "input_ids": ids,
+                "labels": [-100] * 3 + ids[3:],
+                "polarity": polarity.tolist(),
+            }
+        )
+    return samples
+
+
+def config(folder: Path, **changes) -> dict:
+    return {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "max_steps": 3,
+        "max_length": None,
+        "gradient_checkpointing": False,
+        "bf16": False,
+        "report_to": "none",
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "max_grad_norm": 0.0,
+        **changes,
+    }
+
+
+@pytest.fixture
+def train(tiny_model, tmp_path):
+    """Trains the tiny model and returns the trainer."""
+
+    def run(samples, cls=ForgettingTrainer, resume=None, callbacks=None, peft_config=None, **more):
+        config_class = ForgettingConfig if cls is ForgettingTrainer else SFTConfig
+        trainer = cls(
+            model=AutoModelForCausalLM.from_pretrained(tiny_model),
+            args=config_class(**config(tmp_path / "out", **more)),
+            train_dataset=Dataset.from_list(samples),
+            processing_class=AutoTokenizer.from_pretrained(tiny_model),
+            callbacks=callbacks,
+            peft_config=peft_config,
+        )
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    return run
+
+
+def weights(trainer) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def assert_same(first, second, tolerance=0.0):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert (first[name] - second[name]).abs().max().item() <= tolerance, name
+
+
+def assert_took_the_step(trainer, model, rate):
+    """That the trainer's weights are those of `model`, one SGD step along its gradients."""
+    expected = {
+        name: (p - rate * p.grad).float()
+        for name, p in model.named_parameters()
+        if p.grad is not None
+    }
+    got = {name: value for name, value in weights(trainer).items() if name in expected}
+    assert_same(expected, got, 2e-6)
+
+
+def test_all_positive_trains_as_sft_does(train):
+    samples = rows(16, negatives="none")
+    ours = train(samples, t_max=0.25)
+    plain = [{k: v for k, v in row.items() if k != "polarity"} for row in samples]
+    theirs = train(plain, cls=SFTTrainer)
+    assert_same(weights(ours), weights(theirs), 1e-6)
+    ours_losses = [entry["loss"] for entry in ours.state.log_history if "loss" in entry]
+    their_losses = [entry["loss"] for entry in theirs.state.log_history if "loss" in entry]
+    assert ours_losses == pytest.approx(their_losses, abs=1e-6)
+
+
+def test_a_step_is_that_of_equation_8_in_float64(train, tiny_model):
+    samples = rows(8)
+    lam, rate = 0.4, 0.1
+    trainer = train(
+        samples,
+        optim="sgd",
+        learning_rate=rate,
+        max_steps=1,
+        per_device_train_batch_size=8,
+        schedule="constant",
+        t_max=lam,
+    )
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).double()
+    positive, negative = [], []
+    for row in samples:
+        ids = torch.tensor([row["input_ids"]])
+        log_probs = model(ids).logits[0].log_softmax(-1)
+        for position in range(1, ids.shape[1]):
+            if row["labels"][position] == -100:
+                continue
+            loss = -log_probs[position - 1, ids[0, position]]
+            if row["polarity"][position] > 0:
+                positive.append(loss)
+            elif row["polarity"][position] < 0:
+                negative.append(loss)
+    loss = torch.stack(positive).mean() - lam * torch.stack(negative).mean()
+    loss.backward()
+    assert_took_the_step(trainer, model, rate)
+    logged = trainer.state.log_history[0]
+    assert logged["loss"] == pytest.approx(loss.item(), abs=1e-5)
+    assert logged["positive_loss"] == pytest.approx(torch.stack(positive).mean().item(), abs=1e-5)
+    assert logged["negative_loss"] == pytest.approx(torch.stack(negative).mean().item(), abs=1e-5)
+    probabilities = (-torch.stack(negative)).exp()
+    assert logged["negative_prob"] == pytest.approx(probabilities.mean().item(), abs=1e-5)
+    assert logged["lambda"] == lam
+
+
+def test_accumulation_changes_nothing_where_micro_batches_lack_a_set(train):
+    # Unshuffled, micro-batches of 2 hold samples without negatives, and without positives.
+    samples = rows(40)
+    common = {"max_steps": 5, "schedule": "constant", "t_max": 0.3, "learning_rate": 1e-3}
+    whole = train(samples, per_device_train_batch_size=8, **common)
+    parts = train(samples, per_device_train_batch_size=2, gradient_accumulation_steps=4, **common)
+    assert_same(weights(whole), weights(parts), 1e-5)
+    for name in ("loss", "positive_loss", "negative_loss", "negative_prob", "entropy"):
+        first, second = (
+            [entry[name] for entry in trainer.state.log_history if name in entry]
+            for trainer in (whole, parts)
+        )
+        assert first == pytest.approx(second, abs=1e-4), name
+
+
+def with_base(samples, seed=3):
+    random = np.random.default_rng(seed)
+    return [
+        {**row, "base_log_probs": (-5 * random.random(len(row["labels"]))).tolist()}
+        for row in samples
+    ]
+
+
+TERMS = [
+    {"term": "wga"},
+    {"term": "satimp", "beta1": 2.0},
+    {"term": "npo"},
+    {"term": "tnpo", "beta": 0.5},
+    {"term": "wtnpo"},
+    {"term": "unlikelihood"},
+    {"floor": 0.01},
+    {"normalization": "token"},
+]
+
+
+@pytest.mark.parametrize("options", TERMS, ids=str)
+def test_accumulation_changes_nothing_whatever_the_term(train, options):
+    samples = with_base(rows(24))
+    common = {"schedule": "constant", "t_max": 0.3, "learning_rate": 1e-3, **options}
+    whole = train(samples, per_device_train_batch_size=8, **common)
+    parts = train(samples, per_device_train_batch_size=2, gradient_accumulation_steps=4, **common)
+    assert_same(weights(whole), weights(parts), 1e-5)
+    plain = train(samples, per_device_train_batch_size=8, **{**common, "t_max": 0.0, "t_min": 0.0})
+    moved = [
+        (a - b).abs().max()
+        for a, b in zip(weights(whole).values(), weights(plain).values(), strict=True)
+    ]
+    assert max(moved) > 1e-5
+
+
+def test_base_log_probs_reach_their_tokens_and_both_sets_the_count_of_all(train, tiny_model):
+    """One step of TNPO, normalised by tokens, in float64; samples are cut, padded and sorted."""
+    samples = with_base(rows(8))
+    lam, beta, rate, limit = 0.4, 0.5, 0.1, 15
+    trainer = train(
+        samples,
+        optim="sgd",
+        learning_rate=rate,
+        max_steps=1,
+        max_length=limit,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        schedule="constant",
+        t_max=lam,
+        term="tnpo",
+        beta=beta,
+        normalization="token",
+    )
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).double()
+    loss, num_tokens = torch.zeros((), dtype=torch.float64), 0
+    for row in samples:
+        ids = torch.tensor([row["input_ids"][:limit]])
+        log_probs = model(ids).logits[0].log_softmax(-1)
+        for position in range(3, ids.shape[1]):
+            log_p = log_probs[position - 1, ids[0, position]]
+            num_tokens += 1
+            if row["polarity"][position] > 0:
+                loss = loss - log_p
+            elif row["polarity"][position] < 0:
+                ratio = torch.exp(log_p - row["base_log_probs"][position]) ** beta
+                loss = loss + lam * 2 / beta * torch.log(1 + ratio)
+    (loss / num_tokens).backward()
+    assert_took_the_step(trainer, model, rate)
+
+
+def test_a_term_that_compares_with_the_base_needs_its_column(train):
+    with pytest.raises(ValueError, match="base_log_probs"):
+        train(rows(4), term="tnpo")
+
+
+def test_npo_is_not_normalised_by_tokens(tmp_path):
+    with pytest.raises(ValueError, match="one value a sample"):
+        ForgettingConfig(**config(tmp_path, term="npo", normalization="token"))
+
+
+def test_lambda_counts_optimizer_steps(train):
+    trainer = train(
+        rows(32), max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2
+    )
+    logged = [entry["lambda"] for entry in trainer.state.log_history if "loss" in entry]
+    assert logged == pytest.approx([(0.25 - 1e-4) * step / 4 for step in range(4)])
+
+
+def test_a_constant_zero_ignores_the_negatives_but_logs_them(train):
+    samples = rows(16)
+    ignored = [{**row, "polarity": [max(value, 0) for value in row["polarity"]]} for row in samples]
+    zero = train(samples, schedule="constant", t_min=0.0, t_max=0.0)
+    left_out = train(ignored, schedule="constant", t_max=0.5)
+    assert_same(weights(zero), weights(left_out), 1e-7)
+    assert any("negative_loss" in entry for entry in zero.state.log_history)
+
+
+def test_an_unlabelled_token_counts_for_nothing(train):
+    samples = rows(8)
+    marked = [{**row, "polarity": [-1, -1, -1, *row["polarity"][3:]]} for row in samples]
+    first, second = (train(some, schedule="constant") for some in (samples, marked))
+    assert_same(weights(first), weights(second))
+
+
+def test_polarity_is_cut_with_its_tokens(train):
+    samples = rows(8)
+    cut = [{name: values[:9] for name, values in row.items()} for row in samples]
+    first = train(samples, max_length=9, schedule="constant")
+    second = train(cut, schedule="constant")
+    assert_same(weights(first), weights(second))
+
+
+class StopAt(TrainerCallback):
+    """Ends training after a step, as a kill after its checkpoint would."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = state.global_step == self.step
+
+
+def test_resume_ends_with_the_same_weights_and_log(train, tmp_path):
+    from peft import LoraConfig
+
+    common = {
+        # Dropout, so that the random state must be right; two epochs, so that the order must be.
+        "peft_config": LoraConfig(r=4, lora_dropout=0.2, target_modules="all-linear"),
+        "max_steps": 8,
+        "lr_scheduler_type": "linear",
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 2,
+    }
+    samples = rows(20)
+    straight = train(samples, **common)
+    for folder in (tmp_path / "out").glob("checkpoint-*"):
+        if int(folder.name.split("-")[1]) > 4:
+            for file in folder.iterdir():
+                file.unlink()
+            folder.rmdir()
+    # Start over and stop after step 4, then go on in a new trainer.
+    train(samples, callbacks=[StopAt(4)], **common)
+    checkpoint = latest_checkpoint(tmp_path / "out")
+    assert checkpoint is not None
+    assert checkpoint.name == "checkpoint-4"
+    resumed = train(samples, resume=str(checkpoint), **common)
+    assert_same(weights(straight), weights(resumed))
+    assert [e for e in straight.state.log_history if "loss" in e] == [
+        e for e in resumed.state.log_history if "loss" in e
+    ]
+
+
+def test_checkpoints_hold_no_pickle(train, tmp_path):
+    train(rows(8), max_steps=1, save_strategy="steps", save_steps=1)
+    checkpoint = latest_checkpoint(tmp_path / "out")
+    names = {file.name for file in checkpoint.rglob("*")}
+    assert "optimizer.safetensors" in names
+    for file in checkpoint.rglob("*"):
+        start = file.read_bytes()[:4]
+        assert not start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")), file
+
+
+def test_divergence_stops_before_the_weights_are_touched(train, tmp_path):
+    class Poison(TrainerCallback):
+        """Makes one weight infinite after step 2 has been saved."""
+
+        def on_step_begin(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 2:
+                model.model.norm.weight.data[0] = math.inf
+
+    with pytest.raises(DivergenceError, match=r"diverged at step 3 of 5.*checkpoint-2"):
+        train(
+            rows(20),
+            max_steps=5,
+            callbacks=[Poison()],
+            save_strategy="steps",
+            save_steps=1,
+        )
+    saved = latest_checkpoint(tmp_path / "out")
+    state = json.loads((saved / "trainer_state.json").read_text())
+    assert state["global_step"] == 2
+    assert all(math.isfinite(entry["loss"]) for entry in state["log_history"])
+
+
+HUGE_LAMBDA = {
+    "schedule": "constant",
+    "t_max": 1e4,
+    "learning_rate": 3e-2,
+    "max_steps": 30,
+    "save_strategy": "steps",
+    "save_steps": 1,
+}
+
+
+def test_a_huge_lambda_is_stopped_by_the_positive_loss_and_the_last_checkpoint_kept(
+    train, tmp_path
+):
+    with pytest.raises(DivergenceError, match=r"positive loss is .* more than 2 times") as caught:
+        train(rows(40), divergence_ratio=2.0, **HUGE_LAMBDA)
+    saved = latest_checkpoint(tmp_path / "out")
+    state = json.loads((saved / "trainer_state.json").read_text())
+    assert f"at step {state['global_step'] + 1} of 30" in str(caught.value)
+    assert str(saved) in str(caught.value)
+    assert "lambda 10000" in str(caught.value)
+    losses = [e["positive_loss"] for e in state["log_history"] if "positive_loss" in e]
+    assert all(loss <= 2 * losses[0] for loss in losses)
+    # Resumed, it compares with the same start.
+    with pytest.raises(DivergenceError, match=f"the {losses[0]:.4g} of its start"):
+        train(rows(40), divergence_ratio=2.0, resume=str(saved), **HUGE_LAMBDA)
+
+
+def test_without_a_ratio_the_positive_loss_may_rise(train):
+    trainer = train(rows(40), divergence_ratio=None, **HUGE_LAMBDA)
+    losses = [e["positive_loss"] for e in trainer.state.log_history if "positive_loss" in e]
+    assert max(losses) > 2 * losses[0]
+    assert trainer.state.global_step == 30
+
+
+def test_evaluation_is_the_mean_cross_entropy_of_all_labels(train, tiny_model):
+    samples = rows(8)
+    trainer = train(samples, max_steps=1)
+    plain = Dataset.from_list(
+        [{k: v for k, v in row.items() if k != "polarity"} for row in samples]
+    )
+    theirs = SFTTrainer(
+        model=trainer.model,
+        args=SFTConfig(**config(Path(trainer.args.output_dir))),
+        train_dataset=plain,
+        processing_class=AutoTokenizer.from_pretrained(tiny_model),
+    )
+    expected = theirs.evaluate(plain)["eval_loss"]
+    assert trainer.evaluate(plain)["eval_loss"] == pytest.approx(expected, abs=1e-5)
+    with_polarity = trainer.evaluate(Dataset.from_list(samples))["eval_loss"]
+    assert with_polarity == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"packing": True, "max_length": None}, "packing needs a max_length"),
+        ({"loss_type": "dft"}, "loss_type"),
+        ({"truncation_mode": "keep_end"}, "truncation_mode"),
+        ({"average_tokens_across_devices": False}, "average_tokens_across_devices"),
+    ],
+)
+def test_what_cannot_carry_polarity_is_refused(train, change, message):
+    with pytest.raises(ValueError, match=message):
+        train(rows(4), **change)
+
+
+@pytest.mark.parametrize("column", ["labels", "polarity"])
+def test_a_missing_column_is_named(train, column):
+    samples = [{k: v for k, v in row.items() if k != column} for row in rows(4)]
+    with pytest.raises(ValueError, match=f"no column {column}"):
+        train(samples)
+
+
+@pytest.mark.parametrize(
+    ("options", "column", "message"),
+    [
+        ({"term": "npo"}, {"token_weights": 1.0}, "drop token_weights"),
+        ({"term": "npo", "packing": True, "packing_strategy": "wrapped"}, {}, "takes samples"),
+        ({}, {"images": []}, "for text alone"),
+    ],
+)
+def test_what_a_term_or_the_objective_cannot_do_is_refused(train, options, column, message):
+    samples = [{**row, **column} for row in with_base(rows(4))]
+    with pytest.raises(ValueError, match=message):
+        train(samples, **{"max_length": 64, **options})
+
+
+def test_a_bad_schedule_is_refused_by_the_config(tmp_path):
+    with pytest.raises(ValueError, match="t_min"):
+        ForgettingConfig(**config(tmp_path, t_min=0.5, t_max=0.1))
+
+
+# What a step of a padding-free or packed batch must not change: all samples of the list are in
+# one optimizer step.
+ONE_STEP = {
+    "optim": "sgd",
+    "learning_rate": 0.1,
+    "max_steps": 1,
+    "schedule": "constant",
+    "t_max": 0.4,
+    "per_device_train_batch_size": 8,
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"term": "npo"}, {"term": "tnpo"}], ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"padding_free": True},
+        {"padding_free": True, "pad_to_multiple_of": 16},
+        {"packing": True, "max_length": 40, "packing_strategy": "bfd"},
+    ],
+    ids=str,
+)
+def test_padding_free_and_packed_samples_take_the_step_of_padded_ones(train, layout, options):
+    samples = with_base(rows(8))
+    step = {**ONE_STEP, **options}
+    apart = train(samples, **step)
+    together = train(samples, **{**step, **layout})
+    assert_same(weights(apart), weights(together), 2e-6)
+    assert together.state.global_step == 1
+    for name in ("positive_loss", "negative_loss", "negative_prob", "share_negative"):
+        first, second = (trainer.state.log_history[0][name] for trainer in (apart, together))
+        assert first == pytest.approx(second, abs=1e-5), name
+
+
+@pytest.mark.parametrize("strategy", ["bfd", "bfd_split", "wrapped"])
+def test_packed_and_all_positive_trains_as_sft_does(train, strategy):
+    samples = rows(24, negatives="none")
+    options = {
+        "packing": True,
+        "packing_strategy": strategy,
+        "max_length": 18,
+        "shuffle_dataset": True,
+        # Adam would make rounding visible where gradients are next to nothing.
+        "optim": "sgd",
+        "learning_rate": 0.1,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 2,
+    }
+    ours = train(samples, **options)
+    plain = [{k: v for k, v in row.items() if k != "polarity"} for row in samples]
+    theirs = train(plain, cls=SFTTrainer, **options)
+    assert_same(weights(ours), weights(theirs), 1e-6)
+
+
+def test_a_wrapped_row_is_a_sample_of_equation_8_in_float64(train, tiny_model):
+    """Rows run over the ends of samples; each token keeps its polarity and its weight."""
+    samples = [{**row, "token_weights": weights_of(row)} for row in rows(8)]
+    size = 21
+    trainer = train(samples, packing=True, packing_strategy="wrapped", max_length=size, **ONE_STEP)
+    flat = {name: [v for row in samples for v in row[name]] for name in samples[0]}
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).double()
+    sums, counts = {1: 0.0, -1: 0.0}, {1: 0, -1: 0}
+    for begin in range(0, len(flat["input_ids"]), size):
+        ids = torch.tensor([flat["input_ids"][begin : begin + size]])
+        log_probs = model(ids).logits[0].log_softmax(-1)
+        for place in range(1, ids.shape[1]):
+            sign = flat["polarity"][begin + place]
+            if flat["labels"][begin + place] == -100 or sign == 0:
+                continue
+            log_p = log_probs[place - 1, ids[0, place]]
+            sums[sign] = sums[sign] - flat["token_weights"][begin + place] * log_p
+            counts[sign] += 1
+    (sums[1] / counts[1] - ONE_STEP["t_max"] * sums[-1] / counts[-1]).backward()
+    assert_took_the_step(trainer, model, ONE_STEP["learning_rate"])
+
+
+def weights_of(row):
+    return [0.25 + (token % 7) / 4 for token in row["input_ids"]]
+
+
+@pytest.mark.parametrize("options", [{}, {"padding_free": True}], ids=str)
+def test_token_weights_multiply_each_token_in_float64(train, tiny_model, options):
+    samples = [{**row, "token_weights": weights_of(row)} for row in rows(8)]
+    trainer = train(samples, **{**ONE_STEP, **options})
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).double()
+    sums, counts = {1: 0.0, -1: 0.0}, {1: 0, -1: 0}
+    for row in samples:
+        ids = torch.tensor([row["input_ids"]])
+        log_probs = model(ids).logits[0].log_softmax(-1)
+        for place, sign in enumerate(row["polarity"]):
+            if sign:
+                log_p = log_probs[place - 1, ids[0, place]]
+                sums[sign] = sums[sign] - row["token_weights"][place] * log_p
+                counts[sign] += 1
+    (sums[1] / counts[1] - ONE_STEP["t_max"] * sums[-1] / counts[-1]).backward()
+    assert_took_the_step(trainer, model, ONE_STEP["learning_rate"])
+
+
+CHAT = (
+    "{% for message in messages %}{{ '[' + message.role + ']' + message.content + eos_token }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+)
+RAW = {
+    "prompt and completion": (
+        {"prompt": "What is two and two? ", "completion": "Four, or five."},
+        "Four, or five.</s>",
+    ),
+    "conversational prompt and completion": (
+        {
+            "prompt": [{"role": "user", "content": "Is it wet?"}],
+            "completion": [{"role": "assistant", "content": "Yes, no."}],
+        },
+        "Yes, no.</s>",
+    ),
+    "messages": (
+        {
+            "messages": [
+                {"role": "user", "content": "Hello."},
+                {"role": "assistant", "content": "Good day."},
+            ]
+        },
+        "user]Hello.</s>[assistant]Good day.</s>",
+    ),
+}
+
+
+@pytest.mark.parametrize("form", RAW)
+@pytest.mark.parametrize("layout", [{}, {"packing": True, "max_length": 64}], ids=str)
+def test_polarity_finds_its_tokens_in_what_trl_tokenises(tiny_model, tmp_path, form, layout):
+    """One value for each predicted token of a text: it must come back on that very token."""
+    raw, predicted = RAW[form]
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = CHAT
+    signs = {character: 1 if index % 3 else -1 for index, character in enumerate("Fo,.YeGd ")}
+    # One token a character, and one for the end of a turn.
+    tokens = [*predicted.replace("</s>", "\0")]
+    polarity = [signs.get(token, 0) for token in tokens]
+    trainer = ForgettingTrainer(
+        model=AutoModelForCausalLM.from_pretrained(tiny_model),
+        args=ForgettingConfig(**config(tmp_path, **layout)),
+        train_dataset=Dataset.from_list([{**raw, "polarity": polarity}] * 2),
+        processing_class=tokenizer,
+    )
+    (batch,) = list(trainer.get_train_dataloader())
+    found = 0
+    for ids, labels, values in zip(
+        batch["input_ids"], batch["labels"], batch["polarity"], strict=True
+    ):
+        for token, label, value in zip(ids, labels, values, strict=True):
+            if label == -100:
+                continue
+            text = tokenizer.decode([int(token)])
+            assert int(value) == (0 if text == "</s>" else signs.get(text, 0)), text
+            found += int(value) != 0
+    assert found == 2 * sum(value != 0 for value in polarity)
+
+
+def test_one_number_a_sample_learns_or_unlearns_its_whole_response(train, tiny_model, tmp_path):
+    texts = [("What? ", "Blue."), ("Why? ", "Never mind.")]
+    common = {"processing_class": AutoTokenizer.from_pretrained(tiny_model)}
+    signs = [1, -1]
+    raw = [
+        {"prompt": prompt, "completion": completion, "polarity": sign}
+        for (prompt, completion), sign in zip(texts, signs, strict=True)
+    ]
+    spelled = [{**row, "polarity": [row["polarity"]] * (len(row["completion"]) + 1)} for row in raw]
+    trained = []
+    for rows_ in (raw, spelled):
+        trainer = ForgettingTrainer(
+            model=AutoModelForCausalLM.from_pretrained(tiny_model),
+            args=ForgettingConfig(**config(tmp_path, **ONE_STEP)),
+            train_dataset=Dataset.from_list(rows_),
+            **common,
+        )
+        trainer.train()
+        assert trainer.state.log_history[0]["share_negative"] == pytest.approx(12 / 18)
+        trained.append(weights(trainer))
+    assert_same(*trained)
+
+
+def pad_left(examples):
+    width = max(len(e["input_ids"]) for e in examples)
+
+    def row(values, fill):
+        return [fill] * (width - len(values)) + list(values)
+
+    return {
+        "input_ids": torch.tensor([row(e["input_ids"], 2) for e in examples]),
+        "labels": torch.tensor([row(e["labels"], -100) for e in examples]),
+        "attention_mask": torch.tensor([row([1] * len(e["input_ids"]), 0) for e in examples]),
+    }
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_left_padding_takes_the_step_of_right_padding(tiny_model, tmp_path, accumulation):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model, padding_side="left")
+    trained = []
+    for collator in (None, pad_left):
+        options = {**ONE_STEP, "per_device_train_batch_size": 8 // accumulation}
+        trainer = ForgettingTrainer(
+            model=AutoModelForCausalLM.from_pretrained(tiny_model),
+            args=ForgettingConfig(
+                **config(tmp_path, gradient_accumulation_steps=accumulation, **options)
+            ),
+            train_dataset=Dataset.from_list(with_base(rows(8))),
+            processing_class=tokenizer,
+            data_collator=collator,
+        )
+        trainer.train()
+        trained.append(weights(trainer))
+    assert_same(*trained, 2e-6)
+
+
+def test_a_streamed_dataset_trains_as_a_listed_one(tiny_model, tmp_path):
+    trained = []
+    for stream in (False, True):
+        data = Dataset.from_list(rows(8))
+        trainer = ForgettingTrainer(
+            model=AutoModelForCausalLM.from_pretrained(tiny_model),
+            args=ForgettingConfig(**config(tmp_path, **{**ONE_STEP, "max_length": 15})),
+            train_dataset=data.to_iterable_dataset() if stream else data,
+            processing_class=AutoTokenizer.from_pretrained(tiny_model),
+        )
+        trainer.train()
+        trained.append(weights(trainer))
+    assert_same(*trained, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"max_steps": 6}, "max_steps"),
+        ({"per_device_train_batch_size": 2}, "per_device_train_batch_size"),
+        ({"t_max": 0.1}, "t_max"),
+        ({"term": "wga"}, "term.kind"),
+    ],
+)
+def test_resuming_with_another_course_is_refused(train, tmp_path, change, name):
+    common = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    train(rows(20), callbacks=[StopAt(2)], **common)
+    checkpoint = latest_checkpoint(tmp_path / "out")
+    with pytest.raises(ValueError, match=f"written with {name} "):
+        train(rows(20), resume=str(checkpoint), **{**common, **change})
+
+
+def test_figures_that_sft_logs_are_logged(train):
+    logged = train(rows(8), max_steps=1).state.log_history[0]
+    assert {"loss", "grad_norm", "learning_rate", "entropy", "mean_token_accuracy"} <= set(logged)
+    assert 0 <= logged["mean_token_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("use_adapter", [False, True], ids=["whole", "adapter"])
+def test_gradient_checkpointing_takes_the_same_step(train, use_adapter):
+    from peft import LoraConfig
+
+    adapter = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
+    trained = []
+    for checkpointing in (False, True):
+        options = {**ONE_STEP, "gradient_checkpointing": checkpointing}
+        trainer = train(rows(8), peft_config=adapter if use_adapter else None, **options)
+        trained.append(weights(trainer))
+    assert_same(*trained, 2e-6)
+
+
+def test_bfloat16_takes_nearly_the_step_of_float32(train):
+    before = weights(train(rows(8), **{**ONE_STEP, "learning_rate": 0.0}))
+    moves = []
+    for bf16 in (False, True):
+        trainer = train(rows(8), **{**ONE_STEP, "bf16": bf16, "use_cpu": True})
+        after = weights(trainer)
+        moves.append(torch.cat([(after[name] - before[name]).flatten() for name in before]))
+    # The arithmetic is coarse, not the direction.
+    assert torch.cosine_similarity(*moves, dim=0) > 0.99
+    assert not torch.equal(*moves)
