@@ -148,7 +148,7 @@ def test_each_process_does_its_own_shards(scored, tmp_path):
 
 
 def test_a_process_without_shards_loads_no_model(scored, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages.models, "load_base_model", None)
+    monkeypatch.setattr(stages.loading, "load_base_model", None)
     work = Work(tmp_path / "work")
     work.output.mkdir(parents=True)
     stages.score_shards(scored.recipe, scored.run, as_process(work, 3, 4))
@@ -183,7 +183,7 @@ def test_a_reference_of_whole_weights_is_never_in_memory_with_the_base(
 
     alive = weakref.WeakSet()
     most = []
-    load = stages.models.load_base_model
+    load = stages.loading.load_base_model
 
     def watched(*args):
         gc.collect()
@@ -192,7 +192,7 @@ def test_a_reference_of_whole_weights_is_never_in_memory_with_the_base(
         alive.add(model)
         return model
 
-    monkeypatch.setattr(stages.models, "load_base_model", watched)
+    monkeypatch.setattr(stages.loading, "load_base_model", watched)
     other = shutil.copytree(tiny_model, tmp_path / "reference")
     recipe = load_recipe(scored.run.parent / "recipe.yaml", [f"reference.name_or_path={other}"])
     scored(1, "whole", recipe)

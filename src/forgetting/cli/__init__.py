@@ -311,8 +311,7 @@ def detect(
 ) -> None:
     """Measure how well each measure of quality finds what people marked as wrong in a file."""
     setup_logging(quiet or as_json)
-    from forgetting.studies.noise import measure_spans
-    from forgetting.studies.spans import legend, texts
+    from forgetting.studies.spans import legend, measure_spans, texts
 
     path = output if output is not None else Path("studies") / f"detect-{data.stem}"
     try:
