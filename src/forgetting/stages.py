@@ -233,8 +233,7 @@ def _score_pass(
                 model,
                 samples,
                 rows,
-                with_entropy="entropy" in extra,
-                with_rank="rank" in extra,
+                statistics=extra,
                 tokens_per_batch=recipe.scoring.tokens_per_batch,
                 advance=advance,
             )
