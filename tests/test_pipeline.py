@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from forgetting import stages
-from forgetting.config.schema import load_recipe, shipped_recipes
+from forgetting.config import load_recipe, shipped_recipes
 from forgetting.data.splits import SPLITS
 from forgetting.errors import InputError
 from forgetting.pipeline import STAGES, describe_plan, plan, run

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from forgetting.config.schema import SelectionSettings
+from forgetting.config import SelectionSettings
 from forgetting.errors import InputError
 from forgetting.method import MEASURES, select_tokens
 from forgetting.rundir.samples import Samples, list_column, lists, read_table, write_table

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from forgetting import stages
-from forgetting.config.schema import load_recipe
+from forgetting.config import load_recipe
 from forgetting.errors import InputError
 from forgetting.rundir.directory import Work
 from forgetting.rundir.processes import Processes

@@ -11,7 +11,7 @@ import json
 import re
 from typing import Any
 
-from forgetting.config.schema import Recipe
+from forgetting.config import Recipe
 
 MARK = re.compile(r"<!-- fields of (\w+) -->")
 # In the words of a sentence: a number _at least 0_.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from forgetting.config.schema import (
+from forgetting.config import (
     DataSettings,
     ModelSettings,
     Recipe,

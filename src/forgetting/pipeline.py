@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from forgetting.config.schema import (
+from forgetting.config import (
     PLAIN_TEMPLATE,
     Recipe,
     TrainingSettings,

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from forgetting.config.schema import (
+from forgetting.config import (
     PLAIN_TEMPLATE,
     Recipe,
     TrainingSettings,
@@ -35,7 +35,7 @@ from forgetting.data.alignment import Tokenization
 from forgetting.data.splits import build_corpus
 from forgetting.errors import InputError
 from forgetting.evaluation import HELDOUT, Harness, TaskResult, evaluate_heldout
-from forgetting.method.loss import ForgettingTerm
+from forgetting.method.terms import TERMS
 from forgetting.models import loading
 from forgetting.report import build_report
 from forgetting.report.card import RunFacts, model_card
@@ -300,7 +300,7 @@ def select(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
 def train(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
     """Fine-tune one variant on D_train."""
     settings = recipe.variants[variant]
-    term = ForgettingTerm(kind=settings.forgetting.term)
+    term = TERMS[settings.forgetting.term]
     scores: list[str] = []
     if settings.objective == "forgetting" and term.needs_base:
         scores = ["base_log_probs"]
@@ -354,7 +354,7 @@ def fine_tune(
     # A constant zero leaves the negatives out, and their figures are still logged.
     unlearning: dict[str, Any] = {"schedule": "constant", "t_min": 0.0, "t_max": 0.0}
     if variant.objective == "forgetting":
-        unlearning = variant.forgetting.model_dump()
+        unlearning = variant.forgetting.trainer_arguments()
     checkpoints = work.path / "checkpoints"
     latest = latest_checkpoint(checkpoints)
     if latest is not None:

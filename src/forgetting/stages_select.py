@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from forgetting.config.schema import SelectionSettings
+from forgetting.config import SelectionSettings
 from forgetting.errors import InputError
 from forgetting.method import MEASURES, QualityName
 from forgetting.method.metrics import NoiseTally

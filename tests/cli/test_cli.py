@@ -9,7 +9,7 @@ import pytest
 
 from forgetting import __version__, doctor, pipeline
 from forgetting.cli import main
-from forgetting.config.schema import shipped_recipes
+from forgetting.config import shipped_recipes
 from forgetting.errors import DivergenceError
 
 pytestmark = pytest.mark.usefixtures("restored_logging")

@@ -29,7 +29,7 @@ from packaging.requirements import Requirement
 
 from forgetting import launch
 from forgetting.cli import app, main
-from forgetting.config.schema import Recipe, load_recipe
+from forgetting.config import Recipe, load_recipe
 from forgetting.inspector import InspectorServer
 from tests.documentation.conftest import PAGES, blocks, code_spans, read_command
 

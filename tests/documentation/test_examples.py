@@ -8,7 +8,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forgetting import score_dataset
-from forgetting.config.schema import load_recipe
+from forgetting.config import load_recipe
 from forgetting.evaluation.suites import Suite
 from tests.documentation.conftest import blocks
 

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 import forgetting
-from forgetting.config.schema import Recipe
+from forgetting.config import Recipe
 from tests.documentation.conftest import PAGES, ROOT
 
 LOADED = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src"}

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from forgetting.config.schema import load_recipe
+from forgetting.config import load_recipe
 from forgetting.errors import InputError
 from forgetting.export import export_run
 from forgetting.export.records import COLUMNS, SampleQuality

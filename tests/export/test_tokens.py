@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
 from forgetting import ForgettingConfig, ForgettingTrainer
-from forgetting.config.schema import SelectionSettings
+from forgetting.config import SelectionSettings
 from forgetting.errors import InputError
 from forgetting.export.tokens import COLUMNS, NOISE, token_tables
 from forgetting.rundir.samples import Samples, list_column, read_table

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from transformers import AutoTokenizer
 
-from forgetting.config.schema import load_recipe
+from forgetting.config import load_recipe
 from forgetting.pipeline import run as run_pipeline
 from forgetting.rundir.directory import read_manifest
 from forgetting.rundir.samples import Samples

@@ -5,7 +5,7 @@ import yaml
 from huggingface_hub import DatasetCard, ModelCard
 from markdown_it import MarkdownIt
 
-from forgetting.config.schema import load_recipe
+from forgetting.config import load_recipe
 from forgetting.models.loading import ModelFacts
 from forgetting.report.card import UNKNOWN_LICENCE, RunFacts, data_card, model_card
 from forgetting.report.collect import Evaluation, Measurement, Metric

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from forgetting.config.schema import Recipe
+from forgetting.config import Recipe
 from forgetting.report.collect import Noise
 from forgetting.report.sentences import noise_sentence, recipe_paragraph
 

@@ -10,7 +10,7 @@ import pytest
 
 from forgetting import stages
 from forgetting.cli import main
-from forgetting.config.schema import DataSettings
+from forgetting.config import DataSettings
 from forgetting.errors import DivergenceError, InputError
 from forgetting.studies import (
     load_definition,

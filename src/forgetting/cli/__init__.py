@@ -476,7 +476,7 @@ def export(
 @app.command()
 def recipes() -> None:
     """List the shipped recipes."""
-    from forgetting.config.schema import shipped_recipes
+    from forgetting.config import shipped_recipes
 
     for name in shipped_recipes():
         typer.echo(name)
@@ -514,7 +514,7 @@ def _run(
     """Run stages; the directory, where this process is to say what came out."""
     setup_logging(quiet or as_json or process_index() > 0)
     try:
-        from forgetting.config.schema import check_batches, load_recipe
+        from forgetting.config import check_batches, load_recipe
 
         # Read before the pipeline is: a mistake in it need not wait for torch's import.
         asked_for = load_recipe(recipe, overrides or ())
@@ -551,7 +551,7 @@ def _run(
 
 
 def _print_corpus(path: Path, num_samples: int) -> None:
-    from forgetting.config.schema import load_recipe
+    from forgetting.config import load_recipe
     from forgetting.report.preview import LEGEND, rejection_lines, sample_texts, source_table
 
     out.print(source_table(path))
@@ -611,7 +611,7 @@ def _print_plan(
     processes: int,
 ) -> None:
     setup_logging(quiet or as_json)
-    from forgetting.config.schema import check_batches, load_recipe
+    from forgetting.config import check_batches, load_recipe
 
     recipe = load_recipe(recipe_name, overrides)
     check_batches(recipe, processes)

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from forgetting.config.schema import SourceSettings
+from forgetting.config import SourceSettings
 from forgetting.data.files import BINARY_FORMS, TEXT_FORMS, Pairs, form_of, read_file
 from forgetting.demo.world import chat_records
 from forgetting.errors import InputError

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from forgetting.config.schema import DataSettings, SourceSettings
+from forgetting.config import DataSettings, SourceSettings
 from forgetting.data.alignment import Tokenization, Tokens, cut
 from forgetting.data.dedup import Duplicates
 from forgetting.data.mixture import interleaved, quotas

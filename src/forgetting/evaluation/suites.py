@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from forgetting.config.schema import EvaluationSettings, ItemLimit
+from forgetting.config import EvaluationSettings, ItemLimit
 from forgetting.errors import InputError
 from forgetting.evaluation.benchmarks import (
     BENCHMARKS,

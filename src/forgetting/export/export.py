@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from forgetting import __version__
-from forgetting.config.schema import Recipe, VariantSettings, load_recipe
+from forgetting.config import Recipe, VariantSettings, load_recipe
 from forgetting.console import logger, progress
 from forgetting.errors import InputError
 from forgetting.export import records, tokens
 from forgetting.export.folder import Format, check_output, whole_folder, write_rows
 from forgetting.export.hub import check_repo, push
 from forgetting.export.records import By
-from forgetting.method.loss import ForgettingTerm
+from forgetting.method.terms import TERMS
 from forgetting.models import loading
 from forgetting.pipeline import plan_with_state
 from forgetting.report.card import RunFacts, data_card, model_card
@@ -157,7 +157,7 @@ class _Job:
         if selection["noise"] is None:
             for name in tokens.NOISE:
                 del columns[name]
-        if ForgettingTerm(kind=self.settings.forgetting.term).is_per_sample:
+        if TERMS[self.settings.forgetting.term].is_per_sample:
             # The trainer refuses them with such a term.
             del columns["token_weights"]
         decode = loading.decoder(self.recipe.model)

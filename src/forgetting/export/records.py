@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from forgetting.config.schema import Recipe
+from forgetting.config import Recipe
 from forgetting.data.alignment import Tokenization, cut
 from forgetting.data.records import Record, Unusable
 from forgetting.data.splits import Account, Spool, read_records

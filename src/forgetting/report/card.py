@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from huggingface_hub import CardData, DatasetCardData, ModelCardData
 
-from forgetting.config.schema import Recipe, SourceSettings, named_sources
+from forgetting.config import Recipe, SourceSettings, named_sources
 from forgetting.data.sources import HUB_ID
 from forgetting.data.splits import TRUSTED
 from forgetting.models.loading import ModelFacts

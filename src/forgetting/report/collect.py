@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import yaml
 from pydantic import ValidationError
 
-from forgetting.config.schema import Recipe
+from forgetting.config import Recipe
 from forgetting.errors import InputError
 from forgetting.method import MEASURES, QualityName
 
@@ -447,7 +447,7 @@ def _read_selection(variant: str, path: Path) -> Selection:
 def _measure_name(name: str) -> QualityName:
     if name not in MEASURES:
         raise ValueError(f"unknown measure of quality {name!r}")
-    return cast(QualityName, name)
+    return name
 
 
 def _mixture_fit(mixture: Mapping[str, Any] | None) -> MixtureFit | None:

@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from forgetting.config.schema import ModelSettings, Recipe, load_recipe
+from forgetting.config import ModelSettings, Recipe, load_recipe
 from forgetting.errors import InputError, TooFewSamples
 from forgetting.method import MEASURES, QualityName
 from forgetting.method.metrics import mean_and_deviation

@@ -22,11 +22,11 @@ from pydantic import BaseModel
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from forgetting import stages
-from forgetting.config.schema import Recipe, SelectionSettings
+from forgetting.config import Recipe, SelectionSettings
 from forgetting.errors import DivergenceError
 from forgetting.evaluation import evaluate_heldout
 from forgetting.method import MEASURES, QualityName, select_tokens
-from forgetting.method.loss import ForgettingTerm
+from forgetting.method.terms import TERMS
 from forgetting.models import loading
 from forgetting.pipeline import Step, fingerprint
 from forgetting.rundir.directory import RunDir, Work, read_manifest, stage_is_done, write_atomically
@@ -346,7 +346,7 @@ def _train_and_evaluate(
         polarity = choose(variant, noisy, run, work, seed=recipe.seed)
         negatives = describe_negatives(polarity, noisy, kinds)
     base_log_probs = None
-    if variant.objective == "forgetting" and ForgettingTerm(variant.forgetting.term).needs_base:
+    if variant.objective == "forgetting" and TERMS[variant.forgetting.term].needs_base:
         (base_log_probs,) = read_scores(run, ["base_log_probs"])
     training = Work(work.path / "training")
     # What a killed one left is done again.

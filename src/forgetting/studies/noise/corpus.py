@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from forgetting.config.schema import Recipe
+from forgetting.config import Recipe
 from forgetting.data.alignment import Tokenization
 from forgetting.data.records import Record, Rejected, Unusable, parse_record
 from forgetting.data.sources import read_source
