@@ -91,7 +91,7 @@ def test_without_a_reference_the_base_alone_judges(tiny_model, tmp_path, monkeyp
         passes.append(arguments)
         return score_samples(*arguments, **settings)
 
-    monkeypatch.setattr("forgetting.stages.score_samples", count)
+    monkeypatch.setattr("forgetting.stages.corpus_scores.score_samples", count)
     data = tmp_path / "data.jsonl"
     data.write_text("".join(f"{json.dumps(record)}\n" for record in records(4)))
     inspection = open_run(score_data(str(data), str(tiny_model), run_dir=tmp_path / "run"))

@@ -11,6 +11,7 @@ from forgetting import __version__, doctor, pipeline
 from forgetting.cli import main
 from forgetting.config import shipped_recipes
 from forgetting.errors import DivergenceError
+from forgetting.stages import STAGES
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
@@ -87,7 +88,7 @@ def test_a_fresh_run_prints_only_lines_of_its_own(write_recipe, tmp_path, capfd)
     assert main(["run", str(recipe), "--run-dir", str(tmp_path / "run")]) == 0
     lines = [line.split("] ")[-1].strip() for line in capfd.readouterr().err.splitlines()]
     stages = {line.split(":")[0] for line in lines if line}
-    assert stages == set(pipeline.STAGES), lines
+    assert stages == {stage.name for stage in STAGES}, lines
 
 
 def test_the_plan_is_printed_and_nothing_is_written(write_recipe, tmp_path, capsys):

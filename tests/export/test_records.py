@@ -129,7 +129,7 @@ def test_sources_that_have_changed_are_refused_and_nothing_is_left(
     records = [{"text": f"Stone {i} is red."} for i in range(16)]
     run = selected(write_recipe, tmp_path, records)
     # As a data set on the hub would change, of which the run knows the name alone.
-    monkeypatch.setattr("forgetting.pipeline.source_fingerprint", lambda source: {})
+    monkeypatch.setattr("forgetting.data.sources.source_fingerprint", lambda source: {})
     monkeypatch.setattr("forgetting.export.export.plan_with_state", lambda *a: ([], {NEEDED}))
     file = tmp_path / "records.jsonl"
     for changed in (records[1:], records[::-1]):

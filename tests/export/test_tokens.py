@@ -21,7 +21,7 @@ from forgetting.errors import InputError
 from forgetting.export.tokens import COLUMNS, NOISE, token_tables
 from forgetting.rundir.samples import Samples, list_column, read_table
 from forgetting.rundir.scores import ScoredCorpus
-from forgetting.stages_select import select_corpus
+from forgetting.stages.corpus_selection import select_corpus
 from tests.conftest import all_scores, byte_tokenizer, save_scored_run
 
 WITHOUT_NOISE = {name for name in COLUMNS if name not in NOISE}

@@ -527,10 +527,9 @@ def _run(
             arguments += ["--quiet"] * quiet + ["--json"] * as_json
             launch(arguments, processes, accelerate_config)
             return None
-        from forgetting.pipeline import STAGES
         from forgetting.pipeline import run as run_stages
 
-        path = run_stages(asked_for, run_dir, stages=stages or STAGES)
+        path = run_stages(asked_for, run_dir, stages=stages or None)
         leave_processes()
     except KeyboardInterrupt:
         typer.echo("Interrupted. The same command goes on from here.", err=True)

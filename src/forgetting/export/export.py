@@ -24,13 +24,13 @@ from forgetting.export.hub import check_repo, push
 from forgetting.export.records import By
 from forgetting.method.terms import TERMS
 from forgetting.models import loading
+from forgetting.models.tokenization import load_tokenization, tokenizer_threads
 from forgetting.pipeline import plan_with_state
 from forgetting.report.card import RunFacts, data_card, model_card
 from forgetting.report.collect import read_evaluations
 from forgetting.report.results import tabulate
 from forgetting.rundir.directory import RECIPE, read_manifest
 from forgetting.rundir.samples import SampleFile
-from forgetting.stages import load_tokenization, tokenizer_threads
 
 What = Literal["data", "clean", "model", "adapter"]
 PREFERRED = "forgetting"

@@ -31,7 +31,6 @@ Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
 
 VARIANT_ORDER = ("base", "full", "ignoring", "forgetting")
-STAGE_ORDER = ("prepare", "reference", "score", "select", "train", "evaluate")
 SPLITS = ("reference", "train", "heldout")
 """Parts of the corpus, by the names of their files."""
 
@@ -517,12 +516,15 @@ def _read_data(run_dir: Path) -> Data | None:
 
 
 def _read_stages(run_dir: Path) -> list[Stage]:
-    """The finished stages in the order of a run; the report cannot know what it costs itself."""
+    """The finished stages in the order of the run, which is that of the manifest.
+
+    The report is left out: it cannot know its own cost.
+    """
     path = run_dir / "manifest.json"
     if not path.is_file():
         return []
     with _readable(path):
-        stages = [
+        return [
             Stage(
                 name=str(name),
                 seconds=float(entry["seconds"]),
@@ -531,15 +533,8 @@ def _read_stages(run_dir: Path) -> list[Stage]:
                 peak_device_memory_bytes=entry.get("peak_device_memory_bytes"),
             )
             for name, entry in _read_json(path)["stages"].items()
-            if name.split(":")[0] in STAGE_ORDER
+            if name != "report"
         ]
-    variants = in_order({stage.name.partition(":")[2] for stage in stages})
-
-    def place(stage: Stage) -> tuple[int, int]:
-        kind, _, variant = stage.name.partition(":")
-        return STAGE_ORDER.index(kind), variants.index(variant)
-
-    return sorted(stages, key=place)
 
 
 def _flat(column: pa.ChunkedArray) -> tuple[npt.NDArray[Any], Ints]:

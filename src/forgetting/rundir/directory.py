@@ -17,7 +17,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,6 +96,7 @@ class RunDir:
     def __init__(self, path: Path, name: str) -> None:
         self.path = path
         self.name = name
+        self._order: list[str] = []
         self._lock = FileLock(path / LOCK)
 
     def __enter__(self) -> RunDir:
@@ -183,8 +184,14 @@ class RunDir:
         self._write_manifest()
         shutil.rmtree(work.path)
 
-    def forget_stages(self, keep: set[str]) -> None:
-        """Drop the entries of stages that the recipe no longer has; their files stay."""
+    def forget_stages(self, keep: Sequence[str]) -> None:
+        """Drop the entries of stages that the recipe no longer has; their files stay.
+
+        Args:
+            keep: the stages that the recipe has. The manifest lists them in this order, however
+                often each of them is done again.
+        """
+        self._order = list(keep)
         gone = [stage for stage in self.manifest.stages if stage not in keep]
         for stage in gone:
             del self.manifest.stages[stage]
@@ -192,6 +199,10 @@ class RunDir:
             self._write_manifest()
 
     def _write_manifest(self) -> None:
+        entries = self.manifest.stages
+        places = {stage: place for place, stage in enumerate(self._order)}
+        order = sorted(entries, key=lambda stage: places.get(stage, len(places)))
+        self.manifest.stages = {stage: entries[stage] for stage in order}
         write_atomically(self.path / MANIFEST, self.manifest.model_dump_json(indent=1))
 
 

@@ -102,7 +102,7 @@ def work_left(each: StudyRun, output: Path) -> WorkLeft:
     recipe = _without(each.recipe, _known(each, read_diverged(output)))
     check_inputs(recipe)
     steps, done = plan_with_state(recipe, run_path(output, each.name))
-    left = [step.stage for step in steps if step.key not in done]
+    left = [step.stage.name for step in steps if step.key not in done]
     num_references, num_variants = left.count("reference"), left.count("train")
     return WorkLeft(
         num_runs=1,

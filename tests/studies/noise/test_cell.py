@@ -7,10 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from forgetting import stages
 from forgetting.evaluation import evaluate_heldout
 from forgetting.method import MEASURES
-from forgetting.models.loading import load_base_model
+from forgetting.models.loading import load_base_model, pick_dtype
 from forgetting.rundir.directory import Work
 from forgetting.rundir.samples import Samples, list_column, read_table
 from forgetting.studies.noise import cell as cells
@@ -24,6 +23,7 @@ from forgetting.studies.noise.cell import (
     run_cell,
 )
 from forgetting.studies.noise.design import load_benchmark
+from forgetting.training import fit
 
 SMALL = ["data.num_train=300", "data.num_reference=100", "data.num_heldout=90"]
 SHORT = ["training.epochs=0.1"]
@@ -87,7 +87,7 @@ def finished(tmp_path_factory):
     """A small cell that was interrupted in its second variant and run again."""
     cell, path = small_cell(), tmp_path_factory.mktemp("cell")
     trained = []
-    fine_tune = stages.fine_tune
+    fine_tune = fit.fine_tune
 
     def interrupted(*args, **kwargs):
         trained.append(args[4])
@@ -96,7 +96,7 @@ def finished(tmp_path_factory):
         fine_tune(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "fine_tune", interrupted)
+        patch.setattr(fit, "fine_tune", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_cell(cell, path)
         assert not is_done(cell, path)
@@ -136,7 +136,7 @@ def test_everything_of_a_cell_is_measured(finished):
 
 def test_the_accuracy_is_that_of_the_evaluation(finished):
     cell, path, _ = finished
-    base = load_base_model(cell.recipe.model, stages.models.pick_dtype(cell.recipe.model))
+    base = load_base_model(cell.recipe.model, pick_dtype(cell.recipe.model))
     samples = Samples.read(path / "data" / "heldout.parquet")
     result = evaluate_heldout(base, samples)
     outcome = read_outcome(path, "base")
@@ -201,7 +201,7 @@ def test_a_variant_that_diverges_has_an_outcome_that_says_so(finished, tmp_path,
     def diverges(*args):
         raise DivergenceError("training diverged at step 3")
 
-    monkeypatch.setattr(stages, "fine_tune", diverges)
+    monkeypatch.setattr(fit, "fine_tune", diverges)
     work = Work(tmp_path)
     work.output.mkdir()
     cells._measure(cell, "forgetting-npo", path, work)

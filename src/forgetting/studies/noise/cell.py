@@ -21,20 +21,23 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from forgetting import stages
 from forgetting.config import Recipe, SelectionSettings
 from forgetting.errors import DivergenceError
 from forgetting.evaluation import evaluate_heldout
 from forgetting.method import MEASURES, QualityName, select_tokens
 from forgetting.method.terms import TERMS
 from forgetting.models import loading
-from forgetting.pipeline import Step, fingerprint
+from forgetting.pipeline import fingerprint
 from forgetting.rundir.directory import RunDir, Work, read_manifest, stage_is_done, write_atomically
 from forgetting.rundir.samples import Samples, list_column, read_table
 from forgetting.rundir.scores import ScoredCorpus
-from forgetting.stages_select import select_corpus
+from forgetting.stages.base import Reads, Stage, Step, plan_steps
+from forgetting.stages.corpus_selection import select_corpus
+from forgetting.stages.reference import REFERENCE
+from forgetting.stages.score import SCORE
 from forgetting.studies.noise.corpus import NEW, read_answers, write_corpus
 from forgetting.studies.noise.design import ALL_KINDS, BASE, WHERE, Cell, NoiseVariant
+from forgetting.training import fit
 from forgetting.training.dataset import trainer_columns
 
 # Not noise of some kind against all clean tokens, but wrong answers against right ones.
@@ -170,7 +173,7 @@ def run_cell(cell: Cell, path: Path) -> None:
     """
     with RunDir(path, cell.name) as directory:
         steps = plan_cell(cell)
-        directory.forget_stages({step.key for step in steps})
+        directory.forget_stages([step.key for step in steps])
         for step in steps:
             wanted = fingerprint(step, directory.manifest)
             if directory.is_done(step.key, wanted):
@@ -197,49 +200,48 @@ def plan_cell(cell: Cell) -> list[Step]:
         "model": loading.model_fingerprint(recipe.model),
         "seed": recipe.seed,
     }
-    steps: list[Step] = []
-
-    def add(
-        stage: str,
-        target: str,
-        inputs: Sequence[str],
-        settings: Mapping[str, Any],
-        execute: Callable[[Path, Work], None],
-        variant: str | None = None,
-    ) -> None:
-        key = stage if variant is None else f"{stage}:{variant}"
-        whole = {**common, **settings}
-        steps.append(Step(key, stage, target, tuple(inputs), lambda: whole, execute))
-
     training = recipe.training.model_dump(mode="json")
-    add(
-        "prepare",
-        "data",
-        (),
-        {"data": recipe.data.model_dump(mode="json"), "reference": cell.reference},
-        partial(_prepare, cell),
+
+    def stage(
+        name: str,
+        folder: str,
+        reads: Reads,
+        settings: Mapping[str, Any],
+        run: Callable[[Path, Work], None],
+    ) -> Stage:
+        return Stage(
+            name=name,
+            summary="",
+            folder=folder,
+            reads=reads,
+            settings=lambda step: {**common, **settings},
+            run=lambda step, path, work: run(path, work),
+        )
+
+    def variant_settings(step: Step) -> dict[str, Any]:
+        if step.part == BASE:
+            return common
+        variant = cell.variants[str(step.part)].model_dump(mode="json", exclude=WHERE)
+        return {**common, "training": training, "variant": variant}
+
+    data = {"data": recipe.data.model_dump(mode="json"), "reference": cell.reference}
+    reference = {"training": recipe.reference.model_dump(mode="json")}
+    whole = [
+        stage("prepare", "data", (), data, partial(_prepare, cell)),
+        stage("reference", "reference", ["prepare"], reference, REFERENCE.step(recipe).execute),
+        stage("score", "scores", ["prepare", "reference"], {}, SCORE.step(recipe).execute),
+        stage("detect", "detection", ["prepare", "score"], {"version": DETECTION_VERSION}, _detect),
+    ]
+    measure = Stage(
+        name="measure",
+        summary="",
+        folder="outcomes",
+        reads=lambda recipe, part: ["prepare", *(["score"] if part != BASE else [])],
+        parts=lambda recipe: cell.trained,
+        settings=variant_settings,
+        run=lambda step, path, work: _measure(cell, str(step.part), path, work),
     )
-    add(
-        "reference",
-        "reference",
-        ["prepare"],
-        {"training": recipe.reference.model_dump(mode="json")},
-        partial(stages.reference, recipe),
-    )
-    add("score", "scores", ["prepare", "reference"], {}, partial(stages.score, recipe))
-    add("detect", "detection", ["prepare", "score"], {"version": DETECTION_VERSION}, _detect)
-    for name in cell.trained:
-        if name == BASE:
-            settings, inputs = {}, ["prepare"]
-        else:
-            variant = cell.variants[name]
-            settings = {
-                "training": training,
-                "variant": variant.model_dump(mode="json", exclude=WHERE),
-            }
-            inputs = ["prepare", "score"]
-        add("measure", f"outcomes/{name}", inputs, settings, partial(_measure, cell, name), name)
-    return steps
+    return plan_steps(recipe, [*whole, measure])
 
 
 def _prepare(cell: Cell, run: Path, work: Work) -> None:
@@ -354,7 +356,7 @@ def _train_and_evaluate(
     training.output.mkdir(parents=True)
     try:
         table = pa.table(trainer_columns(samples, polarity, base_log_probs))
-        stages.fine_tune(recipe, recipe.training, variant, iter([table]), name, training)
+        fit.fine_tune(recipe, recipe.training, variant, iter([table]), name, training)
     except DivergenceError as error:
         return Outcome(accuracy={}, loss=None, negatives=negatives, diverged=str(error))
     outcome = evaluate(recipe, training.output, run)

@@ -12,7 +12,7 @@ from forgetting.errors import InputError
 from forgetting.method import MEASURES, select_tokens
 from forgetting.rundir.samples import Samples, list_column, lists, read_table, write_table
 from forgetting.rundir.scores import ScoredCorpus
-from forgetting.stages_select import select_corpus
+from forgetting.stages.corpus_selection import select_corpus
 from tests.conftest import EOS, all_scores, save_scored_run
 
 
