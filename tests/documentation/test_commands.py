@@ -31,7 +31,14 @@ from forgetting import Recipe, launch
 from forgetting.cli import app, main
 from forgetting.config.schema import load_recipe
 from forgetting.inspector import InspectorServer
-from tests.documentation.conftest import PAGES, blocks, code_spans, page_name, read_command
+from tests.documentation.conftest import (
+    PAGES,
+    ROOT,
+    blocks,
+    code_spans,
+    page_name,
+    read_command,
+)
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
@@ -111,8 +118,22 @@ def read_make(arguments: list[str]) -> int:
     return subprocess.run(["/usr/bin/make", "--dry-run", *arguments], check=True).returncode
 
 
+def read_python(arguments: list[str]) -> int:
+    """Trains for minutes: checks that the program exists and that its help has the options."""
+    verb, module, *rest = arguments
+    assert verb == "-m"
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    print(done.stderr, file=sys.stderr)
+    assert done.returncode == 0
+    assert {word for word in rest if word.startswith("--")} <= set(re.split(r"[^\w-]", done.stdout))
+    return 0
+
+
 PROGRAMS: dict[str, Program] = {
     "forgetting": our_command,
+    "python": read_python,
     "accelerate": read_accelerate,
     "pip": read_pip,
     "make": read_make,
@@ -120,7 +141,6 @@ PROGRAMS: dict[str, Program] = {
 }
 # A cluster of one node: what is submitted runs at once, the first of an array.
 SCRIPTS = {
-    "python": f'#!/bin/sh\nexec "{sys.executable}" "$@"\n',
     "srun": '#!/bin/sh\nexec "$@"\n',
     "scontrol": "#!/bin/sh\necho node0\necho node1\n",
     "sbatch": "#!/bin/bash\nSLURM_ARRAY_TASK_ID=1 exec bash -eu ${@: -1}\n",
