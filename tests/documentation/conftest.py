@@ -23,6 +23,17 @@ DOCS = ROOT / "docs"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
 PAGES += sorted(DOCS.rglob("*.md"))
 
+# Instead of thousands of samples; put before the options of the page, which override them.
+SMALL = (
+    "data.num_reference=8",
+    "data.num_train=16",
+    "data.num_heldout=4",
+    "data.max_length=128",
+    "training.batch_size=8",
+    "training.gradient_checkpointing=false",
+    "training.lora.rank=4",
+)
+
 
 def page_name(page: Path) -> str:
     """A page's path from the root of the repository."""

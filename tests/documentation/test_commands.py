@@ -34,6 +34,7 @@ from forgetting.inspector import InspectorServer
 from tests.documentation.conftest import (
     PAGES,
     ROOT,
+    SMALL,
     blocks,
     code_spans,
     page_name,
@@ -42,16 +43,6 @@ from tests.documentation.conftest import (
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
-# Instead of thousands of samples; put before the options of the page, which override them.
-SMALL = (
-    "data.num_reference=8",
-    "data.num_train=16",
-    "data.num_heldout=4",
-    "data.max_length=128",
-    "training.batch_size=8",
-    "training.gradient_checkpointing=false",
-    "training.lora.rank=4",
-)
 TAKES_A_RECIPE = {"run", "prepare", "reference", "score", "select", "train", "evaluate", "report"}
 
 
