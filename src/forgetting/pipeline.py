@@ -30,17 +30,10 @@ from forgetting.data.sources import HUB_ID, is_local, source_fingerprint
 from forgetting.errors import InputError
 from forgetting.evaluation.suites import check_tasks, evaluation_fingerprint
 from forgetting.models.loading import count_trainable, model_fingerprint, pick_device
-from forgetting.rundir.directory import (
-    RECIPE,
-    Manifest,
-    RunDir,
-    Work,
-    check_owner,
-    digest,
-    file_sha256,
-    stage_is_done,
-    write_atomically,
-)
+from forgetting.rundir.directory import RunDir, Work
+from forgetting.rundir.files import digest, file_sha256, write_atomically
+from forgetting.rundir.layout import RECIPE
+from forgetting.rundir.manifest import Manifest, check_owner, stage_is_done
 from forgetting.rundir.processes import ALONE, Processes, join_processes, num_processes
 
 STAGES = ("prepare", "reference", "score", "select", "train", "evaluate", "report")
@@ -307,7 +300,7 @@ def run(
     with RunDir(path, recipe.name) as directory:
         _check_order(steps, stages, _done(steps, path, directory.manifest))
         write_atomically(path / RECIPE, dump_recipe(recipe))
-        directory.forget_stages({step.key for step in steps})
+        directory.forget_stages([step.key for step in steps])
         for step in steps:
             if step.stage in stages:
                 _do(step, directory, processes)

@@ -8,9 +8,7 @@ mathematics and decide nothing about order: that is the pipeline's.
 from __future__ import annotations
 
 import functools
-import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -39,19 +37,22 @@ from forgetting.method.loss import ForgettingTerm
 from forgetting.models import loading
 from forgetting.report import build_report
 from forgetting.report.card import RunFacts, model_card
-from forgetting.rundir.directory import Work, write_atomically
+from forgetting.rundir import layout
+from forgetting.rundir.directory import Work
 from forgetting.rundir.processes import ALONE, Processes, share_one_model
+from forgetting.rundir.results import has_result, read_result, write_answers, write_result
 from forgetting.rundir.samples import (
     SampleFile,
     Samples,
     rows_in_parts,
 )
-from forgetting.rundir.score_files import join_scores, shard_name, write_scores
-from forgetting.rundir.scores import ScoredCorpus
+from forgetting.rundir.scores import ScoredCorpus, join_scores, write_scores
+from forgetting.rundir.selection import TOKENS, read_selection, selected_parts
+from forgetting.rundir.stats import DataSummary, write_training_log
 from forgetting.scoring import score_samples
 from forgetting.stages_select import select_corpus
 from forgetting.training.checkpoints import check_num_processes, latest_checkpoint
-from forgetting.training.dataset import TOKENS, selected_parts, trainer_columns, write_stream
+from forgetting.training.dataset import trainer_columns, write_stream
 
 
 def prepare(recipe: Recipe, run: Path, work: Work) -> None:
@@ -70,8 +71,7 @@ def prepare(recipe: Recipe, run: Path, work: Work) -> None:
             advance,
             recipe.reference.sources or (),
         )
-    summary = {**account.summary(), "end_token_ids": sorted(tokenization.end_token_ids)}
-    _write_json(work.output / "summary.json", summary)
+    account.summary(tokenization.end_token_ids).save(work.output)
     work.details["tokens"] = sum(counts.tokens for counts in account.splits.values())
     for name, counts in account.splits.items():
         work.details[f"{name}_samples"] = counts.samples
@@ -124,7 +124,7 @@ def reference(recipe: Recipe, run: Path, work: Work, fold: str | None = None) ->
     """Fine-tune the reference model on D_ref, all tokens positive; or that of one fold, on the
     samples of D_train that are not in it."""
     label = "Reference model"
-    path = run / "data" / ("reference.parquet" if fold is None else "train.parquet")
+    path = layout.split_file(layout.data_dir(run), "reference" if fold is None else "train")
     outside = np.ones(len(SampleFile(path)), dtype=bool)
     if fold is not None:
         outside = fold_of_samples(recipe, len(outside)) != recipe.fold_names.index(fold)
@@ -197,7 +197,7 @@ def score_shards(recipe: Recipe, run: Path, work: Work) -> None:
 
     Holds one shard of the corpus at a time.
     """
-    corpus = SampleFile(run / "data" / "train.parquet")
+    corpus = SampleFile(layout.train_file(run))
     shards = _shard_ranges(recipe, corpus)
     own = range(work.processes.index, len(shards), work.processes.count)
     # An adapter is put on the one base model, of which folds have one after the other; whole
@@ -245,13 +245,13 @@ def _score_pass(
 
 def join_shards(recipe: Recipe, run: Path, work: Work) -> None:
     """Base and reference side by side, once every process has done its shards."""
-    corpus = SampleFile(run / "data" / "train.parquet")
+    corpus = SampleFile(layout.train_file(run))
     base, *references = scoring_passes(recipe, run, len(corpus))
     num_shards = len(_shard_ranges(recipe, corpus))
     num_tokens = 0
     for index in range(num_shards):
         parts = [reference.file(work, index) for reference in references]
-        target = work.output / shard_name(index, num_shards)
+        target = layout.score_file(work.output, index, num_shards)
         num_tokens += join_scores(base.file(work, index), parts, target, corpus.fingerprint)
     # The base in the place of the reference was read once, folds together once.
     num_passes = len({scoring.name for scoring in (base, references[0])})
@@ -261,8 +261,7 @@ def join_shards(recipe: Recipe, run: Path, work: Work) -> None:
 
 def _num_tokens(run: Path, split: str) -> int:
     """Tokens of a split, prompts included."""
-    summary = json.loads((run / "data" / "summary.json").read_text(encoding="utf-8"))
-    return int(summary["splits"][split]["tokens"])
+    return DataSummary.load(layout.data_dir(run)).splits[split].tokens
 
 
 def _shard_ranges(recipe: Recipe, corpus: SampleFile) -> list[range]:
@@ -276,26 +275,27 @@ def select(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
     settings = recipe.variants[variant].selection
     end_token_ids: list[int] = []
     if settings.keep_eos:
-        end_token_ids = json.loads((run / "data" / "summary.json").read_text())["end_token_ids"]
+        end_token_ids = DataSummary.load(layout.data_dir(run)).end_token_ids
     corpus = ScoredCorpus(run)
     with progress(f"Selecting for {variant}", corpus.num_samples) as advance:
         summary = select_corpus(
             corpus,
             settings,
-            work.output / "polarity.parquet",
+            layout.polarity_file(work.output),
+            variant=variant,
             scratch=work.path / "quality.bin",
             seed=recipe.seed,
             end_token_ids=end_token_ids,
             advance=advance,
         )
-    if summary["mixture"] is not None and summary["mixture"]["fit"] is None:
+    if summary.mixture is not None and summary.mixture.fit is None:
         logger.warning(
-            "%s: the mixture marks no token as negative: %s", variant, summary["mixture"]["reason"]
+            "%s: the mixture marks no token as negative: %s", variant, summary.mixture.reason
         )
-    _write_json(work.output / "summary.json", {"variant": variant, **summary})
-    work.details["tokens"] = summary["num_tokens"]
-    work.details["num_positive"] = summary["num_positive"]
-    work.details["num_negative"] = summary["num_negative"]
+    summary.save(work.output)
+    work.details["tokens"] = summary.num_tokens
+    work.details["num_positive"] = summary.num_positive
+    work.details["num_negative"] = summary.num_negative
 
 
 def train(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
@@ -312,12 +312,12 @@ def train(recipe: Recipe, run: Path, work: Work, variant: str) -> None:
         return
     selection = None
     if settings.objective != "full":
-        summary = run / "selection" / variant / "summary.json"
-        selection = json.loads(summary.read_text(encoding="utf-8"))
+        fingerprint = SampleFile(layout.train_file(run)).fingerprint
+        selection = read_selection(run, variant, fingerprint)
     facts = RunFacts(
         recipe,
         loading.model_facts(recipe.model),
-        json.loads((run / "data" / "summary.json").read_text(encoding="utf-8")),
+        DataSummary.load(layout.data_dir(run)),
     )
     is_adapter = loading.is_adapter(work.output)
     card = model_card(facts, variant, selection, work.details, is_adapter=is_adapter)
@@ -408,8 +408,7 @@ def fine_tune(
     trainer.save_model(str(work.path / "adapter" if training.merge else work.output))
     if not work.processes.is_main:
         return
-    lines = [json.dumps(entry) for entry in trainer.state.log_history if "loss" in entry]
-    (work.output / "training.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    write_training_log(work.output, (e for e in trainer.state.log_history if "loss" in e))
     num_tokens = pc.sum(pc.list_value_length(dataset.data["input_ids"])).as_py()
     work.details["tokens"] = round(training.epochs * num_tokens)
     work.details["steps"] = trainer.state.global_step
@@ -470,16 +469,16 @@ def evaluate(
     processes = work.processes
     bench = bench or Bench(recipe, processes)
     requests = bench.harness.requests if settings.tasks else []
-    path = None if variant == "base" else run / "models" / variant
+    path = None if variant == layout.BASE else layout.model_dir(run, variant)
     has_heldout = settings.heldout and recipe.data.num_heldout > 0
     # Settled by one: others could see what it writes in the meantime.
     names = [*([HELDOUT] if has_heldout else []), *(r.task for r in requests)]
-    measured = processes.share([name for name in names if _result_file(work, name).is_file()])
+    measured = processes.share([name for name in names if has_result(work.output, name)])
     if has_heldout:
         work.details["tokens"] = _num_tokens(run, "heldout")
     with bench.models.lend(path) as model:
         if has_heldout and HELDOUT not in measured:
-            samples = Samples.read(run / "data" / "heldout.parquet")
+            samples = Samples.read(layout.split_file(layout.data_dir(run), "heldout"))
             with progress(f"Evaluating {variant} on held-out samples", len(samples)) as advance:
                 result = evaluate_heldout(
                     model,
@@ -490,7 +489,7 @@ def evaluate(
                     advance=advance,
                 )
             if processes.is_main:
-                _write_result(work, variant, result)
+                write_result(work.output, variant, result)
         done = sum(request.task in measured for request in requests)
         with progress(f"Evaluating {variant} on tasks", len(requests), done) as advance:
             for request in requests:
@@ -499,34 +498,16 @@ def evaluate(
                 output = bench.harness.measure(model, request)
                 if output is not None:
                     for name, rows in output.samples.items():
-                        _write_samples(work, name, rows)
+                        write_answers(work.output, name, rows)
                     for result in output.results:
-                        _write_result(work, variant, result)
+                        write_result(work.output, variant, result)
                 advance(1, request.task)
     if requests and processes.is_main:
-        results = {
-            r.task: TaskResult.model_validate_json(_result_file(work, r.task).read_bytes())
-            for r in requests
+        results: dict[str, TaskResult] = {
+            r.task: read_result(layout.result_file(work.output, r.task)) for r in requests
         }
         for result in bench.harness.suite_results(results):
-            _write_result(work, variant, result)
-
-
-def _result_file(work: Work, task: str) -> Path:
-    """A task's name may hold what a file's may not."""
-    return work.output / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', task)}.json"
-
-
-def _write_result(work: Work, variant: str, result: TaskResult) -> None:
-    content = {"variant": variant, **result.model_dump()}
-    _write_json(_result_file(work, result.task), content)
-
-
-def _write_samples(work: Work, task: str, rows: list[dict[str, Any]]) -> None:
-    # Before the result, whose file says that the task is done.
-    file = _result_file(work, task).with_suffix(".samples.jsonl")
-    lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
-    write_atomically(file, "".join(f"{line}\n" for line in lines))
+            write_result(work.output, variant, result)
 
 
 def report(recipe: Recipe, run: Path, work: Work) -> None:
@@ -538,7 +519,3 @@ def report(recipe: Recipe, run: Path, work: Work) -> None:
         special_ids=loading.special_token_ids(recipe.model),
         seed=recipe.report.seed,
     )
-
-
-def _write_json(path: Path, content: Any) -> None:
-    write_atomically(path, json.dumps(content, indent=1, allow_nan=False))

@@ -14,7 +14,7 @@ import pytest
 
 from forgetting import stages
 from forgetting.cli import main
-from forgetting.rundir.directory import read_manifest
+from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.samples import Samples
 from forgetting.training import checkpoints
 

@@ -16,7 +16,7 @@ from forgetting.config.schema import (
 )
 from forgetting.method import MEASURES
 from forgetting.method.loss import LambdaSchedule
-from forgetting.report.collect import Noise
+from forgetting.rundir.selection import KnownNoise
 
 
 def recipe_paragraph(recipe: Recipe) -> str:
@@ -127,7 +127,7 @@ def _list(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def noise_sentence(variant: str, noise: Noise) -> str:
+def noise_sentence(variant: str, noise: KnownNoise) -> str:
     """How well the quality score finds the known noise."""
     if noise.auroc is None:
         return "There is nothing to tell apart: all tokens are noisy, or none is."
