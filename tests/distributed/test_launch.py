@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from forgetting import pipeline
-from forgetting.rundir.directory import read_manifest
+from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.samples import list_column, read_table
 
 pytestmark = pytest.mark.slow

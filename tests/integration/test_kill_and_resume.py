@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from forgetting.rundir.directory import read_manifest
+from forgetting.rundir.manifest import read_manifest
 
 VARIANTS = ("full", "ignoring", "forgetting")
 

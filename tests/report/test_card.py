@@ -2,13 +2,13 @@
 
 import pytest
 import yaml
+from forgetting.report.collect import Evaluation, Measurement, Metric
 from huggingface_hub import DatasetCard, ModelCard
 from markdown_it import MarkdownIt
 
 from forgetting.config import load_recipe
 from forgetting.models.loading import ModelFacts
 from forgetting.report.card import UNKNOWN_LICENCE, RunFacts, data_card, model_card
-from forgetting.report.collect import Evaluation, Measurement, Metric
 from forgetting.report.results import tabulate
 
 COUNTS = {"num_tokens": 2000, "num_positive": 1400, "num_negative": 500, "num_ignored": 100}

@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-
 from forgetting.report.collect import MixtureFit, read_run
+
 from forgetting.report.counts import SplitLengths
 from forgetting.report.figures import (
     curve_figure,

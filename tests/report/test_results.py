@@ -9,9 +9,9 @@ import math
 from pathlib import Path
 
 import pytest
+from forgetting.report.collect import Evaluation, Measurement, Metric
 
 from forgetting.errors import InputError
-from forgetting.report.collect import Evaluation, Measurement, Metric
 from forgetting.report.results import (
     ResultsTable,
     results_table,

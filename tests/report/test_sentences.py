@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from forgetting.report.collect import Noise
 
 from forgetting.config import Recipe
-from forgetting.report.collect import Noise
 from forgetting.report.sentences import noise_sentence, recipe_paragraph
 
 DATA = {"sources": [{"path": "notes.jsonl"}], "num_train": 2000, "num_reference": 300}

@@ -9,9 +9,9 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+from forgetting.report.collect import Stage, read_run
 
 from forgetting.report import tables
-from forgetting.report.collect import Stage, read_run
 from forgetting.report.counts import Negatives, NegativeToken, Share, SplitLengths
 from forgetting.report.results import results_table
 

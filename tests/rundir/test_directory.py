@@ -11,16 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from forgetting.errors import InputError
-from forgetting.rundir.directory import (
-    FORMAT_VERSION,
-    Manifest,
-    RunDir,
-    digest,
-    file_sha256,
-    read_manifest,
-    stage_is_done,
-    write_atomically,
-)
+from forgetting.rundir.directory import RunDir
+from forgetting.rundir.files import digest, file_sha256, write_atomically
+from forgetting.rundir.manifest import FORMAT_VERSION, Manifest, read_manifest, stage_is_done
 
 FIRST, SECOND = "1" * 64, "2" * 64
 

@@ -15,8 +15,7 @@ from forgetting.rundir.samples import (
     read_table,
     write_table,
 )
-from forgetting.rundir.score_files import join_scores, shard_name, write_scores
-from forgetting.rundir.scores import ScoredCorpus
+from forgetting.rundir.scores import ScoredCorpus, join_scores, shard_name, write_scores
 
 LOG_PROBS = ["base_log_probs", "reference_log_probs"]
 NAMES = ["base_log_probs", "reference_log_probs", "base_entropy", "base_rank"]

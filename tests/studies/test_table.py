@@ -9,9 +9,9 @@ import re
 import statistics
 
 import pytest
+from forgetting.report.collect import Evaluation, Measurement, Metric
 
 from forgetting.errors import InputError
-from forgetting.report.collect import Evaluation, Measurement, Metric
 from forgetting.studies import table as tables
 from forgetting.studies.figure import write_figure
 from forgetting.studies.grid import Cell

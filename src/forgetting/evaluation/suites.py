@@ -26,7 +26,7 @@ from forgetting.evaluation.benchmarks import (
     missing_files,
     read_items,
 )
-from forgetting.rundir.directory import file_sha256
+from forgetting.rundir.files import file_sha256
 from forgetting.rundir.results import Group, Metric, TaskResult
 
 AVERAGE = "average"

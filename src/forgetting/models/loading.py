@@ -35,7 +35,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from forgetting.config import LoraSettings, ModelSettings
 from forgetting.errors import InputError
-from forgetting.rundir.directory import file_sha256
+from forgetting.rundir.files import file_sha256
 
 ADAPTER_CONFIG = "adapter_config.json"
 

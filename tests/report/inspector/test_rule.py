@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from forgetting.inspector.rule import (
     NUM_LEVELS,
     Rule,
@@ -15,6 +12,9 @@ from forgetting.inspector.rule import (
     noise_curve,
     thresholds,
 )
+from hypothesis import given
+from hypothesis import strategies as st
+
 from forgetting.method import select_tokens
 
 

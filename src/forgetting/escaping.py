@@ -1,7 +1,7 @@
-"""Text from data sets, made safe to look at.
+"""Makes text from data sets safe to look at.
 
-HTML escaping is the template engine's work; here, characters that nobody sees but that change
-what is seen (bidirectional marks, controls, lone surrogates) become visible placeholders.
+The template engine escapes HTML. This module replaces characters that are invisible but change
+what is shown (bidirectional marks, control characters, lone surrogates) by visible placeholders.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import unicodedata
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-# Line breaks and tabs are laid out; the two joiners are part of how some scripts are written.
+# Line breaks and tabs are laid out. Some scripts need the two joiners.
 _KEPT = "\n\t\u200c\u200d"
 
 

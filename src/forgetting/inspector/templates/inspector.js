@@ -24,23 +24,23 @@
     return made;
   }
 
-  // ---- What is negative at a rho ----
+  // ---- What is negative at a step of the slider: the thresholds come with the page ----
 
-  const levelOf = (rho) => Math.round((1 - rho) * corpus.num_levels);
+  const stepOf = (rho) => corpus.rhos.findIndex((known) => Math.abs(known - rho) < 1e-6);
 
   function bounds(source) {
-    const sketch = corpus.sketches[corpus.by_source ? source : 0];
-    const level = levelOf(state.rho);
-    const forget =
-      corpus.forget_rate === null
-        ? level
-        : Math.min(level, Math.round(corpus.forget_rate * corpus.num_levels));
-    return { positive: sketch[level], negative: sketch[forget] };
+    const limits = corpus.thresholds[corpus.by_source ? source : 0];
+    const step = stepOf(state.rho);
+    // null: no value reaches it.
+    return {
+      positive: limits.positive[step] ?? Infinity,
+      negative: limits.negative[step] ?? Infinity,
+    };
   }
 
   const ends = new Set(corpus.end_ids);
 
-  // Polarity of each response token: as the run selected, or by the threshold of the slider's rho.
+  // Polarity of each response token: as the run selected, or by the thresholds of the slider's rho.
   function polarity(of) {
     if (state.rho === null) return of.polarity;
     const limits = bounds(of.source);
@@ -365,7 +365,7 @@
       const noise = corpus.noise;
       const [marked, found] = own
         ? noise.own
-        : [noise.num_not_positive[levelOf(rho)], noise.num_found[levelOf(rho)]];
+        : [noise.num_not_positive[stepOf(rho)], noise.num_found[stepOf(rho)]];
       const precision = marked ? percent(found / marked) : "–";
       parts.push(
         `known noise among the tokens not learned: precision ${precision}, recall ${percent(found / noise.num_noisy)} (by chance: ${percent(noise.num_noisy / noise.num_known)}, ${percent(marked / noise.num_known)})`,
@@ -466,7 +466,7 @@
   for (let level = -corpus.color_levels; level <= corpus.color_levels; level++) {
     at("ramp").append(element("i", level < 0 ? `b${-level}` : level > 0 ? `g${level}` : ""));
   }
-  at("key-ignored").hidden = corpus.forget_rate === null;
+  at("key-ignored").hidden = !corpus.ignores;
   setRho(null);
   clearTimeout(waiting);
   refresh(false);
