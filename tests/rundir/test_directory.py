@@ -247,7 +247,7 @@ def test_a_file_is_no_run_directory(tmp_path, inside):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"version": 1}', '{"version": null, "name": "mine"}', "\x00"]
+    "text", ["", "{", "[]", "{}", '{"version": 2}', '{"version": null, "name": "mine"}', "\x00"]
 )
 def test_a_damaged_manifest_is_refused(path, text):
     path.mkdir(parents=True)

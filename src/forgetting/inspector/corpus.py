@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +37,6 @@ from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, list_column
 from forgetting.rundir.scores import LOG_PROBS, has_scores
 from forgetting.rundir.selection import SelectionSummary, selected_parts
 
-PREFERRED = "forgetting"
 COLOR_LEVELS = 10
 CLIP = (0.02, 0.98)
 PREVIEW_TOKENS = 32
@@ -392,11 +391,6 @@ def _decimals(values: npt.NDArray[Any]) -> list[float]:
     return [float(str(value)) for value in values.astype(np.float32)]
 
 
-def preferred(selections: Mapping[str, SelectionSummary]) -> SelectionSummary | None:
-    """The selection that is shown by default: that of `forgetting`, or the first."""
-    return selections.get(PREFERRED) or next(iter(selections.values()), None)
-
-
 def open_inspection(run_dir: Path, decode: Decode, variant: str | None = None) -> Inspection | None:
     """Read a run for inspection.
 
@@ -413,17 +407,16 @@ def open_inspection(run_dir: Path, decode: Decode, variant: str | None = None) -
             belong to other tokens than those of D_train.
     """
     run = RunReader(run_dir)
-    if variant is not None and variant not in run.selections:
-        known = ", ".join(run.selections) or "none"
+    if variant is not None and variant not in run.selected_variants:
+        known = ", ".join(run.selected_variants) or "none"
         raise InputError(f"{run_dir} has no selection of a variant {variant}. It has: {known}")
-    selection = run.selections[variant] if variant is not None else preferred(run.selections)
-    if selection is None or not has_scores(run_dir):
+    variant = variant or run.preferred_variant
+    if variant is None or not has_scores(run_dir):
         return None
+    selection = run.selection(variant)
     measure = selection.measure
     names = list(dict.fromkeys((*LOG_PROBS, *measure.columns)))
-    parts = list(
-        selected_parts(run_dir, selection.variant, names, SAMPLE_SCHEMA.names, run.fingerprint)
-    )
+    parts = list(selected_parts(run_dir, variant, names, SAMPLE_SCHEMA.names, run.fingerprint))
     if not parts:
         return None
     scores = {name: np.concatenate([part.scores[name] for part in parts]) for name in names}

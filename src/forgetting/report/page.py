@@ -16,7 +16,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from forgetting.escaping import visible
-from forgetting.inspector.corpus import open_inspection, preferred
+from forgetting.inspector.corpus import open_inspection
 from forgetting.inspector.page import content_policy, static_page
 from forgetting.inspector.pieces import Decode
 from forgetting.report import figures, tables
@@ -115,11 +115,10 @@ def _index(
 
 
 def _noise(run: RunReader) -> dict[str, Any] | None:
-    selection = preferred(run.selections)
     noisy = [s for s in run.selections.values() if s.noise is not None]
     if not noisy:
         return None
-    first = selection if selection is not None and selection.noise is not None else noisy[0]
+    first = next((s for s in noisy if s.variant == run.preferred_variant), noisy[0])
     assert first.noise is not None
     return {
         "sentence": noise_sentence(first.variant, first.noise),
@@ -145,8 +144,8 @@ def _training(run: RunReader, styles: dict[str, figures.SeriesStyle]) -> list[Ma
 def _selection(
     run: RunReader, styles: dict[str, figures.SeriesStyle], negatives: dict[str, Negatives]
 ) -> dict[str, Any]:
-    first = preferred(run.selections)
-    assert first is not None
+    assert run.preferred_variant is not None
+    first = run.selections[run.preferred_variant]
     shown = list(run.selections.values())
     # The histogram of the preferred variant's measure comes first.
     by_measure: dict[str, list[SelectionSummary]] = {}

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from forgetting.errors import InputError
 from forgetting.rundir import layout
@@ -56,13 +56,19 @@ def readable(file: Path, stage: str) -> Iterator[None]:
     """
     try:
         yield
-    # pydantic's and json's errors are ValueErrors.
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"])) or "file"
+        reason = f"{field}: {first['msg']}"
+        raise InputError(_unreadable(file, reason, stage)) from error
+    # An error of json is a ValueError.
     except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{file} cannot be read ({type(error).__name__}: {reason}). Run `forgetting {stage}` "
-            "again"
-        ) from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise InputError(_unreadable(file, reason, stage)) from error
+
+
+def _unreadable(file: Path, reason: str, stage: str) -> str:
+    return f"{file} cannot be read ({reason}). Run `forgetting {stage}` again"
 
 
 class StageSummary(BaseModel):

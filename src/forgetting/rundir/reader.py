@@ -29,6 +29,7 @@ from forgetting.rundir.stats import (
     stage_costs,
 )
 
+PREFERRED = "forgetting"
 VARIANT_ORDER = (layout.BASE, "full", "ignoring", "forgetting")
 
 
@@ -88,13 +89,23 @@ class RunReader:
         return [] if self.manifest is None else stage_costs(self.manifest)
 
     @cached_property
-    def selections(self) -> dict[str, SelectionSummary]:
-        """Summaries by variant, in order."""
-        return {
-            variant: read_selection(self.path, variant, self.fingerprint)
-            for variant in self._variants(layout.selection_dir(self.path))
+    def selected_variants(self) -> list[str]:
+        """Variants with a selection, in order."""
+        folders = layout.selection_dir(self.path)
+        return [
+            variant
+            for variant in self._variants(folders)
             if layout.summary_file(layout.selection_dir(self.path, variant)).is_file()
-        }
+        ]
+
+    def selection(self, variant: str) -> SelectionSummary:
+        """The summary of a variant's selection."""
+        return read_selection(self.path, variant, self.fingerprint)
+
+    @cached_property
+    def selections(self) -> dict[str, SelectionSummary]:
+        """All summaries by variant, in order."""
+        return {variant: self.selection(variant) for variant in self.selected_variants}
 
     @cached_property
     def curves(self) -> dict[str, TrainingCurve]:
@@ -113,6 +124,12 @@ class RunReader:
         variants = self._variants(layout.evaluation_dir(self.path))
         folders = (layout.evaluation_dir(self.path, variant) for variant in variants)
         return [result for folder in folders for result in read_results(folder)]
+
+    @property
+    def preferred_variant(self) -> str | None:
+        """The variant whose selection is shown by default: `forgetting`, or the first."""
+        names = self.selected_variants
+        return PREFERRED if PREFERRED in names else next(iter(names), None)
 
     def _variants(self, folder: Path) -> list[str]:
         """Variants with a subfolder, in order, without those that the recipe no longer has."""

@@ -48,7 +48,7 @@ class TaskResult(Group):
 
     def of_variant(self, variant: str) -> Evaluation:
         """The same result as that of a variant."""
-        return Evaluation(variant=variant, **dict(self))
+        return Evaluation(**{**dict(self), "variant": variant})
 
 
 class Evaluation(TaskResult):

@@ -128,8 +128,8 @@ class ScoredCorpus:
         self.num_samples = pq.read_metadata(self.train_path).num_rows
         if sum(self.shard_sizes) != self.num_samples:
             raise InputError(
-                f"{self.folder} holds scores of {sum(self.shard_sizes)} samples, but "
-                f"{self.train_path} holds {self.num_samples} samples. {AGAIN}"
+                f"{self.folder} does not hold the samples of {self.train_path}: it has scores of "
+                f"{sum(self.shard_sizes)} samples, and D_train has {self.num_samples}. {AGAIN}"
             )
 
     def scores(

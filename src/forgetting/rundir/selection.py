@@ -311,7 +311,7 @@ def selected_parts(
         samples = Samples(table)
         polarity, starts = list_column(part, "polarity")
         if not np.array_equal(starts, samples.response_starts):
-            raise InputError(f"{file} does not hold one polarity per response token. {AGAIN}")
+            raise InputError(f"{file} does not hold one polarity for each response token. {AGAIN}")
         yield SelectedPart(samples, polarity, values)
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from forgetting.errors import InputError
 from forgetting.inspector.corpus import Inspection, Query, Scale, open_inspection
+from forgetting.rundir import layout
+from tests.written_run import change_selection, replace_samples
 
 Decode = Callable[..., str]
 
@@ -67,13 +67,11 @@ def test_a_sample_shows_what_is_on_disk(
 
 
 def test_turns_of_a_conversation_alternate(run_dir: Path, decode: Decode) -> None:
-    path = run_dir / "data" / "train.parquet"
-    table = pq.read_table(path)
-    rows = table.to_pylist()
+    rows = pq.read_table(layout.train_file(run_dir)).to_pylist()
     for row in rows:
         row["input_ids"] = [*row["input_ids"][:-1], *b" And? ", row["input_ids"][-1]]
         row["labels"] = [*row["labels"][:-1], *[-100] * 6, row["labels"][-1]]
-    pq.write_table(table.from_pylist(rows, schema=table.schema), path)
+    replace_samples(run_dir, rows)
     first, _, second, last = opened(run_dir, decode).sample(0, 4096)["blocks"]
     assert (first, second, last) == ("Question: what?\n", " And? ", [["<|end|>", 1]])
 
@@ -102,9 +100,8 @@ def test_negatives_are_counted_at_any_rho(
 
 
 def test_end_tokens_are_negative_at_no_rho(run_dir: Path, decode: Decode) -> None:
-    path = run_dir / "data" / "summary.json"
-    end = pq.read_table(run_dir / "data/train.parquet")["labels"][0].as_py()[-1]
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"end_token_ids": [end]}))
+    end = pq.read_table(layout.train_file(run_dir))["labels"][0].as_py()[-1]
+    change_selection(run_dir, end_token_ids=[end])
     inspection = opened(run_dir, decode)
     negative = inspection.num_negative(0.005)
     assert (negative < inspection.lengths).all()
@@ -114,10 +111,7 @@ def test_end_tokens_are_negative_at_no_rho(run_dir: Path, decode: Decode) -> Non
 def test_whole_samples_share_their_fate_where_they_were_chosen_whole(
     run_dir: Path, decode: Decode
 ) -> None:
-    path = run_dir / "recipe.yaml"
-    recipe = yaml.safe_load(path.read_text())
-    recipe["variants"]["forgetting"] = {"selection": {"granularity": "sequence"}}
-    path.write_text(yaml.safe_dump(recipe))
+    change_selection(run_dir, granularity="sequence")
     inspection = opened(run_dir, decode)
     share = inspection.num_negative(0.75) / inspection.lengths
     assert sorted(set(share.tolist())) == [0.0, 1.0]
@@ -171,12 +165,10 @@ def test_own_precision_and_recall_are_those_of_the_polarity(
 def test_noise_that_is_known_of_some_samples_is_counted_among_these(
     run_dir: Path, decode: Decode
 ) -> None:
-    path = run_dir / "data" / "train.parquet"
-    table = pq.read_table(path)
-    rows = table.to_pylist()
+    rows = pq.read_table(layout.train_file(run_dir)).to_pylist()
     for row in rows[1::2]:
         row["noise"] = None
-    pq.write_table(table.from_pylist(rows, schema=table.schema), path)
+    replace_samples(run_dir, rows)
     inspection = opened(run_dir, decode)
     noise = inspection.whole()["noise"]
     assert noise["num_known"] == sum(len(row["noise"]) for row in rows[::2])
@@ -188,18 +180,6 @@ def test_color_is_clipped_and_keeps_its_sign() -> None:
     shares = [scale.share(quality) for quality in (-9, -1, -0.25, 0, 1, 4, 9)]
     assert shares == [-1, -1, -0.5, 0, 0.5, 1, 1]
     assert Scale(0.0, 0.0, 1.0).share(-0.1) == -1
-
-
-def test_scores_of_another_corpus_are_refused(run_dir: Path, decode: Decode) -> None:
-    first, second = sorted((run_dir / "scores").iterdir())
-    table = pq.read_table(first)
-    pq.write_table(table.slice(1, 39), first)
-    with pytest.raises(InputError, match="different samples"):
-        opened(run_dir, decode)
-    pq.write_table(table, second)
-    pq.write_table(table, first)
-    with pytest.raises(InputError, match="different samples"):
-        opened(run_dir, decode)
 
 
 def test_an_unknown_variant_is_refused(run_dir: Path, decode: Decode) -> None:

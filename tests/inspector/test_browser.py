@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from forgetting.inspector import (
     static_page,
 )
 from forgetting.inspector.corpus import Query
+from tests.written_run import write_recipe, write_run
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
@@ -121,9 +121,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def small(
-    folder: Path, write_run: Callable[..., Path], decode: Callable[..., str]
-) -> tuple[Inspection, str]:
+def small(folder: Path, decode: Callable[..., str]) -> tuple[Inspection, str]:
     """An inspection, and the address of its file."""
     inspection = open_inspection(write_run(folder / "small"), decode)
     assert inspection is not None
@@ -133,9 +131,7 @@ def small(
 
 
 @pytest.fixture(scope="module")
-def large(
-    folder: Path, write_run: Callable[..., Path], decode: Callable[..., str]
-) -> Iterator[tuple[Inspection, str]]:
+def large(folder: Path, decode: Callable[..., str]) -> Iterator[tuple[Inspection, str]]:
     """An inspection of 10,000 samples, and the address where it is served."""
     inspection = open_inspection(write_run(folder / "large", num_samples=NUM_SAMPLES), decode)
     assert inspection is not None
@@ -279,12 +275,11 @@ def test_the_file_asks_for_nothing(page: Page, small: tuple[Inspection, str]) ->
 
 @pytest.mark.parametrize("served", [False, True])
 def test_hostile_text_is_shown_and_nothing_of_it_runs(
-    page: Page, folder: Path, write_run: Callable[..., Path], served: bool
+    page: Page, folder: Path, served: bool
 ) -> None:
     run = folder / f"hostile-{served}"
     write_run(run, source=SCRIPTS[0])
-    recipe = json.dumps({"name": SCRIPTS[1], "variants": {"forgetting": {}}})
-    (run / "recipe.yaml").write_text(recipe)
+    write_recipe(run, {"forgetting": {}}, name=SCRIPTS[1])
     hostile = "".join(SCRIPTS)
     inspection = open_inspection(run, lambda ids: "".join(f"{hostile}{i} " for i in ids))
     assert inspection is not None
