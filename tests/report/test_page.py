@@ -175,8 +175,8 @@ def keep_only(*names: str) -> Callable[[Path], None]:
         (lambda run: shutil.rmtree(run / "scores"), "token by token", False),
         (lambda run: shutil.rmtree(run / "models"), "Training", True),
         (lambda run: (run / "manifest.json").unlink(), "Time, tokens and memory", True),
-        (keep_only("recipe.yaml"), "higher is better", False),
-        (keep_only("recipe.yaml", "data"), "higher is better", False),
+        (keep_only("recipe.yaml"), "↑ higher is better", False),
+        (keep_only("recipe.yaml", "data"), "↑ higher is better", False),
     ],
 )
 def test_missing_parts_leave_their_section_out(
