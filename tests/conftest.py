@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -243,6 +244,14 @@ def restored_logging() -> Iterator[None]:
         yield
     log.handlers[:], level, log.propagate = before
     log.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def _restored_ctrl_c() -> Iterator[None]:
+    """A command that was interrupted ignores Ctrl-C from then on, as it is about to end."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def all_scores(run: Path) -> dict[str, Any]:

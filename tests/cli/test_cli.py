@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import json
+from pathlib import Path
 
 import pytest
 
 from forgetting import __version__, doctor, pipeline
 from forgetting.cli import main
-from forgetting.config.schema import shipped_recipes
+from forgetting.cli.interrupt import MESSAGE
+from forgetting.config.schema import load_recipe, shipped_recipes
 from forgetting.errors import DivergenceError
 from forgetting.stages import STAGES
 
@@ -56,7 +58,7 @@ def test_a_run_ends_with_its_results_and_where_they_are(run_tiny, finished_run, 
     captured = capsys.readouterr()
     assert all(name in captured.out for name in ("base", "full", "ignoring", "forgetting"))
     assert str(finished_run[1] / "report" / "index.html") in captured.out
-    assert "train:forgetting: done before" in captured.err
+    assert "train:forgetting: already done" in captured.err
 
 
 def test_json_is_one_document_on_standard_output(run_tiny, finished_run, capsys):
@@ -114,14 +116,30 @@ def test_processes_that_a_step_cannot_be_dealt_to_are_refused(write_recipe, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_processes_are_started_with_the_same_command(write_recipe, monkeypatch):
+def test_processes_are_started_with_the_recipe_as_it_was_read(
+    finished_run, write_recipe, monkeypatch, capsys
+):
     started = []
-    monkeypatch.setattr("forgetting.cli.launch", lambda *arguments: started.append(arguments))
+
+    def launch(*arguments, **options):
+        started.append((*arguments, options))
+        return len(started) == 1
+
+    monkeypatch.setattr("forgetting.cli.launch", launch)
+    path, run = finished_run
+    options = ["--run-dir", str(run), "--set", "seed=1", "--set", "seed=2", "--json"]
+    assert main(["score", str(path), *options, "--processes", "2"]) == 0
+    # Says what came out where the leading process was on this machine.
+    assert json.loads(capsys.readouterr().out) == {"run_dir": str(run)}
     recipe = str(write_recipe())
-    options = ["--run-dir", "some/where", "--set", "seed=1", "--set", "seed=2", "--quiet", "--json"]
-    assert main(["score", recipe, *options, "--processes", "2"]) == 0
     assert main(["run", recipe, "--accelerate-config", "fsdp2"]) == 0
-    assert started == [(["score", recipe, *options], 2, None), (["run", recipe], None, "fsdp2")]
+    assert capsys.readouterr().out == ""
+    first = {"processes": 2, "config": None, "quiet": True}
+    second = {"processes": None, "config": "fsdp2", "quiet": False}
+    assert started == [
+        (load_recipe(path, ["seed=2"]), run, ("score",), first),
+        (load_recipe(recipe), Path("runs/tiny"), (), second),
+    ]
 
 
 def test_the_default_run_directory_is_named_after_the_recipe(write_recipe, tmp_path, monkeypatch):
@@ -141,7 +159,7 @@ def fail_with(monkeypatch, error):
     ("error", "code", "text"),
     [
         (DivergenceError("at step 3"), 1, "error: at step 3"),
-        (KeyboardInterrupt(), 130, "Interrupted. The same command goes on from here."),
+        (KeyboardInterrupt(), 130, MESSAGE),
         (OSError(errno.ENOSPC, "No space left on device", "f"), 2, "the disk is full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "f"), 2, "the disk is full"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "the disk is full"),

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from forgetting import pipeline
+from forgetting.cli.interrupt import MESSAGE
 from forgetting.rundir.directory import read_manifest
 from forgetting.rundir.samples import list_column, read_table
 
@@ -56,7 +57,7 @@ class Command:
 
     def end(self):
         """Exit code, and what was said on standard error."""
-        _, errors = self.process.communicate(timeout=240)
+        _, errors = self.process.communicate(timeout=15 * 60)
         return self.process.returncode, errors.splitlines()
 
 
@@ -78,12 +79,12 @@ def runs(finished_run, tmp_path_factory):
     command = Command(recipe, two)
     parent, *workers = command.wait_for(checkpoint("train_full"))
     parent.send_signal(signal.SIGKILL)
-    _, alive = psutil.wait_procs(workers, timeout=10)
+    _, alive = psutil.wait_procs(workers, timeout=15 * 60)
     ends["launcher was killed"] = alive, command.end()
 
     command = Command(recipe, two)
-    for process in command.wait_for(checkpoint("train_forgetting")):
-        process.send_signal(signal.SIGINT)
+    launcher, *_ = command.wait_for(checkpoint("train_forgetting"))
+    launcher.send_signal(signal.SIGINT)
     ends["interrupted"] = command.end()
 
     ends["last"] = Command(recipe, two).end()
@@ -104,8 +105,7 @@ def test_no_process_outlives_the_launcher(runs):
 
 
 def test_ctrl_c_is_one_message_and_130(runs):
-    expected = ["Interrupted. The same command goes on from here."]
-    assert runs[2]["interrupted"] == (130, expected)
+    assert runs[2]["interrupted"] == (130, [MESSAGE])
 
 
 def test_the_run_goes_on_to_its_end(runs):

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
+from forgetting.cli.interrupt import MESSAGE
 from forgetting.rundir.directory import read_manifest
 
 VARIANTS = ("full", "ignoring", "forgetting")
@@ -40,7 +41,7 @@ if stop is not None:
         def wait():
             if len(made) == number:
                 Path(reached).touch()
-                time.sleep(600)
+                time.sleep(60 * 60)
         if when == "before":
             wait()
         result = original(*args, **kwargs)
@@ -99,7 +100,7 @@ def attempt(finished_run, tmp_path_factory):
                     time.sleep(0.02)
                 assert reached.exists(), log.read_text()
                 os.kill(process.pid, with_signal)
-            process.join(120)
+            process.join(15 * 60)
         finally:
             process.kill()
             process.join()
@@ -182,7 +183,7 @@ def test_training_resumes_from_the_last_whole_checkpoint(killed):
 def test_ctrl_c_says_how_to_go_on_and_training_resumes(killed):
     attempt = killed["interrupted"]
     assert attempt.exit_code == 130
-    assert attempt.log.splitlines()[-1] == "Interrupted. The same command goes on from here."
+    assert attempt.log.splitlines()[-1] == MESSAGE
     assert "Traceback" not in attempt.log
     assert "train:full" in attempt.done
     assert attempt.work == {"train_ignoring"}

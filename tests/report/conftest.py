@@ -96,13 +96,13 @@ def write_run(
             write_evaluation(run_dir, variant, "heldout", heldout, groups)
             write_evaluation(run_dir, variant, "boolq", {"acc,none": metric(0.5 + exact / 9, 0.02)})
     stages = [
-        "report",
-        "evaluate:full",
         "prepare",
-        "train:full",
-        "select:forgetting",
-        "score",
         "reference",
+        "score",
+        "select:forgetting",
+        "train:full",
+        "evaluate:full",
+        "report",
     ]
     entry = {"fingerprint": "0", "outputs": {}, "finished": "2026-01-01T00:00:00Z"}
     manifest = {

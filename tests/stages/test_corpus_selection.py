@@ -6,13 +6,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from forgetting.stages.corpus_selection import select_corpus
 
 from forgetting.config.schema import SelectionSettings
 from forgetting.errors import InputError
 from forgetting.method import MEASURES, select_tokens
 from forgetting.rundir.samples import Samples, list_column, lists, read_table, write_table
 from forgetting.rundir.scores import ScoredCorpus
+from forgetting.stages.corpus_selection import select_corpus
 from tests.conftest import EOS, all_scores, save_scored_run
 
 

@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from forgetting import __version__
+from forgetting.cli.interrupt import InterruptibleGroup
 from forgetting.console import setup_logging
 from forgetting.errors import ForgettingError, InputError
 from forgetting.launch import launch, report_failure
@@ -32,12 +33,14 @@ from forgetting.rundir.processes import (
     num_processes,
     process_index,
 )
+from forgetting.stages import STAGES
 
 if TYPE_CHECKING:
     from forgetting.studies import Study
 
 app = typer.Typer(
     name="forgetting",
+    cls=InterruptibleGroup,
     help="Find the tokens of a fine-tuning corpus that hurt, and forget them while "
     "learning the rest.",
     no_args_is_help=True,
@@ -169,12 +172,25 @@ def prepare(
         _print_corpus(path, show)
 
 
-_shared_stage_command("reference", "Fine-tune the reference model on D_ref.")
-_shared_stage_command("score", "Score D_train's response tokens under base and reference.")
-_stage_command("select", "Choose the tokens to learn, to forget and to ignore.")
-_shared_stage_command("train", "Fine-tune every variant on D_train.")
-_shared_stage_command("evaluate", "Measure every variant and the untrained base.")
-_stage_command("report", "Write the report page, its figures and tables.")
+for _stage in STAGES:
+    if _stage.name != "prepare":
+        # `prepare` shows what it made, see above.
+        (_shared_stage_command if _stage.is_shared else _stage_command)(_stage.name, _stage.summary)
+
+
+@app.command(hidden=True)
+def worker(
+    recipe: Path,
+    run_dir: Annotated[Path, typer.Option("--run-dir")],
+    stage: Annotated[list[str] | None, typer.Option("--stage")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Take part in a run of several processes. `forgetting.launch` starts it."""
+    setup_logging(quiet or process_index() > 0)
+    from forgetting.pipeline import run as run_stages
+
+    run_stages(recipe, run_dir, stages=stage or None)
+    leave_processes()
 
 
 OutputOption = Annotated[
@@ -314,18 +330,14 @@ def detect(
     from forgetting.studies.spans import legend, measure_spans, texts
 
     path = output if output is not None else Path("studies") / f"detect-{data.stem}"
-    try:
-        results = measure_spans(
-            data,
-            model,
-            path,
-            reference=reference,
-            train_share=train_reference,
-            overrides=set_ or (),
-        )
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. The same command goes on from here.", err=True)
-        raise typer.Exit(130) from None
+    results = measure_spans(
+        data,
+        model,
+        path,
+        reference=reference,
+        train_share=train_reference,
+        overrides=set_ or (),
+    )
     _print_study(path, *texts(results), 1, legend(results), as_json)
 
 
@@ -370,12 +382,8 @@ def inspect(
     from forgetting.inspecting import open_run, score_data
     from forgetting.inspector import InspectorServer, show_in_terminal
 
-    try:
-        if model is not None:
-            path = score_data(target, model, reference, limit=limit, run_dir=run_dir)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. The same command goes on from here.", err=True)
-        raise typer.Exit(130) from None
+    if model is not None:
+        path = score_data(target, model, reference, limit=limit, run_dir=run_dir)
     inspection = open_run(path, variant)
     if terminal:
         show_in_terminal(inspection, out)
@@ -444,22 +452,18 @@ def export(
     setup_logging(quiet or as_json)
     from forgetting.export import export_run
 
-    try:
-        result = export_run(
-            run_dir,
-            what,
-            variant=variant,
-            output=output,
-            format=format,
-            drop_worst=drop_worst,
-            by=by,
-            force=force,
-            push_to_hub=push_to_hub,
-            public=public,
-        )
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. Nothing was written.", err=True)
-        raise typer.Exit(130) from None
+    result = export_run(
+        run_dir,
+        what,
+        variant=variant,
+        output=output,
+        format=format,
+        drop_worst=drop_worst,
+        by=by,
+        force=force,
+        push_to_hub=push_to_hub,
+        public=public,
+    )
     if as_json:
         typer.echo(json.dumps({"output": str(result.path), "url": result.url}))
         return
@@ -511,29 +515,32 @@ def _run(
     processes: int | None = None,
     accelerate_config: str | None = None,
 ) -> Path | None:
-    """Run stages; the directory, where this process is to say what came out."""
+    """Run stages; the run directory, or None if another process says what came out."""
     setup_logging(quiet or as_json or process_index() > 0)
-    try:
-        from forgetting.config.schema import check_batches, load_recipe
+    from forgetting.config.schema import check_batches, load_recipe
 
-        # Read before the pipeline is: a mistake in it need not wait for torch's import.
-        asked_for = load_recipe(recipe, overrides or ())
-        asks_for_more = (processes or 1) > 1 or accelerate_config is not None
-        if num_processes() == 1 and asks_for_more:
-            check_batches(asked_for, processes or 1)
-            arguments = [stages[0] if stages else "run", recipe]
-            arguments += [] if run_dir is None else ["--run-dir", str(run_dir)]
-            arguments += [part for override in overrides or () for part in ("--set", override)]
-            arguments += ["--quiet"] * quiet + ["--json"] * as_json
-            launch(arguments, processes, accelerate_config)
+    # Read before the pipeline is: a mistake in it need not wait for torch's import.
+    asked_for = load_recipe(recipe, overrides or ())
+    if num_processes() == 1 and ((processes or 1) > 1 or accelerate_config is not None):
+        check_batches(asked_for, processes or 1)
+        from forgetting.pipeline import default_run_dir
+
+        path = run_dir or default_run_dir(asked_for)
+        leads = launch(
+            asked_for,
+            path,
+            stages,
+            processes=processes,
+            config=accelerate_config,
+            quiet=quiet or as_json,
+        )
+        if not leads:
             return None
+    else:
         from forgetting.pipeline import run as run_stages
 
         path = run_stages(asked_for, run_dir, stages=stages or None)
         leave_processes()
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. The same command goes on from here.", err=True)
-        raise typer.Exit(130) from None
     if process_index() > 0:
         return None
     finished = path / "report" / "index.html"
@@ -661,14 +668,10 @@ def _run_noise(
         for command in list_commands(benchmark, path, options):
             typer.echo(command)
         return
-    try:
-        if cells:
-            run_some_cells(benchmark, path, cells, jobs=jobs)
-            return
-        figures = run_benchmark(benchmark, path, jobs=jobs)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. The same command goes on from here.", err=True)
-        raise typer.Exit(130) from None
+    if cells:
+        run_some_cells(benchmark, path, cells, jobs=jobs)
+        return
+    figures = run_benchmark(benchmark, path, jobs=jobs)
     legend = "Means over seeds; accuracy in percent. Columns: share of records that are noisy."
     _print_study(path, *short_texts(figures), legend, as_json)
 
@@ -706,11 +709,7 @@ def _run_study(study: Study, output: Path | None, lists: bool, as_json: bool) ->
         for command in list_commands(study, path):
             typer.echo(command)
         return
-    try:
-        results = run_study(study, path)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted. The same command goes on from here.", err=True)
-        raise typer.Exit(130) from None
+    results = run_study(study, path)
     # The parts that the metric is made of are in the files: terminals are 80 columns wide.
     header, rows, num_left = texts(results, results.columns[:1])
     _print_study(path, header, rows, num_left, "\n".join([legend(results), *study.notes]), as_json)
