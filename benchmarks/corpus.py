@@ -28,7 +28,7 @@ from selection import PROMPT_LENGTH, RESPONSE_LENGTH, run_forgetting, write_run
 from transformers import LlamaConfig, LlamaForCausalLM
 from workload import peak_bytes, word_tokenizer
 
-from forgetting.config.schema import Recipe, load_recipe
+from forgetting.config import Recipe, load_recipe
 from forgetting.export.folder import write_rows
 from forgetting.export.tokens import COLUMNS, token_tables
 from forgetting.models import loading

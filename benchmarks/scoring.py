@@ -56,7 +56,7 @@ from workload import (
     word_tokenizer,
 )
 
-from forgetting.config.schema import LoraSettings, ModelSettings, load_recipe
+from forgetting.config import LoraSettings, ModelSettings, load_recipe
 from forgetting.models import loading
 from forgetting.rundir.directory import Work
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, lists, write_table

@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from forgetting.config.schema import SelectionSettings
+from forgetting.config import SelectionSettings
 from forgetting.method.selection import divide
 from forgetting.rundir.samples import (
     SAMPLE_SCHEMA,

@@ -13,7 +13,7 @@ from forgetting.errors import InputError
 from forgetting.inspecting import open_run, score_data
 from forgetting.inspector import InspectorServer
 from forgetting.inspector.corpus import Query
-from forgetting.rundir.directory import read_manifest
+from forgetting.rundir.manifest import read_manifest
 from forgetting.scoring import score_samples
 
 

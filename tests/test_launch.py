@@ -10,7 +10,7 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from forgetting import launch as launch_module
-from forgetting.config.schema import load_recipe
+from forgetting.config import load_recipe
 from forgetting.errors import ForgettingError, InputError
 from forgetting.launch import (
     ERROR_FILE,

@@ -11,11 +11,12 @@ from dataclasses import replace
 import pytest
 
 from forgetting import stages
-from forgetting.config.schema import load_recipe, shipped_recipes
+from forgetting.config import load_recipe, shipped_recipes
 from forgetting.data.splits import SPLITS
 from forgetting.errors import InputError
 from forgetting.pipeline import describe_plan, plan, run
-from forgetting.rundir.directory import digest, read_manifest
+from forgetting.rundir.files import digest
+from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.samples import Samples
 from forgetting.stages import STAGES, Stage
 

@@ -31,7 +31,7 @@ import yaml
 from forgetting.errors import ForgettingError, InputError
 
 if TYPE_CHECKING:
-    from forgetting.config.schema import Recipe
+    from forgetting.config import Recipe
 
 DEFAULT_CONFIG = "ddp"
 # The file in which a process tells the launcher how it ended.
@@ -91,7 +91,7 @@ def launch(
         ForgettingError: one of them failed.
         KeyboardInterrupt: they were interrupted.
     """
-    from forgetting.config.schema import dump_recipe
+    from forgetting.config import dump_recipe
 
     with tempfile.TemporaryDirectory(prefix="forgetting-") as folder:
         # The recipe as it was read here: extended, overridden, with absolute paths.

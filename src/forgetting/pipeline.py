@@ -12,19 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forgetting import stages as registered
-from forgetting.config.schema import Recipe, check_batches, dump_recipe, load_recipe
+from forgetting.config import Recipe, check_batches, dump_recipe, load_recipe
 from forgetting.console import duration, logger
 from forgetting.errors import InputError
-from forgetting.rundir.directory import (
-    RECIPE,
-    Manifest,
-    RunDir,
-    Work,
-    check_owner,
-    digest,
-    stage_is_done,
-    write_atomically,
-)
+from forgetting.rundir.directory import RunDir, Work
+from forgetting.rundir.files import digest, write_atomically
+from forgetting.rundir.layout import RECIPE
+from forgetting.rundir.manifest import Manifest, check_owner, stage_is_done
 from forgetting.rundir.processes import ALONE, Processes, join_processes, num_processes
 from forgetting.stages.base import Facts, Step, plan_steps
 

@@ -11,7 +11,7 @@ import pytest
 from forgetting import __version__, doctor, pipeline
 from forgetting.cli import main
 from forgetting.cli.interrupt import MESSAGE
-from forgetting.config.schema import load_recipe, shipped_recipes
+from forgetting.config import load_recipe, shipped_recipes
 from forgetting.errors import DivergenceError
 from forgetting.stages import STAGES
 

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from forgetting import pipeline
 from forgetting.cli.interrupt import MESSAGE
-from forgetting.rundir.directory import read_manifest
+from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.samples import list_column, read_table
 
 pytestmark = pytest.mark.slow

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from forgetting.config.schema import load_recipe
+from forgetting.config import load_recipe
 from forgetting.evaluation import Harness, harness
 from forgetting.models import loading
 from forgetting.pipeline import run as run_stages

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forgetting.cli import main
 from forgetting.cli.interrupt import MESSAGE
-from forgetting.config.schema import load_recipe
+from forgetting.config import load_recipe
 from forgetting.errors import InputError
 from forgetting.export import export_run
 from forgetting.pipeline import run as run_stages

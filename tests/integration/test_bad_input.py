@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from forgetting.cli import main
-from forgetting.rundir.directory import read_manifest
+from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.samples import Samples
 from forgetting.stages import corpus_selection
 from forgetting.training import checkpoints

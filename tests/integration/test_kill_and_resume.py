@@ -18,7 +18,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from forgetting.cli.interrupt import MESSAGE
-from forgetting.rundir.directory import read_manifest
+from forgetting.rundir.manifest import read_manifest
 
 VARIANTS = ("full", "ignoring", "forgetting")
 

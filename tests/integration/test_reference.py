@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from forgetting.config.schema import load_recipe
+from forgetting.config import load_recipe
 from forgetting.errors import InputError
 from forgetting.models import loading
 from forgetting.pipeline import describe_plan, run

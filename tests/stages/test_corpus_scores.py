@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from forgetting.config.schema import load_recipe
+from forgetting.config import load_recipe
 from forgetting.errors import InputError
 from forgetting.models import loading
 from forgetting.rundir.directory import Work

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from forgetting.config.schema import SelectionSettings
+from forgetting.config import SelectionSettings
 from forgetting.errors import InputError
 from forgetting.method import MEASURES, select_tokens
 from forgetting.rundir.samples import Samples, list_column, lists, read_table, write_table
@@ -35,7 +35,7 @@ def divided(run, *, end_token_ids=(), seed=0, **settings):
     samples = Samples.read(run / "data" / "train.parquet")
     polarity, starts = list_column(read_table(output, samples.fingerprint), "polarity")
     assert np.array_equal(starts, samples.response_starts)
-    return polarity, summary
+    return polarity, summary.model_dump()
 
 
 def in_memory(run, **settings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forgetting.config.schema import load_recipe
+from forgetting.config import load_recipe
 from forgetting.errors import InputError
 from forgetting.stages.prepare import check_length
 

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from forgetting.config.schema import load_recipe
+from forgetting.config import load_recipe
 from forgetting.rundir.directory import Work
 from forgetting.rundir.samples import Samples, list_column, read_table
 from forgetting.stages.select import SELECT

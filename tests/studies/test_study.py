@@ -9,7 +9,7 @@ import shlex
 import pytest
 
 from forgetting.cli import main
-from forgetting.config.schema import DataSettings
+from forgetting.config import DataSettings
 from forgetting.errors import DivergenceError, InputError
 from forgetting.studies import (
     load_definition,

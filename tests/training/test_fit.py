@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from forgetting.config.schema import load_recipe
+from forgetting.config import load_recipe
 from forgetting.pipeline import run as run_stages
 from forgetting.rundir.samples import Samples
 from forgetting.training import fit

@@ -480,7 +480,7 @@ def export(
 @app.command()
 def recipes() -> None:
     """List the shipped recipes."""
-    from forgetting.config.schema import shipped_recipes
+    from forgetting.config import shipped_recipes
 
     for name in shipped_recipes():
         typer.echo(name)
@@ -517,7 +517,7 @@ def _run(
 ) -> Path | None:
     """Run stages; the run directory, or None if another process says what came out."""
     setup_logging(quiet or as_json or process_index() > 0)
-    from forgetting.config.schema import check_batches, load_recipe
+    from forgetting.config import check_batches, load_recipe
 
     # Read before the pipeline is: a mistake in it need not wait for torch's import.
     asked_for = load_recipe(recipe, overrides or ())
@@ -557,7 +557,7 @@ def _run(
 
 
 def _print_corpus(path: Path, num_samples: int) -> None:
-    from forgetting.config.schema import load_recipe
+    from forgetting.config import load_recipe
     from forgetting.report.preview import LEGEND, rejection_lines, sample_texts, source_table
 
     out.print(source_table(path))
@@ -617,7 +617,7 @@ def _print_plan(
     processes: int,
 ) -> None:
     setup_logging(quiet or as_json)
-    from forgetting.config.schema import check_batches, load_recipe
+    from forgetting.config import check_batches, load_recipe
 
     recipe = load_recipe(recipe_name, overrides)
     check_batches(recipe, processes)

@@ -8,19 +8,23 @@ model and the tasks' data are loaded once for all models.
 from __future__ import annotations
 
 import functools
-import json
-import re
 from pathlib import Path
 from typing import Any
 
-from forgetting.config.schema import Recipe
+from forgetting.config import Recipe
 from forgetting.console import progress
 from forgetting.evaluation.harness import Harness
 from forgetting.evaluation.heldout import HELDOUT, evaluate_heldout
 from forgetting.models import loading
-from forgetting.rundir.directory import write_atomically
+from forgetting.rundir import layout
 from forgetting.rundir.processes import ALONE, Processes
-from forgetting.rundir.results import TaskResult
+from forgetting.rundir.results import (
+    TaskResult,
+    has_result,
+    read_result,
+    write_answers,
+    write_result,
+)
 from forgetting.rundir.samples import Samples
 
 
@@ -67,8 +71,7 @@ class Bench:
         requests = self.harness.requests if self._recipe.evaluation.tasks else []
         # The first process decides: the others could see files that it writes in the meantime.
         names = [*([HELDOUT] if self.has_heldout else []), *(r.task for r in requests)]
-        files = {name: result_file(output, name) for name in names}
-        measured = self._processes.share([name for name in names if files[name].is_file()])
+        measured = self._processes.share([name for name in names if has_result(output, name)])
         with self.models.lend(path) as model:
             if self.has_heldout and HELDOUT not in measured:
                 result = self._measure_heldout(model, variant, Samples.read(heldout))
@@ -81,14 +84,14 @@ class Bench:
                     found = self.harness.measure(model, request)
                     if found is not None:
                         for name, rows in found.samples.items():
-                            _write_answers(output, name, rows)
+                            write_answers(output, name, rows)
                         for result in found.results:
                             self._write_result(output, variant, result)
                     advance(1, request.task)
         if requests and self._processes.is_main:
             results = {
-                name: TaskResult.model_validate_json(files[name].read_bytes())
-                for name in (request.task for request in requests)
+                request.task: read_result(layout.result_file(output, request.task))
+                for request in requests
             }
             for result in self.harness.suite_results(results):
                 self._write_result(output, variant, result)
@@ -106,18 +109,4 @@ class Bench:
 
     def _write_result(self, output: Path, variant: str, result: TaskResult) -> None:
         if self._processes.is_main:
-            content = {"variant": variant, **result.model_dump()}
-            text = json.dumps(content, indent=1, allow_nan=False)
-            write_atomically(result_file(output, result.task), text)
-
-
-def result_file(folder: Path, task: str) -> Path:
-    """The file of a task's result. The name of a task may hold what a file's may not."""
-    return folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', task)}.json"
-
-
-def _write_answers(folder: Path, task: str, rows: list[dict[str, Any]]) -> None:
-    # Before the result: its file says that the task is done.
-    file = result_file(folder, task).with_suffix(".samples.jsonl")
-    lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
-    write_atomically(file, "".join(f"{line}\n" for line in lines))
+            write_result(output, variant, result)

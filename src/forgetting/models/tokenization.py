@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from forgetting.config.schema import PLAIN_TEMPLATE, Recipe
+from forgetting.config import PLAIN_TEMPLATE, Recipe
 from forgetting.data.alignment import Tokenization
 from forgetting.models.loading import load_tokenizer
 

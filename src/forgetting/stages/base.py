@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from forgetting.config.schema import Recipe
+    from forgetting.config import Recipe
     from forgetting.rundir.directory import Work
 
 T = TypeVar("T")

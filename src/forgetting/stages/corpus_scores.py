@@ -14,14 +14,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from forgetting.config.schema import Recipe
+from forgetting.config import Recipe
 from forgetting.console import progress
 from forgetting.models.loading import SharedBase
+from forgetting.rundir import layout
 from forgetting.rundir.directory import Work
 from forgetting.rundir.samples import SampleFile
-from forgetting.rundir.score_files import join_scores, shard_name, write_scores
+from forgetting.rundir.scores import join_scores, write_scores
+from forgetting.rundir.stats import DataSummary
 from forgetting.scoring import score_samples
-from forgetting.stages.prepare import read_summary
 from forgetting.stages.reference import fold_of_samples
 
 
@@ -62,7 +63,7 @@ def scoring_passes(recipe: Recipe, run: Path, num_samples: int) -> list[ScoringP
 
 def score_shards(recipe: Recipe, run: Path, work: Work) -> None:
     """Score the shards of this process; shards that are there from before are kept."""
-    corpus = SampleFile(run / "data" / "train.parquet")
+    corpus = SampleFile(layout.train_file(run))
     shards = _shard_ranges(recipe, corpus)
     own = range(work.processes.index, len(shards), work.processes.count)
     # Adapters go onto the one base model, those of folds one after the other. Whole weights
@@ -98,8 +99,7 @@ def _score_pass(
                 model,
                 samples,
                 rows,
-                with_entropy="entropy" in extra,
-                with_rank="rank" in extra,
+                statistics=extra,
                 tokens_per_batch=recipe.scoring.tokens_per_batch,
                 advance=advance,
             )
@@ -110,17 +110,18 @@ def _score_pass(
 
 def join_shards(recipe: Recipe, run: Path, work: Work) -> None:
     """Write base and reference side by side, once every process has scored its shards."""
-    corpus = SampleFile(run / "data" / "train.parquet")
+    corpus = SampleFile(layout.train_file(run))
     base, *references = scoring_passes(recipe, run, len(corpus))
     num_shards = len(_shard_ranges(recipe, corpus))
     num_tokens = 0
     for index in range(num_shards):
         parts = [reference.file(work, index) for reference in references]
-        target = work.output / shard_name(index, num_shards)
+        target = layout.score_file(work.output, index, num_shards)
         num_tokens += join_scores(base.file(work, index), parts, target, corpus.fingerprint)
     # A reference that is the base was read once; folds together read the corpus once.
     num_passes = len({scoring.name for scoring in (base, references[0])})
-    work.details["tokens"] = num_passes * read_summary(run / "data")["splits"]["train"]["tokens"]
+    num_read = DataSummary.load(layout.data_dir(run)).splits["train"].tokens
+    work.details["tokens"] = num_passes * num_read
     work.details["response_tokens"] = num_tokens
 
 

@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from forgetting.config.schema import SelectionSettings
+from forgetting.config import SelectionSettings
 from forgetting.errors import InputError
 from forgetting.method import MEASURES, QualityName
 from forgetting.method.metrics import NoiseTally
@@ -34,14 +33,21 @@ from forgetting.method.selection import (
     mean_quality,
 )
 from forgetting.method.tally import SelectionTally
-from forgetting.rundir.samples import (
-    FINGERPRINT_KEY,
-    list_column,
-    lists,
-    num_response_tokens,
-    response_mask,
-)
+from forgetting.rundir.samples import list_column, num_response_tokens, response_mask
 from forgetting.rundir.scores import ScoredCorpus
+from forgetting.rundir.selection import (
+    ExtremeSample,
+    KnownNoise,
+    MixtureCurve,
+    MixtureFit,
+    MixtureSummary,
+    NoiseKind,
+    PolarityWriter,
+    PositionSelection,
+    QualityHistogram,
+    SelectionSummary,
+    SourceSelection,
+)
 
 NUM_EXTREMES = 20
 COLUMNS = ("labels", "noise", "noise_kind")
@@ -129,24 +135,26 @@ def select_corpus(
     settings: SelectionSettings,
     output: Path,
     *,
+    variant: str = "",
     scratch: Path,
     seed: int,
     end_token_ids: Collection[int] = (),
     advance: Callable[[int, str], None] = lambda amount, note: None,
-) -> dict[str, Any]:
+) -> SelectionSummary:
     """Choose, and write the polarity of every response token.
 
     Args:
         corpus: D_train and its scores.
         settings: of the selection.
         output: Parquet file to write: sample_id, polarity; a row group for each shard.
+        variant: name of the variant, for the summary.
         scratch: file for the quality, four bytes a token; stays.
         seed: of `by: random`.
         end_token_ids: tokens that are positive where they would be negative.
         advance: called with the number of samples done since the last call.
 
     Returns:
-        The summary, as JSON has it.
+        The summary.
 
     Raises:
         InputError: scores and samples do not fit together, or a score is not finite.
@@ -155,10 +163,6 @@ def select_corpus(
     division, mixture, polarities = _choose(settings, measured, seed)
     tally = SelectionTally(len(measured.source_names), measured.low, measured.high)
     noise: NoiseTally | None = NoiseTally()
-    schema = pa.schema(
-        [("sample_id", pa.int64()), ("polarity", pa.list_(pa.int8()))],
-        {FINGERPRINT_KEY: corpus.fingerprint.encode()},
-    )
     walk = zip(
         corpus.samples(COLUMNS),
         measured.quality(),
@@ -166,12 +170,12 @@ def select_corpus(
         *(measured.by_shard(x) for x in (measured.sample_ids, measured.lengths, measured.sources)),
         strict=True,
     )
-    with pq.ParquetWriter(output, schema, compression="zstd") as writer:
+    with PolarityWriter(output, corpus.fingerprint) as writer:
         for part, quality, polarity, sample_ids, lengths, sources in walk:
             response_ids, starts = _responses(part)
             if end_token_ids:
                 polarity[(polarity < 0) & np.isin(response_ids, list(end_token_ids))] = 1
-            writer.write_table(pa.table([sample_ids, lists(polarity, starts)], schema=schema))
+            writer.write(sample_ids, polarity, starts)
             tally.add(quality, polarity, lengths, sources)
             # Known for every sample, or counted as unknown.
             if noise is not None and part["noise"].null_count == 0:
@@ -179,12 +183,15 @@ def select_corpus(
             else:
                 noise = None
             advance(part.num_rows, "")
-    return {
+    return SelectionSummary(
+        variant=variant,
+        fingerprint=corpus.fingerprint,
+        end_token_ids=sorted(end_token_ids),
         **_described(settings, measured, division, tally),
         **_counted(settings, measured, division, tally),
-        "mixture": _mixture_summary(mixture, settings.posterior),
-        "noise": _noise_summary(noise) if noise is not None and measured.num_tokens else None,
-    }
+        mixture=_mixture_summary(mixture, settings.posterior),
+        noise=_noise_summary(noise) if noise is not None and measured.num_tokens else None,
+    )
 
 
 def _choose(
@@ -277,6 +284,7 @@ def _described(
         "threshold_kind": settings.threshold,
         "rho": rho,
         "auto_rho": measured.share_above_zero,
+        "forget_rate": settings.forget_rate,
         "threshold": None
         if settings.balance == "source" or not _cuts_tokens(settings)
         else division.threshold(),
@@ -299,52 +307,52 @@ def _counted(
     return {
         **asdict(tally.total),
         "by_source": [
-            {
-                "source": name,
-                "threshold": division.threshold(number) if has_own else None,
+            SourceSelection(
+                source=name,
+                threshold=division.threshold(number) if has_own else None,
                 **asdict(tally.by_source[number]),
-            }
+            )
             for number, name in enumerate(measured.source_names)
         ],
         "by_position": [
-            {"start": start, "stop": stop, **asdict(counts)}
+            PositionSelection(start=start, stop=stop, **asdict(counts))
             for start, stop, counts in tally.by_position
         ],
-        "histogram": {"edges": tally.edges.tolist(), "counts": tally.counts.tolist()},
+        "histogram": QualityHistogram(tally.edges.tolist(), tally.counts.tolist()),
         "worst": [_sample(measured, index) for index in worst],
         "best": [_sample(measured, index) for index in best],
     }
 
 
-def _sample(measured: MeasuredCorpus, index: int) -> dict[str, Any]:
-    return {
-        "sample_id": int(measured.sample_ids[index]),
-        "source": measured.source_names[measured.sources[index]],
-        "mean_quality": float(measured.means[index]),
-        "num_tokens": int(measured.lengths[index]),
-    }
+def _sample(measured: MeasuredCorpus, index: int) -> ExtremeSample:
+    return ExtremeSample(
+        sample_id=int(measured.sample_ids[index]),
+        source=measured.source_names[measured.sources[index]],
+        mean_quality=float(measured.means[index]),
+        num_tokens=int(measured.lengths[index]),
+    )
 
 
-def _mixture_summary(mixture: Mixture | str | None, posterior: float) -> dict[str, Any] | None:
+def _mixture_summary(mixture: Mixture | str | None, posterior: float) -> MixtureSummary | None:
     if mixture is None:
         return None
     if isinstance(mixture, str):
-        return {"fit": None, "reason": mixture}
+        return MixtureSummary(fit=None, reason=mixture)
     bad, good = mixture.densities()
-    fit = {
-        "weight": mixture.weight,
-        "bad": asdict(mixture.bad),
-        "good": asdict(mixture.good),
-        "negative_below": _finite(mixture.threshold(posterior)),
-        "positive_from": _finite(mixture.threshold(0.5)),
-        "curve": {
-            "quality": mixture.centers.tolist(),
-            "bad_density": bad.tolist(),
-            "good_density": good.tolist(),
-            "posterior": mixture.posterior.tolist(),
-        },
-    }
-    return {"fit": fit, "reason": None}
+    fit = MixtureFit(
+        weight=mixture.weight,
+        bad=mixture.bad,
+        good=mixture.good,
+        negative_below=_finite(mixture.threshold(posterior)),
+        positive_from=_finite(mixture.threshold(0.5)),
+        curve=MixtureCurve(
+            quality=mixture.centers.tolist(),
+            bad_density=bad.tolist(),
+            good_density=good.tolist(),
+            posterior=mixture.posterior.tolist(),
+        ),
+    )
+    return MixtureSummary(fit=fit, reason=None)
 
 
 def _finite(value: float) -> float | None:
@@ -352,12 +360,9 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _noise_summary(noise: NoiseTally) -> dict[str, Any]:
+def _noise_summary(noise: NoiseTally) -> KnownNoise:
     kinds = noise.by_kind.items()
-    return {
+    return KnownNoise(
         **asdict(noise.detection),
-        "by_kind": [
-            {"kind": kind, "num_tokens": number, "recall": recall}
-            for kind, (number, recall) in kinds
-        ],
-    }
+        by_kind=[NoiseKind(kind, number, recall) for kind, (number, recall) in kinds],
+    )

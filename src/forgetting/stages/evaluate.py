@@ -7,34 +7,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forgetting.errors import InputError
+from forgetting.rundir import layout
 from forgetting.stages.base import Facts, Stage, Step
-from forgetting.stages.prepare import read_summary
 from forgetting.stages.recipe_parts import model_settings, split_sizes
 
 if TYPE_CHECKING:
-    from forgetting.config.schema import Recipe
+    from forgetting.config import Recipe
     from forgetting.rundir.directory import Work
-
-BASE = "base"
-"""The part that measures the untrained model."""
 
 
 def run(step: Step, run_dir: Path, work: Work) -> None:
     """Measures one model. Tasks that have a result file are not measured again."""
     from forgetting.evaluation.bench import Bench
+    from forgetting.rundir.stats import DataSummary
 
     # The steps share the base model in memory, and the tasks with their data.
     bench = step.once("bench", lambda: Bench(step.recipe, work.processes))
     variant = str(step.part)
-    model = None if variant == BASE else run_dir / "models" / variant
-    bench.measure(variant, model, run_dir / "data" / "heldout.parquet", work.output)
+    model = None if variant == layout.BASE else layout.model_dir(run_dir, variant)
+    data = layout.data_dir(run_dir)
+    bench.measure(variant, model, layout.split_file(data, "heldout"), work.output)
     if bench.has_heldout:
-        work.details["tokens"] = read_summary(run_dir / "data")["splits"]["heldout"]["tokens"]
+        work.details["tokens"] = DataSummary.load(data).splits["heldout"].tokens
 
 
 def parts(recipe: Recipe) -> Sequence[str | None]:
     """The base model and all variants."""
-    return [BASE, *recipe.variants]
+    return [layout.BASE, *recipe.variants]
 
 
 def settings(step: Step) -> Mapping[str, Any]:
@@ -53,7 +52,7 @@ def settings(step: Step) -> Mapping[str, Any]:
 
 def _task_files(folder: str | None) -> dict[str, str]:
     """Checksums of the user's own task files, by their path in the folder."""
-    from forgetting.rundir.directory import file_sha256
+    from forgetting.rundir.files import file_sha256
 
     if folder is None:
         return {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from forgetting.stages.base import Facts, Stage, Step
 from forgetting.stages.recipe_parts import check_model, model_files, split_sizes
 
 if TYPE_CHECKING:
-    from forgetting.config.schema import Recipe, SourceSettings
+    from forgetting.config import Recipe, SourceSettings
     from forgetting.rundir.directory import Work
 
 
@@ -21,7 +20,6 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     """Builds the corpus."""
     from forgetting.data.splits import build_corpus
     from forgetting.models.tokenization import load_tokenization, tokenizer_threads
-    from forgetting.rundir.directory import write_atomically
 
     del run_dir
     recipe = step.recipe
@@ -38,9 +36,7 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
             advance,
             recipe.reference.sources or (),
         )
-    summary = {**account.summary(), "end_token_ids": sorted(tokenization.end_token_ids)}
-    text = json.dumps(summary, indent=1, allow_nan=False)
-    write_atomically(work.output / "summary.json", text)
+    account.summary(tokenization.end_token_ids).save(work.output)
     work.details["tokens"] = sum(counts.tokens for counts in account.splits.values())
     for name, counts in account.splits.items():
         work.details[f"{name}_samples"] = counts.samples
@@ -49,11 +45,6 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
         logger.info(
             "%d records were dropped; data/summary.json and data/rejected.parquet say why", dropped
         )
-
-
-def read_summary(data: Path) -> dict[str, Any]:
-    """The counts that `prepare` wrote into the folder `data`."""
-    return json.loads((data / "summary.json").read_text(encoding="utf-8"))
 
 
 def check_length(recipe: Recipe) -> None:
@@ -74,7 +65,7 @@ def check_length(recipe: Recipe) -> None:
 
 def settings(step: Step) -> Mapping[str, Any]:
     """Sources, tokenizer and template, by their content."""
-    from forgetting.rundir.directory import file_sha256
+    from forgetting.rundir.files import file_sha256
 
     recipe = step.recipe
     template = _template_file(recipe)
@@ -100,7 +91,7 @@ def _source(source: SourceSettings) -> dict[str, Any]:
 
 
 def _template_file(recipe: Recipe) -> Path | None:
-    from forgetting.config.schema import PLAIN_TEMPLATE
+    from forgetting.config import PLAIN_TEMPLATE
 
     template = recipe.model.chat_template
     return None if template in (None, PLAIN_TEMPLATE) else Path(str(template))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from forgetting.errors import InputError
 
 if TYPE_CHECKING:
-    from forgetting.config.schema import TrainingSettings
+    from forgetting.config import TrainingSettings
     from forgetting.stages.base import Facts, Step
 
 NO_EFFECT_ON_WEIGHTS = {"save_steps", "report_to"}
@@ -63,10 +63,14 @@ def training_facts(
 
 def split_sizes(step: Step, done: Mapping[str, Path]) -> dict[str, dict[str, int | None]]:
     """Samples and response tokens of each split: as prepared, else as the recipe asks for."""
-    from forgetting.stages.prepare import read_summary
-
     if "prepare" in done:
-        return read_summary(done["prepare"])["splits"]
+        from forgetting.rundir.stats import DataSummary
+
+        splits = DataSummary.load(done["prepare"]).splits
+        return {
+            name: {"samples": split.samples, "response_tokens": split.response_tokens}
+            for name, split in splits.items()
+        }
     recipe = step.recipe
     sizes = {
         "reference": recipe.num_reference,

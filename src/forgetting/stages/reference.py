@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from forgetting.config.schema import Recipe
+    from forgetting.config import Recipe
     from forgetting.rundir.directory import Work
 
 
@@ -31,13 +31,14 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     """Trains on all response tokens."""
     import numpy as np
 
-    from forgetting.config.schema import VariantSettings
+    from forgetting.config import VariantSettings
+    from forgetting.rundir import layout
     from forgetting.rundir.samples import SampleFile
     from forgetting.training.fit import fine_tune
 
     recipe, fold = step.recipe, step.part
     label = "Reference model"
-    path = run_dir / "data" / ("reference.parquet" if fold is None else "train.parquet")
+    path = layout.split_file(layout.data_dir(run_dir), "reference" if fold is None else "train")
     kept = np.ones(len(SampleFile(path)), dtype=bool)
     if fold is not None:
         kept = fold_of_samples(recipe, len(kept)) != recipe.fold_names.index(fold)
@@ -51,7 +52,8 @@ def _tables(path: Path, kept: NDArray) -> Iterator[pa.Table]:
     import pyarrow as pa
 
     from forgetting.rundir.samples import Samples, rows_in_parts
-    from forgetting.training.dataset import TOKENS, trainer_columns
+    from forgetting.rundir.selection import TOKENS
+    from forgetting.training.dataset import trainer_columns
 
     begin = 0
     for part in rows_in_parts(path, TOKENS):

@@ -10,7 +10,7 @@ from forgetting.stages.base import Facts, Stage, Step
 from forgetting.stages.recipe_parts import check_model, model_settings, split_sizes
 
 if TYPE_CHECKING:
-    from forgetting.config.schema import Recipe
+    from forgetting.config import Recipe
     from forgetting.rundir.directory import Work
 
 

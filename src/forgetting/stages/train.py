@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forgetting.stages.base import Facts, Stage, Step
-from forgetting.stages.prepare import read_summary
 from forgetting.stages.recipe_parts import (
     check_trackers,
     split_sizes,
@@ -17,7 +15,7 @@ from forgetting.stages.recipe_parts import (
 )
 
 if TYPE_CHECKING:
-    from forgetting.config.schema import Recipe
+    from forgetting.config import Recipe
     from forgetting.rundir.directory import Work
 
 
@@ -25,7 +23,8 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     """Trains one variant, and writes its model card."""
     import pyarrow as pa
 
-    from forgetting.training.dataset import selected_parts, trainer_columns
+    from forgetting.rundir.selection import selected_parts
+    from forgetting.training.dataset import trainer_columns
     from forgetting.training.fit import fine_tune
 
     recipe, variant = step.recipe, str(step.part)
@@ -41,22 +40,27 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
 def _write_card(recipe: Recipe, variant: str, run_dir: Path, work: Work) -> None:
     from forgetting.models.loading import is_adapter, model_facts
     from forgetting.report.card import RunFacts, model_card
+    from forgetting.rundir import layout
+    from forgetting.rundir.samples import SampleFile
+    from forgetting.rundir.selection import read_selection
+    from forgetting.rundir.stats import DataSummary
 
     selection = None
     if recipe.variants[variant].objective != "full":
-        summary = run_dir / "selection" / variant / "summary.json"
-        selection = json.loads(summary.read_text(encoding="utf-8"))
-    facts = RunFacts(recipe, model_facts(recipe.model), read_summary(run_dir / "data"))
+        fingerprint = SampleFile(layout.train_file(run_dir)).fingerprint
+        selection = read_selection(run_dir, variant, fingerprint)
+    data = DataSummary.load(layout.data_dir(run_dir))
+    facts = RunFacts(recipe, model_facts(recipe.model), data)
     card = model_card(facts, variant, selection, work.details, is_adapter=is_adapter(work.output))
     (work.output / "README.md").write_text(card, encoding="utf-8")
 
 
 def needs_base(recipe: Recipe, variant: str) -> bool:
     """Whether the variant's term compares with the base model's log-probabilities."""
-    from forgetting.method.loss import ForgettingTerm
+    from forgetting.method.terms import TERMS
 
     settings = recipe.variants[variant]
-    term = ForgettingTerm(kind=settings.forgetting.term)
+    term = TERMS[settings.forgetting.term]
     return settings.objective == "forgetting" and term.needs_base
 
 

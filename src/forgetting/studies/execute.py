@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from forgetting.config.schema import Recipe, dump_recipe
+from forgetting.config import Recipe, dump_recipe
 from forgetting.console import duration, logger
 from forgetting.errors import DivergenceError, InputError
 from forgetting.pipeline import check_inputs, plan_with_state, run
-from forgetting.rundir.directory import digest, write_atomically
+from forgetting.rundir.files import digest, write_atomically
 from forgetting.studies.grid import StudyRun
 
 MARKER = "study.json"

@@ -7,7 +7,6 @@ last whole checkpoint. The processes of a run call `fine_tune` together.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,12 +18,13 @@ import torch
 from datasets import Dataset
 from transformers import PrinterCallback
 
-from forgetting.config.schema import Recipe, TrainingSettings, VariantSettings
+from forgetting.config import Recipe, TrainingSettings, VariantSettings
 from forgetting.console import logger
 from forgetting.errors import InputError
 from forgetting.models import loading
 from forgetting.rundir.directory import Work
 from forgetting.rundir.processes import share_one_model
+from forgetting.rundir.stats import write_training_log
 from forgetting.training.checkpoints import check_num_processes, latest_checkpoint
 from forgetting.training.dataset import write_stream
 from forgetting.training.trainer import ForgettingConfig, ForgettingTrainer, ProgressCallback
@@ -85,8 +85,7 @@ def fine_tune(
     trainer.save_model(str(work.path / "adapter" if training.merge else work.output))
     if not work.processes.is_main:
         return
-    lines = [json.dumps(entry) for entry in trainer.state.log_history if "loss" in entry]
-    (work.output / "training.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    write_training_log(work.output, (e for e in trainer.state.log_history if "loss" in e))
     num_tokens = pc.sum(pc.list_value_length(dataset.data["input_ids"])).as_py()
     work.details["tokens"] = round(training.epochs * num_tokens)
     work.details["steps"] = trainer.state.global_step
@@ -112,7 +111,7 @@ def _config(
     # A lambda of zero ignores the negatives, and their figures are still logged.
     unlearning: dict[str, Any] = {"schedule": "constant", "t_min": 0.0, "t_max": 0.0}
     if variant.objective == "forgetting":
-        unlearning = variant.forgetting.model_dump()
+        unlearning = variant.forgetting.trainer_arguments()
     return ForgettingConfig(
         output_dir=str(checkpoints),
         **unlearning,

@@ -8,7 +8,6 @@ models are measured and thrown away.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -21,16 +20,21 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from forgetting.config.schema import Recipe, SelectionSettings
+from forgetting.config import Recipe, SelectionSettings
 from forgetting.errors import DivergenceError
 from forgetting.evaluation import evaluate_heldout
 from forgetting.method import MEASURES, QualityName, select_tokens
-from forgetting.method.loss import ForgettingTerm
+from forgetting.method.terms import TERMS
 from forgetting.models import loading
 from forgetting.pipeline import fingerprint
-from forgetting.rundir.directory import RunDir, Work, read_manifest, stage_is_done, write_atomically
-from forgetting.rundir.samples import Samples, list_column, read_table
+from forgetting.rundir import layout
+from forgetting.rundir.directory import RunDir, Work
+from forgetting.rundir.files import write_atomically
+from forgetting.rundir.manifest import read_manifest, stage_is_done
+from forgetting.rundir.samples import Samples
 from forgetting.rundir.scores import ScoredCorpus
+from forgetting.rundir.selection import read_polarity
+from forgetting.rundir.stats import DataSummary
 from forgetting.stages.base import Reads, Stage, Step, plan_steps
 from forgetting.stages.corpus_selection import select_corpus
 from forgetting.stages.reference import REFERENCE
@@ -250,10 +254,10 @@ def _prepare(cell: Cell, run: Path, work: Work) -> None:
 
 
 def _detect(run: Path, work: Work) -> None:
-    samples = Samples.read(run / "data" / "train.parquet")
+    samples = Samples.read(layout.train_file(run))
     noisy, kinds = known_noise(samples)
     qualities = read_qualities(run, MEASURES)
-    right = read_answers(run / "data")
+    right = read_answers(layout.data_dir(run))
     answers = (noisy & np.isin(kinds, WRONG_ANSWERS)) | right
     sources = np.asarray(samples.table["source"].to_pylist(), str)
     is_new = samples.per_response_token(np.char.startswith(sources, NEW))
@@ -298,8 +302,7 @@ def describe_groups(
 
 
 def _end_token_ids(run: Path) -> list[int]:
-    summary = json.loads((run / "data" / "summary.json").read_text(encoding="utf-8"))
-    return summary["end_token_ids"]
+    return DataSummary.load(layout.data_dir(run)).end_token_ids
 
 
 def read_scores(run: Path, columns: Sequence[str]) -> list[NDArray]:
@@ -340,7 +343,7 @@ def _measure(cell: Cell, name: str, run: Path, work: Work) -> None:
 def _train_and_evaluate(
     recipe: Recipe, variant: NoiseVariant, name: str, run: Path, work: Work
 ) -> Outcome:
-    samples = Samples.read(run / "data" / "train.parquet")
+    samples = Samples.read(layout.train_file(run))
     noisy, kinds = known_noise(samples)
     polarity = np.ones(noisy.size, np.int8)
     negatives = None
@@ -348,7 +351,7 @@ def _train_and_evaluate(
         polarity = choose(variant, noisy, run, work, seed=recipe.seed)
         negatives = describe_negatives(polarity, noisy, kinds)
     base_log_probs = None
-    if variant.objective == "forgetting" and ForgettingTerm(variant.forgetting.term).needs_base:
+    if variant.objective == "forgetting" and TERMS[variant.forgetting.term].needs_base:
         (base_log_probs,) = read_scores(run, ["base_log_probs"])
     training = Work(work.path / "training")
     # What a killed one left is done again.
@@ -387,8 +390,7 @@ def choose(
         seed=seed,
         end_token_ids=_end_token_ids(run) if selection.keep_eos else [],
     )
-    polarity, _ = list_column(read_table(file, corpus.fingerprint), "polarity")
-    return polarity
+    return read_polarity(file, corpus.fingerprint)[0]
 
 
 def evaluate(recipe: Recipe, path: Path | None, run: Path) -> Outcome:
@@ -398,7 +400,9 @@ def evaluate(recipe: Recipe, path: Path | None, run: Path) -> Outcome:
         model = loading.load_base_model(recipe.model, dtype)
     else:
         model = loading.load_variant(recipe.model, dtype, path)
-    result = evaluate_heldout(model, Samples.read(run / "data" / "heldout.parquet"))
+    result = evaluate_heldout(
+        model, Samples.read(layout.split_file(layout.data_dir(run), "heldout"))
+    )
     groups = {
         name: (group.num_items, group.metrics["exact_match"].value)
         for name, group in result.groups.items()

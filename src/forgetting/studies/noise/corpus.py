@@ -9,7 +9,6 @@ in the held-out samples.
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,14 +16,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from forgetting.config.schema import Recipe
+from forgetting.config import Recipe
 from forgetting.data.alignment import Tokenization
 from forgetting.data.records import Record, Rejected, Unusable, parse_record
 from forgetting.data.sources import read_source
 from forgetting.demo.world import NUM_FORMS
 from forgetting.errors import InputError
 from forgetting.models import loading
+from forgetting.rundir import layout
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, list_column, read_table, write_table
+from forgetting.rundir.stats import DataSummary, SplitCounts
 
 NEW = "new_"
 """What the names of sources of questions about new entities begin with."""
@@ -44,20 +45,18 @@ def write_corpus(recipe: Recipe, output: Path, *, clean_reference: bool) -> None
     counts = {}
     for name, records in splits.items():
         samples = Samples(_tokenised(records, tokenization))
-        write_table(samples.table, output / f"{name}.parquet")
-        counts[name] = {
-            "samples": len(samples),
-            "tokens": int(samples.input_ids.size),
-            "response_tokens": int(samples.response_ids.size),
-        }
+        write_table(samples.table, layout.split_file(output, name))
+        tokens = (samples.input_ids.size, samples.response_ids.size)
+        counts[name] = SplitCounts(len(samples), *tokens)
     # Right answers are found in the tokens as noise is.
     marked = [
         replace(record, noise_spans=() if record.noise_spans else (span,))
         for record, span in ((r, answer_spans[r.origin.record]) for r in splits["train"])
     ]
     write_table(_tokenised(marked, tokenization), output / "answers.parquet")
-    summary = {"splits": counts, "end_token_ids": sorted(tokenization.end_token_ids)}
-    (output / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    ends = sorted(tokenization.end_token_ids)
+    length = recipe.data.max_length
+    DataSummary(max_length=length, sources=[], splits=counts, end_token_ids=ends).save(output)
 
 
 def read_answers(data: Path) -> NDArray[np.bool_]:

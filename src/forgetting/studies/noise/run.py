@@ -18,7 +18,7 @@ import torch
 
 from forgetting.console import logger, progress, setup_logging
 from forgetting.errors import DivergenceError, ForgettingError, InputError
-from forgetting.rundir.directory import write_atomically
+from forgetting.rundir.files import write_atomically
 from forgetting.studies.execute import open_study
 from forgetting.studies.noise.cell import is_done, read_detection, read_outcome, run_cell
 from forgetting.studies.noise.design import Benchmark, Cell
