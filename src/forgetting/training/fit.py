@@ -26,8 +26,10 @@ from forgetting.rundir.directory import Work
 from forgetting.rundir.processes import share_one_model
 from forgetting.rundir.stats import write_training_log
 from forgetting.training.checkpoints import check_num_processes, latest_checkpoint
+from forgetting.training.config import ForgettingConfig
 from forgetting.training.dataset import write_stream
-from forgetting.training.trainer import ForgettingConfig, ForgettingTrainer, ProgressCallback
+from forgetting.training.progress import ProgressCallback
+from forgetting.training.trainer import ForgettingTrainer
 
 
 def fine_tune(
