@@ -26,6 +26,7 @@ from forgetting.evaluation import evaluate_heldout
 from forgetting.method import MEASURES, QualityName, select_tokens
 from forgetting.method.terms import TERMS
 from forgetting.models import loading
+from forgetting.models.adapters import load_variant
 from forgetting.pipeline import fingerprint
 from forgetting.rundir import layout
 from forgetting.rundir.directory import RunDir, Work
@@ -399,7 +400,7 @@ def evaluate(recipe: Recipe, path: Path | None, run: Path) -> Outcome:
     if path is None:
         model = loading.load_base_model(recipe.model, dtype)
     else:
-        model = loading.load_variant(recipe.model, dtype, path)
+        model = load_variant(recipe.model, dtype, path)
     result = evaluate_heldout(
         model, Samples.read(layout.split_file(layout.data_dir(run), "heldout"))
     )
