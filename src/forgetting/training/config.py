@@ -26,9 +26,11 @@ class ForgettingConfig(TermParameters, SFTConfig):
     """`trl.SFTConfig`, and how negative tokens are unlearned.
 
     Parameters:
-        schedule: of lambda over the optimizer steps, see `LambdaSchedule`; default `linear`.
-        t_min: default 1e-4.
-        t_max: default 0.25. With `schedule="constant"` and `t_max=0`, negatives are ignored.
+        schedule: schedule of lambda over the optimizer steps, see `LambdaSchedule`; default
+            `linear`.
+        t_min: lower end of lambda's range; default 1e-4.
+        t_max: upper end of lambda's range; default 0.25. With `schedule="constant"` and `t_max=0`,
+            negative tokens are ignored.
         term: what is minimized on negative tokens, a name in `TERMS`; default `ga`. Terms that
             compare with the base model need a column `base_log_probs`.
         alpha: parameter of the terms `wga` and `wtnpo`; default 1.
@@ -39,11 +41,11 @@ class ForgettingConfig(TermParameters, SFTConfig):
             as the term declares them.
         floor: probability below which a token is no longer unlearned; default: none.
         normalization: `group` (default, the paper's) divides each set by its own count, `token`
-            both by the count of all labelled tokens, so that no token of a small negative set
+            both by the count of all labeled tokens, so that no token of a small negative set
             weighs more than a positive one.
         divergence_ratio: training stops with a `DivergenceError` when the positive loss of a
-            logging step is more than so many times that of the first; default 10, None: never.
-        bf16: default: where an accelerator computes in it and `fp16` is off.
+            logging step is more than this many times that of the first; default 10; None: never.
+        bf16: train in bfloat16; default: if the accelerator supports it and `fp16` is off.
     """
 
     schedule: ScheduleKind = field(
@@ -64,15 +66,16 @@ class ForgettingConfig(TermParameters, SFTConfig):
         default="group", metadata={"help": "Divide by the count of each group, or of all tokens."}
     )
     divergence_ratio: float | None = field(
-        default=10.0, metadata={"help": "Stop where the positive loss is so many times its start."}
+        default=10.0,
+        metadata={"help": "Stop if the positive loss is this many times its start."},
     )
     bf16: bool | None = field(
         default=None,
-        metadata={"help": "Whether to train in bfloat16; default: where an accelerator has it."},
+        metadata={"help": "Train in bfloat16. Default: if the accelerator supports it."},
     )
     logging_nan_inf_filter: bool = field(
         default=False,
-        metadata={"help": "Kept off: the filter would hide the steps that matter most."},
+        metadata={"help": "Off: the filter would hide NaN and infinite losses from the log."},
     )
 
     def __post_init__(self) -> None:
@@ -90,6 +93,6 @@ class ForgettingConfig(TermParameters, SFTConfig):
         if self.normalization == "token" and self.forgetting_term.is_per_sample:
             raise ValueError(f"the term {self.term} has one value per sample: normalize by group")
         if self.bf16 is None:
-            # TRL's default is true everywhere, and then refused on a machine without accelerator.
+            # TRL's default is True, which Trainer refuses on a machine without accelerator.
             self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
         super().__post_init__()

@@ -1,8 +1,8 @@
 """TRL's SFT trainer with the forgetting objective.
 
 Takes what `trl.SFTTrainer` takes, with one more column: `polarity` (+1 learn, -1 forget, 0
-ignore). With every labelled token positive it trains exactly as its parent. This class adds only
-what differs; each override says which trap it avoids.
+ignore). If every labeled token is positive, it trains exactly like its parent. This class adds
+only what differs; each override says which trap it avoids.
 """
 
 from __future__ import annotations
@@ -54,23 +54,23 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
     """Learns the positive tokens and unlearns the negative ones (arXiv 2508.04329, equation 8).
 
     Args:
-        args: a `ForgettingConfig`; default: its defaults.
+        args: settings; default: `ForgettingConfig()`.
         train_dataset: any form that `trl.SFTTrainer` takes (tokens with labels, prompt and
-            completion, messages), and `polarity`. A row's polarity is one value for each of its
-            tokens, or one for each that is predicted (label other than -100), in order, or one
-            number for all of them. In the same three forms: `base_log_probs`, which some terms
-            need, and `token_weights`, at least 0, of each token's part in its mean (default 1).
-        **kwargs: as for `trl.SFTTrainer`. A `data_collator` of your own must give `input_ids`,
+            completion, messages), with a column `polarity`. The polarity of a row is one value
+            per token, or one per predicted token (label other than -100), in order, or one number
+            for all of them. In the same three forms: `base_log_probs`, which some terms need, and
+            `token_weights`, at least 0, the weight of each token in its mean (default 1).
+        **kwargs: as for `trl.SFTTrainer`. Your own `data_collator` must return `input_ids`,
             `labels` and an `attention_mask` that is 1 on the tokens of each sample; it may pad on
             either side.
 
     Raises:
-        ValueError: a column is missing or does not fit its tokens, or an option is on that cannot
-            carry polarity.
+        ValueError: a column is missing or does not fit its tokens, or an option does not work with
+            polarity.
     """
 
-    # The loss is divided by the counts of the whole optimizer step: Trainer must not divide it
-    # by the number of micro-batches again.
+    # The loss is divided by the counts of the whole optimizer step, so Trainer must not divide it
+    # by the number of micro-batches as well.
     loss_is_scaled_for_ga = True
 
     def __init__(
@@ -93,7 +93,7 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
 
     @property
     def lam(self) -> float:
-        """Lambda of the optimizer step that is being taken."""
+        """Lambda of the current optimizer step."""
         return self.args.lambda_schedule(self.state.global_step, self.state.max_steps)
 
     def _set_signature_columns_if_needed(self) -> None:
@@ -111,8 +111,8 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         formatting_func: Any,
         dataset_name: str,
     ) -> Any:
-        # SFTTrainer cuts and packs `input_ids` and `labels`, and nothing else: it tokenises here,
-        # and what follows is done to all columns alike, in its order.
+        # SFTTrainer cuts and packs only `input_ids` and `labels`. So it only tokenizes here, and
+        # the steps after that are done to all columns, in SFTTrainer's order.
         present = get_dataset_column_names(dataset)
         columns = [name for name in TOKEN_COLUMNS if name in present]
         if not columns:
@@ -137,8 +137,8 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
     def get_batch_samples(
         self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        # The only place that sees all micro-batches of an optimizer step before the first of
-        # them is computed.
+        # The only place that sees all micro-batches of an optimizer step before the first one is
+        # computed.
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._blank_repeated_samples(batches)
         batches = deal_by_length(batches, self.args.pad_to_multiple_of)
@@ -159,8 +159,8 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         return batches, num_items
 
     def _blank_repeated_samples(self, batches: list[Any]) -> None:
-        # At the end of an epoch accelerate fills the micro-batches of all processes with samples
-        # from its start; the step of one process does not hold them.
+        # At the end of an epoch, accelerate fills the micro-batches of all processes with samples
+        # from its start. In a run of one process this step does not have them.
         state, size = self.accelerator.gradient_state, self.args.per_device_train_batch_size
         if self.args.world_size == 1 or not batches or not state.end_of_dataloader:
             return
@@ -173,8 +173,8 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         batch = batches[-1]
         where: Any = slice(num_own, None)
         if len(batch["labels"]) != size:
-            # Padding-free: one row of samples. Of packed rows it does not say where they begin,
-            # and they are left as they are.
+            # Padding-free: all samples in one row. Packed rows do not say where their samples
+            # begin, and stay as they are.
             positions = batch.get("position_ids", torch.ones(1, 1))
             starts = (positions[0] == 0).nonzero()[:, 0]
             if len(starts) != size:
@@ -192,7 +192,7 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
     ) -> Any:
         """Equation 8 over one micro-batch, divided by the counts of the whole step.
 
-        Outside training it is the parent's mean cross-entropy over all labels.
+        In evaluation it is the parent's mean cross-entropy over all labels.
         """
         batch = inputs
         inputs = {name: value for name, value in batch.items() if name not in TOKEN_COLUMNS}
@@ -221,10 +221,10 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
             num_positive=self._num_positive,
             num_negative=self._num_negative,
         )
-        # The counts are those of all processes, whose gradients DDP averages.
+        # The counts are over all processes, and DDP averages their gradients.
         loss = loss * self.accelerator.num_processes
         if self.aux_loss_enabled:
-            # A mean over the micro-batch, so here the mean over micro-batches is due.
+            # A mean over the micro-batch, so it is divided by the number of micro-batches.
             weight = self.router_aux_loss_coef / self.current_gradient_accumulation_steps
             loss = loss + weight * outputs.aux_loss
         self._count(outputs, polarity)
@@ -232,8 +232,8 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
 
     @torch.no_grad()
     def _count(self, outputs: Any, polarity: Tensor) -> None:
-        # Sums and counts, divided once when logged: a mean over micro-batches would be biased
-        # where some hold no negative token.
+        # Sums and counts, divided once when logged: a mean over micro-batches would be biased if
+        # some of them have no negative token.
         log_probs = outputs.log_probs.detach().float()
         positive, negative = polarity_sums(log_probs, polarity)
         is_negative = polarity < 0
@@ -266,15 +266,15 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
             logs["share_negative"] = total["num_negative"] / max(total["num_tokens"], 1)
             logs["entropy"] = total["entropy"] / max(total["num_tokens"], 1)
             logs["mean_token_accuracy"] = total["num_greedy"] / max(total["num_tokens"], 1)
-            # The step counter has moved on by the time its figures are logged.
+            # The step counter is one ahead when the figures of a step are logged.
             step = self.state.global_step - 1
             logs["lambda"] = self.args.lambda_schedule(step, self.state.max_steps)
             self._check_positive_loss(logs.get("positive_loss"))
         super().log(logs, start_time)
 
     def _check_positive_loss(self, value: float | None) -> None:
-        # Logged before a checkpoint of the same step is written, and kept in checkpoints, so that
-        # a resumed run compares with the same start.
+        # Logs are written before the checkpoint of the same step and are part of it, so a resumed
+        # run compares with the same start.
         ratio = self.args.divergence_ratio
         logged = (entry.get("positive_loss") for entry in self.state.log_history)
         start = next((loss for loss in logged if loss is not None), None)
@@ -287,7 +287,7 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         )
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        # Called on every step before the optimizer acts, so bad gradients never reach the weights.
+        # Called in every step before the optimizer, so bad gradients never reach the weights.
         norm = super()._get_grad_norm(model, grad_norm)
         if not math.isfinite(float(norm)):
             self._diverged(self.state.global_step + 1, f"the gradient norm is {float(norm)}")
@@ -315,18 +315,18 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
 
 
 def _target_polarity(batch: dict[str, Any]) -> Tensor:
-    """Polarity of the predicted tokens, shape (batch, length - 1): zero where no label is."""
+    """Polarity of the predicted tokens, shape (batch, length - 1); zero without a label."""
     polarity, labels = batch["polarity"][:, 1:], batch["labels"][:, 1:]
     return torch.where(labels == -100, torch.zeros_like(polarity), polarity)
 
 
 def _rows_of_samples(batch: dict[str, Any], values: Tensor) -> Tensor:
-    """Values of the predicted tokens with a row for each sample, filled up with zeros.
+    """Values of the predicted tokens with one row per sample, padded with zeros.
 
     A padding-free batch has all samples in one row, shape (1, length - 1).
     """
     if "cu_seq_lens_q" not in batch:
         return values
     lengths = batch["cu_seq_lens_q"].diff().tolist()
-    lengths[0] -= 1  # its first token is not predicted; those of the others carry no label
+    lengths[0] -= 1  # its first token is not predicted; first tokens of others have no label
     return pad_sequence(list(values[0].split(lengths)), batch_first=True)
