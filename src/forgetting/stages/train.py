@@ -93,8 +93,7 @@ def check(recipe: Recipe) -> None:
 
 def facts(step: Step, done: Mapping[str, Path]) -> Facts:
     """Samples, optimizer steps and trainable parameters."""
-    split = split_sizes(step, done)["train"]
-    return training_facts(step, step.recipe.training, split["samples"], split["response_tokens"])
+    return training_facts(step, step.recipe.training, split_sizes(step, done)["train"])
 
 
 TRAIN = Stage(
