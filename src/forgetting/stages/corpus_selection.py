@@ -115,7 +115,7 @@ class MeasuredCorpus:
             begin += size
 
     def worst_and_best(self, number: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Indices of the samples with the lowest and the highest mean quality, most extreme first."""
+        """Indices of the samples with the lowest and highest mean quality, most extreme first."""
         order = np.argsort(self.means, kind="stable")
         order = order[self.lengths[order] > 0]
         return order[:number], order[::-1][:number]
