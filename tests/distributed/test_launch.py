@@ -104,7 +104,7 @@ def test_no_process_outlives_the_launcher(runs):
 
 
 def test_ctrl_c_is_one_message_and_130(runs):
-    expected = ["Interrupted. The same command goes on from here."]
+    expected = ["Interrupted. Run the same command again to continue."]
     assert runs[2]["interrupted"] == (130, expected)
 
 

@@ -27,11 +27,12 @@ import typer
 from accelerate.commands.launch import launch_command_parser
 from packaging.requirements import Requirement
 
+from experiments.noise.__main__ import build_parser
 from forgetting import launch
 from forgetting.cli import app, main
 from forgetting.config.schema import Recipe, load_recipe
 from forgetting.inspector import InspectorServer
-from tests.documentation.conftest import PAGES, blocks, code_spans, read_command
+from tests.documentation.conftest import PAGES, ROOT, blocks, code_spans, read_command
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
@@ -120,7 +121,13 @@ PROGRAMS: dict[str, Program] = {
 }
 # A cluster of one node: what is submitted runs at once, the first of an array.
 SCRIPTS = {
-    "python": f'#!/bin/sh\nexec "{sys.executable}" "$@"\n',
+    # An experiment trains for minutes at the least: here, its commands are listed.
+    "python": f'''#!/bin/sh
+case "$1" in
+  experiments/*) exec "{sys.executable}" "{ROOT}/$@" --list ;;
+esac
+exec "{sys.executable}" "$@"
+''',
     "srun": '#!/bin/sh\nexec "$@"\n',
     "scontrol": "#!/bin/sh\necho node0\necho node1\n",
     "sbatch": "#!/bin/bash\nSLURM_ARRAY_TASK_ID=1 exec bash -eu ${@: -1}\n",
@@ -222,7 +229,7 @@ def _a_machine_to_show(monkeypatch):
     monkeypatch.setattr(InspectorServer, "serve_forever", interrupted)
     monkeypatch.setattr(webbrowser, "open", lambda url: url.startswith("http://127.0.0.1:"))
     # Several processes have tests of their own: here, accelerate reads what it would be given.
-    monkeypatch.setattr("forgetting.cli.launch", read_only)
+    monkeypatch.setattr("forgetting.cli.run_commands.launch", read_only)
     monkeypatch.setattr(launch, "_num_accelerators", lambda: 16)
     for name, value in CLUSTER.items():
         monkeypatch.setenv(name, value)
@@ -264,8 +271,9 @@ OPTIONS = {
     name: {text for option in command.params for text in (*option.opts, *option.secondary_opts)}
     for name, command in typer.main.get_command(app).commands.items()
 }
-# Of ours, and of `accelerate launch`, which a page may speak of.
+# Ours, those of the noise benchmark, and those of `accelerate launch`, which a page may mention.
 ALL_OPTIONS = set(launch_command_parser()._option_string_actions).union(*OPTIONS.values())
+ALL_OPTIONS |= set(build_parser()._option_string_actions)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -91,7 +91,7 @@ def test_without_a_reference_the_measures_of_the_base_are_computed(tiny_model, t
     output = tmp_path / "out"
     words = ["detect", str(data), "--model", str(tiny_model)]
     assert main([*words, "--output", str(output)]) == 0
-    assert "Everything is in" in capsys.readouterr().out
+    assert "Results are in" in capsys.readouterr().out
     rows = list(csv.DictReader((output / "results.csv").open()))
     assert {row["measure"] for row in rows} == {"base_loss", "entropy_gap"}
     samples = Samples.read(output / "run" / "data" / "train.parquet")

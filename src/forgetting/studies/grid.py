@@ -38,7 +38,7 @@ Levels = Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyCell:
     """One variant of one run: what is trained once and measured."""
 
     run: str
@@ -59,7 +59,7 @@ class StudyRun:
 
     name: str
     recipe: Recipe
-    cells: Sequence[Cell]
+    cells: Sequence[StudyCell]
     """The untrained base and every variant."""
 
 
@@ -173,7 +173,7 @@ def _run(
     first = variations[0][1]
     shared = {field: value for field, value in levels.items() if field != SEED}
     variants: dict[str, VariantSettings] = {}
-    cells = [Cell(run, "base", model, "base", shared, first.seed)]
+    cells = [StudyCell(run, "base", model, "base", shared, first.seed)]
     for name in dict.fromkeys(name for _, recipe in variations for name in recipe.variants):
         settings = [
             (own, _in_effect(recipe.variants[name]))
@@ -188,7 +188,7 @@ def _run(
                 raise InputError(
                     f"two variants would be called {variant!r}. Rename the variant in the recipe"
                 )
-            cell = Cell(run, variant, model, name, {**shared, **of_variant}, first.seed)
+            cell = StudyCell(run, variant, model, name, {**shared, **of_variant}, first.seed)
             if cell not in cells:
                 cells.append(cell)
     return StudyRun(run, first.model_copy(update={"name": run, "variants": variants}), cells)

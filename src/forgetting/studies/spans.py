@@ -28,10 +28,9 @@ from forgetting.models.loading import load_config, max_positions
 from forgetting.pipeline import run as run_stages
 from forgetting.rundir.directory import write_atomically
 from forgetting.rundir.samples import Samples
+from forgetting.studies.detection import ALL_KINDS, DetectionScore, detect_noise, read_qualities
 from forgetting.studies.execute import open_study
-from forgetting.studies.noise.cell import Found, detect, read_qualities
-from forgetting.studies.noise.design import ALL_KINDS
-from forgetting.studies.table import NO_VALUE, as_latex, as_markdown
+from forgetting.studies.markup import NO_VALUE, as_latex, as_markdown
 
 NAME = "detect"
 NUM_PARTS = 10
@@ -51,9 +50,9 @@ class SpanResults:
     """Tokens in marked spans."""
     num_left_out: int
     """Records that people found to be wrong, without saying where."""
-    found: Mapping[str, Found]
+    found: Mapping[str, DetectionScore]
     """By measure."""
-    errors: Mapping[str, Found]
+    errors: Mapping[str, DetectionScore]
     """Standard errors."""
 
 
@@ -245,24 +244,18 @@ def _measure(run: Path, num_left_out: int, has_reference: bool) -> SpanResults:
         num_tokens=noisy.size,
         num_noisy=int(noisy.sum()),
         num_left_out=num_left_out,
-        found={name: of[ALL_KINDS] for name, of in _detect(qualities, noisy).items()},
+        found={name: of[ALL_KINDS] for name, of in detect_noise(qualities, noisy).items()},
         errors=errors,
     )
 
 
-def _detect(
-    qualities: Mapping[str, NDArray], noisy: NDArray[np.bool_]
-) -> dict[str, dict[str, Found]]:
-    return detect(qualities, noisy, np.full(noisy.size, ""))
-
-
 def _standard_errors(
     qualities: Mapping[str, NDArray], noisy: NDArray[np.bool_], part_of: NDArray[np.int64]
-) -> dict[str, Found]:
+) -> dict[str, DetectionScore]:
     """From the spread over disjoint parts: tokens of one response are not independent, but those
     of different parts are."""
     parts = [
-        _detect({name: quality[part_of == part] for name, quality in qualities.items()}, own)
+        detect_noise({name: quality[part_of == part] for name, quality in qualities.items()}, own)
         for part in range(NUM_PARTS)
         if (own := noisy[part_of == part]).any() and not own.all()
     ]
@@ -273,7 +266,7 @@ def _standard_errors(
         return None if deviation is None else deviation / math.sqrt(len(known))
 
     return {
-        name: Found(
+        name: DetectionScore(
             auroc=error(part[name][ALL_KINDS].auroc for part in parts),
             average_precision=error(part[name][ALL_KINDS].average_precision for part in parts),
         )

@@ -16,9 +16,9 @@ import yaml
 from pydantic import Field
 
 from forgetting.config.schema import Name, Section, load_recipe
-from forgetting.errors import InputError
+from forgetting.errors import InputError, did_you_mean
 from forgetting.studies.grid import SEED, StudyRun, expand, levels_of, read_grid
-from forgetting.studies.table import Published
+from forgetting.studies.study_table import Published
 
 SCALES = ("paper", "tiny")
 DEFINITIONS = Path(str(resources.files("forgetting"))) / "studies" / "definitions"
@@ -133,7 +133,9 @@ def load_definition(name: str) -> Definition:
         InputError: there is none of this name.
     """
     if name not in shipped_studies():
-        raise InputError(f"there is no study {name!r}. There are: {', '.join(shipped_studies())}")
+        known = shipped_studies()
+        hint = did_you_mean(name, known) or f"The studies are {', '.join(known)}"
+        raise InputError(f"there is no study {name!r}. {hint}")
     file = DEFINITIONS / f"{name}.yaml"
     return Definition.model_validate(
         {"name": name, **yaml.safe_load(file.read_text(encoding="utf-8"))}
@@ -166,7 +168,8 @@ def paper_study(
     """
     definition = load_definition(name)
     if scale not in SCALES:
-        raise InputError(f"there is no scale {scale!r}. There are: {', '.join(SCALES)}")
+        hint = did_you_mean(scale, SCALES) or f"The scales are {' and '.join(SCALES)}"
+        raise InputError(f"there is no scale {scale!r}. {hint}")
     if scale != "tiny" and (models or data):
         raise InputError("--model and --data go with --scale tiny; here, use --set")
     fixed = [f"{field}={_text(value)}" for field, value in definition.settings.items()]

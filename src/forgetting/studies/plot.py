@@ -17,7 +17,7 @@ from forgetting.report.escaping import shortened
 from forgetting.report.figures import SETTINGS, series_styles
 from forgetting.report.results import Column
 from forgetting.studies.grid import short_names
-from forgetting.studies.table import Row, StudyTable
+from forgetting.studies.study_table import Row, StudyTable
 
 MARKERS = "osD^v"
 

@@ -16,14 +16,10 @@ from pathlib import Path
 
 import torch
 
-from forgetting.console import logger, progress, setup_logging
-from forgetting.errors import DivergenceError, ForgettingError, InputError
-from forgetting.rundir.directory import write_atomically
-from forgetting.studies.execute import open_study
-from forgetting.studies.noise.cell import is_done, read_detection, read_outcome, run_cell
-from forgetting.studies.noise.design import Benchmark, Cell
-from forgetting.studies.noise.figure import write_figure
-from forgetting.studies.noise.table import (
+from experiments.noise.cell import is_done, read_detection, read_outcome, run_cell
+from experiments.noise.design import Benchmark, Cell
+from experiments.noise.map import write_figure
+from experiments.noise.table import (
     CellResult,
     Figures,
     gather,
@@ -32,6 +28,10 @@ from forgetting.studies.noise.table import (
     to_latex,
     to_markdown,
 )
+from forgetting.console import logger, progress, setup_logging
+from forgetting.errors import DivergenceError, ForgettingError, InputError, did_you_mean
+from forgetting.rundir.directory import write_atomically
+from forgetting.studies import open_study
 
 
 def run_benchmark(benchmark: Benchmark, output: Path, *, jobs: int | None = None) -> Figures:
@@ -69,7 +69,7 @@ def write_results(benchmark: Benchmark, output: Path) -> Figures:
 def read_result(cell: Cell, output: Path) -> CellResult | None:
     """What came of a cell; None where nothing did, as its reference model diverged."""
     path = cell_path(output, cell)
-    if not (path / "detection").is_dir():
+    if not is_done(cell, path):
         return None
     return CellResult(
         cell, read_detection(path), {name: read_outcome(path, name) for name in cell.trained}
@@ -87,7 +87,8 @@ def run_some_cells(
     cells = {cell.name: cell for cell in benchmark.cells()}
     for name in names:
         if name not in cells:
-            raise InputError(f"there is no cell {name!r}. --list names them all")
+            hint = did_you_mean(name, cells) or "`--list` prints all of them"
+            raise InputError(f"there is no cell {name!r}. {hint}")
     open_study(output, benchmark.name)
     run_cells([cells[name] for name in names], output, jobs=jobs or len(names))
 
@@ -105,7 +106,9 @@ def list_commands(benchmark: Benchmark, output: Path, options: Sequence[str]) ->
     cells = benchmark.cells()
     num_left = sum(not is_done(cell, cell_path(output, cell)) for cell in cells)
     logger.info("%d cells, %d to do", len(cells), num_left)
-    words = ["forgetting", "reproduce", "noise", *options, "--output", str(output)]
+    # The folder as it was started, so that the command works from where this one was given.
+    folder = os.path.relpath(Path(__file__).parent)
+    words = ["python", folder, *options, "--output", str(output)]
     return [shlex.join([*words, "--cell", cell.name]) for cell in cells]
 
 

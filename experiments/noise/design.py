@@ -1,6 +1,6 @@
 """Which corpora the noise benchmark makes, and which models it trains on each.
 
-Goes in: `benchmark.yaml` and `recipe.yaml` beside this file, and overrides. Comes out: cells, each
+Goes in: `design.yaml` and `recipe.yaml` beside this file, and overrides. Comes out: cells, each
 with a whole recipe and its variants. Trains nothing.
 """
 
@@ -27,14 +27,13 @@ from forgetting.config.schema import (
 from forgetting.demo.world import NOISE_KINDS, NoiseKind
 from forgetting.errors import InputError
 from forgetting.method import MEASURES
-from forgetting.studies.grid import read_grid
+from forgetting.studies import ALL_KINDS
 
-BENCHMARK = Path(__file__).parent / "benchmark.yaml"
+BENCHMARK = Path(__file__).parent / "design.yaml"
 RECIPE = Path(__file__).parent / "recipe.yaml"
 ReferenceKind = Literal["noisy", "clean"]
 """Whether D_ref has the noise of the corpus, or the right response to each of its questions."""
 REFERENCES: tuple[ReferenceKind, ...] = get_args(ReferenceKind)
-ALL_KINDS = "all"
 BASE = "base"
 WHERE = {"references", "rates", "single_kinds"}
 """Fields of a variant that say where it is trained, not how."""
@@ -53,6 +52,21 @@ class NoiseVariant(VariantSettings):
     """Where it is trained; null: at all rates (a variant that needs noise: where there is some)."""
     single_kinds: bool = False
     """Whether it is also trained where the noise is of one kind."""
+
+    @property
+    def selects(self) -> bool:
+        """Whether its negative tokens come from a selection."""
+        return self.objective != "full" and not self.oracle
+
+    def settings(self, share_noisy: float) -> VariantSettings:
+        """The variant of a recipe, for a corpus of which this share of the tokens is noise."""
+        selection = self.selection
+        if self.times_noise is not None:
+            rho = 1 - self.times_noise * share_noisy
+            selection = selection.model_copy(update={"rho": rho, "threshold": "quantile"})
+        return VariantSettings(
+            objective=self.objective, selection=selection, forgetting=self.forgetting
+        )
 
     def is_trained(self, rate: float, reference: ReferenceKind, kind: str) -> bool:
         """Whether it belongs to such a cell."""
@@ -159,6 +173,11 @@ class Cell:
     variants: Mapping[str, NoiseVariant]
 
     @property
+    def is_clean(self) -> bool:
+        """Whether D_ref has the right response to every question."""
+        return self.reference == "clean"
+
+    @property
     def trained(self) -> list[str]:
         """Names of all that is measured: the base where the corpus is new, and the variants."""
         return [*([BASE] if self.reference == "noisy" else []), *self.variants]
@@ -197,8 +216,8 @@ def load_benchmark(
         if not part.single_kinds:
             update["rate_of_single_kinds"] = None
     if seeds is not None:
-        levels = read_grid([f"seed={seeds}"])["seed"]
-        if not all(level.isdecimal() for level in levels):
-            raise InputError(f"--seeds {seeds}: expected whole numbers from 0 on, such as 1,2,3")
-        update["seeds"] = [int(level) for level in levels]
+        given_seeds = list(dict.fromkeys(seeds.split(",")))
+        if not all(seed.isdecimal() for seed in given_seeds):
+            raise InputError(f"--seeds {seeds}: expected whole numbers of at least 0, as in 1,2,3")
+        update["seeds"] = [int(seed) for seed in given_seeds]
     return benchmark.model_copy(update=update)

@@ -12,10 +12,10 @@ import pytest
 
 from forgetting.errors import InputError
 from forgetting.report.collect import Evaluation, Measurement, Metric
-from forgetting.studies import table as tables
-from forgetting.studies.figure import write_figure
-from forgetting.studies.grid import Cell
-from forgetting.studies.table import Published, build_table, by_value
+from forgetting.studies import study_table as tables
+from forgetting.studies.grid import StudyCell
+from forgetting.studies.plot import write_figure
+from forgetting.studies.study_table import Published, build_table, by_value
 
 RHO = "selection.rho"
 VALUES = {"0.5": [0.40, 0.50, 0.60], "0.7": [0.70, 0.72, 0.71]}
@@ -32,10 +32,10 @@ def results():
     cells = []
     for seed in range(3):
         run = f"tiny-seed-{seed}"
-        cells.append((Cell(run, "full", "tiny", "full", {}, seed), [evaluation("full", 0.55)]))
+        cells.append((StudyCell(run, "full", "tiny", "full", {}, seed), [evaluation("full", 0.55)]))
         for rho, values in VALUES.items():
             name = f"forgetting-rho-{rho}"
-            cell = Cell(run, name, "tiny", "forgetting", {RHO: rho}, seed)
+            cell = StudyCell(run, name, "tiny", "forgetting", {RHO: rho}, seed)
             cells.append((cell, [evaluation(name, values[seed], ("BoolQ",))]))
     return cells
 

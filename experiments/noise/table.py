@@ -13,12 +13,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from experiments.noise.cell import Detection, Outcome
+from experiments.noise.design import BASE, Cell
 from forgetting.demo.world import NOISE_KINDS
 from forgetting.method import MEASURES
 from forgetting.method.metrics import mean_and_deviation
-from forgetting.studies.noise.cell import Detection, Outcome
-from forgetting.studies.noise.design import ALL_KINDS, BASE, Cell
-from forgetting.studies.table import DIVERGED, NO_VALUE, as_latex, as_markdown
+from forgetting.studies import ALL_KINDS, DIVERGED, NO_VALUE, as_latex, as_markdown
 
 ACCURACY, TO_FULL = "accuracy", "accuracy - full"
 AUROC, AVERAGE_PRECISION = "AUROC", "average precision"

@@ -18,10 +18,8 @@ from forgetting.method.metrics import mean_and_deviation
 from forgetting.report.collect import Evaluation, Measurement, Metric
 from forgetting.report.results import Cell as Value
 from forgetting.report.results import Column, ResultsTable, plain, tabulate
-from forgetting.studies.grid import Cell, Levels, short_names
-
-DIVERGED = "diverged"
-NO_VALUE = "–"
+from forgetting.studies.grid import Levels, StudyCell, short_names
+from forgetting.studies.markup import DIVERGED, NO_VALUE, as_latex, as_markdown
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ class StudyTable:
 
 
 def build_table(
-    results: Sequence[tuple[Cell, Sequence[Evaluation]]],
+    results: Sequence[tuple[StudyCell, Sequence[Evaluation]]],
     fields: Sequence[str],
     *,
     metric: str | None = None,
@@ -116,7 +114,7 @@ def build_table(
         InputError: there is no such metric.
     """
     diverged = diverged or {}
-    members: dict[str, list[tuple[Cell, Sequence[Evaluation]]]] = {}
+    members: dict[str, list[tuple[StudyCell, Sequence[Evaluation]]]] = {}
     rows: dict[str, Row] = {}
     for cell, evaluations in results:
         row = Row(cell.model, cell.name, cell.levels, 0, 0)
@@ -156,13 +154,13 @@ def by_value(table: StudyTable) -> StudyTable:
     return replace(table, rows=sorted(table.rows, key=place))
 
 
-def _is_about(published: Published, cell: Cell) -> bool:
+def _is_about(published: Published, cell: StudyCell) -> bool:
     return (published.model, published.variant) == (cell.model, cell.name) and (
         published.levels.items() <= cell.levels.items()
     )
 
 
-def _by_task(cells: Sequence[tuple[Cell, Sequence[Evaluation]]]) -> list[list[Evaluation]]:
+def _by_task(cells: Sequence[tuple[StudyCell, Sequence[Evaluation]]]) -> list[list[Evaluation]]:
     tasks = dict.fromkeys(e.task for _, evaluations in cells for e in evaluations)
     return [
         [e for _, evaluations in cells for e in evaluations if e.task == task] for task in tasks
@@ -251,50 +249,9 @@ def to_markdown(table: StudyTable, title: str, notes: Sequence[str] = ()) -> str
     return "\n".join(lines) + "\n"
 
 
-def as_markdown(header: Sequence[str], rows: Sequence[Sequence[str]], num_left: int) -> str:
-    """A table of which the first columns are words and the others numbers, without a last line
-    break."""
-    lines = ["| " + " | ".join(plain(cell) for cell in header) + " |"]
-    lines += ["|" + "---|" * num_left + "---:|" * (len(header) - num_left)]
-    lines += ["| " + " | ".join(plain(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-_LATEX = {
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "–": "--",
-    "<": "$<$",
-    ">": "$>$",
-}
-
-
 def to_latex(table: StudyTable, title: str) -> str:
     """A `table` for the package booktabs."""
     return as_latex(*texts(table, table.columns), f"{title}. {legend(table)}")
-
-
-def as_latex(
-    header: Sequence[str], rows: Sequence[Sequence[str]], num_left: int, caption: str
-) -> str:
-    """As `as_markdown`, in a `table` for the package booktabs."""
-
-    def escape(text: str) -> str:
-        return "".join(_LATEX.get(sign, sign) for sign in text)
-
-    lines = [r"\begin{table}", r"\centering"]
-    lines += [rf"\caption{{{escape(caption)}}}"]
-    lines += [
-        rf"\begin{{tabular}}{{{'l' * num_left}{'r' * (len(header) - num_left)}}}",
-        r"\toprule",
-    ]
-    lines += [" & ".join(map(escape, header)) + r" \\", r"\midrule"]
-    lines += [" & ".join(map(escape, row)) + r" \\" for row in rows]
-    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "\n".join(lines) + "\n"
 
 
 def to_csv(table: StudyTable) -> str:
@@ -321,7 +278,7 @@ def to_csv(table: StudyTable) -> str:
 
 
 def cells_to_csv(
-    results: Sequence[tuple[Cell, Sequence[Evaluation]]], fields: Sequence[str]
+    results: Sequence[tuple[StudyCell, Sequence[Evaluation]]], fields: Sequence[str]
 ) -> str:
     """One line per cell and measured figure, before any mean."""
     text = io.StringIO()

@@ -19,10 +19,10 @@ from forgetting.studies.execute import (
     total_work,
     write_recipes,
 )
-from forgetting.studies.figure import write_figure
-from forgetting.studies.grid import Cell
+from forgetting.studies.grid import StudyCell
+from forgetting.studies.plot import write_figure
 from forgetting.studies.study import Study
-from forgetting.studies.table import (
+from forgetting.studies.study_table import (
     StudyTable,
     build_table,
     by_value,
@@ -86,7 +86,7 @@ def write_results(study: Study, output: Path) -> StudyTable:
     return table
 
 
-def read_results(study: Study, output: Path) -> list[tuple[Cell, list[Evaluation]]]:
+def read_results(study: Study, output: Path) -> list[tuple[StudyCell, list[Evaluation]]]:
     """Every cell of a study with what was measured of it, its selection included."""
     results = []
     for each in study.runs:

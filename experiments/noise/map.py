@@ -16,9 +16,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from forgetting.report.figures import SETTINGS
-from forgetting.studies.noise.design import ALL_KINDS, BASE
-from forgetting.studies.noise.table import (
+from experiments.noise.design import BASE
+from experiments.noise.table import (
     ACCURACY,
     AUROC,
     FULL,
@@ -28,8 +27,15 @@ from forgetting.studies.noise.table import (
     column_title,
     columns,
 )
-from forgetting.studies.table import DIVERGED
+from forgetting.studies import ALL_KINDS, DIVERGED
 
+SETTINGS = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "forgetting",
+    "text.parse_math": False,
+    "font.size": 8.5,
+    "axes.linewidth": 0.6,
+}
 # Told apart under all common forms of colour blindness: red is harm, blue is help.
 COLORS = matplotlib.colormaps["RdBu"]
 WORST_DIFFERENCE = 0.8
