@@ -15,7 +15,8 @@ from pathlib import Path
 
 from forgetting import Recipe
 from forgetting.config.schema import SourceSettings, VariantSettings
-from forgetting.demo.world import NUM_FORMS, ChatRecord, chat_records
+from forgetting.demo.questions import NUM_FORMS
+from forgetting.demo.world import ChatRecord, chat_records
 from forgetting.errors import InputError
 
 NEW = "new_"

@@ -24,7 +24,7 @@ from forgetting.config.schema import (
     WorldSettings,
     load_recipe,
 )
-from forgetting.demo.world import NOISE_KINDS, NoiseKind
+from forgetting.demo.noise import NOISE_KINDS, NoiseKind
 from forgetting.errors import InputError
 from forgetting.method import MEASURES
 from forgetting.studies import ALL_KINDS

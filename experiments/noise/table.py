@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from experiments.noise.cell import Detection, Outcome
 from experiments.noise.design import BASE, Cell
-from forgetting.demo.world import NOISE_KINDS
+from forgetting.demo.noise import NOISE_KINDS
 from forgetting.method import MEASURES
 from forgetting.method.metrics import mean_and_deviation
 from forgetting.studies import ALL_KINDS, DIVERGED, NO_VALUE, as_latex, as_markdown

@@ -33,16 +33,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from forgetting.demo.world import (
-    KINDS,
-    Kind,
+from forgetting.demo.facts import KINDS, Kind, entities
+from forgetting.demo.plain import (
     PlainQuestion,
-    chat_records,
-    entities,
     held_out_questions,
     plain_questions,
     plain_statements,
 )
+from forgetting.demo.world import chat_records
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 import pytest
 
 from experiments.noise.design import load_benchmark
-from forgetting.demo.world import NOISE_KINDS
+from forgetting.demo.noise import NOISE_KINDS
 from forgetting.errors import InputError
 from forgetting.method import MEASURES
 from forgetting.method.loss import TermKind
