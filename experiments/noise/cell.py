@@ -26,11 +26,13 @@ from experiments.noise.corpus import NEW, CorpusRecipes, write_corpus
 from experiments.noise.design import BASE, WHERE, Cell, NoiseVariant
 from experiments.noise.training import evaluate, load_base, train
 from forgetting import select_tokens
-from forgetting.config.schema import VariantSettings
+from forgetting.config import VariantSettings
 from forgetting.errors import DivergenceError, InputError
 from forgetting.method import MEASURES
-from forgetting.rundir.directory import write_atomically
-from forgetting.rundir.samples import Samples, list_column, read_table
+from forgetting.rundir import layout
+from forgetting.rundir.files import write_atomically
+from forgetting.rundir.samples import Samples
+from forgetting.rundir.selection import read_polarity
 from forgetting.studies import (
     ALL_KINDS,
     DetectionScore,
@@ -117,7 +119,7 @@ class KnownNoise:
     @classmethod
     def read(cls, run: Path) -> KnownNoise:
         """D_train of a prepared run whose noise is known."""
-        samples = Samples.read(run / "data" / "train.parquet")
+        samples = Samples.read(layout.train_file(run))
         noisy = samples.noise()
         assert noisy is not None
         kinds = np.asarray([kind or "" for kind in samples.table["noise_kind"].to_pylist()])
@@ -163,7 +165,7 @@ def _run_locked(cell: Cell, path: Path) -> None:
     (path / "outcomes").mkdir(exist_ok=True)
     if DETECTION in missing:
         _write(path, DETECTION, cell, measure_detection(noise, path))
-    questions = Samples.read(path / "questions" / "data" / "train.parquet")
+    questions = Samples.read(layout.train_file(path / "questions"))
     for name in cell.trained:
         if name not in missing:
             continue
@@ -199,7 +201,7 @@ def run_recipes(cell: Cell, recipes: CorpusRecipes, path: Path) -> None:
 def measure_detection(noise: KnownNoise, path: Path) -> Detection:
     """How well each measure finds a cell's noise."""
     qualities = read_qualities(path / "run", MEASURES)
-    answers = Samples.read(path / "answers" / "data" / "train.parquet")
+    answers = Samples.read(layout.train_file(path / "answers"))
     right = answers.noise()
     assert right is not None
     assert np.array_equal(answers.input_ids, noise.samples.input_ids)
@@ -275,8 +277,8 @@ def choose(variant: NoiseVariant, name: str, noise: KnownNoise, run: Path) -> ND
     """
     if variant.oracle:
         return np.where(noise.noisy, -1, 1).astype(np.int8)
-    table = read_table(run / "selection" / name / "polarity.parquet", noise.samples.fingerprint)
-    return list_column(table, "polarity")[0]
+    file = layout.polarity_file(layout.selection_dir(run, name))
+    return read_polarity(file, noise.samples.fingerprint)[0]
 
 
 def describe_negatives(polarity: NDArray[np.int8], noise: KnownNoise) -> Negatives:

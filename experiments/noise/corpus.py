@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from forgetting import Recipe
-from forgetting.config.schema import SourceSettings, VariantSettings
+from forgetting.config import SourceSettings, VariantSettings
 from forgetting.demo.questions import NUM_FORMS
 from forgetting.demo.world import ChatRecord, chat_records
 from forgetting.errors import InputError

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import Field
 
-from forgetting.config.schema import (
+from forgetting.config import (
     Name,
     Recipe,
     Section,

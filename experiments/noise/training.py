@@ -18,7 +18,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback
 
 from forgetting import ForgettingConfig, ForgettingTrainer, Recipe
-from forgetting.config.schema import VariantSettings
+from forgetting.config import VariantSettings
 from forgetting.rundir.samples import Samples
 
 SAMPLES_PER_BATCH = 64

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import signal
 import sys
 import time
 import warnings
@@ -235,6 +236,8 @@ def report_errors(
     try:
         return command() or 0
     except KeyboardInterrupt as interrupt:
+        # Another Ctrl-C, or the same one sent to every process, must not cut this short.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         console.print(
             f"Interrupted. {interrupt!s}" if interrupt.args else f"Interrupted. {CONTINUE}"
         )

@@ -10,8 +10,10 @@ import typer
 
 from forgetting import __version__, doctor, pipeline
 from forgetting.cli import app, main
-from forgetting.config.schema import load_recipe, shipped_recipes
+from forgetting.cli.interrupt import MESSAGE
+from forgetting.config import load_recipe, shipped_recipes
 from forgetting.errors import DivergenceError
+from forgetting.stages import STAGES
 
 COMMANDS = typer.main.get_command(app).commands
 pytestmark = pytest.mark.usefixtures("restored_logging")
@@ -116,7 +118,7 @@ def test_a_run_ends_with_its_results_and_where_they_are(run_tiny, finished_run, 
     captured = capsys.readouterr()
     assert all(name in captured.out for name in ("base", "full", "ignoring", "forgetting"))
     assert str(finished_run[1] / "report" / "index.html") in captured.out
-    assert "train:forgetting: done before" in captured.err
+    assert "train:forgetting: already done" in captured.err
 
 
 def test_json_is_one_document_on_standard_output(run_tiny, finished_run, capsys):
@@ -148,7 +150,7 @@ def test_a_fresh_run_prints_only_lines_of_its_own(write_recipe, tmp_path, capfd)
     assert main(["run", str(recipe), "--run-dir", str(tmp_path / "run")]) == 0
     lines = [line.split("] ")[-1].strip() for line in capfd.readouterr().err.splitlines()]
     stages = {line.split(":")[0] for line in lines if line}
-    assert stages == set(pipeline.STAGES), lines
+    assert stages == {stage.name for stage in STAGES}, lines
 
 
 def test_the_plan_is_printed_and_nothing_is_written(write_recipe, tmp_path, capsys):
@@ -170,7 +172,7 @@ def test_the_plan_is_printed_and_nothing_is_written(write_recipe, tmp_path, caps
 def test_processes_that_a_step_cannot_be_dealt_to_are_refused(write_recipe, tmp_path, capsys, more):
     options = ["--run-dir", str(tmp_path / "run"), "--processes", "3", *more]
     assert main(["run", str(write_recipe()), *options]) == 2
-    assert "training.batch_size 4 cannot be dealt to 3 processes" in capsys.readouterr().err
+    assert "training.batch_size 4 is not divisible by" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
@@ -211,7 +213,7 @@ def fail_with(monkeypatch, error):
     ("error", "code", "text"),
     [
         (DivergenceError("at step 3"), 1, "error: at step 3"),
-        (KeyboardInterrupt(), 130, "Interrupted. Run the same command again to continue."),
+        (KeyboardInterrupt(), 130, MESSAGE),
         (OSError(errno.ENOSPC, "No space left on device", "f"), 2, "the disk is full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "f"), 2, "the disk is full"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "the disk is full"),

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import yaml
 
-from forgetting.config.schema import EvaluationSettings
+from forgetting.config import EvaluationSettings
 from forgetting.errors import InputError
 from forgetting.evaluation import Harness, write_tasks
 from forgetting.evaluation.benchmarks import BENCHMARKS, find_files, read_items

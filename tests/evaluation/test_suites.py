@@ -8,7 +8,7 @@ import statistics
 import pytest
 import yaml
 
-from forgetting.config.schema import EvaluationSettings, load_recipe
+from forgetting.config import EvaluationSettings, load_recipe
 from forgetting.errors import InputError
 from forgetting.evaluation.benchmarks import BENCHMARKS
 from forgetting.evaluation.suites import (

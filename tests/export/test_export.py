@@ -11,7 +11,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forgetting.cli import main
-from forgetting.config.schema import load_recipe
+from forgetting.config import load_recipe
 from forgetting.errors import InputError
 from forgetting.export import export_run
 from forgetting.pipeline import run as run_stages

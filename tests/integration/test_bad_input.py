@@ -12,10 +12,10 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from forgetting import stages
 from forgetting.cli import main
-from forgetting.rundir.directory import read_manifest
+from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.samples import Samples
+from forgetting.stages import corpus_selection
 from forgetting.training import checkpoints
 
 
@@ -251,7 +251,7 @@ def full_disk(monkeypatch):
         (pq.ParquetWriter, "write_table", 1, set()),
         (pq, "write_table", 4, {"prepare", "reference"}),
         (checkpoints, "save_file", 3, {"prepare"}),
-        (stages, "_write_json", 1, {"prepare", "reference", "score"}),
+        (corpus_selection, "select_corpus", 0, {"prepare", "reference", "score"}),
         (os, "fsync", 6, None),
     ],
 )

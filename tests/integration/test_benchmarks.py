@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from forgetting.config.schema import EvaluationSettings, ModelSettings
+from forgetting.config import EvaluationSettings, ModelSettings
 from forgetting.evaluation import Harness, write_tasks
 from forgetting.models import loading
 

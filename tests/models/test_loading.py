@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from forgetting.config.schema import LoraSettings, ModelSettings
+from forgetting.config import LoraSettings, ModelSettings
 from forgetting.errors import InputError
 from forgetting.models import loading
 from tests.conftest import save_tiny_model

@@ -11,20 +11,21 @@ import statistics
 import pytest
 
 from forgetting.errors import InputError
-from forgetting.report.collect import Evaluation, Measurement, Metric
+from forgetting.rundir.results import Evaluation, Group
 from forgetting.studies import study_table as tables
 from forgetting.studies.grid import StudyCell
 from forgetting.studies.plot import write_figure
 from forgetting.studies.study_table import Published, build_table, by_value
+from tests.written_run import metric
 
 RHO = "selection.rho"
 VALUES = {"0.5": [0.40, 0.50, 0.60], "0.7": [0.70, 0.72, 0.71]}
 
 
 def evaluation(variant, value, groups=()):
-    metrics = {"average": Metric(value, 0.01, True), "loss": Metric(3 * value, None, False)}
-    measured = Measurement(100, metrics)
-    return Evaluation(variant, "paper", measured, dict.fromkeys(groups, measured))
+    metrics = {"average": metric(value, 0.01), "loss": metric(3 * value, None, False)}
+    parts = dict.fromkeys(groups, Group(num_items=100, metrics=metrics))
+    return Evaluation(variant=variant, task="paper", num_items=100, metrics=metrics, groups=parts)
 
 
 @pytest.fixture

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import typer
-from typer.core import TyperGroup
 
-RUN, STAGES, RESULTS = "Run a recipe", "Single stages", "Look and export"
+from forgetting.cli.interrupt import InterruptibleGroup
+
+RUN, SINGLE_STAGES, RESULTS = "Run a recipe", "Single stages", "Look and export"
 STUDIES, MACHINE = "Studies", "This installation"
-
-
-class Interrupted(Exception):
-    """Ctrl-C, on its way through Typer."""
-
-
-class CommandGroup(TyperGroup):
-    """Lets Ctrl-C through. Typer turns `KeyboardInterrupt` into an exit of its own, with another
-    exit code in each version, and drops the message."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt as interrupt:
-            raise Interrupted(*interrupt.args) from interrupt
-
 
 app = typer.Typer(
     name="forgetting",
-    cls=CommandGroup,
+    cls=InterruptibleGroup,
     help="Find the tokens of a fine-tuning corpus that hurt, and forget them while learning the "
     "rest.",
     epilog="Example: forgetting run mine.yaml --dry-run",

@@ -18,7 +18,7 @@ COLORS = {"ok": "green", "note": "yellow", "broken": "bold red"}
 @app.command(rich_help_panel=MACHINE, epilog="Example: forgetting recipes")
 def recipes() -> None:
     """List the shipped recipes."""
-    from forgetting.config.schema import shipped_recipes
+    from forgetting.config import shipped_recipes
 
     for name in shipped_recipes():
         typer.echo(name)

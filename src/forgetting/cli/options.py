@@ -56,7 +56,7 @@ def find_recipe(name: str) -> str:
     Raises:
         InputError: there is none; the message names those that are most like it.
     """
-    from forgetting.config.schema import shipped_recipes
+    from forgetting.config import shipped_recipes
 
     shipped = shipped_recipes()
     path = Path(name)

@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from forgetting import __version__
-from forgetting.cli.groups import Interrupted, app
+from forgetting.cli.groups import app
+from forgetting.cli.interrupt import Interrupted
 from forgetting.console import Failure, failure_of, print_failure, quiet_frameworks, report_errors
 from forgetting.errors import ForgettingError
 from forgetting.launch import report_failure

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from forgetting.cli.groups import RUN, STAGES, app
+from forgetting.cli.groups import RUN, SINGLE_STAGES, app
 from forgetting.cli.options import (
     ConfigOption,
     JsonOption,
@@ -25,11 +25,11 @@ from forgetting.cli.options import (
     SetOption,
     find_recipe,
 )
-from forgetting.cli.stage_list import STAGES as STAGE_COMMANDS
-from forgetting.cli.stage_list import StageCommand
 from forgetting.console import new_table, print_path, setup_logging
 from forgetting.launch import launch
+from forgetting.rundir import layout
 from forgetting.rundir.processes import leave_processes, num_processes, process_index
+from forgetting.stages import STAGES, Stage
 
 out = Console()
 
@@ -89,7 +89,7 @@ def run(
         run_request(request)
 
 
-@app.command(rich_help_panel=STAGES, epilog="Example: forgetting prepare mine.yaml --show 3")
+@app.command(rich_help_panel=SINGLE_STAGES, epilog="Example: forgetting prepare mine.yaml --show 3")
 def prepare(
     recipe: RecipeArgument,
     run_dir: RunDirOption = None,
@@ -106,7 +106,7 @@ def prepare(
         print_corpus(path, show)
 
 
-def add_stage_command(stage: StageCommand) -> None:
+def add_stage_command(stage: Stage) -> None:
     """Add the command of a stage; one that processes can share has their options."""
 
     def alone(
@@ -134,11 +134,11 @@ def add_stage_command(stage: StageCommand) -> None:
         stage.name,
         help=stage.summary,
         epilog=f"Example: forgetting {stage.name} mine.yaml",
-        rich_help_panel=STAGES,
+        rich_help_panel=SINGLE_STAGES,
     )(shared if stage.is_shared else alone)
 
 
-for each in STAGE_COMMANDS:
+for each in STAGES:
     # `prepare` has an option of its own, and is defined above.
     if each.name != "prepare":
         add_stage_command(each)
@@ -151,7 +151,7 @@ def run_request(request: Request) -> Path | None:
         The run directory; None if this process does not print results.
     """
     setup_logging(request.quiet or request.as_json or process_index() > 0)
-    from forgetting.config.schema import check_batches, load_recipe
+    from forgetting.config import check_batches, load_recipe
 
     # Read before torch is imported: a mistake in the recipe is reported at once.
     recipe = load_recipe(find_recipe(request.recipe), request.overrides)
@@ -160,15 +160,14 @@ def run_request(request: Request) -> Path | None:
         check_batches(recipe, request.processes or 1)
         launch_request(request, recipe)
         return None
-    from forgetting.pipeline import STAGES
     from forgetting.pipeline import run as run_stages
 
-    stages = STAGES if request.stage is None else (request.stage,)
+    stages = None if request.stage is None else (request.stage,)
     path = run_stages(recipe, request.run_dir, stages=stages)
     leave_processes()
     if process_index() > 0:
         return None
-    page = path / "report" / "index.html"
+    page = layout.report_page(layout.report_dir(path))
     has_results = request.stage in (None, "report") and page.is_file()
     if has_results:
         print_results(path, request.as_json)
@@ -183,7 +182,7 @@ def run_request(request: Request) -> Path | None:
 
 def launch_request(request: Request, recipe: Any) -> None:
     """Run a request in several processes, which read the resolved recipe from a file."""
-    from forgetting.config.schema import dump_recipe
+    from forgetting.config import dump_recipe
 
     with tempfile.TemporaryDirectory(prefix="forgetting-") as folder:
         file = Path(folder) / "recipe.yaml"
@@ -197,7 +196,7 @@ def launch_request(request: Request, recipe: Any) -> None:
 def print_plan(request: Request) -> None:
     """Print what a run would do."""
     setup_logging(request.quiet or request.as_json)
-    from forgetting.config.schema import check_batches, load_recipe
+    from forgetting.config import check_batches, load_recipe
 
     recipe = load_recipe(find_recipe(request.recipe), request.overrides)
     check_batches(recipe, request.processes or 1)
@@ -230,7 +229,7 @@ def print_plan(request: Request) -> None:
 
 def print_corpus(path: Path, num_samples: int) -> None:
     """Print what each source gave, and some samples token by token."""
-    from forgetting.config.schema import load_recipe
+    from forgetting.config import load_recipe
     from forgetting.report.preview import LEGEND, rejection_lines, sample_texts, source_table
 
     out.print(source_table(path))
@@ -240,7 +239,7 @@ def print_corpus(path: Path, num_samples: int) -> None:
         return
     from forgetting.models.loading import load_tokenizer
 
-    recipe = load_recipe(path / "recipe.yaml")
+    recipe = load_recipe(layout.recipe_file(path))
     tokenizer = load_tokenizer(recipe.model)
     out.print(LEGEND)
     for text in sample_texts(path, tokenizer, num_samples, recipe.report.seed):
@@ -251,7 +250,8 @@ def print_corpus(path: Path, num_samples: int) -> None:
 def print_results(path: Path, as_json: bool) -> None:
     """Print the results of a finished run."""
     if as_json:
-        results = json.loads((path / "report" / "results.json").read_text(encoding="utf-8"))
+        file = layout.results_file(layout.report_dir(path))
+        results = json.loads(file.read_text(encoding="utf-8"))
         typer.echo(json.dumps({"run_dir": str(path), "results": results}))
         return
     from forgetting.report import results_table

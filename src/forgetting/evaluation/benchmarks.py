@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from forgetting.config.schema import SourceSettings
+from forgetting.config import SourceSettings
 from forgetting.data.sources import read_source
 from forgetting.errors import InputError
 from forgetting.evaluation import converters

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from forgetting.config.schema import EvaluationSettings
+from forgetting.config import EvaluationSettings
 from forgetting.errors import InputError
 from forgetting.evaluation.benchmarks import BENCHMARKS, write_task
 from forgetting.evaluation.suites import (

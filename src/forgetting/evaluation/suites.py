@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from forgetting.config.schema import EvaluationSettings, ItemLimit
+from forgetting.config import EvaluationSettings, ItemLimit
 from forgetting.errors import InputError
 from forgetting.evaluation.benchmarks import (
     BENCHMARKS,
@@ -26,7 +26,7 @@ from forgetting.evaluation.benchmarks import (
     missing_files,
     read_items,
 )
-from forgetting.rundir.directory import file_sha256
+from forgetting.rundir.files import file_sha256
 from forgetting.rundir.results import Group, Metric, TaskResult
 
 AVERAGE = "average"

@@ -33,9 +33,9 @@ from transformers import (
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from forgetting.config.schema import LoraSettings, ModelSettings
+from forgetting.config import LoraSettings, ModelSettings
 from forgetting.errors import InputError
-from forgetting.rundir.directory import file_sha256
+from forgetting.rundir.files import file_sha256
 
 ADAPTER_CONFIG = "adapter_config.json"
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from forgetting.console import logger
-from forgetting.report.collect import Evaluation, Measurement, Metric, Selection, read_run
-from forgetting.rundir.directory import write_atomically
+from forgetting.rundir.files import write_atomically
+from forgetting.rundir.reader import RunReader
+from forgetting.rundir.results import Evaluation, Metric
+from forgetting.rundir.selection import SelectionSummary
 from forgetting.studies.execute import (
     diverged_variants,
     execute,
@@ -90,7 +92,7 @@ def read_results(study: Study, output: Path) -> list[tuple[StudyCell, list[Evalu
     """Every cell of a study with what was measured of it, its selection included."""
     results = []
     for each in study.runs:
-        run = read_run(run_path(output, each.name))
+        run = RunReader(run_path(output, each.name))
         selections = [s for s in map(_noise_found, run.selections.values()) if s is not None]
         measured = [*run.evaluations, *selections]
         for cell in each.cells:
@@ -98,15 +100,19 @@ def read_results(study: Study, output: Path) -> list[tuple[StudyCell, list[Evalu
     return results
 
 
-def _noise_found(selection: Selection) -> Evaluation | None:
+def _noise_found(selection: SelectionSummary) -> Evaluation | None:
     """How well a selection finds the known noise; None where no noise is known."""
     if selection.noise is None:
         return None
     figures = {name: getattr(selection.noise, name) for name in NOISE_FIGURES}
     metrics = {
-        name: Metric(value, None, higher_is_better=True)
+        name: Metric(value=value, stderr=None, higher_is_better=True)
         for name, value in figures.items()
         if value is not None
     }
-    measurement = Measurement(selection.counts.num_tokens, metrics)
-    return Evaluation(selection.variant, "selection", measurement, {})
+    return Evaluation(
+        variant=selection.variant,
+        task="selection",
+        num_items=selection.num_tokens,
+        metrics=metrics,
+    )

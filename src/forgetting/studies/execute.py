@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from forgetting.config.schema import Recipe, dump_recipe
+from forgetting.config import Recipe, dump_recipe
 from forgetting.console import duration, logger
 from forgetting.errors import DivergenceError, InputError
 from forgetting.pipeline import check_inputs, plan_with_state, run
-from forgetting.rundir.directory import digest, write_atomically
+from forgetting.rundir.files import digest, write_atomically
 from forgetting.studies.grid import StudyRun
 
 MARKER = "study.json"
@@ -102,7 +102,7 @@ def work_left(each: StudyRun, output: Path) -> WorkLeft:
     recipe = _without(each.recipe, _known(each, read_diverged(output)))
     check_inputs(recipe)
     steps, done = plan_with_state(recipe, run_path(output, each.name))
-    left = [step.stage for step in steps if step.key not in done]
+    left = [step.stage.name for step in steps if step.key not in done]
     num_references, num_variants = left.count("reference"), left.count("train")
     return WorkLeft(
         num_runs=1,

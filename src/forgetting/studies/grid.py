@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from forgetting.config.schema import (
+from forgetting.config import (
     ForgettingSettings,
     Recipe,
     SelectionSettings,

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from forgetting.report.escaping import shortened
+from forgetting.escaping import shortened
 from forgetting.report.figures import SETTINGS, series_styles
 from forgetting.report.results import Column
 from forgetting.studies.grid import short_names

@@ -20,13 +20,14 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from forgetting.config.schema import ModelSettings, Recipe, load_recipe
+from forgetting.config import ModelSettings, Recipe, load_recipe
 from forgetting.errors import InputError, TooFewSamples
 from forgetting.method import MEASURES, QualityName
 from forgetting.method.metrics import mean_and_deviation
 from forgetting.models.loading import load_config, max_positions
 from forgetting.pipeline import run as run_stages
-from forgetting.rundir.directory import write_atomically
+from forgetting.rundir import layout
+from forgetting.rundir.files import write_atomically
 from forgetting.rundir.samples import Samples
 from forgetting.studies.detection import ALL_KINDS, DetectionScore, detect_noise, read_qualities
 from forgetting.studies.execute import open_study
@@ -229,7 +230,7 @@ def measures(has_reference: bool) -> list[QualityName]:
 
 
 def _measure(run: Path, num_left_out: int, has_reference: bool) -> SpanResults:
-    samples = Samples.read(run / "data" / "train.parquet")
+    samples = Samples.read(layout.train_file(run))
     noisy = samples.noise()
     assert noisy is not None
     if not noisy.any():

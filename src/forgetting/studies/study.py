@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field
 
-from forgetting.config.schema import Name, Section, load_recipe
+from forgetting.config import Name, Section, load_recipe
 from forgetting.errors import InputError, did_you_mean
 from forgetting.studies.grid import SEED, StudyRun, expand, levels_of, read_grid
 from forgetting.studies.study_table import Published

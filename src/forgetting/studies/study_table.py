@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 
 from forgetting.errors import InputError
 from forgetting.method.metrics import mean_and_deviation
-from forgetting.report.collect import Evaluation, Measurement, Metric
 from forgetting.report.results import Cell as Value
 from forgetting.report.results import Column, ResultsTable, plain, tabulate
+from forgetting.rundir.results import Evaluation, Group, Metric
 from forgetting.studies.grid import Levels, StudyCell, short_names
 from forgetting.studies.markup import DIVERGED, NO_VALUE, as_latex, as_markdown
 
@@ -170,10 +170,12 @@ def _by_task(cells: Sequence[tuple[StudyCell, Sequence[Evaluation]]]) -> list[li
 def _over_seeds(key: str, evaluations: Sequence[Evaluation]) -> Evaluation:
     """One task's evaluations with different seeds as one, of means and standard deviations."""
     groups = dict.fromkeys(name for e in evaluations for name in e.groups)
+    overall = _mean(evaluations)
     return Evaluation(
         variant=key,
         task=evaluations[0].task,
-        overall=_mean([e.overall for e in evaluations]),
+        num_items=overall.num_items,
+        metrics=overall.metrics,
         groups={
             name: _mean([e.groups[name] for e in evaluations if name in e.groups])
             for name in groups
@@ -182,13 +184,14 @@ def _over_seeds(key: str, evaluations: Sequence[Evaluation]) -> Evaluation:
     )
 
 
-def _mean(measurements: Sequence[Measurement]) -> Measurement:
+def _mean(measurements: Sequence[Group]) -> Group:
     metrics: dict[str, Metric] = {}
     for name in dict.fromkeys(name for m in measurements for name in m.metrics):
         found = [m.metrics[name] for m in measurements if name in m.metrics]
         mean, deviation = mean_and_deviation([metric.value for metric in found])
-        metrics[name] = Metric(mean, deviation, found[0].higher_is_better)
-    return Measurement(max(m.num_items for m in measurements), metrics)
+        is_higher = found[0].higher_is_better
+        metrics[name] = Metric(value=mean, stderr=deviation, higher_is_better=is_higher)
+    return Group(num_items=max(m.num_items for m in measurements), metrics=metrics)
 
 
 def texts(table: StudyTable, columns: Sequence[Column]) -> tuple[list[str], list[list[str]], int]:
@@ -290,7 +293,7 @@ def cells_to_csv(
         left = [cell.run, cell.model, cell.name]
         left += [*(cell.levels.get(field, "") for field in fields), str(cell.seed)]
         for evaluation in evaluations:
-            parts = {"": evaluation.overall, **evaluation.groups}
+            parts: dict[str, Group] = {"": evaluation, **evaluation.groups}
             for group, measurement in parts.items():
                 for name, metric in measurement.metrics.items():
                     figures = [metric.value, _blank(metric.stderr)]

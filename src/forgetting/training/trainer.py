@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
@@ -35,14 +35,13 @@ from trl.data_utils import get_dataset_column_names
 
 from forgetting.console import progress
 from forgetting.errors import DivergenceError
-from forgetting.method.loss import (
+from forgetting.method.loss import Normalization, forgetting_loss, polarity_sums
+from forgetting.method.schedule import LambdaSchedule, ScheduleKind
+from forgetting.method.terms import (
+    BUILT_IN_PARAMETERS,
+    DEFAULT_TERM,
     ForgettingTerm,
-    LambdaSchedule,
-    Normalization,
-    ScheduleKind,
-    TermKind,
-    forgetting_loss,
-    polarity_sums,
+    parameter_fields,
 )
 from forgetting.models.lm_head import add_tiled_head
 from forgetting.training.checkpoints import (
@@ -77,21 +76,27 @@ COUNTERS = (
 )
 
 
+# A field for each parameter of the built-in terms, from their entries.
+TermParameters: Any = make_dataclass("TermParameters", parameter_fields())
+
+
 @dataclass
-class ForgettingConfig(SFTConfig):
+class ForgettingConfig(TermParameters, SFTConfig):
     """`trl.SFTConfig`, and how negative tokens are unlearned.
 
     Parameters:
         schedule: of lambda over the optimizer steps, see `LambdaSchedule`; default `linear`.
         t_min: default 1e-4.
         t_max: default 0.25. With `schedule="constant"` and `t_max=0`, negatives are ignored.
-        term: what is minimised on negative tokens, see `ForgettingTerm`; default `ga`. Those that
+        term: what is minimized on negative tokens, a name in `TERMS`; default `ga`. Terms that
             compare with the base model need a column `base_log_probs`.
-        alpha: of the term, as are the next four; default 1.
-        beta: default 0.1.
-        beta1: default 5.
-        beta2: default 1.
-        floor: default: none.
+        alpha: parameter of the terms `wga` and `wtnpo`; default 1.
+        beta: parameter of the terms `npo`, `tnpo` and `wtnpo`; default 0.1.
+        beta1: parameter of the term `satimp`; default 5.
+        beta2: parameter of the term `satimp`; default 1.
+        term_parameters: parameters of the term by name, for terms that you registered; default:
+            as the term declares them.
+        floor: probability below which a token is no longer unlearned; default: none.
         normalization: `group` (default, the paper's) divides each set by its own count, `token`
             both by the count of all labelled tokens, so that no token of a small negative set
             weighs more than a positive one.
@@ -105,11 +110,12 @@ class ForgettingConfig(SFTConfig):
     )
     t_min: float = field(default=1e-4, metadata={"help": "Lower end of lambda's range."})
     t_max: float = field(default=0.25, metadata={"help": "Upper end of lambda's range."})
-    term: TermKind = field(default="ga", metadata={"help": "Minimised on negative tokens."})
-    alpha: float = field(default=1.0, metadata={"help": "Exponent of p in wga and wtnpo."})
-    beta: float = field(default=0.1, metadata={"help": "Of npo, tnpo and wtnpo."})
-    beta1: float = field(default=5.0, metadata={"help": "Exponent of p in satimp."})
-    beta2: float = field(default=1.0, metadata={"help": "Exponent of 1 - p in satimp."})
+    term: str = field(
+        default=DEFAULT_TERM, metadata={"help": "What is minimized on negative tokens."}
+    )
+    term_parameters: dict[str, float] | None = field(
+        default=None, metadata={"help": "Parameters of the term that have no field of their own."}
+    )
     floor: float | None = field(
         default=None, metadata={"help": "Probability below which a token is left alone."}
     )
@@ -130,15 +136,18 @@ class ForgettingConfig(SFTConfig):
 
     def __post_init__(self) -> None:
         self.lambda_schedule = LambdaSchedule(self.schedule, self.t_min, self.t_max)
-        self.forgetting_term = ForgettingTerm(
-            self.term, self.alpha, self.beta, self.beta1, self.beta2, self.floor
-        )
+        for name, value in (self.term_parameters or {}).items():
+            if name in BUILT_IN_PARAMETERS:
+                setattr(self, name, value)
+        flat = {name: getattr(self, name) for name in BUILT_IN_PARAMETERS}
+        parameters = {**flat, **(self.term_parameters or {})}
+        self.forgetting_term = ForgettingTerm(self.term, floor=self.floor, **parameters)
         if self.divergence_ratio is not None and not self.divergence_ratio > 1:
             raise ValueError(f"divergence_ratio must be above 1, got {self.divergence_ratio}")
         if self.normalization not in get_args(Normalization):
             raise ValueError(f"normalization must be one of {get_args(Normalization)}")
         if self.normalization == "token" and self.forgetting_term.is_per_sample:
-            raise ValueError(f"the term {self.term} is one value a sample: normalise by group")
+            raise ValueError(f"the term {self.term} has one value per sample: normalize by group")
         if self.bf16 is None:
             # TRL's default is true everywhere, and then refused on a machine without accelerator.
             self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
@@ -429,7 +438,7 @@ class ForgettingTrainer(SFTTrainer):
 
     def _course(self) -> dict[str, Any]:
         """What all steps of a run depend on alike."""
-        args = self.args
+        args, term = self.args, self.args.forgetting_term
         return {
             "max_steps": self.state.max_steps,
             "num_processes": args.world_size,
@@ -437,7 +446,9 @@ class ForgettingTrainer(SFTTrainer):
             "gradient_accumulation_steps": args.gradient_accumulation_steps,
             "normalization": args.normalization,
             **asdict(args.lambda_schedule),
-            **{f"term.{name}": value for name, value in asdict(args.forgetting_term).items()},
+            "term.kind": term.kind,
+            "term.floor": term.floor,
+            **{f"term.{name}": value for name, value in term.parameters.items()},
         }
 
     def _check_course(self, checkpoint: str) -> None:
