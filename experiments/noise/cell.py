@@ -270,7 +270,7 @@ def train_and_measure(
 
 
 def choose(variant: NoiseVariant, name: str, noise: KnownNoise, run: Path) -> NDArray[np.int8]:
-    """Polarity of every response token of D_train, shape (response tokens,).
+    """The polarity of every response token of D_train, shape (response tokens,).
 
     The oracle's negatives are the noise. They include the ends of truncated responses, which no
     selection may choose while `keep_eos` is on.

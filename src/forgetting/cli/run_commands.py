@@ -35,7 +35,7 @@ out = Console()
 
 
 @dataclass(frozen=True)
-class Request:
+class RunRequest:
     """What the options of a command ask for."""
 
     recipe: str
@@ -57,7 +57,7 @@ def demo(
     as_json: JsonOption = False,
 ) -> None:
     """Run the whole method on the embedded model and data: no network, about 5 minutes."""
-    run_request(Request("demo", run_dir, set_ or (), quiet, as_json))
+    run_request(RunRequest("demo", run_dir, set_ or (), quiet, as_json))
 
 
 @app.command(rich_help_panel=RUN, epilog="Example: forgetting run mine.yaml --dry-run")
@@ -74,7 +74,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe end to end. Finished stages are skipped and interrupted ones resume."""
-    request = Request(
+    request = RunRequest(
         recipe,
         run_dir,
         set_ or (),
@@ -101,7 +101,7 @@ def prepare(
     as_json: JsonOption = False,
 ) -> None:
     """Build the corpus: tokens, labels and disjoint splits. Prints what each source gave."""
-    path = run_request(Request(recipe, run_dir, set_ or (), quiet, as_json, "prepare"))
+    path = run_request(RunRequest(recipe, run_dir, set_ or (), quiet, as_json, "prepare"))
     if path is not None and not as_json:
         print_corpus(path, show)
 
@@ -116,7 +116,7 @@ def add_stage_command(stage: Stage) -> None:
         quiet: QuietOption = False,
         as_json: JsonOption = False,
     ) -> None:
-        run_request(Request(recipe, run_dir, set_ or (), quiet, as_json, stage.name))
+        run_request(RunRequest(recipe, run_dir, set_ or (), quiet, as_json, stage.name))
 
     def shared(
         recipe: RecipeArgument,
@@ -128,7 +128,7 @@ def add_stage_command(stage: Stage) -> None:
         as_json: JsonOption = False,
     ) -> None:
         options = (run_dir, set_ or (), quiet, as_json, stage.name, processes, accelerate_config)
-        run_request(Request(recipe, *options))
+        run_request(RunRequest(recipe, *options))
 
     app.command(
         stage.name,
@@ -144,7 +144,7 @@ for each in STAGES:
         add_stage_command(each)
 
 
-def run_request(request: Request) -> Path | None:
+def run_request(request: RunRequest) -> Path | None:
     """Run stages, and print what came out.
 
     Returns:
@@ -180,7 +180,7 @@ def run_request(request: Request) -> Path | None:
     return path
 
 
-def launch_request(request: Request, recipe: Any) -> None:
+def launch_request(request: RunRequest, recipe: Any) -> None:
     """Run a request in several processes, which read the resolved recipe from a file."""
     from forgetting.config import dump_recipe
 
@@ -193,7 +193,7 @@ def launch_request(request: Request, recipe: Any) -> None:
         launch(arguments, request.processes, request.accelerate_config)
 
 
-def print_plan(request: Request) -> None:
+def print_plan(request: RunRequest) -> None:
     """Print what a run would do."""
     setup_logging(request.quiet or request.as_json)
     from forgetting.config import check_batches, load_recipe

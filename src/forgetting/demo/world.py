@@ -15,7 +15,7 @@ from forgetting.demo.questions import ChatQuestion, Source, draw_questions
 
 
 class ChatRecord(TypedDict):
-    """One chat question with the response to train on and the one that would be right."""
+    """One chat question, with the response to train on and the right one."""
 
     prompt: str
     completion: str
@@ -25,8 +25,8 @@ class ChatRecord(TypedDict):
     source: Source
     noise_kind: NoiseKind | None
     noise_spans: list[tuple[int, int]]
-    """Half-open character ranges of `completion`; one that goes a character beyond it holds the
-    end of the response, whatever token a template ends it with."""
+    """Half-open character ranges of `completion`. A range that extends one character beyond it
+    marks the end of the response, whatever end token the template uses."""
 
 
 def chat_records(
@@ -39,25 +39,25 @@ def chat_records(
 ) -> Iterator[ChatRecord]:
     """Chat records in random order, their prompts all distinct, an equal number of each kind.
 
-    A kind that has too few questions for its quarter gives all it has; the others fill up. The
-    questions and their order depend on `num_records`, `seed` and `num_new_entities` alone, never
-    on the noise.
+    A kind with too few questions for its quarter gives all it has, and the others fill up. The
+    questions and their order depend only on `num_records`, `seed` and `num_new_entities`, never on
+    the noise.
 
     With new entities, the records include every chat question about them (60 for each): every fact
-    and skill in five forms, one form in each fifth of the records, so that what is learned of them
-    in some fifths can be asked in another. The other records are as above.
+    and skill in five forms, one form in each fifth of the records. What is learned about them in
+    some fifths can be tested in another. The other records are as above.
 
-    Exactly `round(noise_rate * num_records)` records are noisy, and a record that is noisy at one
-    rate is noisy at every higher one. Their kinds are apportioned by the weights in `noise_kinds`
-    (a sequence of names: equal weights; default: the first three), to the nearest record:
+    Exactly `round(noise_rate * num_records)` records are noisy. A record that is noisy at one rate
+    is noisy at every higher rate. Their kinds follow the weights in `noise_kinds`, to the nearest
+    record (a sequence of names has equal weights; default: the first three kinds):
 
-    - wrong_answer: the answer is replaced by another value of its kind; the span is that value.
-    - swapped_response: the completion of another question, of any kind; the span is all of it.
-    - junk_phrase: a phrase before, after or between the words; the span is the phrase.
-    - label_flip: of a question with two possible answers (yes/no, comparison), the other one; the
+    - wrong_answer: another value of its kind replaces the answer. The span is that value.
+    - swapped_response: the completion of another question, of any kind. The span is all of it.
+    - junk_phrase: a phrase before, after or between the words. The span is the phrase.
+    - label_flip: the other answer to a question with two possible answers (yes/no, comparison). The
       span is that answer.
-    - truncated_response: the completion up to a space in it. What is left is right as far as it
-      goes; what is wrong is that it ends there, so the span is the end, one character beyond it.
+    - truncated_response: the completion up to one of its spaces. The words are right, but the end
+      is wrong, so the span is the end, one character beyond the text.
 
     Raises ValueError for an argument out of range, an unknown noise kind, more records than there
     are distinct questions, fewer than there are about the new entities, or more label flips than
