@@ -199,12 +199,12 @@ class _Piece:
         return column, is_here, self.logits.gather(1, column)[:, 0]
 
     def count_above(self, limits: Tensor, buffers: _Buffers) -> Tensor:
-        """Count each row's logits that are strictly above its limit, int32.
+        """Count each row's logits that are strictly above its limit.
 
-        Comparing into float32 is vectorized, and counts stay exact up to 2^24 columns.
+        Comparing into float32 is vectorized, and counts stay exact up to 2^24.
         """
         out = buffers.take("exps", self.logits.shape)
-        return torch.gt(self.logits, limits[:, None], out=out).sum(1).int()
+        return torch.gt(self.logits, limits[:, None], out=out).sum(1)
 
 
 def _pieces(head: Head, states: Tensor, columns: int | None, buffers: _Buffers) -> Iterator[_Piece]:
@@ -261,7 +261,7 @@ def _measure_tile(
 ) -> TokenStatistics:
     rank = expected = None
     if "rank" in wanted:
-        rank = torch.zeros(targets.shape, dtype=torch.int32, device=targets.device)
+        rank = torch.zeros(targets.shape, device=targets.device)
         if columns is not None:
             expected = _target_logits(head, states, targets, columns, buffers)
     of_target = torch.full(targets.shape, -math.inf, device=targets.device)
@@ -309,7 +309,7 @@ def _rank_by_whole_rows(head: Head, states: Tensor, targets: Tensor) -> Tensor:
     """Rank targets among the logits of one product, for rows whose target rounds differently in
     products of different widths."""
     buffers = _Buffers(states.device)
-    rank = torch.empty(targets.shape, dtype=torch.int32, device=targets.device)
+    rank = torch.empty(targets.shape, device=targets.device)
     tiles = (values.split(ROWS_PER_TILE) for values in (states, targets, rank))
     for of_tile, targets_of_tile, rank_of_tile in zip(*tiles, strict=True):
         for piece in _pieces(head, of_tile, None, buffers):
@@ -344,8 +344,9 @@ class _Blocks:
 def _summarize(piece: _Piece, wanted: frozenset[str], blocks: _Blocks, buffers: _Buffers) -> None:
     """Fill in a piece's sums, those that are wanted; overwrites its logits."""
     place = (piece.block, piece.rows)
+    largest = torch.amax(piece.logits, 1, out=blocks.largest[place])
     # A block of nothing but -inf has finite differences this way, and a sum of zero.
-    largest = piece.logits.amax(1).clamp_(min=torch.finfo(torch.float32).min)
+    largest.clamp_(min=torch.finfo(torch.float32).min)
     shifted = piece.logits.sub_(largest[:, None])
     with_moments = not wanted.isdisjoint({"entropy", "surprise_std"})
     if with_moments:
@@ -354,14 +355,13 @@ def _summarize(piece: _Piece, wanted: frozenset[str], blocks: _Blocks, buffers: 
         exps = torch.exp(shifted, out=buffers.take("exps", shifted.shape))
     else:
         exps = shifted.exp_()
-    blocks.largest[place] = largest
-    blocks.total[place] = exps.sum(1)
+    torch.sum(exps, 1, out=blocks.total[place])
     if "sum_squares" in wanted:
-        blocks.squares[place] = torch.linalg.vector_norm(exps, dim=1).square_()
+        torch.linalg.vector_norm(exps, dim=1, out=blocks.squares[place]).square_()
     if with_moments:
-        blocks.first[place] = exps.mul_(shifted).sum(1)
+        torch.sum(exps.mul_(shifted), 1, out=blocks.first[place])
     if "surprise_std" in wanted:
-        blocks.second[place] = exps.mul_(shifted).sum(1)
+        torch.sum(exps.mul_(shifted), 1, out=blocks.second[place])
 
 
 def _join(
@@ -408,5 +408,5 @@ def _join(
             between = p * q * (bounded + of_others).square()
             found["surprise_std"] = (q * variance + between).sqrt()
     if rank is not None:
-        found["rank"] = rank
+        found["rank"] = rank.int()
     return TokenStatistics(log_prob, of_target >= largest, **found)
