@@ -177,7 +177,24 @@ def inject(
                 text, spans = made
                 result[index] = Noisy(source, prompt, text, kind, tuple(spans), response)
                 break
+    if "wrong value" in kinds:
+        _top_up_values(result, len(chosen) // len(kinds), random.Random(f"values {seed}"))
     return result
+
+
+def _top_up_values(result: list[Noisy], wanted: int, rng: random.Random) -> None:
+    """Many responses hold no value: find clean ones that do until the kind has its part."""
+    missing = wanted - sum(record.kind == "wrong value" for record in result)
+    for index in rng.sample(range(len(result)), len(result)):
+        record = result[index]
+        made = wrong_value(rng, record.response, "") if record.kind == "clean" else None
+        if made is not None and missing > 0:
+            text, spans = made
+            clean = record.response
+            result[index] = Noisy(
+                record.source, record.prompt, text, "wrong value", tuple(spans), clean
+            )
+            missing -= 1
 
 
 def make_world(
