@@ -56,9 +56,7 @@ def load_records(data_dir: Path) -> dict[str, list[tuple[str, str]]]:
     found = {}
     for source, name in (("alpaca", "alpaca_data.json"), ("dolly", "dolly_3k.json")):
         rows = json.loads((data_dir / "train" / name).read_text())
-        pairs = [
-            (f"{r['instruction']}\n\n{r['input']}".strip(), r["output"].strip()) for r in rows
-        ]
+        pairs = [(f"{r['instruction']}\n\n{r['input']}".strip(), r["output"].strip()) for r in rows]
         pairs = [(p, r) for p, r in pairs if r and len(p) < 2500 and len(r) < 2500]
         random.Random(source).shuffle(pairs)
         found[source] = pairs

@@ -24,6 +24,8 @@ _HALF_WIDTHS = (1, 3, 7)
 _SIDES = (4, 12)
 _SPAN_WIDTHS = (8, 16)
 _SMALLEST_STD = 0.05
+# A model may give a token no probability at all.
+_LOWEST_LOG_PROB = -1e3
 
 
 @dataclass(frozen=True)
@@ -205,10 +207,11 @@ def of_pass(statistics: TokenStatistics) -> dict[str, Floats]:
     one; `rank` log(1 + rank); `entropy` H; `peak` log-probability of the most likely token;
     `error` sqrt(sum p(v)^2 - 2 p + 1), the norm of the gradient at the logits.
     """
-    log_p = np.asarray(statistics.log_probs, dtype=np.float64)
+    log_p = np.maximum(np.asarray(statistics.log_probs, dtype=np.float64), _LOWEST_LOG_PROB)
     entropy = np.asarray(statistics.entropy, dtype=np.float64)
     std = np.asarray(statistics.surprise_std, dtype=np.float64)
     other = np.asarray(statistics.best_other_log_prob, dtype=np.float64)
+    other = np.maximum(other, _LOWEST_LOG_PROB)
     squares = np.asarray(statistics.sum_squares, dtype=np.float64)
     error = np.sqrt(np.maximum(squares - 2 * np.exp(log_p) + 1, 0))
     return {
