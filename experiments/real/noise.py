@@ -112,7 +112,7 @@ def junk(rng: random.Random, response: str, foreign: str) -> tuple[str, list[Spa
 
 
 def garble(rng: random.Random, response: str, foreign: str) -> tuple[str, list[Span]] | None:
-    words = [m for m in re.finditer(r"[A-Za-z]{4,}", response)]
+    words = list(re.finditer(r"[A-Za-z]{4,}", response))
     if not words:
         return None
     chosen = rng.sample(words, max(1, min(len(words), round(len(words) * 0.15))))

@@ -93,7 +93,8 @@ class Corpus:
         lower: Counter[str] = Counter()
         for word, count in counts.items():
             lower[word.lower()] += count
-        self._frequent = {word for word, _ in lower.most_common(_FUNCTION_WORDS)}
+        often = max(2, sum(lower.values()) // 1000)
+        self._frequent = {w for w, count in lower.most_common(_FUNCTION_WORDS) if count > often}
         words: dict[str, list[str]] = {}
         for word in counts:
             if self.is_content(word):
@@ -228,7 +229,7 @@ def _some(rng: np.random.Generator, found: Sequence[re.Match[str]], count: int) 
     return [found[index] for index in np.sort(chosen)]
 
 
-@register_corruption("swap", "answer to another question")
+@register_corruption("swap", "answer to another question", weight=2.0)
 def swap(response: str, prompt: str, corpus: Corpus, rng: np.random.Generator) -> Corrupted | None:
     """Another record's response; all of it is bad, its end included."""
     other = corpus.other_response(rng, response)
