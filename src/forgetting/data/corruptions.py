@@ -461,7 +461,7 @@ def plant(
     chosen = np.concatenate([rng.permutation(usable) for _ in range(rounds)])[:num_copies]
     num_clean = round(clean_share * num_copies)
     wanted = _kinds_in_turn(kinds, num_copies - num_clean, rng)
-    names: list[str | None] = [None] * num_clean + list(wanted)
+    names = [*wanted, *[None] * (num_copies - len(wanted))]
     order = rng.permutation(num_copies)
     copies = []
     for index, place in zip(chosen, order, strict=True):

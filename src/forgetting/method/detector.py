@@ -424,7 +424,7 @@ def sigmoid(x: NDArray) -> NDArray:
 def calibration_table(
     posterior: NDArray, bad: NDArray[np.bool_], num_bins: int = 15
 ) -> tuple[tuple[float, float, int], ...]:
-    """(mean posterior, share of bad tokens, tokens) of each bin of equal width that is not empty."""
+    """(mean posterior, share of bad tokens, tokens) of each bin of equal width with tokens."""
     bins = np.minimum((posterior * num_bins).astype(int), num_bins - 1)
     counts = np.bincount(bins, minlength=num_bins)
     said = np.bincount(bins, posterior, minlength=num_bins)
