@@ -270,6 +270,14 @@ def restored_logging() -> Iterator[None]:
     signal.signal(signal.SIGINT, handler)
 
 
+@pytest.fixture(autouse=True)
+def _restored_ctrl_c() -> Iterator[None]:
+    """A command that was interrupted ignores Ctrl-C from then on, as it is about to end."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def all_scores(run: Path) -> dict[str, Any]:
     """Every score of a run by its column, each an array over all response tokens."""
     tables = [read_table(file) for file in layout.score_files(layout.scores_dir(run))]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+from pathlib import Path
 
 import pytest
 import typer
@@ -176,23 +177,29 @@ def test_processes_that_a_step_cannot_be_dealt_to_are_refused(write_recipe, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_processes_are_started_with_the_resolved_recipe(write_recipe, monkeypatch):
+def test_processes_are_started_with_the_recipe_as_it_was_read(
+    finished_run, write_recipe, monkeypatch, capsys
+):
     started = []
 
-    def read(arguments, processes, config):
-        verb, file, *rest = arguments
-        started.append((verb, load_recipe(file), rest, processes, config))
+    def launch(*arguments, **options):
+        started.append((*arguments, options))
+        return len(started) == 1
 
-    monkeypatch.setattr("forgetting.cli.run_commands.launch", read)
+    monkeypatch.setattr("forgetting.cli.run_commands.launch", launch)
+    path, run = finished_run
+    options = ["--run-dir", str(run), "--set", "seed=1", "--set", "seed=2", "--json"]
+    assert main(["score", str(path), *options, "--processes", "2"]) == 0
+    # Says what came out where the leading process was on this machine.
+    assert json.loads(capsys.readouterr().out) == {"run_dir": str(run)}
     recipe = str(write_recipe())
-    sets = ["--set", "seed=1", "--set", "seed=2", "--set", "data.num_train=20"]
-    rest = ["--run-dir", "some/where", "--quiet", "--json"]
-    assert main(["score", recipe, *sets, *rest, "--processes", "2"]) == 0
     assert main(["run", recipe, "--accelerate-config", "fsdp2"]) == 0
-    changed = load_recipe(recipe, ["seed=2", "data.num_train=20"])
+    assert capsys.readouterr().out == ""
+    first = {"processes": 2, "config": None, "quiet": True}
+    second = {"processes": None, "config": "fsdp2", "quiet": False}
     assert started == [
-        ("score", changed, rest, 2, None),
-        ("run", load_recipe(recipe), [], None, "fsdp2"),
+        (load_recipe(path, ["seed=2"]), run, ("score",), first),
+        (load_recipe(recipe), Path("runs/tiny"), (), second),
     ]
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -144,6 +143,21 @@ for each in STAGES:
         add_stage_command(each)
 
 
+@app.command(hidden=True)
+def worker(
+    recipe: Path,
+    run_dir: Annotated[Path, typer.Option("--run-dir")],
+    stage: Annotated[list[str] | None, typer.Option("--stage")] = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Take part in a run of several processes. `forgetting.launch` starts it."""
+    setup_logging(quiet or process_index() > 0)
+    from forgetting.pipeline import run as run_stages
+
+    run_stages(recipe, run_dir, stages=stage or None)
+    leave_processes()
+
+
 def run_request(request: RunRequest) -> Path | None:
     """Run stages, and print what came out.
 
@@ -155,16 +169,28 @@ def run_request(request: RunRequest) -> Path | None:
 
     # Read before torch is imported: a mistake in the recipe is reported at once.
     recipe = load_recipe(find_recipe(request.recipe), request.overrides)
+    stages = None if request.stage is None else (request.stage,)
     asks_for_more = (request.processes or 1) > 1 or request.accelerate_config is not None
     if num_processes() == 1 and asks_for_more:
         check_batches(recipe, request.processes or 1)
-        launch_request(request, recipe)
-        return None
-    from forgetting.pipeline import run as run_stages
+        from forgetting.pipeline import default_run_dir
 
-    stages = None if request.stage is None else (request.stage,)
-    path = run_stages(recipe, request.run_dir, stages=stages)
-    leave_processes()
+        path = request.run_dir or default_run_dir(recipe)
+        leads = launch(
+            recipe,
+            path,
+            stages,
+            processes=request.processes,
+            config=request.accelerate_config,
+            quiet=request.quiet or request.as_json,
+        )
+        if not leads:
+            return None
+    else:
+        from forgetting.pipeline import run as run_stages
+
+        path = run_stages(recipe, request.run_dir, stages=stages)
+        leave_processes()
     if process_index() > 0:
         return None
     page = layout.report_page(layout.report_dir(path))
@@ -178,19 +204,6 @@ def run_request(request: RunRequest) -> Path | None:
         if has_results:
             print_path("Report:       ", page)
     return path
-
-
-def launch_request(request: RunRequest, recipe: Any) -> None:
-    """Run a request in several processes, which read the resolved recipe from a file."""
-    from forgetting.config import dump_recipe
-
-    with tempfile.TemporaryDirectory(prefix="forgetting-") as folder:
-        file = Path(folder) / "recipe.yaml"
-        file.write_text(dump_recipe(recipe), encoding="utf-8")
-        arguments = [request.stage or "run", str(file)]
-        arguments += [] if request.run_dir is None else ["--run-dir", str(request.run_dir)]
-        arguments += ["--quiet"] * request.quiet + ["--json"] * request.as_json
-        launch(arguments, request.processes, request.accelerate_config)
 
 
 def print_plan(request: RunRequest) -> None:

@@ -9,7 +9,7 @@ from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forgetting.training.columns import (
+from forgetting.training.collator import (
     TokenColumnCollator,
     align_token_columns,
     cut_to_length,

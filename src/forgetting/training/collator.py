@@ -1,9 +1,9 @@
-"""Columns that hold a value for each token, carried with their tokens into a batch.
+"""Columns with one value per token, carried into a batch together with their tokens.
 
-Goes in: a dataset of tokens (`input_ids`, `labels`) with such columns. Comes out: the same with
-every column aligned, cut, packed and collated as its tokens are. A value that loses its token
-would train the wrong thing in silence, so every step here checks or keeps lengths. Knows nothing
-of losses or models.
+Goes in: a dataset of tokens (`input_ids`, `labels`) with such columns. Comes out: the same dataset
+with every column aligned, cut, packed and collated like its tokens. A value that loses its token
+would silently train the wrong thing, so every step checks or keeps lengths. Knows nothing of
+losses or models.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trl import pack_dataset
 
 from forgetting.rundir.samples import IGNORE_INDEX
 
-# Zero where there is no token.
+# Padding is zero.
 TOKEN_COLUMNS = {
     "polarity": torch.long,
     "base_log_probs": torch.float32,
@@ -34,7 +34,7 @@ TOKEN_COLUMNS = {
 def align_token_columns(
     dataset: Dataset | IterableDataset, columns: Sequence[str]
 ) -> Dataset | IterableDataset:
-    """Give every token of `input_ids` its value in each column.
+    """Bring each column to one value per token of `input_ids`.
 
     A row holds, for a column, one value for each of its tokens; or one for each token that is
     predicted (label other than -100, the first token apart), in order, as scores are; or a single
@@ -57,7 +57,7 @@ def align_token_columns(
 
 
 def _is_aligned(dataset: Dataset, columns: Sequence[str]) -> bool:
-    """Whether nothing is to be done; values are checked on the way, many rows at a time."""
+    """Whether the columns are aligned already; checks their values, many rows at a time."""
     features = dataset.features
     if any(not hasattr(features[name], "feature") for name in columns):
         return False
@@ -98,7 +98,7 @@ def _align_rows(
                     raise ValueError(
                         f"row {indices[place]} of the dataset has {len(values)} values in "
                         f"{name} for {len(labels)} tokens, of which {num_targets} are predicted. "
-                        "Give one for each token, one for each that is predicted, or one number"
+                        "Pass one per token, one per predicted token, or one number"
                     )
                 remaining = iter(values)
                 values = [next(remaining) if target else 0 for target in is_target]
@@ -110,7 +110,7 @@ def _align_rows(
 
 
 def _first_bad(name: str, values: NDArray, labels: NDArray) -> int | None:
-    """Place of the first value of a labelled token that is outside its range."""
+    """Position of the first value out of range among the labeled tokens; None if there is none."""
     if name == "polarity":
         good = np.isin(values, (-1, 0, 1))
     else:
@@ -130,7 +130,7 @@ def _complaint(name: str, row: int, value: Any) -> str:
 def cut_to_length(
     dataset: Dataset | IterableDataset, columns: Sequence[str], max_length: int
 ) -> Dataset | IterableDataset:
-    """Keep the first `max_length` values of each column, and the rows that still have a label."""
+    """Cut each column to `max_length` values, and drop rows without a label."""
     cut = dataset.map(lambda row: {name: row[name][:max_length] for name in columns})
     return cut.filter(lambda row: any(label != IGNORE_INDEX for label in row["labels"]))
 
@@ -138,7 +138,7 @@ def cut_to_length(
 def pack(
     dataset: Dataset | IterableDataset, columns: Sequence[str], max_length: int, strategy: str
 ) -> Dataset | IterableDataset:
-    """Put samples together to rows of at most `max_length` tokens, with all that belongs to them.
+    """Pack samples with all their columns into rows of at most `max_length` tokens.
 
     Args:
         columns: what is kept, `input_ids` and `labels` included.
@@ -148,7 +148,7 @@ def pack(
 
 
 class TokenColumnCollator:
-    """Collates with another collator and lays `TOKEN_COLUMNS` on the tokens of its batch.
+    """Collates with another collator and places `TOKEN_COLUMNS` on the tokens of its batch.
 
     Args:
         collator: gives `input_ids` and `labels`, and an `attention_mask` that is 1 on the tokens
@@ -171,7 +171,7 @@ class TokenColumnCollator:
             if found != list(wanted):
                 raise ValueError(
                     f"{name} has {found} values for samples of {list(map(int, wanted))} tokens. "
-                    "Give one for each token"
+                    "Pass one per token"
                 )
             column = torch.zeros(batch["labels"].shape, dtype=dtype)
             if mask is None:
@@ -180,7 +180,7 @@ class TokenColumnCollator:
                 column[mask.bool()] = torch.cat(rows)
             batch[name] = column
         if mask is not None and "position_ids" not in batch and not bool(mask[:, 0].all()):
-            # Models count positions from the first column, padding or not.
+            # Models count positions from the first column, even if it is padding.
             batch["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         return batch
 
@@ -188,7 +188,7 @@ class TokenColumnCollator:
 def deal_by_length(
     batches: list[dict[str, Tensor]], multiple: int | None = None
 ) -> list[dict[str, Tensor]]:
-    """Deal the samples of an optimizer step to its micro-batches by length, longest first.
+    """Sort the samples of an optimizer step into its micro-batches by length, longest first.
 
     Where a loss is divided by counts of the whole step, which micro-batch a sample is in changes
     nothing but the padding that is computed with it.
@@ -206,7 +206,7 @@ def deal_by_length(
         if len(shapes) > 1 or batch.keys() != batches[0].keys():
             return batches
     masks = [batch["attention_mask"] for batch in batches]
-    # One transfer from an accelerator: each waits until it has nothing left to do.
+    # One transfer from the accelerator, because each transfer waits for all pending work.
     first, lengths = torch.stack(
         [torch.cat([m[:, 0] for m in masks]), torch.cat([m.sum(1) for m in masks])]
     ).tolist()
