@@ -261,10 +261,13 @@ def restored_logging() -> Iterator[None]:
     """The command line sets the library's log up for a terminal; other tests want it as it was."""
     log = logging.getLogger("forgetting")
     before = log.handlers[:], log.level, log.propagate
+    handler = signal.getsignal(signal.SIGINT)
     with warnings.catch_warnings():
         yield
     log.handlers[:], level, log.propagate = before
     log.setLevel(level)
+    # A command that was interrupted ignores Ctrl-C from then on.
+    signal.signal(signal.SIGINT, handler)
 
 
 @pytest.fixture(autouse=True)

@@ -141,7 +141,7 @@ def test_the_command_says_what_where_and_how_it_is_read(
     captured = capsys.readouterr()
     text = captured.out
     assert "24 samples with" in text
-    assert "Everything is in exports/tiny-forgetting-data\n" in text
+    assert "Output folder: exports/tiny-forgetting-data\n" in text
     assert "    data = load_dataset('exports/tiny-forgetting-data', split=\"train\")\n" in text
     assert main(["export", str(finished_run[1])]) == 2
     assert "Replace it with --force" in capsys.readouterr().err

@@ -1,24 +1,26 @@
-"""The answer to Ctrl-C, for all commands: one line, and exit code 130."""
+"""Ctrl-C, for all commands: one line, and exit code 130."""
 
 from __future__ import annotations
 
-import signal
 from typing import Any
 
-import typer
 from typer.core import TyperGroup
 
-MESSAGE = "Interrupted. Run the same command again to continue."
+from forgetting.console import CONTINUE
+
+MESSAGE = f"Interrupted. {CONTINUE}"
+
+
+class Interrupted(Exception):
+    """Ctrl-C, on its way through Typer."""
 
 
 class InterruptibleGroup(TyperGroup):
-    """Commands that Ctrl-C ends in one line. Finished work is kept, see `rundir.directory`."""
+    """Lets Ctrl-C through to `console.report_errors`. Typer turns `KeyboardInterrupt` into an exit
+    of its own, with another exit code in each version, and drops the message."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            # Another Ctrl-C, or the same one sent to each process, must not cut this short.
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            typer.echo(MESSAGE, err=True)
-            raise typer.Exit(130) from None
+        except KeyboardInterrupt as interrupt:
+            raise Interrupted(*interrupt.args) from interrupt

@@ -1,6 +1,6 @@
 """The figure of a study, as SVG and PNG: lines over one field of the grid, or bars.
 
-Goes in: a study's table. Comes out: two files of the same picture, which need no page around them.
+In: a study's table. Out: two files of the same picture.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from forgetting.escaping import shortened
 from forgetting.report.figures import SETTINGS, series_styles
 from forgetting.report.results import Column
 from forgetting.studies.grid import short_names
-from forgetting.studies.table import Row, StudyTable
+from forgetting.studies.study_table import Row, StudyTable
 
 MARKERS = "osD^v"
 
 
 def write_figure(table: StudyTable, x: str | None, title: str, folder: Path) -> None:
-    """Write `figure.svg` and `figure.png`; nothing where nothing was measured.
+    """Write `figure.svg` and `figure.png`, or nothing if nothing was measured.
 
     Args:
-        x: the field to draw over; None: bars.
+        x: field on the horizontal axis; None draws bars.
     """
     column = table.metric
     if column is None:
@@ -52,7 +52,7 @@ def write_figure(table: StudyTable, x: str | None, title: str, folder: Path) -> 
 
 
 def _lines(axes: Axes, table: StudyTable, rows: list[Row], column: Column, x: str) -> None:
-    """One line per series; what the field makes no difference to is a level line."""
+    """One line per series. A variant that the field does not affect is a horizontal line."""
     series: dict[str, list[Row]] = {}
     for row in rows:
         series.setdefault(_label(table, row, leave_out=x), []).append(row)
@@ -113,7 +113,7 @@ def _bars(axes: Axes, table: StudyTable, rows: list[Row], column: Column) -> Non
 
 
 def _value(table: StudyTable, row: Row, column: Column) -> tuple[float, float] | None:
-    """Mean and deviation as they are drawn; None where there is no finite mean."""
+    """Mean and deviation as drawn; None if the mean is not finite."""
     value = table.value(row, column)
     if value is None or not math.isfinite(value.value):
         return None

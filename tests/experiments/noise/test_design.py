@@ -8,11 +8,11 @@ from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
-from forgetting.demo.world import NOISE_KINDS
+from experiments.noise.design import load_benchmark
+from forgetting.demo.noise import NOISE_KINDS
 from forgetting.errors import InputError
 from forgetting.method import MEASURES
 from forgetting.method.terms import TERMS
-from forgetting.studies.noise.design import load_benchmark
 
 
 def test_every_world_rate_reference_and_seed_has_a_cell():

@@ -1,7 +1,7 @@
-"""A study from start to end: its runs, then its tables and its figure, all in one folder.
+"""A study end to end: its runs, then its tables and its figure, all in one folder.
 
-Goes in: a study and a folder. Comes out: `results.md`, `.csv`, `.tex` and `.json`, `cells.csv`,
-`figure.svg` and `.png`, and the runs below `runs/`. Nothing is written outside the folder.
+In: a study and a folder. Out: `results.md`, `.csv`, `.tex` and `.json`, `cells.csv`, `figure.svg`
+and `.png`, and the runs in `runs/`. Nothing is written outside the folder.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from forgetting.studies.execute import (
     total_work,
     write_recipes,
 )
-from forgetting.studies.figure import write_figure
-from forgetting.studies.grid import Cell
+from forgetting.studies.grid import StudyCell
+from forgetting.studies.plot import write_figure
 from forgetting.studies.study import Study
-from forgetting.studies.table import (
+from forgetting.studies.study_table import (
     StudyTable,
     build_table,
     by_value,
@@ -39,11 +39,11 @@ NOISE_FIGURES = ("auroc", "average_precision", "precision", "recall", "precision
 
 
 def run_study(study: Study, output: Path) -> StudyTable:
-    """Do what is not done of a study, and write its results.
+    """Run a study and write its results. Finished runs are skipped.
 
     Raises:
-        InputError: a recipe asks for what cannot be had, the folder is not this study's, or there
-            is no such metric.
+        InputError: a recipe cannot be used, the folder belongs to something else, or no task has
+            the study's metric.
         DivergenceError: a reference model diverged.
     """
     open_study(output, study.name)
@@ -53,10 +53,10 @@ def run_study(study: Study, output: Path) -> StudyTable:
 
 
 def list_commands(study: Study, output: Path) -> list[str]:
-    """A command for each run of a study, in any order and on any machine; logs what is left.
+    """One command per run of a study, for any order and any machine; logs what is left to do.
 
     Raises:
-        InputError: a recipe asks for what cannot be had, or the folder is not this study's.
+        InputError: a recipe cannot be used, or the folder belongs to something else.
     """
     open_study(output, study.name)
     commands = write_recipes(study.runs, output)
@@ -65,7 +65,7 @@ def list_commands(study: Study, output: Path) -> list[str]:
 
 
 def write_results(study: Study, output: Path) -> StudyTable:
-    """Write the results of what is done."""
+    """Write the results of the finished runs."""
     cells = read_results(study, output)
     table = build_table(
         cells,
@@ -88,8 +88,8 @@ def write_results(study: Study, output: Path) -> StudyTable:
     return table
 
 
-def read_results(study: Study, output: Path) -> list[tuple[Cell, list[Evaluation]]]:
-    """Every cell of a study with what was measured of it, its selection included."""
+def read_results(study: Study, output: Path) -> list[tuple[StudyCell, list[Evaluation]]]:
+    """Every cell of a study with its evaluations, including how its selection finds known noise."""
     results = []
     for each in study.runs:
         run = RunReader(run_path(output, each.name))
@@ -101,7 +101,7 @@ def read_results(study: Study, output: Path) -> list[tuple[Cell, list[Evaluation
 
 
 def _noise_found(selection: SelectionSummary) -> Evaluation | None:
-    """How well a selection finds the known noise; None where no noise is known."""
+    """How well a selection finds the known noise; None if no noise is known."""
     if selection.noise is None:
         return None
     figures = {name: getattr(selection.noise, name) for name in NOISE_FIGURES}

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from forgetting.cli import main
+from experiments.noise import benchmark as runs
+from experiments.noise import design
+from experiments.noise.__main__ import main
+from experiments.noise.benchmark import cell_path, run_benchmark
+from experiments.noise.design import load_benchmark
 from forgetting.errors import DivergenceError, InputError
-from forgetting.studies.noise import run as runs
-from forgetting.studies.noise.design import load_benchmark
-from forgetting.studies.noise.run import cell_path, run_benchmark
+
+pytestmark = pytest.mark.usefixtures("restored_logging")
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -90,40 +98,49 @@ def test_the_folder_of_another_study_is_refused(small, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["noise", "--scale", "tiny"], "noise takes no --scale, --model, --data or --metric"),
-        (["noise", "--metric", "heldout/loss"], "noise takes no --scale, --model, --data"),
-        (["noise", "--data", "x"], "`forgetting detect` measures a model on marked data"),
-        (["noise", "--model", "x"], "`forgetting detect` measures a model on marked data"),
-        (["noise", "--cell", "x", "--output", "{}"], "there is no cell 'x'"),
-        (["noise", "--seeds", "x"], "--seeds x: expected whole numbers"),
-        (["table3", "--quick"], "go with the study noise"),
-        (["table3", "--jobs", "2"], "go with the study noise"),
-        (["table3", "--cell", "x"], "go with the study noise"),
-        (["noise", "--set", "training.epochs=no"], "training.epochs"),
+        (["--cell", "x", "--output", "{}"], "there is no cell 'x'"),
+        (
+            ["--cell", "known-0-all-noisy-11", "--output", "{}"],
+            "Did you mean known-0-all-noisy-1",
+        ),
+        (["--seeds", "x"], "--seeds x: expected whole numbers"),
+        (["--set", "training.epochs=no"], "training.epochs"),
+        (["--jobs", "0"], "--jobs"),
+        (["--quik"], "--quik"),
     ],
 )
-def test_options_that_do_not_go_together_are_one_message_and_2(
-    arguments, message, capsys, tmp_path
-):
+def test_a_wrong_command_line_is_one_message_and_2(arguments, message, capsys, tmp_path):
     arguments = [argument.format(tmp_path / "out") for argument in arguments]
-    assert main(["reproduce", *arguments]) == 2
+    try:
+        code = main(arguments)
+    except SystemExit as leave:
+        code = leave.code
+    assert code == 2
     assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_the_command_prints_means_and_where_everything_is(
+def test_ctrl_c_is_one_message_and_130(small, tmp_path, monkeypatch, capsys):
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "run_benchmark", interrupted)
+    assert main(["--output", str(tmp_path / "out")]) == 130
+    expected = "Interrupted. Run the same command again to continue.\n"
+    assert capsys.readouterr().err.endswith(expected)
+
+
+def test_the_command_prints_means_and_where_the_results_are(
     small, finished, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(
-        "forgetting.studies.noise.load_benchmark", lambda quick, seeds, overrides: small
-    )
+    monkeypatch.setattr(design, "load_benchmark", lambda quick, seeds, overrides: small)
     shutil.copytree(finished[0], tmp_path / "out")
     output = str(tmp_path / "out")
-    assert main(["reproduce", "noise", "--output", output]) == 0
+    assert main(["--output", output]) == 0
     printed = capsys.readouterr().out
     assert "forgetting" in printed
     assert "base_loss" in printed
-    assert f"Everything is in {output}" in printed
-    assert main(["reproduce", "noise", "--output", output, "--json"]) == 0
+    assert f"Results are in {output}" in printed
+    assert main(["--output", output, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["output"] == output
     assert {row["of"] for row in document["rows"]} >= {"base", "full", "forgetting", "influence"}
@@ -132,13 +149,27 @@ def test_the_command_prints_means_and_where_everything_is(
 def test_listed_commands_are_the_cells(small, tmp_path, monkeypatch, capsys):
     output = str(tmp_path / "out")
     words = ["--quick", "--seeds", "1", "--set", "training.epochs=0.2", "--output", output]
-    assert main(["reproduce", "noise", *words, "--list"]) == 0
-    commands = capsys.readouterr().out.splitlines()
+    assert main([*words, "--list"]) == 0
+    commands = [command.split() for command in capsys.readouterr().out.splitlines()]
     quick = load_benchmark(quick=True, seeds="1")
-    assert [command.split()[-1] for command in commands] == [c.name for c in quick.cells()]
-    assert commands[0].split()[:-1] == ["forgetting", "reproduce", "noise", *words, "--cell"]
+    assert [command[-1] for command in commands] == [c.name for c in quick.cells()]
+    assert commands[0][0] == "python"
+    assert (Path(commands[0][1]) / "__main__.py").is_file()
+    assert commands[0][2:-1] == [*words, "--cell"]
     done = []
     monkeypatch.setattr(runs, "run_cell", lambda cell, path: done.append(cell.name))
-    assert main(commands[-1].split()[1:]) == 0
+    assert main(commands[-1][2:]) == 0
     assert done == [quick.cells()[-1].name]
     assert not (tmp_path / "out" / "results.md").exists()
+
+
+def test_it_is_started_as_a_folder_or_as_a_module(tmp_path):
+    def start(*words):
+        command = [sys.executable, *words]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+
+    assert "--quick" in start("-m", "experiments.noise", "--help").stdout
+    words = ["--quick", "--seeds", "7", "--list", "--output", str(tmp_path / "out")]
+    done = start("experiments/noise", *words)
+    assert done.stdout.count("--cell") == len(load_benchmark(quick=True, seeds="7").cells())
+    assert "4 cells, 4 to do" in done.stderr

@@ -10,10 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from forgetting.studies.noise.cell import Detection, Found, Negatives, Outcome, TokenGroup
-from forgetting.studies.noise.design import load_benchmark
-from forgetting.studies.noise.figure import write_figure
-from forgetting.studies.noise.table import (
+from experiments.noise.cell import Detection, Negatives, Outcome, TokenGroup
+from experiments.noise.design import load_benchmark
+from experiments.noise.map import write_figure
+from experiments.noise.table import (
     CellResult,
     Corpus,
     Mean,
@@ -27,6 +27,7 @@ from forgetting.studies.noise.table import (
     to_latex,
     to_markdown,
 )
+from forgetting.studies import DetectionScore
 
 BENCHMARK = load_benchmark()
 
@@ -40,7 +41,7 @@ def accuracy_of(cell, name):
 def made_up(cell):
     """What could have come of a cell."""
     auroc = None if cell.rate == 0 else 0.6 + 0.01 * cell.seed
-    found = Found(auroc=auroc, average_precision=None if auroc is None else 0.25)
+    found = DetectionScore(auroc=auroc, average_precision=None if auroc is None else 0.25)
     kinds = ["all", "answers", *(["answers about new"] if cell.world == "unknown" else [])]
     detection = Detection(
         num_tokens=100,

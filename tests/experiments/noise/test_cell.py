@@ -2,30 +2,34 @@
 
 from __future__ import annotations
 
-import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from filelock import FileLock
 
-from forgetting.evaluation import evaluate_heldout
-from forgetting.method import MEASURES
-from forgetting.models.loading import load_base_model, pick_dtype
-from forgetting.rundir.directory import Work
-from forgetting.rundir.samples import Samples, list_column, read_table
-from forgetting.studies.noise import cell as cells
-from forgetting.studies.noise.cell import (
+from experiments.noise import cell as cells
+from experiments.noise.cell import (
+    KnownNoise,
     choose,
     describe_negatives,
-    detect,
     is_done,
+    missing_results,
     read_detection,
     read_outcome,
     run_cell,
 )
-from forgetting.studies.noise.design import load_benchmark
-from forgetting.training import fit
+from experiments.noise.design import load_benchmark
+from experiments.noise.training import evaluate, load_base
+from forgetting.errors import DivergenceError, InputError
+from forgetting.evaluation import evaluate_heldout
+from forgetting.method import MEASURES
+from forgetting.rundir.samples import Samples, list_column, read_table
 
 SMALL = ["data.num_train=300", "data.num_reference=100", "data.num_heldout=90"]
+MODELS = ("base", "reference")
 SHORT = ["training.epochs=0.1"]
 VARIANTS = ("full", "oracle-forgetting", "min-loss-forgetting-twice", "forgetting-npo")
 
@@ -39,46 +43,18 @@ def small_cell(world="unknown"):
     return next(cell for cell in benchmark.cells() if cell.world == world)
 
 
-def test_detection_is_what_counting_pairs_gives():
-    random = np.random.default_rng(0)
-    noisy = random.random(60) < 0.3
-    kinds = np.where(noisy, random.choice(["a", "b"], 60), "")
-    quality = random.integers(0, 12, 60).astype(np.float32)  # with ties
-    answers = random.random(60) < 0.5
-    found = detect({"q": quality}, noisy, kinds, {"answers": answers})["q"]
-    assert set(found) == {"all", "a", "b", "answers"}
-    members = {"all": noisy | True, "answers": answers}
-    for name in found:
-        inside = members.get(name, ~noisy | (kinds == name))
-        bad, good = quality[inside & noisy], quality[inside & ~noisy]
-        pairs = [float(g > b) + 0.5 * float(g == b) for b in bad for g in good]
-        assert found[name].auroc == pytest.approx(np.mean(pairs))
-        # Precision at every threshold, weighted by the noise that it adds.
-        precision = 0.0
-        for value in np.unique(bad):
-            below = quality[inside] <= value
-            share = (noisy[inside] & below).sum() / below.sum()
-            precision += share * (bad == value).sum() / bad.size
-        assert found[name].average_precision == pytest.approx(precision)
-
-
-def test_nothing_is_found_where_nothing_is():
-    quality, clean = np.arange(4.0), np.zeros(4, bool)
-    (found,) = detect({"q": quality}, clean, np.full(4, ""))["q"].values()
-    assert (found.auroc, found.average_precision) == (None, None)
-
-
 def test_negatives_are_counted_against_the_noise():
     polarity = np.array([-1, -1, -1, 0, 1, 1, 1, -1], np.int8)
     noisy = np.array([1, 1, 0, 1, 1, 0, 0, 0], bool)
     kinds = np.array(["a", "b", "", "b", "a", "a", "", ""])
-    found = describe_negatives(polarity, noisy, kinds)
+    found = describe_negatives(polarity, KnownNoise(None, noisy, kinds))
     assert found.share == 4 / 8
     assert found.share_ignored == 1 / 8
     assert found.precision == 2 / 4
     assert found.recall == 2 / 4
     assert found.recall_by_kind == {"a": 1 / 2, "b": 1 / 2}
-    none = describe_negatives(np.ones(8, np.int8), np.zeros(8, bool), kinds)
+    clean = KnownNoise(None, np.zeros(8, bool), kinds)
+    none = describe_negatives(np.ones(8, np.int8), clean)
     assert (none.precision, none.recall, none.recall_by_kind) == (None, None, {})
 
 
@@ -87,16 +63,16 @@ def finished(tmp_path_factory):
     """A small cell that was interrupted in its second variant and run again."""
     cell, path = small_cell(), tmp_path_factory.mktemp("cell")
     trained = []
-    fine_tune = fit.fine_tune
+    train = cells.train
 
-    def interrupted(*args, **kwargs):
-        trained.append(args[4])
-        if trained[-1] == "oracle-forgetting" and trained.count("oracle-forgetting") == 1:
+    def interrupted(recipe, variant, *args):
+        trained.append(next(name for name, v in cell.variants.items() if v is variant))
+        if trained.count("oracle-forgetting") == 1 and trained[-1] == "oracle-forgetting":
             raise KeyboardInterrupt
-        fine_tune(*args, **kwargs)
+        return train(recipe, variant, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fit, "fine_tune", interrupted)
+        patch.setattr(cells, "train", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_cell(cell, path)
         assert not is_done(cell, path)
@@ -109,13 +85,40 @@ def finished(tmp_path_factory):
 def test_what_was_done_before_a_kill_is_not_done_again(finished):
     _, _, trained = finished
     assert trained == [
-        "Reference model",
         "full",
         "oracle-forgetting",
         "oracle-forgetting",
         "min-loss-forgetting-twice",
         "forgetting-npo",
     ]
+
+
+def test_results_of_other_settings_are_missing(finished):
+    cell, path, _ = finished
+    training = cell.recipe.training.model_copy(update={"learning_rate": 0.5})
+    other = replace(cell, recipe=cell.recipe.model_copy(update={"training": training}))
+    assert missing_results(other, path) == ["detection", "base", *VARIANTS]
+    changed = cell.variants["full"].model_copy(update={"objective": "ignoring"})
+    other = replace(cell, variants={**cell.variants, "full": changed})
+    assert missing_results(other, path) == ["full"]
+    # Where a variant is trained makes no difference to what comes of it.
+    elsewhere = cell.variants["full"].model_copy(update={"rates": [0.1]})
+    assert is_done(replace(cell, variants={**cell.variants, "full": elsewhere}), path)
+
+
+def test_a_damaged_result_is_missing(finished, tmp_path):
+    cell, path, _ = finished
+    copy = tmp_path / "cell"
+    shutil.copytree(path, copy)
+    (copy / "outcomes" / "full.json").write_text("{")
+    (copy / "detection.json").write_text("[]")
+    assert missing_results(cell, copy) == ["detection", "full"]
+
+
+def test_two_processes_do_not_work_on_one_cell(finished):
+    cell, path, _ = finished
+    with FileLock(path / ".lock"), pytest.raises(InputError, match="another process works on"):
+        run_cell(cell, path)
 
 
 def test_everything_of_a_cell_is_measured(finished):
@@ -136,8 +139,8 @@ def test_everything_of_a_cell_is_measured(finished):
 
 def test_the_accuracy_is_that_of_the_evaluation(finished):
     cell, path, _ = finished
-    base = load_base_model(cell.recipe.model, pick_dtype(cell.recipe.model))
-    samples = Samples.read(path / "data" / "heldout.parquet")
+    base = load_base(cell.recipe)
+    samples = Samples.read(path / "questions" / "data" / "train.parquet")
     result = evaluate_heldout(base, samples)
     outcome = read_outcome(path, "base")
     assert outcome.loss == pytest.approx(result.metrics["loss"].value)
@@ -152,14 +155,32 @@ def test_the_accuracy_is_that_of_the_evaluation(finished):
     assert outcome.accuracy["all"] == pytest.approx(weighted)
 
 
+def test_a_response_is_exact_if_greedy_decoding_gives_it(finished):
+    cell, path, _ = finished
+    samples = Samples.read(path / "questions" / "data" / "train.parquet")
+    rows = np.split(samples.input_ids, samples.token_starts[1:-1])
+    # The base knows how some words go on, and not how a chat does.
+    labels = [np.where(np.arange(len(ids)) >= len(ids) - 2, ids, -100) for ids in rows]
+    some = Samples.from_lists([ids.tolist() for ids in rows], [own.tolist() for own in labels])
+    base = load_base(cell.recipe)
+    is_exact, loss = evaluate(base, some)
+    result = evaluate_heldout(base, some)
+    assert loss == pytest.approx(result.metrics["loss"].value, rel=1e-5)
+    assert is_exact.mean() == pytest.approx(result.metrics["exact_match"].value)
+    with torch.no_grad():
+        for row, ids in enumerate(rows):
+            best = base(input_ids=torch.tensor([ids.tolist()])).logits[0].argmax(-1).numpy()
+            assert is_exact[row] == np.array_equal(best[-3:-1], ids[-2:])
+
+
 def test_detection_is_of_the_scores_of_the_cell(finished):
     _, path, _ = finished
     detection = read_detection(path)
-    noise, starts = list_column(read_table(path / "data" / "train.parquet"), "noise")
+    noise, starts = list_column(read_table(path / "run" / "data" / "train.parquet"), "noise")
     assert detection.num_tokens == noise.size
     assert detection.num_noisy["all"] == noise.sum()
     assert sum(detection.num_noisy.values()) == 2 * noise.sum()
-    (shard,) = (path / "scores").glob("*.parquet")
+    (shard,) = (path / "run" / "scores").glob("*.parquet")
     log_probs, _ = list_column(read_table(shard), "base_log_probs")
     bad, good = log_probs[noise == 1], log_probs[noise == 0]
     auroc = ((good > bad[:, None]) + 0.5 * (good == bad[:, None])).mean()
@@ -176,35 +197,42 @@ def test_detection_is_of_the_scores_of_the_cell(finished):
     assert groups["ends"].share == pytest.approx(ends.sum() / noise.size)
 
 
-def test_negatives_are_as_many_times_the_noise_as_asked_for(finished, tmp_path):
+def test_negatives_are_as_many_times_the_noise_as_asked_for(finished):
     cell, path, _ = finished
-    noisy = Samples.read(path / "data" / "train.parquet").noise()
-    benchmark = load_benchmark()
-    for name, times in (("min-loss-forgetting", 1), ("min-loss-forgetting-twice", 2)):
-        variant = benchmark.variants[name]
-        assert variant.times_noise == times
-        all_tokens = variant.selection.model_copy(update={"keep_eos": False})
-        variant = variant.model_copy(update={"selection": all_tokens})
-        polarity = choose(variant, noisy, path, Work(tmp_path), seed=1)
-        assert (polarity < 0).sum() == pytest.approx(times * noisy.sum(), abs=1)
-    oracle = benchmark.variants["oracle-ignoring"]
-    polarity = choose(oracle, noisy, path, Work(tmp_path), seed=1)
-    assert np.array_equal(polarity < 0, noisy)
-    assert cell.recipe.seed == 1
+    noise = KnownNoise.read(path / "run")
+    share = noise.noisy.mean()
+    variant = cell.variants["min-loss-forgetting-twice"]
+    assert variant.settings(share).selection.rho == pytest.approx(1 - 2 * share)
+    polarity = choose(variant, "min-loss-forgetting-twice", noise, path / "run")
+    quality = np.concatenate(
+        [
+            np.maximum(*(list_column(read_table(file), f"{m}_log_probs")[0] for m in MODELS))
+            for file in sorted((path / "run" / "scores").glob("*.parquet"))
+        ]
+    )
+    worst = np.argsort(quality, kind="stable")[: round(2 * noise.noisy.sum())]
+    expected = np.ones(quality.size)
+    expected[worst] = -1
+    ends = noise.samples.response_starts[1:] - 1
+    # Ends of responses are kept.
+    expected[ends] = 1
+    assert (polarity != expected).sum() <= 2
+    oracle = load_benchmark().variants["oracle-ignoring"]
+    assert np.array_equal(choose(oracle, "oracle-ignoring", noise, path / "run") < 0, noise.noisy)
 
 
 def test_a_variant_that_diverges_has_an_outcome_that_says_so(finished, tmp_path, monkeypatch):
-    from forgetting.errors import DivergenceError
-
     cell, path, _ = finished
+    copy = tmp_path / "cell"
+    shutil.copytree(path, copy)
+    (copy / "outcomes" / "forgetting-npo.json").unlink()
 
     def diverges(*args):
         raise DivergenceError("training diverged at step 3")
 
-    monkeypatch.setattr(fit, "fine_tune", diverges)
-    work = Work(tmp_path)
-    work.output.mkdir()
-    cells._measure(cell, "forgetting-npo", path, work)
-    outcome = json.loads((work.output / "outcome.json").read_text())
-    assert outcome["accuracy"] == {}
-    assert "step 3" in outcome["diverged"]
+    monkeypatch.setattr(cells, "train", diverges)
+    run_cell(cell, copy)
+    outcome = read_outcome(copy, "forgetting-npo")
+    assert outcome.accuracy == {}
+    assert outcome.negatives is not None
+    assert "step 3" in outcome.diverged

@@ -1,7 +1,7 @@
-"""The noise benchmark from start to end: its cells, several at a time, then table and figure.
+"""The noise benchmark end to end: its cells, several at a time, then the table and the map.
 
-Goes in: a benchmark and a folder. Comes out: `cells/<name>` for each cell, and the results. What
-is done is not done again; nothing is written outside the folder.
+In: a benchmark and a folder. Out: `cells/NAME` for each cell, and the results. Finished cells are
+skipped. Nothing is written outside the folder.
 """
 
 from __future__ import annotations
@@ -16,14 +16,10 @@ from pathlib import Path
 
 import torch
 
-from forgetting.console import logger, progress, setup_logging
-from forgetting.errors import DivergenceError, ForgettingError, InputError
-from forgetting.rundir.files import write_atomically
-from forgetting.studies.execute import open_study
-from forgetting.studies.noise.cell import is_done, read_detection, read_outcome, run_cell
-from forgetting.studies.noise.design import Benchmark, Cell
-from forgetting.studies.noise.figure import write_figure
-from forgetting.studies.noise.table import (
+from experiments.noise.cell import is_done, read_detection, read_outcome, run_cell
+from experiments.noise.design import Benchmark, Cell
+from experiments.noise.map import write_figure
+from experiments.noise.table import (
     CellResult,
     Figures,
     gather,
@@ -32,18 +28,22 @@ from forgetting.studies.noise.table import (
     to_latex,
     to_markdown,
 )
+from forgetting.console import logger, progress, setup_logging
+from forgetting.errors import DivergenceError, ForgettingError, InputError, did_you_mean
+from forgetting.rundir.files import write_atomically
+from forgetting.studies import open_study
 
 
 def run_benchmark(benchmark: Benchmark, output: Path, *, jobs: int | None = None) -> Figures:
-    """Do what is not done of the benchmark, and write its results.
+    """Finish every cell of the benchmark, and write its results.
 
     Args:
-        output: the folder.
-        jobs: cells at a time, each on one core, which is faster than one cell on all of them;
-            None: as many as there are cores.
+        output: output folder.
+        jobs: cells at a time, one core each, which is faster than one cell on all cores; None: as
+            many as there are cores.
 
     Raises:
-        InputError: the folder is not this study's, or a cell cannot be made.
+        InputError: the folder belongs to something else, or the recipe cannot be used.
     """
     open_study(output, benchmark.name)
     run_cells(benchmark.cells(), output, jobs=jobs or os.cpu_count() or 1)
@@ -51,7 +51,7 @@ def run_benchmark(benchmark: Benchmark, output: Path, *, jobs: int | None = None
 
 
 def write_results(benchmark: Benchmark, output: Path) -> Figures:
-    """Write `results.md`, `.csv`, `.tex` and `.json`, `figure.svg` and `.png` of what is done."""
+    """Write `results.md`, `.csv`, `.tex` and `.json`, `figure.svg` and `.png` of finished cells."""
     found = [read_result(cell, output) for cell in benchmark.cells()]
     figures = gather([result for result in found if result is not None], list(benchmark.variants))
     title = benchmark.title
@@ -67,9 +67,9 @@ def write_results(benchmark: Benchmark, output: Path) -> Figures:
 
 
 def read_result(cell: Cell, output: Path) -> CellResult | None:
-    """What came of a cell; None where nothing did, as its reference model diverged."""
+    """The results of a cell; None if it is unfinished, or its reference model diverged."""
     path = cell_path(output, cell)
-    if not (path / "detection").is_dir():
+    if not is_done(cell, path):
         return None
     return CellResult(
         cell, read_detection(path), {name: read_outcome(path, name) for name in cell.trained}
@@ -79,33 +79,36 @@ def read_result(cell: Cell, output: Path) -> CellResult | None:
 def run_some_cells(
     benchmark: Benchmark, output: Path, names: Sequence[str], *, jobs: int | None = None
 ) -> None:
-    """Do what is not done of some cells, and write no results; arguments as `run_benchmark`.
+    """Finish some cells, and write no results; arguments as for `run_benchmark`.
 
     Raises:
-        InputError: as there, or there is no cell of a name.
+        InputError: as there, or no cell has a name.
     """
     cells = {cell.name: cell for cell in benchmark.cells()}
     for name in names:
         if name not in cells:
-            raise InputError(f"there is no cell {name!r}. --list names them all")
+            hint = did_you_mean(name, cells) or "`--list` prints all of them"
+            raise InputError(f"there is no cell {name!r}. {hint}")
     open_study(output, benchmark.name)
     run_cells([cells[name] for name in names], output, jobs=jobs or len(names))
 
 
 def list_commands(benchmark: Benchmark, output: Path, options: Sequence[str]) -> list[str]:
-    """A command for each cell, in any order and on any machine; logs what is left.
+    """One command per cell, for any order and any machine; logs what is left to do.
 
     Args:
-        options: that made the benchmark what it is.
+        options: the options that define the benchmark.
 
     Raises:
-        InputError: the folder is not this study's.
+        InputError: the folder belongs to something else.
     """
     open_study(output, benchmark.name)
     cells = benchmark.cells()
     num_left = sum(not is_done(cell, cell_path(output, cell)) for cell in cells)
     logger.info("%d cells, %d to do", len(cells), num_left)
-    words = ["forgetting", "reproduce", "noise", *options, "--output", str(output)]
+    # Relative to the current directory, in which the commands will run.
+    folder = os.path.relpath(Path(__file__).parent)
+    words = ["python", folder, *options, "--output", str(output)]
     return [shlex.join([*words, "--cell", cell.name]) for cell in cells]
 
 
@@ -115,9 +118,9 @@ def cell_path(output: Path, cell: Cell) -> Path:
 
 
 def run_cells(cells: Sequence[Cell], output: Path, *, jobs: int) -> None:
-    """Do what is not done of some cells, `jobs` at a time.
+    """Finish some cells, `jobs` at a time.
 
-    A cell whose reference model diverges is named and left out.
+    A cell whose reference model diverges is logged and skipped.
     """
     left = [cell for cell in cells if not is_done(cell, cell_path(output, cell))]
     total = sum(len(cell.trained) for cell in left)
@@ -144,9 +147,8 @@ def run_cells(cells: Sequence[Cell], output: Path, *, jobs: int) -> None:
                     logger.warning("%s: the reference model: %s", cell.name, error)
                 except BrokenProcessPool as error:
                     raise ForgettingError(
-                        "a process of the benchmark was ended from outside, perhaps for lack of "
-                        "memory. Run the same command again, with fewer --jobs; what is done is "
-                        "kept"
+                        "a process of the benchmark was killed, perhaps because memory ran out. "
+                        "Run the same command again with fewer --jobs. Finished results are kept"
                     ) from error
                 advance(len(cell.trained), cell.name)
     finally:

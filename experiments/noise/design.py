@@ -1,7 +1,7 @@
-"""Which corpora the noise benchmark makes, and which models it trains on each.
+"""The design of the noise benchmark: its corpora, and the models trained on each.
 
-Goes in: `benchmark.yaml` and `recipe.yaml` beside this file, and overrides. Comes out: cells, each
-with a whole recipe and its variants. Trains nothing.
+In: `design.yaml` and `recipe.yaml` in this folder, and overrides. Out: cells, each with a complete
+recipe and its variants. Trains nothing.
 """
 
 from __future__ import annotations
@@ -24,17 +24,16 @@ from forgetting.config import (
     WorldSettings,
     load_recipe,
 )
-from forgetting.demo.world import NOISE_KINDS, NoiseKind
+from forgetting.demo.noise import NOISE_KINDS, NoiseKind
 from forgetting.errors import InputError
 from forgetting.method import MEASURES
-from forgetting.studies.grid import read_grid
+from forgetting.studies import ALL_KINDS
 
-BENCHMARK = Path(__file__).parent / "benchmark.yaml"
+BENCHMARK = Path(__file__).parent / "design.yaml"
 RECIPE = Path(__file__).parent / "recipe.yaml"
 ReferenceKind = Literal["noisy", "clean"]
-"""Whether D_ref has the noise of the corpus, or the right response to each of its questions."""
+"""Whether D_ref has the noise of the corpus, or the right response to every question."""
 REFERENCES: tuple[ReferenceKind, ...] = get_args(ReferenceKind)
-ALL_KINDS = "all"
 BASE = "base"
 WHERE = {"references", "rates", "single_kinds"}
 """Fields of a variant that say where it is trained, not how."""
@@ -42,20 +41,35 @@ Rate = Annotated[float, Field(ge=0, le=1)]
 
 
 class NoiseVariant(VariantSettings):
-    """A model to train, and where."""
+    """A model, and the cells in which it is trained."""
 
     oracle: bool = False
-    """The negative tokens are those that are known to be noise, in place of a selection."""
+    """Whether the negative tokens are the known noise, instead of a selection."""
     times_noise: Annotated[float, Field(gt=0)] | None = None
-    """The negatives are so many times as many as there are noisy tokens, in place of 1 - rho."""
+    """Number of negative tokens as a multiple of the number of noisy ones, instead of 1 - rho."""
     references: list[ReferenceKind] = list(REFERENCES)
     rates: list[Rate] | None = None
-    """Where it is trained; null: at all rates (a variant that needs noise: where there is some)."""
+    """Noise rates at which it is trained; null: all rates, or all above 0 if it needs noise."""
     single_kinds: bool = False
-    """Whether it is also trained where the noise is of one kind."""
+    """Whether it is also trained on corpora with a single kind of noise."""
+
+    @property
+    def selects(self) -> bool:
+        """Whether its negative tokens come from a selection."""
+        return self.objective != "full" and not self.oracle
+
+    def settings(self, share_noisy: float) -> VariantSettings:
+        """The variant of a recipe, for a corpus of which this share of the tokens is noise."""
+        selection = self.selection
+        if self.times_noise is not None:
+            rho = 1 - self.times_noise * share_noisy
+            selection = selection.model_copy(update={"rho": rho, "threshold": "quantile"})
+        return VariantSettings(
+            objective=self.objective, selection=selection, forgetting=self.forgetting
+        )
 
     def is_trained(self, rate: float, reference: ReferenceKind, kind: str) -> bool:
-        """Whether it belongs to such a cell."""
+        """Whether it is trained in a cell."""
         needs_noise = self.oracle or self.times_noise is not None
         return (
             reference in self.references
@@ -66,7 +80,7 @@ class NoiseVariant(VariantSettings):
 
 
 class QuickSettings(Section):
-    """What `--quick` takes in place of the whole."""
+    """The part of the benchmark that `--quick` runs."""
 
     seeds: list[int]
     rates: list[Rate]
@@ -76,30 +90,30 @@ class QuickSettings(Section):
 
 
 class Benchmark(Section):
-    """The benchmark as a file."""
+    """The whole benchmark, as in `design.yaml`."""
 
     name: Name = "noise"
-    """Of the folder: that of another name is refused."""
+    """Name of the study. A folder of another study is refused."""
     title: str
     seeds: Annotated[list[int], Field(min_length=1)]
     worlds: Annotated[dict[Name, int], Field(min_length=1)]
-    """Number of new entities in the corpus."""
+    """Number of new entities, by world."""
     rates: Annotated[list[Rate], Field(min_length=1)]
     references: list[ReferenceKind] = list(REFERENCES)
     rate_of_single_kinds: Rate | None
-    """Rate of the cells with noise of one kind; null: there are none."""
+    """Noise rate of the cells with a single kind of noise; null: no such cells."""
     variants: Annotated[dict[Name, NoiseVariant], Field(min_length=1)]
     quick: QuickSettings
     sets: list[str] = []
     """Overrides of the recipe."""
 
     def cells(self) -> list[Cell]:
-        """Every cell, those of one seed after those of another.
+        """Every cell, seed by seed.
 
         Raises:
             InputError: the recipe cannot be used with the overrides.
         """
-        # One variant for each measure, so that every score is there.
+        # One variant per measure, so that every score is computed.
         measures = {
             name: {"objective": "ignoring", "selection": {"quality": name}} for name in MEASURES
         }
@@ -108,7 +122,7 @@ class Benchmark(Section):
 
     def _cells_of(self, seed: int, common: Recipe) -> Iterator[Cell]:
         for world, rate, reference in product(self.worlds, self.rates, self.references):
-            # Without noise the reference is clean as it is.
+            # Without noise, the noisy reference is clean as well.
             if rate > 0 or reference == self.references[0]:
                 yield self._cell(world, rate, reference, ALL_KINDS, seed, common)
         if self.rate_of_single_kinds is not None:
@@ -145,37 +159,42 @@ class Benchmark(Section):
 
 @dataclass(frozen=True)
 class Cell:
-    """One corpus with one reference model, and what is trained on it."""
+    """One corpus with one reference model, and the variants trained on it."""
 
     name: str
     world: str
     rate: float
     kind: str
-    """Of its noise; `all`: every kind alike."""
+    """Kind of noise; `all`: equal parts of every kind."""
     reference: ReferenceKind
     seed: int
     recipe: Recipe
-    """All of it but what is trained."""
+    """The recipe, without the variants."""
     variants: Mapping[str, NoiseVariant]
 
     @property
+    def is_clean(self) -> bool:
+        """Whether D_ref has the right response to every question."""
+        return self.reference == "clean"
+
+    @property
     def trained(self) -> list[str]:
-        """Names of all that is measured: the base where the corpus is new, and the variants."""
+        """Names of all models that are measured: the base, once per corpus, and the variants."""
         return [*([BASE] if self.reference == "noisy" else []), *self.variants]
 
 
 def load_benchmark(
     *, quick: bool = False, seeds: str | None = None, overrides: Sequence[str] = ()
 ) -> Benchmark:
-    """The shipped benchmark.
+    """Read the benchmark.
 
     Args:
-        quick: a part of it, in minutes.
-        seeds: such as `1,2`, in place of its own.
-        overrides: `section.field=value` of the recipe of all cells.
+        quick: only the part that takes minutes.
+        seeds: such as `1,2`; default: the seeds in `design.yaml`.
+        overrides: `section.field=value`, for the recipe of every cell.
 
     Raises:
-        InputError: no such seeds, or the recipe cannot be used with the overrides.
+        InputError: the seeds are not numbers, or the recipe cannot be used with the overrides.
     """
     given = yaml.safe_load(BENCHMARK.read_text(encoding="utf-8"))
     common = load_recipe(RECIPE, overrides)
@@ -197,8 +216,8 @@ def load_benchmark(
         if not part.single_kinds:
             update["rate_of_single_kinds"] = None
     if seeds is not None:
-        levels = read_grid([f"seed={seeds}"])["seed"]
-        if not all(level.isdecimal() for level in levels):
-            raise InputError(f"--seeds {seeds}: expected whole numbers from 0 on, such as 1,2,3")
-        update["seeds"] = [int(level) for level in levels]
+        given_seeds = list(dict.fromkeys(seeds.split(",")))
+        if not all(seed.isdecimal() for seed in given_seeds):
+            raise InputError(f"--seeds {seeds}: expected whole numbers of at least 0, as in 1,2,3")
+        update["seeds"] = [int(seed) for seed in given_seeds]
     return benchmark.model_copy(update=update)

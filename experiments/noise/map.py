@@ -1,7 +1,7 @@
-"""The map of the noise benchmark, as SVG and PNG: what is found, and where it helps or harms.
+"""The map of the noise benchmark, as SVG and PNG: what is found, and where it helps or hurts.
 
-Goes in: the figures of the table. Comes out: two files of one picture. Above, models: their
-accuracy minus that of training on all tokens. Below, measures: their AUROC.
+In: the means of the table. Out: two files of one picture. The upper half shows the accuracy of each
+model minus that of training on all tokens, the lower half the AUROC of each measure.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from forgetting.report.figures import SETTINGS
-from forgetting.studies.noise.design import ALL_KINDS, BASE
-from forgetting.studies.noise.table import (
+from experiments.noise.design import BASE
+from experiments.noise.table import (
     ACCURACY,
     AUROC,
     FULL,
@@ -28,19 +27,26 @@ from forgetting.studies.noise.table import (
     column_title,
     columns,
 )
-from forgetting.studies.table import DIVERGED
+from forgetting.studies import ALL_KINDS, DIVERGED
 
-# Told apart under all common forms of colour blindness: red is harm, blue is help.
+SETTINGS = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "forgetting",
+    "text.parse_math": False,
+    "font.size": 8.5,
+    "axes.linewidth": 0.6,
+}
+# Distinct under all common forms of color blindness: red is worse, blue is better.
 COLORS = matplotlib.colormaps["RdBu"]
 WORST_DIFFERENCE = 0.8
-"""Of accuracy, at which the colours end."""
+"""Difference in accuracy at which the color scale ends."""
 SUBTITLE = (
     "means over seeds; blue: better than full, or than chance; red: worse; columns: noisy records"
 )
 GAP = 0.3
-"""Between columns of all kinds of noise and of one, in columns."""
+"""Gap between the columns of all kinds of noise and those of one kind, in columns."""
 CELL_WIDTH, CELL_HEIGHT = 0.5, 0.21
-"""Inches."""
+"""In inches."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class _Panel:
 
 
 def write_figure(figures: Figures, title: str, folder: Path) -> None:
-    """Write `figure.svg` and `figure.png`; nothing where nothing was measured."""
+    """Write `figure.svg` and `figure.png`, or nothing if nothing was measured."""
     panels = _panels(figures)
     if not panels:
         return
@@ -83,7 +89,7 @@ def write_figure(figures: Figures, title: str, folder: Path) -> None:
 
 
 def _panels(figures: Figures) -> list[_Panel]:
-    """Of each world the same, so that they stand side by side."""
+    """The panels of each world, the same for all, so that they line up."""
     means = figures.means
     worlds = list(dict.fromkeys(key[0].world for key in means))
     references = sorted({key[0].reference for key in means}, key=lambda name: name != "noisy")
@@ -96,7 +102,7 @@ def _panels(figures: Figures) -> list[_Panel]:
                     for key in means
                     if key[0].reference == reference and key[1] == figure and key[3] == ALL_KINDS
                 ]
-                # What is measured at no noise alone does not depend on the reference.
+                # What is measured only without noise does not depend on the reference.
                 found = {key[2] for key in members if reference == "noisy" or key[0].rate > 0}
                 rows = [name for name in figures.names if name in found and name != BASE]
                 names = (FULL, *rows) if figure == TO_FULL and rows else tuple(rows)
@@ -106,7 +112,7 @@ def _panels(figures: Figures) -> list[_Panel]:
 
 
 def _places(shown: list[tuple[float, str]]) -> dict[tuple[float, str], float]:
-    """Where each column begins; between all kinds of noise and each by itself is a gap."""
+    """Left edge of each column, with a gap between all kinds of noise and single kinds."""
     return {column: place + GAP * (column[1] != ALL_KINDS) for place, column in enumerate(shown)}
 
 
@@ -155,9 +161,9 @@ def _draw(
 def _cell(
     figures: Figures, figure: str, corpus: Corpus, of: str
 ) -> tuple[str | None, tuple[float, float, float, float] | None]:
-    """Text and colour; the accuracy of training on all tokens has none."""
+    """Text and color; the accuracy of training on all tokens is gray."""
     if figure == TO_FULL and of == FULL:
-        # No reference model has a part in it, and it is trained with the first.
+        # It does not depend on the reference model, and is trained with the first.
         mean = figures.mean(replace(corpus, reference="noisy"), ACCURACY, FULL)
         if corpus.reference != "noisy" and corpus.kind != ALL_KINDS:
             mean = None
@@ -171,7 +177,7 @@ def _cell(
 
 
 def _shade(share: float) -> tuple[float, float, float, float]:
-    # Small differences are what matters, and would all be white.
+    # Small differences matter, and would all look white.
     bent = math.copysign(math.sqrt(min(abs(share), 1.0)), share)
     red, green, blue, alpha = COLORS(0.5 + 0.45 * bent)
     return float(red), float(green), float(blue), float(alpha)

@@ -12,10 +12,10 @@ import pytest
 
 from forgetting.errors import InputError
 from forgetting.rundir.results import Evaluation, Group
-from forgetting.studies import table as tables
-from forgetting.studies.figure import write_figure
-from forgetting.studies.grid import Cell
-from forgetting.studies.table import Published, build_table, by_value
+from forgetting.studies import study_table as tables
+from forgetting.studies.grid import StudyCell
+from forgetting.studies.plot import write_figure
+from forgetting.studies.study_table import Published, build_table, by_value
 from tests.written_run import metric
 
 RHO = "selection.rho"
@@ -33,10 +33,10 @@ def results():
     cells = []
     for seed in range(3):
         run = f"tiny-seed-{seed}"
-        cells.append((Cell(run, "full", "tiny", "full", {}, seed), [evaluation("full", 0.55)]))
+        cells.append((StudyCell(run, "full", "tiny", "full", {}, seed), [evaluation("full", 0.55)]))
         for rho, values in VALUES.items():
             name = f"forgetting-rho-{rho}"
-            cell = Cell(run, name, "tiny", "forgetting", {RHO: rho}, seed)
+            cell = StudyCell(run, name, "tiny", "forgetting", {RHO: rho}, seed)
             cells.append((cell, [evaluation(name, values[seed], ("BoolQ",))]))
     return cells
 

@@ -1,8 +1,7 @@
-"""The results of the noise benchmark: one table, as Markdown, LaTeX and CSV.
+"""The results of the noise benchmark as one table, in Markdown, LaTeX, CSV and JSON.
 
-Goes in: what came of the cells that are done. Comes out: for each figure its mean and standard
-deviation over seeds, and the tables as text. A line is a model or a measure, a column a corpus.
-Runs nothing.
+In: the results of finished cells. Out: means and standard deviations over seeds, and the table as
+text. A line is a model or a measure, a column is a corpus. Runs nothing.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from forgetting.demo.world import NOISE_KINDS
+from experiments.noise.cell import Detection, Outcome
+from experiments.noise.design import BASE, Cell
+from forgetting.demo.noise import NOISE_KINDS
 from forgetting.method import MEASURES
 from forgetting.method.metrics import mean_and_deviation
-from forgetting.studies.noise.cell import Detection, Outcome
-from forgetting.studies.noise.design import ALL_KINDS, BASE, Cell
-from forgetting.studies.table import DIVERGED, NO_VALUE, as_latex, as_markdown
+from forgetting.studies import ALL_KINDS, DIVERGED, NO_VALUE, as_latex, as_markdown
 
 ACCURACY, TO_FULL = "accuracy", "accuracy - full"
 AUROC, AVERAGE_PRECISION = "AUROC", "average precision"
@@ -32,28 +31,28 @@ FULL = "full"
 
 @dataclass(frozen=True)
 class CellResult:
-    """What came of a cell."""
+    """The results of a cell."""
 
     cell: Cell
     detection: Detection
     outcomes: Mapping[str, Outcome]
-    """By variant, and `base`."""
+    """Outcomes by variant, and of `base`."""
 
 
 @dataclass(frozen=True, order=True)
 class Corpus:
-    """Cells that differ in their seed alone."""
+    """The cells that differ only in their seed."""
 
     world: str
     reference: str
     rate: float
     kind: str
-    """Of the noise; `all`: every kind alike."""
+    """Kind of noise; `all`: equal parts of every kind."""
 
 
 @dataclass(frozen=True)
 class Mean:
-    """Over seeds."""
+    """A mean over seeds."""
 
     mean: float
     deviation: float | None
@@ -62,37 +61,36 @@ class Mean:
 
 @dataclass(frozen=True)
 class Figures:
-    """Means of all figures, by corpus, figure, who it is of (a model or a measure) and group (of
-    the held-out questions, or of the noise)."""
+    """All means, by corpus, figure, model or measure, and group of questions or of noise."""
 
     means: Mapping[tuple[Corpus, str, str, str], Mean]
     num_diverged: Mapping[tuple[Corpus, str], int]
-    """Trainings that diverged, by corpus and variant; they are in no mean."""
+    """Trainings that diverged, by corpus and variant. No mean includes them."""
     names: Sequence[str]
-    """Models and measures, in their order."""
+    """Models and measures, in order."""
 
     def mean(self, corpus: Corpus, figure: str, of: str, group: str = ALL_KINDS) -> Mean | None:
-        """One of them; None where nothing was measured."""
+        """One of the means; None if nothing was measured."""
         return self.means.get((corpus, figure, of, group))
 
     @property
     def corpora(self) -> list[Corpus]:
-        """All of them, in order."""
+        """All corpora, in order."""
         return sorted({key[0] for key in self.means})
 
 
 def gather(results: Sequence[CellResult], variants: Sequence[str]) -> Figures:
-    """Means over seeds.
+    """Average over seeds.
 
     Args:
-        variants: their names, in the order in which they are shown.
+        variants: names of the variants, in the order in which they are shown.
 
-    Where there is no noise, a clean reference is the noisy one: such cells stand with both.
+    Without noise, a clean reference is the same as a noisy one: such cells count for both.
     """
     values: dict[tuple[Corpus, str, str, str], list[float]] = {}
     num_diverged: dict[tuple[Corpus, str], int] = {}
     references = sorted({result.cell.reference for result in results})
-    # No reference model has a part in it, and so it is trained with one of them.
+    # It does not depend on the reference model, so it is trained with one of them only.
     full = {
         _same_corpus(result.cell): result.outcomes[FULL]
         for result in results
@@ -116,11 +114,11 @@ def _same_corpus(cell: Cell) -> tuple[str, float, str, int]:
 
 
 def _figures(result: CellResult, full: Outcome | None) -> Iterator[tuple[str, str, str, float]]:
-    """Figure, of whom, group and value."""
+    """Figure, model or measure, group and value."""
     for name, outcome in result.outcomes.items():
         for group, value in outcome.accuracy.items():
             yield ACCURACY, name, group, value
-            # Of the same corpus and seed, so that what both share is in no difference.
+            # Paired: both are of the same corpus and seed.
             if full is not None and name != FULL and group in full.accuracy:
                 yield TO_FULL, name, group, value - full.accuracy[group]
         negatives = outcome.negatives
@@ -158,8 +156,8 @@ class Line:
 
 
 def lines(figures: Figures) -> list[Line]:
-    """What is shown of the figures: of the held-out questions all, known and new ones, of the noise
-    all, and wrong answers against right ones; the losses of groups of tokens."""
+    """The lines of the table: accuracy on all, known and new questions; detection of all noise, and
+    of wrong answers against right ones; losses of groups of tokens."""
     wanted = {
         ACCURACY: (ALL_KINDS, "known", "new", "new_fact"),
         PRECISION: (ALL_KINDS,),
@@ -176,7 +174,7 @@ def lines(figures: Figures) -> list[Line]:
     with_new = {line.world for line in found if line.group == "new"}
 
     def is_shown(line: Line) -> bool:
-        # Without new entities all questions are known ones.
+        # Without new entities, all questions are about known ones.
         is_repeat = line.group == "known" and line.world not in with_new
         return line.figure in wanted and line.group in wanted[line.figure] and not is_repeat
 
@@ -193,20 +191,20 @@ def lines(figures: Figures) -> list[Line]:
 
 
 def columns(figures: Figures) -> list[tuple[float, str]]:
-    """Rate and kind of noise of each column: of all kinds by rate, then of each by itself."""
+    """Rate and kind of noise of each column: all kinds by rate, then each kind alone."""
     found = {(corpus.rate, corpus.kind) for corpus in figures.corpora}
     kinds = [ALL_KINDS, *NOISE_KINDS]
     return sorted(found, key=lambda column: (kinds.index(column[1]), column[0]))
 
 
 def column_title(rate: float, kind: str) -> str:
-    """Such as `20 %`, or `junk phrase 20 %`."""
+    """Such as `20 %` or `junk phrase 20 %`."""
     words = "" if kind == ALL_KINDS else kind.replace("_", " ") + " "
     return f"{words}{100 * rate:g} %"
 
 
 def texts(figures: Figures) -> tuple[list[str], list[list[str]], int]:
-    """Header and rows as people see them, and how many columns on the left are words."""
+    """Header and rows as text, and the number of columns of words on the left."""
     left = ["world", "D_ref", "figure", "of", "among"]
     header = [*left, *(column_title(*column) for column in columns(figures))]
     rows = []
@@ -219,7 +217,7 @@ def texts(figures: Figures) -> tuple[list[str], list[list[str]], int]:
 
 
 def short_texts(figures: Figures) -> tuple[list[str], list[list[str]], int]:
-    """The part that fits on a terminal of 80 columns: means, of accuracy and AUROC, with the noisy
+    """The part that fits a terminal of 80 columns: mean accuracy and AUROC, with the noisy
     reference and all kinds of noise."""
     shown = [column for column in columns(figures) if column[1] == ALL_KINDS]
     header = ["world", "of", *(column_title(*column) for column in shown)]
@@ -243,7 +241,7 @@ def _text(figures: Figures, line: Line, corpus: Corpus, *, is_short: bool = Fals
     if mean is None:
         return DIVERGED if diverged else NO_VALUE
     digits = {AUROC: 3, AVERAGE_PRECISION: 3, LOSS: 2}.get(line.figure)
-    # What is no such figure is a share, in percent.
+    # Every other figure is a share, in percent.
     scale, digits = (100, 1) if digits is None else (1, digits)
     if is_short:
         return f"{scale * mean.mean:.{digits - 1}f}"
@@ -254,15 +252,15 @@ def _text(figures: Figures, line: Line, corpus: Corpus, *, is_short: bool = Fals
 
 
 LEGEND = (
-    "Mean ± standard deviation over seeds. Accuracy, precision and recall in percent, losses in "
-    "nats. Columns: share of the records that are noisy, of all kinds of noise alike or of one "
-    "kind. AUROC and average precision are of noise against all clean tokens, but for `answers`: "
-    "wrong answers against right ones."
+    "Mean ± standard deviation over seeds. Accuracy, precision and recall are in percent, losses "
+    "in nats. Columns: share of records that are noisy, with all kinds of noise or with one kind. "
+    "AUROC and average precision compare noise with all clean tokens, except for `answers`, which "
+    "compares wrong answers with right ones."
 )
 
 
 def to_markdown(figures: Figures, title: str) -> str:
-    """The title, the table and what its signs mean."""
+    """The title, the table and its legend."""
     return f"# {title}\n\n{as_markdown(*texts(figures))}\n\n{LEGEND}\n"
 
 
@@ -276,8 +274,8 @@ NUMBERS = ("mean", "deviation", "seeds", "diverged")
 
 
 def _rows(figures: Figures) -> Iterator[tuple[str | float | None, ...]]:
-    """One for every mean, and for every model of which all trainings diverged; shares from 0 to 1,
-    None where there is no value."""
+    """One row per mean, and per model whose trainings all diverged. Shares are from 0 to 1, missing
+    values None."""
     rows: list[tuple[str | float | None, ...]] = []
     for (corpus, figure, of, group), mean in figures.means.items():
         diverged = figures.num_diverged.get((corpus, of), 0)
@@ -291,7 +289,7 @@ def _rows(figures: Figures) -> Iterator[tuple[str | float | None, ...]]:
 
 
 def to_csv(figures: Figures) -> str:
-    """One line for every mean, shares from 0 to 1."""
+    """One line per mean. Shares are from 0 to 1."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*FIELDS, *NUMBERS])
@@ -301,7 +299,7 @@ def to_csv(figures: Figures) -> str:
 
 
 def to_json(figures: Figures) -> str:
-    """The same as JSON, one object for every mean."""
+    """The same as JSON, one object per mean."""
     names = (*FIELDS, *NUMBERS)
     rows = [dict(zip(names, row, strict=True)) for row in _rows(figures)]
     return json.dumps({"rows": rows}, allow_nan=False) + "\n"

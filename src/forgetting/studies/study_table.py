@@ -1,7 +1,7 @@
-"""The table of a study: mean and standard deviation over seeds, beside the published figures.
+"""The table of a study: means and standard deviations over seeds, next to published values.
 
-Goes in: cells, their evaluations, and figures that were published. Comes out: a `StudyTable` and
-its form as Markdown, CSV, LaTeX and JSON. Numbers are set as in the report of a run. Runs nothing.
+In: cells, their evaluations, and published values. Out: a `StudyTable`, and its form as Markdown,
+CSV, LaTeX and JSON. Numbers are formatted as in a run's report. Runs nothing.
 """
 
 from __future__ import annotations
@@ -13,20 +13,18 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from forgetting.errors import InputError
+from forgetting.errors import InputError, did_you_mean
 from forgetting.method.metrics import mean_and_deviation
 from forgetting.report.results import Cell as Value
 from forgetting.report.results import Column, ResultsTable, plain, tabulate
 from forgetting.rundir.results import Evaluation, Group, Metric
-from forgetting.studies.grid import Cell, Levels, short_names
-
-DIVERGED = "diverged"
-NO_VALUE = "–"
+from forgetting.studies.grid import Levels, StudyCell, short_names
+from forgetting.studies.markup import DIVERGED, NO_VALUE, as_latex, as_markdown
 
 
 @dataclass(frozen=True)
 class Published:
-    """A figure of a paper, in percent where the column is."""
+    """A published value, in percent if the column is."""
 
     model: str
     variant: str
@@ -37,19 +35,19 @@ class Published:
 
 @dataclass(frozen=True)
 class Row:
-    """The cells that differ in their seed alone."""
+    """The cells that differ only in their seed."""
 
     model: str
     variant: str
     levels: Levels
     num_seeds: int
-    """Seeds for which there is a result."""
+    """Number of seeds with a result."""
     num_diverged: int
     published: Published | None = None
 
     @property
     def key(self) -> str:
-        """Unique in a table."""
+        """Identifies the row in its table."""
         return json.dumps([self.model, self.variant, dict(self.levels)])
 
 
@@ -59,17 +57,17 @@ class StudyTable:
 
     rows: Sequence[Row]
     fields: Sequence[str]
-    """Those of the grid but the seed."""
+    """Fields of the grid, without the seed."""
     results: ResultsTable
     metric: Column | None
-    """What the study is about; None where nothing was measured."""
+    """The study's metric; None if nothing was measured."""
 
     def value(self, row: Row, column: Column) -> Value | None:
-        """A row's mean and standard deviation; None where there is none."""
+        """A row's mean and standard deviation; None if there is none."""
         return self.results.cell(row.key, column)
 
     def difference(self, row: Row) -> float | None:
-        """Ours minus the published figure, in its unit; None where one of them is missing."""
+        """Our value minus the published one, in its unit; None if either is missing."""
         if row.published is None or self.metric is None:
             return None
         value = self.value(row, self.metric)
@@ -78,7 +76,7 @@ class StudyTable:
         return (100 if self.metric.percent else 1) * value.value - row.published.value
 
     def is_apart(self, row: Row) -> bool:
-        """Whether ours is further from the published figure than one standard deviation."""
+        """Whether our value differs from the published one by more than a standard deviation."""
         difference = self.difference(row)
         value = self.value(row, self.metric) if self.metric is not None else None
         if self.metric is None or difference is None or value is None or value.stderr is None:
@@ -87,7 +85,7 @@ class StudyTable:
 
     @property
     def columns(self) -> list[Column]:
-        """The metric, and the parts that it is made of."""
+        """The metric, and its parts."""
         if self.metric is None:
             return []
         about = (self.metric.task, self.metric.metric)
@@ -96,7 +94,7 @@ class StudyTable:
 
 
 def build_table(
-    results: Sequence[tuple[Cell, Sequence[Evaluation]]],
+    results: Sequence[tuple[StudyCell, Sequence[Evaluation]]],
     fields: Sequence[str],
     *,
     metric: str | None = None,
@@ -106,17 +104,17 @@ def build_table(
     """Gather cells into rows.
 
     Args:
-        results: every cell with its evaluations, none where it has none.
-        fields: those of the grid but the seed, in the order of their columns.
-        metric: `task/metric` or `task/metric/group`; None: what the report of a run is about.
+        results: every cell with its evaluations, which may be none.
+        fields: fields of the grid without the seed, in the order of their columns.
+        metric: `task/metric` or `task/metric/group`; None: the headline metric of a run's report.
         diverged: messages of the trainings that diverged, by run and variant.
-        published: figures of a paper.
+        published: values of a paper.
 
     Raises:
-        InputError: there is no such metric.
+        InputError: no task has this metric.
     """
     diverged = diverged or {}
-    members: dict[str, list[tuple[Cell, Sequence[Evaluation]]]] = {}
+    members: dict[str, list[tuple[StudyCell, Sequence[Evaluation]]]] = {}
     rows: dict[str, Row] = {}
     for cell, evaluations in results:
         row = Row(cell.model, cell.name, cell.levels, 0, 0)
@@ -140,12 +138,15 @@ def build_table(
         column = next((c for c in table.columns if c.key == metric), None)
         if column is None:
             known_keys = ", ".join(c.key for c in table.columns)
-            raise InputError(f"there is no metric {metric!r}. Measured were: {known_keys}")
+            hint = did_you_mean(metric, [c.key for c in table.columns])
+            raise InputError(
+                f"there is no metric {metric!r}. {hint or f'The metrics are: {known_keys}'}"
+            )
     return StudyTable(list(rows.values()), fields, table, column)
 
 
 def by_value(table: StudyTable) -> StudyTable:
-    """The same table with the best row first; rows without a value last."""
+    """The same table with the best row first. Rows without a value come last."""
 
     def place(row: Row) -> tuple[bool, float]:
         value = table.value(row, table.metric) if table.metric is not None else None
@@ -156,13 +157,13 @@ def by_value(table: StudyTable) -> StudyTable:
     return replace(table, rows=sorted(table.rows, key=place))
 
 
-def _is_about(published: Published, cell: Cell) -> bool:
+def _is_about(published: Published, cell: StudyCell) -> bool:
     return (published.model, published.variant) == (cell.model, cell.name) and (
         published.levels.items() <= cell.levels.items()
     )
 
 
-def _by_task(cells: Sequence[tuple[Cell, Sequence[Evaluation]]]) -> list[list[Evaluation]]:
+def _by_task(cells: Sequence[tuple[StudyCell, Sequence[Evaluation]]]) -> list[list[Evaluation]]:
     tasks = dict.fromkeys(e.task for _, evaluations in cells for e in evaluations)
     return [
         [e for _, evaluations in cells for e in evaluations if e.task == task] for task in tasks
@@ -170,7 +171,7 @@ def _by_task(cells: Sequence[tuple[Cell, Sequence[Evaluation]]]) -> list[list[Ev
 
 
 def _over_seeds(key: str, evaluations: Sequence[Evaluation]) -> Evaluation:
-    """One task's evaluations with different seeds as one, of means and standard deviations."""
+    """One evaluation with the means and standard deviations of several seeds."""
     groups = dict.fromkeys(name for e in evaluations for name in e.groups)
     overall = _mean(evaluations)
     return Evaluation(
@@ -197,7 +198,7 @@ def _mean(measurements: Sequence[Group]) -> Group:
 
 
 def texts(table: StudyTable, columns: Sequence[Column]) -> tuple[list[str], list[list[str]], int]:
-    """Header and rows as people see them, and how many columns on the left are words."""
+    """Header and rows as text, and the number of columns of words on the left."""
     short = short_names(table.fields)
     many_models = len({row.model for row in table.rows}) > 1
     left = ["model"] * many_models + ["variant", *(short[field] for field in table.fields)]
@@ -235,15 +236,15 @@ def _difference_text(table: StudyTable, row: Row) -> str:
 
 
 def legend(table: StudyTable) -> str:
-    """What the signs of the table mean."""
+    """What the signs in the table mean."""
     text = "Mean ± standard deviation over seeds."
     if any(row.published is not None for row in table.rows):
         text += (
-            " Difference: ours minus the published figure; * more than one standard deviation of "
-            "ours."
+            " Difference: ours minus the published value; * if it is larger than our standard "
+            "deviation."
         )
     if any(row.published is not None and row.published.derived for row in table.rows):
-        text += " (d) derived: a published figure and a published difference."
+        text += " (d) derived from a published value and a published difference."
     return text
 
 
@@ -254,55 +255,13 @@ def to_markdown(table: StudyTable, title: str, notes: Sequence[str] = ()) -> str
     return "\n".join(lines) + "\n"
 
 
-def as_markdown(header: Sequence[str], rows: Sequence[Sequence[str]], num_left: int) -> str:
-    """A table of which the first columns are words and the others numbers, without a last line
-    break."""
-    lines = ["| " + " | ".join(plain(cell) for cell in header) + " |"]
-    lines += ["|" + "---|" * num_left + "---:|" * (len(header) - num_left)]
-    lines += ["| " + " | ".join(plain(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
-
-
-_LATEX = {
-    **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "–": "--",
-    "<": "$<$",
-    ">": "$>$",
-}
-
-
 def to_latex(table: StudyTable, title: str) -> str:
     """A `table` for the package booktabs."""
     return as_latex(*texts(table, table.columns), f"{title}. {legend(table)}")
 
 
-def as_latex(
-    header: Sequence[str], rows: Sequence[Sequence[str]], num_left: int, caption: str
-) -> str:
-    """As `as_markdown`, in a `table` for the package booktabs."""
-
-    def escape(text: str) -> str:
-        return "".join(_LATEX.get(sign, sign) for sign in text)
-
-    lines = [r"\begin{table}", r"\centering"]
-    lines += [rf"\caption{{{escape(caption)}}}"]
-    lines += [
-        rf"\begin{{tabular}}{{{'l' * num_left}{'r' * (len(header) - num_left)}}}",
-        r"\toprule",
-    ]
-    lines += [" & ".join(map(escape, header)) + r" \\", r"\midrule"]
-    lines += [" & ".join(map(escape, row)) + r" \\" for row in rows]
-    lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
-    return "\n".join(lines) + "\n"
-
-
 def to_csv(table: StudyTable) -> str:
-    """One line per row and measured figure, in the figure's own unit; published ones as they are
-    printed."""
+    """One line per row and metric, in the metric's unit. Published values are as printed."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     left = ["model", "variant", *table.fields, "seeds", "diverged"]
@@ -324,9 +283,9 @@ def to_csv(table: StudyTable) -> str:
 
 
 def cells_to_csv(
-    results: Sequence[tuple[Cell, Sequence[Evaluation]]], fields: Sequence[str]
+    results: Sequence[tuple[StudyCell, Sequence[Evaluation]]], fields: Sequence[str]
 ) -> str:
-    """One line per cell and measured figure, before any mean."""
+    """One line per cell and metric, before averaging."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
@@ -345,7 +304,7 @@ def cells_to_csv(
 
 
 def to_json(table: StudyTable) -> str:
-    """The metric of every row; what is missing or not finite is null."""
+    """The metric of every row. Missing and non-finite values are null."""
 
     def finite(value: float | None) -> float | None:
         return value if value is not None and math.isfinite(value) else None
