@@ -260,3 +260,14 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> 
     folder = tmp_path_factory.mktemp("finished")
     recipe = save_tiny_recipe(folder, tiny_model)
     return recipe, run(recipe, folder / "run")
+
+
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forgets after the test what it registered."""
+    from forgetting.formats import FORMATS
+    from forgetting.method import MEASURES
+    from forgetting.method.terms import TERMS
+
+    for registry in (MEASURES, TERMS, FORMATS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))

@@ -514,13 +514,14 @@ def _run(
     """Run stages; the directory, where this process is to say what came out."""
     setup_logging(quiet or as_json or process_index() > 0)
     try:
-        from forgetting.config import check_batches, load_recipe
+        from forgetting.config import check_batches, check_installed, load_recipe
 
         # Read before the pipeline is: a mistake in it need not wait for torch's import.
         asked_for = load_recipe(recipe, overrides or ())
         asks_for_more = (processes or 1) > 1 or accelerate_config is not None
         if num_processes() == 1 and asks_for_more:
             check_batches(asked_for, processes or 1)
+            check_installed(asked_for)
             arguments = [stages[0] if stages else "run", recipe]
             arguments += [] if run_dir is None else ["--run-dir", str(run_dir)]
             arguments += [part for override in overrides or () for part in ("--set", override)]
