@@ -58,6 +58,7 @@ from workload import (
 
 from forgetting.config import LoraSettings, ModelSettings, load_recipe
 from forgetting.models import loading
+from forgetting.models.adapters import attach_adapter
 from forgetting.rundir.directory import Work
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, lists, write_table
 from forgetting.scoring import score_samples
@@ -121,7 +122,7 @@ class Models:
         """Base, then reference, which takes its weights over."""
         model = self.load(self.base)
         yield model
-        yield loading.attach_adapter(model, self.adapter)
+        yield attach_adapter(model, self.adapter)
 
     def load_apart(self) -> Iterator[Any]:
         yield self.load(self.base)

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -260,10 +261,21 @@ def restored_logging() -> Iterator[None]:
     """The command line sets the library's log up for a terminal; other tests want it as it was."""
     log = logging.getLogger("forgetting")
     before = log.handlers[:], log.level, log.propagate
+    handler = signal.getsignal(signal.SIGINT)
     with warnings.catch_warnings():
         yield
     log.handlers[:], level, log.propagate = before
     log.setLevel(level)
+    # A command that was interrupted ignores Ctrl-C from then on.
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.fixture(autouse=True)
+def _restored_ctrl_c() -> Iterator[None]:
+    """A command that was interrupted ignores Ctrl-C from then on, as it is about to end."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def all_scores(run: Path) -> dict[str, Any]:
@@ -341,3 +353,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield driver
     finally:
         driver.quit()
+
+
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forgets after the test what it registered."""
+    from forgetting.formats import FORMATS
+    from forgetting.method import MEASURES
+    from forgetting.method.terms import TERMS
+
+    for registry in (MEASURES, TERMS, FORMATS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))

@@ -27,6 +27,7 @@ import typer
 from accelerate.commands.launch import launch_command_parser
 from packaging.requirements import Requirement
 
+from experiments.noise.__main__ import build_parser
 from forgetting import Recipe, launch
 from forgetting.cli import app, main
 from forgetting.config import load_recipe
@@ -233,7 +234,7 @@ def _a_machine_to_show(monkeypatch):
     monkeypatch.setattr(InspectorServer, "serve_forever", interrupted)
     monkeypatch.setattr(webbrowser, "open", lambda url: url.startswith("http://127.0.0.1:"))
     # Several processes have tests of their own: here, accelerate reads what it would be given.
-    monkeypatch.setattr("forgetting.cli.launch", read_only)
+    monkeypatch.setattr("forgetting.cli.run_commands.launch", read_only)
     monkeypatch.setattr(launch, "_num_accelerators", lambda: 16)
     for name, value in CLUSTER.items():
         monkeypatch.setenv(name, value)
@@ -275,8 +276,9 @@ OPTIONS = {
     name: {text for option in command.params for text in (*option.opts, *option.secondary_opts)}
     for name, command in typer.main.get_command(app).commands.items()
 }
-# Of ours, and of `accelerate launch`, which a page may speak of.
+# Ours, those of the noise benchmark, and those of `accelerate launch`, which a page may mention.
 ALL_OPTIONS = set(launch_command_parser()._option_string_actions).union(*OPTIONS.values())
+ALL_OPTIONS |= set(build_parser()._option_string_actions)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)

@@ -182,7 +182,7 @@ def test_training_resumes_from_the_last_whole_checkpoint(killed):
 def test_ctrl_c_says_how_to_go_on_and_training_resumes(killed):
     attempt = killed["interrupted"]
     assert attempt.exit_code == 130
-    assert attempt.log.splitlines()[-1] == "Interrupted. The same command goes on from here."
+    assert attempt.log.splitlines()[-1] == "Interrupted. Run the same command again to continue."
     assert "Traceback" not in attempt.log
     assert "train:full" in attempt.done
     assert attempt.work == {"train_ignoring"}

@@ -10,7 +10,7 @@ import torch
 
 from forgetting.config import load_recipe
 from forgetting.errors import InputError
-from forgetting.models import loading
+from forgetting.models.adapters import load_variant
 from forgetting.pipeline import describe_plan, run
 from forgetting.rundir.samples import Samples, list_column, read_table
 from forgetting.scoring import score_samples
@@ -27,7 +27,7 @@ def reference_log_probs(path):
 
 
 def scored_by(recipe, adapter, samples):
-    model = loading.load_variant(recipe.model, torch.float32, adapter)
+    model = load_variant(recipe.model, torch.float32, adapter)
     return np.split(score_samples(model, samples).log_probs, samples.response_starts[1:-1])
 
 

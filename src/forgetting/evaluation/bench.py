@@ -16,6 +16,7 @@ from forgetting.console import progress
 from forgetting.evaluation.harness import Harness
 from forgetting.evaluation.heldout import HELDOUT, evaluate_heldout
 from forgetting.models import loading
+from forgetting.models.adapters import SharedBase
 from forgetting.rundir import layout
 from forgetting.rundir.processes import ALONE, Processes
 from forgetting.rundir.results import (
@@ -38,7 +39,7 @@ class Bench:
     def __init__(self, recipe: Recipe, processes: Processes = ALONE) -> None:
         self._recipe = recipe
         self._processes = processes
-        self.models = loading.SharedBase(recipe.model)
+        self.models = SharedBase(recipe.model)
 
     @functools.cached_property
     def harness(self) -> Harness:

@@ -23,6 +23,8 @@ from forgetting.export.hub import check_repo, push
 from forgetting.export.records import By
 from forgetting.method.terms import TERMS
 from forgetting.models import loading
+from forgetting.models.adapters import is_adapter as is_adapter_folder
+from forgetting.models.adapters import merge_adapter
 from forgetting.models.tokenization import load_tokenization, tokenizer_threads
 from forgetting.pipeline import plan_with_state
 from forgetting.report.card import RunFacts, data_card, model_card
@@ -232,7 +234,7 @@ class _Job:
 
     def model(self, folder: Path, *, is_adapter: bool) -> _Result:
         trained = layout.model_dir(self.run, self.variant)
-        has_adapter = loading.is_adapter(trained)
+        has_adapter = is_adapter_folder(trained)
         if is_adapter and not has_adapter:
             raise InputError(
                 f"{self.variant} has no adapter, because it was trained or merged to full weights. "
@@ -240,7 +242,7 @@ class _Job:
             )
         if has_adapter and not is_adapter:
             dtype = loading.pick_dtype(self.recipe.model)
-            merged = loading.merge_adapter(self.recipe.model, dtype, trained)
+            merged = merge_adapter(self.recipe.model, dtype, trained)
             merged.save_pretrained(folder)
             loading.load_tokenizer(self.recipe.model).save_pretrained(folder)
             shutil.copyfile(layout.training_log(trained), layout.training_log(folder))

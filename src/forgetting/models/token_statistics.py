@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -36,10 +36,12 @@ STATISTICS = ("entropy", "surprise_std", "best_other_log_prob", "rank", "sum_squ
 LEAST_LOG_PROB = -1e4
 """Lower bound of `best_other_log_prob`, in nats."""
 
-# A block has many rows, which share each piece of the weights, and as many columns as keep its
-# float32 logits at 2 MiB: they are read several times while they are in the cache.
+# A block has many rows, which share each piece of the weights, and is one matrix product.
 ROWS_PER_BLOCK = 1024
 LOGITS_PER_BLOCK = 2**19
+# The statistics take some of its rows at a time: 512 KiB of float32 logits, and as much for what is
+# computed from them, are read many times while they are in the cache.
+LOGITS_PER_PIECE = 2**17
 # Columns of a block on an accelerator, where TRL's kernel reads it once.
 COLUMNS_PER_BLOCK_ACCELERATOR = 2**15
 # Matrix products treat the last columns of an odd width differently.
@@ -169,41 +171,84 @@ class _Buffers:
         return self.flat[name][:size].view(shape)
 
 
-def _logit_blocks(
-    head: Head, states: Tensor, columns: int | None, buffers: _Buffers
-) -> Iterator[tuple[int, Tensor]]:
-    """Yield float32 logits, shape (rows, columns), with the token of their first column.
+@dataclass(frozen=True)
+class _Piece:
+    """Some rows of a block of logits."""
 
-    A block is overwritten when the next one is requested. `columns` None: the whole vocabulary.
-    """
+    block: int
+    rows: slice
+    begin: int
+    """Token of the first column."""
+    logits: Tensor
+    """Float32, shape (rows, columns); overwritten when the next piece is requested."""
+
+    def look_up(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Find one token of each row, which may lie outside the block.
+
+        Args:
+            tokens: shape (rows of the tile,).
+
+        Returns:
+            The token's column, moved into the block, shape (rows, 1); whether it was inside; the
+            logit there.
+        """
+        column = tokens[self.rows] - self.begin
+        inside = column.clamp(0, self.logits.shape[1] - 1)
+        is_here = column == inside
+        column = inside[:, None]
+        return column, is_here, self.logits.gather(1, column)[:, 0]
+
+    def count_above(self, limits: Tensor, buffers: _Buffers) -> Tensor:
+        """Count each row's logits that are strictly above its limit.
+
+        Comparing into float32 is vectorized, and counts stay exact up to 2^24.
+        """
+        out = buffers.take("exps", self.logits.shape)
+        return torch.gt(self.logits, limits[:, None], out=out).sum(1)
+
+
+def _pieces(head: Head, states: Tensor, columns: int | None, buffers: _Buffers) -> Iterator[_Piece]:
+    """Yield the logits piece by piece. `columns` None: blocks of the whole vocabulary."""
     if is_plain(head.linear):
         weight, bias = head.linear.weight, head.linear.bias
-        yield from _product_blocks(head, weight, bias, states, columns or len(weight), buffers)
-    else:
-        yield 0, scale_logits(head.linear(states).float(), head.scale, head.softcap)
+        yield from _product_pieces(head, weight, bias, states, columns or len(weight), buffers)
+        return
+    logits = head.linear(states)
+    for rows in _rows_of_pieces(logits):
+        part = logits[rows].float()
+        yield _Piece(0, rows, 0, scale_logits(part, head.scale, head.softcap))
 
 
-def _product_blocks(
+def _product_pieces(
     head: Head,
     weight: Tensor,
     bias: Tensor | None,
     states: Tensor,
     columns: int,
     buffers: _Buffers,
-) -> Iterator[tuple[int, Tensor]]:
+) -> Iterator[_Piece]:
     states = states.to(weight.dtype)
-    for begin in range(0, len(weight), columns):
+    for block, begin in enumerate(range(0, len(weight), columns)):
         part = weight[begin : begin + columns]
-        shape = (len(states), len(part))
-        logits = buffers.take("logits", shape)
-        if weight.dtype == torch.float32:
-            torch.mm(states, part.T, out=logits)
-        else:
-            product = buffers.take("product", shape, weight.dtype)
-            logits.copy_(torch.mm(states, part.T, out=product))
-        if bias is not None:
-            logits += bias[begin : begin + len(part)]
-        yield begin, scale_logits(logits, head.scale, head.softcap)
+        product = buffers.take("product", (len(states), len(part)), weight.dtype)
+        torch.mm(states, part.T, out=product)
+        for rows in _rows_of_pieces(product):
+            logits = product[rows]
+            if logits.dtype != torch.float32:
+                logits = buffers.take("logits", logits.shape).copy_(logits)
+            if bias is not None:
+                logits += bias[begin : begin + len(part)]
+            yield _Piece(block, rows, begin, scale_logits(logits, head.scale, head.softcap))
+
+
+def _rows_of_pieces(block: Tensor) -> Iterator[slice]:
+    num_rows, columns = block.shape
+    size = max(1, num_rows)
+    if block.device.type == "cpu":
+        size = max(1, LOGITS_PER_PIECE // columns)
+    # Without rows there is one empty piece.
+    for begin in range(0, max(1, num_rows), size):
+        yield slice(begin, begin + size)
 
 
 def _measure_tile(
@@ -216,41 +261,29 @@ def _measure_tile(
 ) -> TokenStatistics:
     rank = expected = None
     if "rank" in wanted:
-        rank = torch.zeros(targets.shape, dtype=torch.int32, device=targets.device)
+        rank = torch.zeros(targets.shape, device=targets.device)
         if columns is not None:
             expected = _target_logits(head, states, targets, columns, buffers)
     of_target = torch.full(targets.shape, -math.inf, device=targets.device)
-    blocks = []
-    for begin, logits in _logit_blocks(head, states, columns, buffers):
-        column, is_here, there = _look_up(logits, targets - begin)
-        of_target = torch.where(is_here, there, of_target)
+    linear: Any = head.linear
+    num_blocks = 1 if columns is None else math.ceil(len(linear.weight) / columns)
+    blocks = _Blocks.empty(num_blocks, of_target)
+    for piece in _pieces(head, states, columns, buffers):
+        rows = piece.rows
+        column, is_here, there = piece.look_up(targets)
+        of_target[rows] = torch.where(is_here, there, of_target[rows])
         if rank is not None:
-            rank += _count_above(logits, there if expected is None else expected, buffers)
+            limits = there if expected is None else expected[rows]
+            rank[rows] += piece.count_above(limits, buffers)
         # The target is kept out of its block, which makes the largest logit that of the best
         # other token, and is joined to the blocks in the end.
-        logits.scatter_(1, column, torch.where(is_here, -math.inf, there)[:, None])
-        blocks.append(_summarize(logits, wanted, buffers))
+        piece.logits.scatter_(1, column, torch.where(is_here, -math.inf, there)[:, None])
+        _summarize(piece, wanted, blocks, buffers)
     if rank is not None and expected is not None:
         wrong = (expected != of_target).nonzero()[:, 0]
         if len(wrong):
             rank[wrong] = _rank_by_whole_rows(head, states[wrong], targets[wrong])
-    return _join(
-        _Blocks(*(torch.stack(parts) for parts in zip(*blocks, strict=True))),
-        of_target,
-        wanted,
-        rank,
-    )
-
-
-def _look_up(logits: Tensor, column: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Find one column of each row, which may lie outside the block.
-
-    Returns:
-        The column moved into the block, shape (rows, 1); whether it was inside; the logit there.
-    """
-    is_here = (column >= 0) & (column < logits.shape[1])
-    column = column.clamp(0, logits.shape[1] - 1)[:, None]
-    return column, is_here, logits.gather(1, column)[:, 0]
+    return _join(blocks, of_target, wanted, rank)
 
 
 def _target_logits(
@@ -258,67 +291,31 @@ def _target_logits(
 ) -> Tensor:
     """Compute the targets' logits before the blocks, to count the larger ones block by block.
 
-    The product has the form of the blocks' own, so that both round alike nearly always; the
-    caller compares them. A dot product per row would round differently.
+    The product has the form of the blocks' own, so that both nearly always round in the same way;
+    the caller compares them. A dot product per row would round differently.
     """
     tokens, place = targets.unique(return_inverse=True)
     tokens = torch.nn.functional.pad(tokens, (0, -len(tokens) % COLUMNS_MULTIPLE))
     linear: Any = head.linear
     bias = None if linear.bias is None else linear.bias[tokens]
     found = torch.zeros(targets.shape, device=targets.device)
-    for begin, logits in _product_blocks(
-        head, linear.weight[tokens], bias, states, columns, buffers
-    ):
-        _, is_here, there = _look_up(logits, place - begin)
-        found = torch.where(is_here, there, found)
+    for piece in _product_pieces(head, linear.weight[tokens], bias, states, columns, buffers):
+        _, is_here, there = piece.look_up(place)
+        found[piece.rows] = torch.where(is_here, there, found[piece.rows])
     return found
-
-
-def _count_above(logits: Tensor, limit: Tensor, buffers: _Buffers) -> Tensor:
-    """Count each row's logits that are strictly above its limit, int32.
-
-    Comparing into float32 takes the vectorized way, and counts stay exact up to 2^24 columns.
-    """
-    is_above = torch.gt(logits, limit[:, None], out=buffers.take("exps", logits.shape))
-    return is_above.sum(1).int()
 
 
 def _rank_by_whole_rows(head: Head, states: Tensor, targets: Tensor) -> Tensor:
     """Rank targets among the logits of one product, for rows whose target rounds differently in
     products of different widths."""
     buffers = _Buffers(states.device)
-    ranks = []
-    for part, of_part in zip(
-        states.split(ROWS_PER_TILE), targets.split(ROWS_PER_TILE), strict=True
-    ):
-        for _, logits in _logit_blocks(head, part, None, buffers):
-            ranks.append(_count_above(logits, _look_up(logits, of_part)[2], buffers))
-    return torch.cat(ranks)
-
-
-def _summarize(
-    logits: Tensor, wanted: frozenset[str], buffers: _Buffers
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Reduce a block to the fields of `_Blocks`; overwrites the logits."""
-    # A block of nothing but -inf has finite differences this way, and a sum of zero.
-    largest = logits.amax(1).clamp_(min=torch.finfo(torch.float32).min)
-    shifted = logits.sub_(largest[:, None])
-    none = torch.zeros_like(largest)
-    if wanted.isdisjoint({"entropy", "surprise_std"}):
-        exps = shifted.exp_()
-        total = exps.sum(1)
-        squares = (
-            torch.linalg.vector_norm(exps, dim=1).square_() if "sum_squares" in wanted else none
-        )
-        return largest, total, none, none, squares
-    # Else 0 * -inf would be NaN.
-    shifted.clamp_(min=FAR_BELOW)
-    exps = torch.exp(shifted, out=buffers.take("exps", shifted.shape))
-    total = exps.sum(1)
-    squares = torch.linalg.vector_norm(exps, dim=1).square_() if "sum_squares" in wanted else none
-    first = exps.mul_(shifted).sum(1)
-    second = exps.mul_(shifted).sum(1) if "surprise_std" in wanted else none
-    return largest, total, first, second, squares
+    rank = torch.empty(targets.shape, device=targets.device)
+    tiles = (values.split(ROWS_PER_TILE) for values in (states, targets, rank))
+    for of_tile, targets_of_tile, rank_of_tile in zip(*tiles, strict=True):
+        for piece in _pieces(head, of_tile, None, buffers):
+            _, _, limits = piece.look_up(targets_of_tile)
+            rank_of_tile[piece.rows] = piece.count_above(limits, buffers)
+    return rank
 
 
 @dataclass(frozen=True)
@@ -338,6 +335,33 @@ class _Blocks:
     """sum e d^2"""
     squares: Tensor
     """sum e^2"""
+
+    @classmethod
+    def empty(cls, num_blocks: int, like: Tensor) -> _Blocks:
+        return cls(*like.new_zeros(len(fields(cls)), num_blocks, len(like)))
+
+
+def _summarize(piece: _Piece, wanted: frozenset[str], blocks: _Blocks, buffers: _Buffers) -> None:
+    """Fill in a piece's sums, those that are wanted; overwrites its logits."""
+    place = (piece.block, piece.rows)
+    largest = torch.amax(piece.logits, 1, out=blocks.largest[place])
+    # A block of nothing but -inf has finite differences this way, and a sum of zero.
+    largest.clamp_(min=torch.finfo(torch.float32).min)
+    shifted = piece.logits.sub_(largest[:, None])
+    with_moments = not wanted.isdisjoint({"entropy", "surprise_std"})
+    if with_moments:
+        # Otherwise 0 * -inf would be NaN.
+        shifted.clamp_(min=FAR_BELOW)
+        exps = torch.exp(shifted, out=buffers.take("exps", shifted.shape))
+    else:
+        exps = shifted.exp_()
+    torch.sum(exps, 1, out=blocks.total[place])
+    if "sum_squares" in wanted:
+        torch.linalg.vector_norm(exps, dim=1, out=blocks.squares[place]).square_()
+    if with_moments:
+        torch.sum(exps.mul_(shifted), 1, out=blocks.first[place])
+    if "surprise_std" in wanted:
+        torch.sum(exps.mul_(shifted), 1, out=blocks.second[place])
 
 
 def _join(
@@ -384,5 +408,5 @@ def _join(
             between = p * q * (bounded + of_others).square()
             found["surprise_std"] = (q * variance + between).sqrt()
     if rank is not None:
-        found["rank"] = rank
+        found["rank"] = rank.int()
     return TokenStatistics(log_prob, of_target >= largest, **found)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from forgetting.config import Recipe
 from forgetting.console import progress
-from forgetting.models.loading import SharedBase
+from forgetting.models.adapters import SharedBase
 from forgetting.rundir import layout
 from forgetting.rundir.directory import Work
 from forgetting.rundir.samples import SampleFile

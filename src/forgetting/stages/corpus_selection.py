@@ -1,4 +1,4 @@
-"""The selection of one variant over a whole corpus, in memory bounded by a shard.
+"""Selects the tokens of one variant over a whole corpus. Memory use is one shard.
 
 Goes in: D_train with its scores, shard by shard, and the settings of a selection. Comes out: a
 Parquet file with the polarity of every response token, and a summary. Quality is computed once
@@ -54,7 +54,7 @@ COLUMNS = ("labels", "noise", "noise_kind")
 
 
 class MeasuredCorpus:
-    """Quality of D_train's response tokens on disk, and what is known of each sample.
+    """Quality of D_train's response tokens, on disk, and what is known about each sample.
 
     Args:
         corpus: the scores.
@@ -102,27 +102,27 @@ class MeasuredCorpus:
         """Share of tokens with quality above 0: the rho that `rho: auto` takes."""
 
     def quality(self) -> Iterator[NDArray[np.float32]]:
-        """Of all response tokens, a shard at a time."""
+        """Quality of all response tokens, one shard at a time."""
         with self._path.open("rb") as file:
             for lengths in self.by_shard(self.lengths):
                 yield np.fromfile(file, np.float32, int(lengths.sum()))
 
     def by_shard(self, of_samples: NDArray) -> Iterator[NDArray]:
-        """A value of each sample, a shard at a time."""
+        """Values of the samples, one shard at a time."""
         begin = 0
         for size in self.shard_sizes:
             yield of_samples[begin : begin + size]
             begin += size
 
     def worst_and_best(self, number: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """The samples of lowest and of highest mean quality, the most extreme first."""
+        """Indices of the samples with the lowest and highest mean quality, most extreme first."""
         order = np.argsort(self.means, kind="stable")
         order = order[self.lengths[order] > 0]
         return order[:number], order[::-1][:number]
 
 
 def _numbered(names: pa.ChunkedArray, number_of: dict[str, int]) -> NDArray[np.int64]:
-    """Numbers for names, new ones entered in `number_of` in order of appearance."""
+    """Numbers for names; new names are added to `number_of` in order of appearance."""
     encoded = names.combine_chunks().dictionary_encode()
     numbers = [
         number_of.setdefault(name, len(number_of)) for name in encoded.dictionary.to_pylist()
@@ -141,7 +141,7 @@ def select_corpus(
     end_token_ids: Collection[int] = (),
     advance: Callable[[int, str], None] = lambda amount, note: None,
 ) -> SelectionSummary:
-    """Choose, and write the polarity of every response token.
+    """Select, and write the polarity of every response token.
 
     Args:
         corpus: D_train and its scores.
@@ -177,7 +177,7 @@ def select_corpus(
                 polarity[(polarity < 0) & np.isin(response_ids, list(end_token_ids))] = 1
             writer.write(sample_ids, polarity, starts)
             tally.add(quality, polarity, lengths, sources)
-            # Known for every sample, or counted as unknown.
+            # The noise must be known for every sample, or it counts as unknown.
             if noise is not None and part["noise"].null_count == 0:
                 _add_noise(noise, part, lengths, quality, polarity)
             else:
@@ -197,8 +197,12 @@ def select_corpus(
 def _choose(
     settings: SelectionSettings, measured: MeasuredCorpus, seed: int
 ) -> tuple[Division, Mixture | str | None, Iterator[NDArray[np.int8]]]:
-    """Where to divide, the fit that said so if one did, and the polarity of all response tokens,
-    a shard at a time."""
+    """Divide the tokens by the settings.
+
+    Returns:
+        The division, the mixture or the reason why it could not be fitted (None if the settings
+        need none), and the polarity of all response tokens, one shard at a time.
+    """
     is_random = settings.by == "random"
     by_sample = settings.granularity == "sequence"
     is_balanced = settings.balance == "source"
@@ -224,7 +228,7 @@ def _choose(
 
     chunks = whole_samples if by_sample else tokens
     rho, threshold = settings.rho, settings.threshold
-    # A random number is never below zero: how many are positive comes from the quality.
+    # Random numbers are never below zero, so the quality says how many tokens are positive.
     if is_random and (rho == "auto" or threshold == "zero"):
         rho, threshold = measured.share_above_zero, "quantile"
     mixture: Mixture | str | None = None
@@ -250,7 +254,7 @@ def _choose(
 
 
 def _responses(part: pa.Table) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Ids of the response tokens of some samples, and the starts of each sample's."""
+    """Ids of the response tokens of some samples, and where each sample starts among them."""
     labels, token_starts = list_column(part, "labels")
     mask = response_mask(labels, token_starts)
     return labels[mask], np.r_[0, np.cumsum(num_response_tokens(mask, token_starts))]
@@ -292,7 +296,7 @@ def _described(
 
 
 def _cuts_tokens(settings: SelectionSettings) -> bool:
-    """A threshold on token quality exists only where tokens are chosen by it."""
+    """Whether tokens are selected by a threshold on their quality."""
     return settings.by == "quality" and settings.granularity == "token"
 
 
@@ -356,7 +360,7 @@ def _mixture_summary(mixture: Mixture | str | None, posterior: float) -> Mixture
 
 
 def _finite(value: float) -> float | None:
-    """JSON has no infinity: null stands for a threshold below all."""
+    """JSON has no infinity: null is a threshold below all values."""
     return value if math.isfinite(value) else None
 
 

@@ -79,7 +79,7 @@ def facts(step: Step, done: Mapping[str, Path]) -> Facts:
     """Held-out samples."""
     if not step.recipe.evaluation.heldout:
         return {}
-    return {"held-out samples": split_sizes(step, done)["heldout"]["samples"]}
+    return {"held-out samples": split_sizes(step, done)["heldout"].samples}
 
 
 EVALUATE = Stage(

@@ -113,7 +113,7 @@ def check(recipe: Recipe) -> None:
 def facts(step: Step, done: Mapping[str, Path]) -> Facts:
     """Samples of each split."""
     sizes = split_sizes(step, done)
-    return {f"{name} samples": split["samples"] for name, split in sizes.items()}
+    return {f"{name} samples": split.samples for name, split in sizes.items()}
 
 
 PREPARE = Stage(

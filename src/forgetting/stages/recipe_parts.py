@@ -7,6 +7,7 @@ dry run, and errors for what is not there.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,16 +45,14 @@ def training_settings(step: Step, training: TrainingSettings) -> dict[str, Any]:
     }
 
 
-def training_facts(
-    step: Step, training: TrainingSettings, num_samples: int | None, num_tokens: int | None
-) -> Facts:
+def training_facts(step: Step, training: TrainingSettings, size: SplitSize) -> Facts:
     """What a training costs; trainable parameters are counted without loading weights."""
     from forgetting.models.loading import count_trainable
 
     return {
-        "samples": num_samples,
-        "response tokens": num_tokens,
-        "optimizer steps": training.num_steps(num_samples or 0),
+        "samples": size.samples,
+        "response tokens": size.response_tokens,
+        "optimizer steps": training.num_steps(size.samples),
         "trainable parameters": step.once(
             f"trainable parameters, {training.lora}",
             lambda: count_trainable(step.recipe.model, training.lora),
@@ -61,15 +60,22 @@ def training_facts(
     }
 
 
-def split_sizes(step: Step, done: Mapping[str, Path]) -> dict[str, dict[str, int | None]]:
+@dataclass(frozen=True)
+class SplitSize:
+    """Size of a split of the corpus; None: not known before it is prepared."""
+
+    samples: int
+    response_tokens: int | None = None
+
+
+def split_sizes(step: Step, done: Mapping[str, Path]) -> dict[str, SplitSize]:
     """Samples and response tokens of each split: as prepared, else as the recipe asks for."""
     if "prepare" in done:
         from forgetting.rundir.stats import DataSummary
 
         splits = DataSummary.load(done["prepare"]).splits
         return {
-            name: {"samples": split.samples, "response_tokens": split.response_tokens}
-            for name, split in splits.items()
+            name: SplitSize(split.samples, split.response_tokens) for name, split in splits.items()
         }
     recipe = step.recipe
     sizes = {
@@ -77,7 +83,7 @@ def split_sizes(step: Step, done: Mapping[str, Path]) -> dict[str, dict[str, int
         "train": recipe.data.num_train,
         "heldout": recipe.data.num_heldout,
     }
-    return {name: {"samples": size, "response_tokens": None} for name, size in sizes.items()}
+    return {name: SplitSize(size) for name, size in sizes.items()}
 
 
 def check_model(field: str, name_or_path: str) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from forgetting.stages.base import Facts, Stage, Step
 from forgetting.stages.recipe_parts import (
+    SplitSize,
     check_trackers,
     split_sizes,
     training_facts,
@@ -99,11 +100,11 @@ def facts(step: Step, done: Mapping[str, Path]) -> Facts:
     settings = step.recipe.reference
     sizes = split_sizes(step, done)
     if settings.folds is None:
-        split = sizes["reference"]
-        return training_facts(step, settings, split["samples"], split["response_tokens"])
-    num_train = sizes["train"]["samples"] or 0
+        return training_facts(step, settings, sizes["reference"])
+    num_train = sizes["train"].samples
     # How many tokens are outside a fold is known once it is trained.
-    return training_facts(step, settings, num_train - math.ceil(num_train / settings.folds), None)
+    outside = SplitSize(num_train - math.ceil(num_train / settings.folds))
+    return training_facts(step, settings, outside)
 
 
 REFERENCE = Stage(

@@ -61,7 +61,7 @@ def check(recipe: Recipe) -> None:
 def facts(step: Step, done: Mapping[str, Path]) -> Facts:
     """Samples and response tokens of D_train."""
     split = split_sizes(step, done)["train"]
-    return {"samples": split["samples"], "response tokens": split["response_tokens"]}
+    return {"samples": split.samples, "response tokens": split.response_tokens}
 
 
 SCORE = Stage(

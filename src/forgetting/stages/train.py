@@ -38,7 +38,8 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
 
 
 def _write_card(recipe: Recipe, variant: str, run_dir: Path, work: Work) -> None:
-    from forgetting.models.loading import is_adapter, model_facts
+    from forgetting.models.adapters import is_adapter
+    from forgetting.models.loading import model_facts
     from forgetting.report.card import RunFacts, model_card
     from forgetting.rundir import layout
     from forgetting.rundir.samples import SampleFile
@@ -92,8 +93,7 @@ def check(recipe: Recipe) -> None:
 
 def facts(step: Step, done: Mapping[str, Path]) -> Facts:
     """Samples, optimizer steps and trainable parameters."""
-    split = split_sizes(step, done)["train"]
-    return training_facts(step, step.recipe.training, split["samples"], split["response_tokens"])
+    return training_facts(step, step.recipe.training, split_sizes(step, done)["train"])
 
 
 TRAIN = Stage(

@@ -21,8 +21,9 @@ from forgetting.rundir.selection import TOKENS
 def trainer_columns(
     samples: Samples, polarity: NDArray[np.int8], base_log_probs: NDArray | None = None
 ) -> dict[str, pa.Array | pa.ChunkedArray]:
-    """The columns that `ForgettingTrainer` reads: each has one value for each token of a sample,
-    zero outside the response.
+    """The columns that `ForgettingTrainer` reads, with one value per token of a sample.
+
+    Values are zero outside the response.
 
     Args:
         polarity: shape (response tokens,).
@@ -36,8 +37,10 @@ def trainer_columns(
 
 
 def write_stream(tables: Iterable[pa.Table], path: Path) -> None:
-    """Write tables as the file that `datasets.Dataset.from_file` maps into memory; whole or not
-    at all."""
+    """Write tables to the file that `datasets.Dataset.from_file` maps into memory.
+
+    The file is complete or not there.
+    """
     partial = path.with_name(f".{path.name}.partial")
     writer = None
     try:

@@ -22,12 +22,15 @@ from forgetting.config import Recipe, TrainingSettings, VariantSettings
 from forgetting.console import logger
 from forgetting.errors import InputError
 from forgetting.models import loading
+from forgetting.models.adapters import merge_adapter
 from forgetting.rundir.directory import Work
 from forgetting.rundir.processes import share_one_model
 from forgetting.rundir.stats import write_training_log
 from forgetting.training.checkpoints import check_num_processes, latest_checkpoint
+from forgetting.training.config import ForgettingConfig
 from forgetting.training.dataset import write_stream
-from forgetting.training.trainer import ForgettingConfig, ForgettingTrainer, ProgressCallback
+from forgetting.training.progress import ProgressCallback
+from forgetting.training.trainer import ForgettingTrainer
 
 
 def fine_tune(
@@ -94,7 +97,7 @@ def fine_tune(
     )
     if training.merge:
         del trainer, model
-        merged = loading.merge_adapter(recipe.model, dtype, work.path / "adapter")
+        merged = merge_adapter(recipe.model, dtype, work.path / "adapter")
         merged.save_pretrained(work.output)
         loading.load_tokenizer(recipe.model).save_pretrained(work.output)
     shutil.rmtree(checkpoints, ignore_errors=True)
