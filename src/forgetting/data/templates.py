@@ -8,10 +8,8 @@ the turn's end mark. Positions are characters. Knows nothing about token boundar
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import date
-from itertools import pairwise
 from typing import Literal, NamedTuple
 
 from jinja2 import Template, TemplateError
@@ -19,6 +17,15 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from forgetting.data.encoding import Range, SpecialTokens
+from forgetting.data.positions import (
+    between,
+    ends_with,
+    holds,
+    literals_of,
+    noise_ranges,
+    unmarked,
+    unused_characters,
+)
 from forgetting.data.records import Message, Record, Unusable
 from forgetting.errors import InputError
 
@@ -32,8 +39,6 @@ PLAIN = (
     "{%- if add_generation_prompt -%}{{- '\n<|assistant|>\n' -}}{%- endif -%}"
 )
 """The format of conversations for tokenizers without a chat template."""
-# Characters without a meaning, to mark places in texts that do not hold them.
-_FIRST_PRIVATE, _LAST_PRIVATE = 0xE000, 0xF8FF
 _PROBE = "\ue000{}\ue001"
 
 
@@ -73,6 +78,8 @@ class _Ending(NamedTuple):
     appended: str
     """The end mark, if the template does not write it."""
     token_id: int
+    num_special: int = 0
+    """Special tokens in the whole conversation, the appended one included."""
 
 
 class _LastTurn(NamedTuple):
@@ -152,19 +159,22 @@ class ChatTemplate:
         except Unusable as why:
             raise self._explained(why, messages) from why
         self.end_token_ids.add(last.token_id)
+        if self._literal_special_tokens:
+            self._check_special_tokens(turns, last.text, marks)
         spans, num_context_turns = self._earlier_turns(turns, last.text)
         spans.append(TurnSpan(last.start, last.end, True))
         text, body_end = last.text, last.body_end
         literals: tuple[Range, ...] = ()
         if marks:
             places = [match.start() for match in re.finditer(f"[{marks}]", text)]
-            literals = tuple(_literals(text, marks, places))
+            literals = tuple(literals_of(text, marks, places))
             text = text.translate(dict.fromkeys(map(ord, marks)))
-            spans = [TurnSpan(_less(places, a), _less(places, b), c) for a, b, c in spans]
-            body_end = _less(places, body_end)
+            spans = [TurnSpan(unmarked(places, a), unmarked(places, b), c) for a, b, c in spans]
+            body_end = unmarked(places, body_end)
         span = spans[-1]
         self._check_text(messages, text, span.start, body_end)
-        noise = _noise(record, messages[-1].content, text, span, body_end)
+        spoiled = record.noise_spans or ()
+        noise = noise_ranges(spoiled, messages[-1].content, text, body_end, span.end)
         return Rendering(
             text, tuple(spans), literals, noise, num_context_turns, last.has_other_prompt
         )
@@ -191,7 +201,8 @@ class ChatTemplate:
         if self._literal_special_tokens:
             literals = tuple(match.span() for match in self._special.pattern.finditer(content))
         span = TurnSpan(0, len(text), True)
-        return Rendering(text, (span,), literals, _noise(record, content, text, span, len(content)))
+        noise = noise_ranges(record.noise_spans or (), content, text, len(content), len(text))
+        return Rendering(text, (span,), literals, noise)
 
     def _folded(self, messages: Sequence[Message]) -> Sequence[Message]:
         if self._system_role == "keep" or messages[0].role != "system":
@@ -205,15 +216,27 @@ class ChatTemplate:
         contents = [turn["content"] for turn in turns]
         if not self._literal_special_tokens or not any(map(self._special.pattern.search, contents)):
             return ""
-        used = set().union(*contents)
-        private = map(chr, range(_FIRST_PRIVATE, _LAST_PRIVATE + 1))
-        free = [character for character in private if character not in used]
-        if len(free) < 2:
-            raise Unusable("special tokens are written out between too many kinds of characters")
-        first, last = free[:2]
+        first, last = unused_characters(contents, 2)
         for turn in turns:
             turn["content"] = self._special.pattern.sub(rf"{first}\g<0>{last}", turn["content"])
         return first + last
+
+    def _check_special_tokens(self, turns: Sequence[dict[str, str]], text: str, marks: str) -> None:
+        """Refuse turns that a template joins into a special token, of which each holds a part."""
+        pattern = self._special.pattern
+        num_found = len(pattern.findall(text))
+        num_written_out = text.count(marks[0]) if marks else 0
+        ending = self._ending(tuple(turn["role"] for turn in turns))
+        if num_found - num_written_out == ending.num_special:
+            return
+        (edge,) = unused_characters([*marks, *(turn["content"] for turn in turns)], 1)
+        edged_turns = [_turn(turn["role"], between(turn["content"], edge)) for turn in turns]
+        edged = self._render(edged_turns)
+        plain = edged.replace(edge, "")
+        # What is appended to the rendered text is no part of it.
+        num_joined = num_found - len(pattern.findall(edged + text[len(plain) :]))
+        if text.startswith(plain) and num_joined > 0:
+            raise Unusable("the chat template joins turns into a special token")
 
     def _locate(self, turns: Sequence[dict[str, str]]) -> _LastTurn:
         """Render turns and find the last one, a response, in the text."""
@@ -287,10 +310,13 @@ class ChatTemplate:
         """How the template ends a conversation of these roles."""
         if roles not in self._endings:
             turns = [_turn(role, _PROBE.format(index)) for index, role in enumerate(roles)]
-            _, found, tail = self._render(turns).rpartition(turns[-1]["content"])
+            text = self._render(turns)
+            _, found, tail = text.rpartition(turns[-1]["content"])
             if not found:
                 raise Unusable("the chat template drops or changes the text of the response")
-            self._endings[roles] = self._find_ending(tail, turns)
+            ending = self._find_ending(tail, turns)
+            num_special = len(self._special.pattern.findall(text + ending.appended))
+            self._endings[roles] = ending._replace(num_special=num_special)
         return self._endings[roles]
 
     def _find_ending(self, tail: str, turns: Sequence[dict[str, str]] | None) -> _Ending:
@@ -340,11 +366,11 @@ class ChatTemplate:
         self, messages: Sequence[Message], text: str, start: int, body_end: int
     ) -> None:
         """Refuse a template that drops the question, the system text or the response."""
-        if not _ends_with(text, body_end, messages[-1].content):
+        if not ends_with(text, body_end, messages[-1].content):
             raise Unusable("the chat template drops or changes the text of the response")
         for index, message in enumerate(messages[:-1]):
             is_last = index == len(messages) - 2
-            if (is_last or message.role == "system") and not _holds(text, start, message.content):
+            if (is_last or message.role == "system") and not holds(text, start, message.content):
                 if message.role == "system":
                     raise Unusable(
                         "the chat template drops or changes the system text. "
@@ -384,72 +410,7 @@ def _turn(role: str, content: str) -> dict[str, str]:
     return {"role": role, "content": content}
 
 
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
-
-
-def _holds(text: str, end: int, content: str) -> bool:
-    """Whether a text holds a content before a position, apart from white space."""
-    return text.find(content.strip(), 0, end) >= 0 or _squeezed(content) in _squeezed(text[:end])
-
-
-def _ends_with(text: str, end: int, content: str) -> bool:
-    """Whether a text ends with a content at a position, apart from white space."""
-    if text.endswith((content, content.strip()), 0, end):
-        return True
-    return _squeezed(text[:end]).endswith(_squeezed(content))
-
-
 def _common_length(first: str, second: str) -> int:
     pairs = zip(first, second, strict=False)
     shorter = min(len(first), len(second))
     return next((index for index, (a, b) in enumerate(pairs) if a != b), shorter)
-
-
-def _literals(text: str, marks: str, places: Sequence[int]) -> Iterator[Range]:
-    """The marked ranges of a text, as positions in the text without its marks."""
-    for index, (a, b) in enumerate(pairwise(places)):
-        if (text[a], text[b]) == (marks[0], marks[1]):
-            # Before the range are `index` marks and its own.
-            yield a - index, b - index - 1
-
-
-def _less(places: Sequence[int], position: int) -> int:
-    """A position in a text without the marks at `places`."""
-    return position - bisect_left(places, position)
-
-
-def _noise(
-    record: Record, content: str, text: str, span: TurnSpan, body_end: int
-) -> tuple[Range, ...]:
-    """Where the known noise of the last response is in the text.
-
-    The character after the last one of the response stands for its end mark, and whatever the
-    template writes before it.
-    """
-    found: list[Range] = []
-    place = _place(content, text, body_end) if record.noise_spans else []
-    for start, end in record.noise_spans or ():
-        inside = place[start : min(end, len(content))]
-        known = [position for position in inside if position is not None]
-        if known:
-            found.append((known[0], known[-1] + 1))
-        if end > len(content):
-            found.append((body_end, span.end))
-    return tuple(found)
-
-
-def _place(content: str, text: str, body_end: int) -> list[int | None]:
-    """The position in a text of each character of a content that ends at `body_end`; None for
-    white space that the template has dropped."""
-    for kept in (content, content.strip()):
-        if text.endswith(kept, 0, body_end):
-            before = content.find(kept)
-            first = body_end - len(kept)
-            after = len(content) - before - len(kept)
-            return [*[None] * before, *range(first, body_end), *[None] * after]
-    # The template has changed white space: all else is there, in order.
-    visible = [position for position in range(body_end) if not text[position].isspace()]
-    number = sum(not character.isspace() for character in content)
-    positions = iter(visible[len(visible) - number :])
-    return [None if character.isspace() else next(positions) for character in content]
