@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from forgetting.config.schema import (
+from forgetting.config import (
     ForgettingSettings,
     Recipe,
     SelectionSettings,
@@ -15,8 +15,9 @@ from forgetting.config.schema import (
     VariantSettings,
 )
 from forgetting.method import MEASURES
-from forgetting.method.loss import LambdaSchedule
-from forgetting.report.collect import Noise
+from forgetting.method.schedule import LambdaSchedule
+from forgetting.method.terms import DEFAULT_TERM
+from forgetting.rundir.selection import KnownNoise
 
 
 def recipe_paragraph(recipe: Recipe) -> str:
@@ -106,7 +107,7 @@ def _weight(settings: ForgettingSettings) -> str:
     else:
         shape = "a cosine" if settings.schedule == "cosine" else "a straight line"
         weight = f"with a weight lambda that rises from {start:g} to {end:g} in {shape}"
-    return weight if settings.term == "ga" else f"{weight}, by the term {settings.term}"
+    return weight if settings.term == DEFAULT_TERM else f"{weight}, by the term {settings.term}"
 
 
 def _training(settings: TrainingSettings) -> str:
@@ -127,7 +128,7 @@ def _list(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def noise_sentence(variant: str, noise: Noise) -> str:
+def noise_sentence(variant: str, noise: KnownNoise) -> str:
     """How well the quality score finds the known noise."""
     if noise.auroc is None:
         return "There is nothing to tell apart: all tokens are noisy, or none is."
