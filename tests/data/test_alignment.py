@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forgetting.data.alignment import IGNORE_INDEX, Tokenization, Tokens, cut
-from forgetting.data.records import Unusable
 from forgetting.errors import InputError
+from forgetting.formats import Unusable
 from tests.data.families import (
     FAMILIES,
     SHARED,

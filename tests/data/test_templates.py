@@ -7,9 +7,9 @@ from datetime import date
 import pytest
 
 from forgetting.data.encoding import SpecialTokens
-from forgetting.data.records import Unusable
 from forgetting.data.templates import PLAIN, ChatTemplate, reads_clock
 from forgetting.errors import InputError
+from forgetting.formats import Unusable
 from tests.data.families import FAMILIES, out, record, text_record, tokenizer_of, turns
 
 CHATML = FAMILIES["chatml"].template

@@ -16,7 +16,7 @@ from datetime import date
 from transformers import PreTrainedTokenizerBase
 
 from forgetting.data.encoding import Encoded, SpecialTokens, TextEncoder, first_from, is_boundary
-from forgetting.data.records import Record, Unusable
+from forgetting.data.records import Record
 from forgetting.data.templates import (
     PLAIN,
     ChatTemplate,
@@ -27,6 +27,7 @@ from forgetting.data.templates import (
     reads_clock,
 )
 from forgetting.errors import InputError
+from forgetting.formats import Unusable
 from forgetting.rundir.samples import IGNORE_INDEX
 
 DEFAULT_TEMPLATE = "default"

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 
 from forgetting.data.encoding import Range
-from forgetting.data.records import Unusable
+from forgetting.formats import Unusable
 
 # Characters without a meaning, to mark places in texts that do not hold them.
 _FIRST_PRIVATE, _LAST_PRIVATE = 0xE000, 0xF8FF

@@ -26,9 +26,10 @@ from forgetting.data.positions import (
     unmarked,
     unused_characters,
 )
-from forgetting.data.records import Message, Record, Unusable
+from forgetting.data.records import Record
 from forgetting.data.sources import Origin
 from forgetting.errors import InputError
+from forgetting.formats import Message, Unusable
 
 SystemRole = Literal["keep", "fold"]
 PLAIN = (
