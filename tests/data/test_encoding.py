@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forgetting.data.encoding import Encoded, SpecialTokens, TextEncoder, first_from, is_boundary
+from forgetting.data.encoding import (
+    EncodedText,
+    SpecialTokens,
+    TextEncoder,
+    first_from,
+    is_boundary,
+)
 from tests.data.families import TOKENIZERS, tokenizer_of
 
 MARKS = ("<|a|>", "<|b|>")
@@ -66,7 +72,7 @@ def test_a_token_begins_at_a_boundary_that_is_asked_for(name, before, after):
 
 
 def test_positions_within_and_between_tokens():
-    encoded = Encoded([5, 6, 7, 8], [(0, 3), (3, 4), (3, 4), (6, 8)])
+    encoded = EncodedText([5, 6, 7, 8], [(0, 3), (3, 4), (3, 4), (6, 8)])
     assert [first_from(encoded, at) for at in (0, 1, 3, 4, 6, 7)] == [0, 1, 1, 3, 3, 4]
     assert [is_boundary(encoded, at) for at in (0, 1, 3, 4, 5, 6, 7)] == [
         True, False, True, True, True, True, False,
