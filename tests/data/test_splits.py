@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forgetting.config import DataSettings, SourceSettings
+from forgetting.data.account import Account
 from forgetting.data.alignment import Tokenization
-from forgetting.data.splits import SPLITS, Account, Spool, build_corpus, read_records
+from forgetting.data.splits import SPLITS, build_corpus, read_records
+from forgetting.data.spool import Spool
 from forgetting.errors import InputError
 from forgetting.rundir.samples import IGNORE_INDEX, Samples, read_table
 from tests.conftest import byte_tokenizer
@@ -280,11 +282,14 @@ def test_records_that_the_template_cannot_render_are_rejected(tmp_path):
     one = write(tmp_path, [{"messages": [system, *turns[0]]}, *records])
     corpus = build(one, tokenizer=tokenizer, seed=3)
     (row,) = corpus.rejected
-    assert (row["reason"], row["detail"]) == ("the chat template fails", "no system")
+    assert (row["reason"], row["detail"]) == (
+        "the chat template has no system role. Set model.system_role: fold",
+        "no system",
+    )
     assert row["line"] == 1
     assert corpus.counts["records"].rejected == {row["reason"]: 1}
     many = write(tmp_path, [{"messages": [system, *pair]} for pair in turns])
-    with pytest.raises(InputError, match=r"12 of the 12 records .*\n.* template fails: no system"):
+    with pytest.raises(InputError, match=r"12 of the 12 records .*\n.* fold: no system"):
         build(many, tokenizer=tokenizer)
 
 
