@@ -9,7 +9,7 @@ import pytest
 
 from forgetting.config import Recipe
 from forgetting.report.sentences import noise_sentence, recipe_paragraph
-from forgetting.rundir.selection import KnownNoise
+from forgetting.rundir.selections import KnownNoise
 
 DATA = {"sources": [{"path": "notes.jsonl"}], "num_train": 2000, "num_reference": 300}
 

@@ -12,8 +12,8 @@ import pytest
 
 from forgetting.errors import InputError
 from forgetting.rundir.directory import RunDir
-from forgetting.rundir.files import digest, file_sha256, write_atomically
 from forgetting.rundir.manifest import FORMAT_VERSION, Manifest, read_manifest, stage_is_done
+from forgetting.rundir.storage import digest, file_sha256, write_atomically
 
 FIRST, SECOND = "1" * 64, "2" * 64
 

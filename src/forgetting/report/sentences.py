@@ -17,7 +17,7 @@ from forgetting.config import (
 from forgetting.method import MEASURES
 from forgetting.method.schedule import LambdaSchedule
 from forgetting.method.terms import DEFAULT_TERM
-from forgetting.rundir.selection import KnownNoise
+from forgetting.rundir.selections import KnownNoise
 
 
 def recipe_paragraph(recipe: Recipe) -> str:
