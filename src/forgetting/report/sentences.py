@@ -41,7 +41,7 @@ def _corpus(recipe: Recipe) -> str:
     origin = _list(labels) if len(labels) <= 5 else f"{len(labels)} sources"
     return (
         f"The base model {base_name(recipe)} is fine-tuned on {recipe.data.num_train:,} samples "
-        f"from {origin}, each cut to {recipe.data.max_length:,} tokens."
+        f"from {origin}, each at most {recipe.data.max_length:,} tokens long."
     )
 
 

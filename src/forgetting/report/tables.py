@@ -317,7 +317,7 @@ def sample_rows(title: str, samples: Sequence[ExtremeSample], quality: str) -> T
     titles = ("mean quality", "response tokens")
     return Table(
         f"{title}-samples",
-        f"The {len(samples)} samples with the {title} mean quality ({quality})",
+        f"Samples with the {title} mean quality ({quality})",
         [text_column("sample"), text_column("source"), *map(column, titles)],
         rows,
     )
