@@ -140,7 +140,7 @@ def killed(attempt) -> dict[str, Attempt]:
     attempts["interrupted"] = attempt(
         ("forgetting.training.trainer.seal", 4 + 2, "after"), signal.SIGINT
     )
-    attempts["evaluate"] = attempt(("forgetting.evaluation.bench.write_atomically", 2, "before"))
+    attempts["evaluate"] = attempt(("forgetting.rundir.results.write_atomically", 2, "before"))
     attempts["report"] = attempt(("forgetting.report.build_report", 1, "after"))
     attempts["last"] = attempt()
     return attempts

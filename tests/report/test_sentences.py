@@ -9,7 +9,7 @@ import pytest
 
 from forgetting.config import Recipe
 from forgetting.report.sentences import noise_sentence, recipe_paragraph
-from forgetting.rundir.selection import KnownNoise
+from forgetting.rundir.selections import KnownNoise
 
 DATA = {"sources": [{"path": "notes.jsonl"}], "num_train": 2000, "num_reference": 300}
 
@@ -21,9 +21,9 @@ def paragraph(**sections: Any) -> str:
 
 def test_the_paper_in_a_paragraph() -> None:
     assert paragraph() == (
-        "The base model org/base is fine-tuned on 2,000 samples from notes, each cut to 2,048 "
-        "tokens. The quality of a response token is computed from its scores under the base model "
-        "and a reference model (the base model after 1 epoch of LoRA fine-tuning with rank 64, "
+        "The base model org/base is fine-tuned on 2,000 samples from notes, each at most "
+        "2,048 tokens long. The quality of a response token is computed from its scores under the "
+        "base model and a reference model (the base model after 1 epoch of LoRA fine-tuning with rank 64, "
         "batch size 24 and learning rate 0.0001, on 300 separate samples). The measure is "
         "influence (l base − l reference), where l is the token's loss; higher is better. “full” "
         "learns all response tokens. “ignoring” learns the best 50% of the tokens and ignores the "
