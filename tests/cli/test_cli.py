@@ -109,7 +109,7 @@ def test_the_plan_is_printed_and_nothing_is_written(write_recipe, tmp_path, caps
 def test_processes_that_a_step_cannot_be_dealt_to_are_refused(write_recipe, tmp_path, capsys, more):
     options = ["--run-dir", str(tmp_path / "run"), "--processes", "3", *more]
     assert main(["run", str(write_recipe()), *options]) == 2
-    assert "training.batch_size 4 cannot be dealt to 3 processes" in capsys.readouterr().err
+    assert "training.batch_size 4 is not divisible by " in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

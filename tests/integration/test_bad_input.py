@@ -71,7 +71,7 @@ def data(tmp_path):
 
 def test_a_missing_recipe(refused, tmp_path):
     message = refused(recipe=tmp_path / "nowhere.yaml")
-    assert "no recipe at" in message
+    assert "there is no recipe" in message
     assert "nowhere.yaml" in message
     assert "demo" in message
     assert not (tmp_path / "run").exists()
