@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from forgetting.errors import ForgettingError
+from forgetting.errors import ForgettingError, InputError
 from forgetting.method import select_tokens, token_quality
-from forgetting.models import lm_head as head
+from forgetting.models import token_statistics
+from forgetting.models.token_statistics import STATISTICS
 from forgetting.rundir.samples import Samples
 from forgetting.scoring import score_dataset, score_samples
 from tests.conftest import small_model
@@ -32,67 +33,91 @@ def random_samples(number: int = 12, seed: int = 0) -> tuple[list[list[int]], li
     return ids, labels
 
 
-def expected_scores(model, ids, labels) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Log-probabilities and ranks: one sample at a time, full logits, float64."""
-    log_probs, ranks = [], []
+def expected_scores(model, ids, labels) -> dict[str, list[np.ndarray]]:
+    """Every statistic, and the distance from the target to the next token, one array per sample:
+    one sample at a time, full logits, float64."""
+    found: dict[str, list[np.ndarray]] = {}
     with torch.no_grad():
         model = model.double()
         if model.config.model_type == "mixtral":
             model.set_experts_implementation("eager")  # the others know no float64
         for row, targets in zip(ids, labels, strict=True):
-            logits = model(torch.tensor([row])).logits[0].log_softmax(-1)
-            places = [i for i in range(1, len(row)) if targets[i] != -100]
-            log_probs.append(np.array([logits[i - 1, row[i]].item() for i in places]))
-            ranks.append(
-                np.array([(logits[i - 1] > logits[i - 1, row[i]]).sum().item() for i in places])
-            )
+            log_p = model(torch.tensor([row])).logits[0].log_softmax(-1).numpy()
+            places = np.array([i for i in range(1, len(row)) if targets[i] != -100])
+            log_p, of_target = log_p[places - 1], log_p[places - 1, np.array(row)[places]]
+            p = np.exp(log_p)
+            entropy = -(p * log_p).sum(1)
+            others = log_p.copy()
+            others[np.arange(len(places)), np.array(row)[places]] = -np.inf
+            for name, values in {
+                "log_probs": of_target,
+                "rank": (log_p > of_target[:, None]).sum(1),
+                "is_greedy": (log_p <= of_target[:, None]).all(1),
+                "entropy": entropy,
+                "surprise_std": np.sqrt((p * log_p**2).sum(1) - entropy**2),
+                "best_other_log_prob": others.max(1),
+                "sum_squares": (p**2).sum(1),
+                "gap": np.abs(others - of_target[:, None]).min(1),
+            }.items():
+                found.setdefault(name, []).append(values)
         model.float()
-    return log_probs, ranks
+    return found
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neo", "gemma2", "granite", "mixtral"])
-def test_scores_are_those_of_full_logits(kind):
+def check(scores, expected, atol) -> None:
+    for name, per_sample in expected.items():
+        if name == "gap":
+            continue
+        values, wanted = getattr(scores, name), np.concatenate(per_sample)
+        if name in ("rank", "is_greedy"):
+            # Float32 cannot order tokens that nearly tie in float64.
+            clear = np.concatenate(expected["gap"]) > atol if "gap" in expected else slice(None)
+            assert np.array_equal(values[clear], wanted[clear]), name
+        else:
+            assert values.dtype == np.float32
+            assert np.abs(values - wanted).max() < atol, name
+
+
+KINDS = ["llama", "qwen2", "gpt_neo", "gemma2", "granite", "mixtral"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_statistics_are_those_of_full_logits(kind):
     model = small_model(kind, VOCAB)
     ids, labels = random_samples()
     samples = Samples.from_lists(ids, labels)
-    scores = score_samples(model, samples, tokens_per_batch=64)
-    log_probs, ranks = expected_scores(model, ids, labels)
-    assert np.abs(scores.log_probs - np.concatenate(log_probs)).max() < 3e-5
-    assert np.array_equal(scores.is_greedy, np.concatenate(ranks) == 0)
-    assert scores.entropy is None
-    assert scores.rank is None
+    scores = score_samples(model, samples, statistics=STATISTICS, tokens_per_batch=64)
+    assert scores.rank.dtype == np.int32
+    check(scores, expected_scores(model, ids, labels), 3e-5)
 
 
-def test_entropy_and_rank_are_those_of_full_logits():
+def test_statistics_are_left_out_unless_requested():
     model = small_model("llama", VOCAB)
     ids, labels = random_samples()
     samples = Samples.from_lists(ids, labels)
-    scores = score_samples(model, samples, with_entropy=True, with_rank=True, tokens_per_batch=64)
-    log_probs, ranks = expected_scores(model, ids, labels)
-    assert np.abs(scores.log_probs - np.concatenate(log_probs)).max() < 1e-5
-    assert np.array_equal(scores.rank, np.concatenate(ranks))
-    assert scores.rank.dtype == np.int32
-    entropy = []
-    with torch.no_grad():
-        model = model.double()
-        for row, targets in zip(ids, labels, strict=True):
-            probs = model(torch.tensor([row])).logits[0].softmax(-1)
-            found = -(probs * probs.log()).sum(-1).numpy()
-            entropy += [found[i - 1] for i in range(1, len(row)) if targets[i] != -100]
-    assert scores.entropy == pytest.approx(np.array(entropy), abs=1e-5)
+    expected = expected_scores(model, ids, labels)
+    for asked in ([], ["entropy"], ["rank", "sum_squares"]):
+        scores = score_samples(model, samples, statistics=asked)
+        kept = {"log_probs", "is_greedy", *asked}
+        check(scores, {name: expected[name] for name in (*kept, "gap")}, 1e-5)
+        assert all(getattr(scores, name) is None for name in set(STATISTICS) - kept)
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "gpt_neo", "gemma2", "granite", "mixtral"])
+def test_an_unknown_statistic_is_refused_before_the_model_runs():
+    samples = Samples.from_lists(*random_samples())
+    with pytest.raises(InputError, match="unknown statistic 'surprise'"):
+        score_samples(None, samples, statistics=["surprise"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_batches_and_padding_change_nothing(kind):
     model = small_model(kind, VOCAB)
     samples = Samples.from_lists(*random_samples(30))
-    asked = {"with_entropy": True, "with_rank": True}
-    alone = score_samples(model, samples, tokens_per_batch=1, **asked)
+    alone = score_samples(model, samples, statistics=STATISTICS, tokens_per_batch=1)
+    wanted = {name: [getattr(alone, name)] for name in ("log_probs", "is_greedy", *STATISTICS)}
     for tokens in (40, 100, 10_000):
-        again = score_samples(model, samples, tokens_per_batch=tokens, **asked)
-        assert np.abs(again.log_probs - alone.log_probs).max() < 1e-5
-        assert np.abs(again.entropy - alone.entropy).max() < 1e-5
-        assert np.array_equal(again.rank, alone.rank)
+        again = score_samples(model, samples, statistics=STATISTICS, tokens_per_batch=tokens)
+        check(again, wanted, 1e-5)
 
 
 def test_selection_does_not_depend_on_batches():
@@ -129,13 +154,11 @@ def test_what_follows_the_last_response_token_is_not_read():
 def test_tiles_change_nothing(monkeypatch):
     model = small_model("llama", VOCAB)
     samples = Samples.from_lists(*random_samples(20))
-    whole = score_samples(model, samples)
-    monkeypatch.setattr(head, "ROWS_PER_TILE", 3)
-    monkeypatch.setattr(head, "ROWS_PER_BLOCK", 5)
-    monkeypatch.setattr(head, "LOGITS_PER_BLOCK", 50)
-    for with_rank in (True, False):
-        tiled = score_samples(model, samples, with_rank=with_rank)
-        assert np.abs(whole.log_probs - tiled.log_probs).max() < 1e-5
+    whole = score_samples(model, samples, statistics=STATISTICS)
+    wanted = {name: [getattr(whole, name)] for name in ("log_probs", "is_greedy", *STATISTICS)}
+    monkeypatch.setattr(token_statistics, "ROWS_PER_BLOCK", 5)
+    monkeypatch.setattr(token_statistics, "LOGITS_PER_BLOCK", 50)
+    check(score_samples(model, samples, statistics=STATISTICS), wanted, 1e-5)
 
 
 def test_a_choice_of_samples_comes_in_its_own_order():
@@ -160,13 +183,26 @@ def test_adapter_on_and_off_are_reference_and_base():
         small_model("llama", VOCAB),
         LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False),
     ).eval()
-    adapted = score_samples(model, samples)
-    expected, _ = expected_scores(model, ids, labels)
-    assert np.abs(adapted.log_probs - np.concatenate(expected)).max() < 1e-5
+    adapted = score_samples(model, samples, statistics=STATISTICS)
+    check(adapted, expected_scores(model, ids, labels), 2e-5)
     assert np.abs(adapted.log_probs - base.log_probs).max() > 0.01
     with model.disable_adapter():
         off = score_samples(model, samples)
     assert np.abs(off.log_probs - base.log_probs).max() < 1e-6
+
+
+def test_an_adapter_on_the_head_counts():
+    from peft import LoraConfig, get_peft_model
+
+    ids, labels = random_samples()
+    config = LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False)
+    model = get_peft_model(small_model("llama", VOCAB), config).eval()
+    samples = Samples.from_lists(ids, labels)
+    adapted = score_samples(model, samples, statistics=STATISTICS)
+    check(adapted, expected_scores(model, ids, labels), 2e-5)
+    with model.disable_adapter():
+        off = score_samples(model, samples)
+    assert np.abs(adapted.log_probs - off.log_probs).max() > 0.01
 
 
 def test_samples_without_a_response_have_no_scores():
@@ -184,16 +220,33 @@ def test_samples_without_a_response_have_no_scores():
 def test_score_dataset_gives_one_array_a_sample():
     model = small_model("llama", VOCAB)
     ids, labels = random_samples()
-    expected, _ = expected_scores(model, ids, labels)
-    for got, wanted in zip(score_dataset(model, ids, labels), expected, strict=True):
+    expected = expected_scores(model, ids, labels)
+    found = score_dataset(model, ids, labels)
+    for got, wanted in zip(found, expected["log_probs"], strict=True):
         assert got == pytest.approx(wanted, abs=1e-5)
+
+
+def test_score_dataset_gives_the_requested_statistics_of_each_sample():
+    model = small_model("llama", VOCAB)
+    ids, labels = random_samples(4)
+    labels[1] = [-100] * len(labels[1])
+    asked = ["surprise_std", "rank"]
+    found = score_dataset(model, ids, labels, statistics=asked)
+    assert len(found) == 4
+    assert found[1].log_probs.size == found[1].rank.size == 0
+    assert found[0].entropy is None
+    kept = [0, 2, 3]
+    expected = expected_scores(model, [ids[i] for i in kept], [labels[i] for i in kept])
+    for place, index in enumerate(kept):
+        for name in ("log_probs", *asked):
+            assert getattr(found[index], name) == pytest.approx(expected[name][place], abs=1e-5)
 
 
 def test_damaged_weights_name_the_sample():
     model = small_model("llama", VOCAB)
     with torch.no_grad():
         model.model.norm.weight[0] = float("nan")
-    with pytest.raises(ForgettingError, match="sample 0 a log-probability of nan"):
+    with pytest.raises(ForgettingError, match="sample 0: the model gives log_probs = nan"):
         score_samples(model, Samples.from_lists(*random_samples()))
 
 

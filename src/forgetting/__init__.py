@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from forgetting.method.terms import ForgettingTerm, register_term
     from forgetting.pipeline import run
     from forgetting.scoring import score_dataset
-    from forgetting.training.trainer import ForgettingConfig, ForgettingTrainer
+    from forgetting.training.config import ForgettingConfig
+    from forgetting.training.trainer import ForgettingTrainer
 
 __version__ = version("forgetting")
 __all__ = [
@@ -37,7 +38,7 @@ __all__ = [
     "token_quality",
 ]
 _HOMES = {
-    "ForgettingConfig": "training.trainer",
+    "ForgettingConfig": "training.config",
     "ForgettingTerm": "method.terms",
     "ForgettingTrainer": "training.trainer",
     "LambdaSchedule": "method.schedule",

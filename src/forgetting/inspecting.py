@@ -25,7 +25,7 @@ from forgetting.inspector import Inspection, open_inspection
 from forgetting.models import loading
 from forgetting.pipeline import default_run_dir, describe_plan
 from forgetting.pipeline import run as run_stages
-from forgetting.rundir.directory import RECIPE
+from forgetting.rundir import layout
 
 STAGES = ("prepare", "score", "select")
 # More than anybody looks at; whatever a corpus has up to here is scored whole.
@@ -39,9 +39,9 @@ def open_run(run_dir: Path, variant: str | None = None) -> Inspection:
     Raises:
         InputError: no run there, nothing is selected in it, or it has no such variant.
     """
-    if not (run_dir / RECIPE).is_file():
-        raise InputError(f"{run_dir} is not a run directory: it has no {RECIPE}")
-    recipe = load_recipe(run_dir / RECIPE)
+    if not layout.recipe_file(run_dir).is_file():
+        raise InputError(f"{run_dir} is not a run directory: it has no {layout.RECIPE}")
+    recipe = load_recipe(layout.recipe_file(run_dir))
     inspection = open_inspection(run_dir, loading.decoder(recipe.model), variant)
     if inspection is None:
         raise InputError(
@@ -109,9 +109,9 @@ def score_data(
 
 def _as_before(recipe: Recipe, path: Path) -> Recipe | None:
     """The recipe with the number of samples found before, where data and model are the same."""
-    if not (path / RECIPE).is_file():
+    if not layout.recipe_file(path).is_file():
         return None
-    again = _with_num_train(recipe, load_recipe(path / RECIPE).data.num_train)
+    again = _with_num_train(recipe, load_recipe(layout.recipe_file(path)).data.num_train)
     prepared = next(step for step in describe_plan(again, path) if step.key == "prepare")
     return again if prepared.is_done else None
 

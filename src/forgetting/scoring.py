@@ -1,17 +1,17 @@
-"""Log-probability of every response token under a model.
+"""Scores of every response token under a model: log-probability and other statistics.
 
-Goes in: samples and a model. Comes out: one float32 per response token, in the one order of
-tokens, whatever the batches were; entropy and rank of the same prediction when asked for. A
-sample is read up to its last response token, in batches of like length. The head sees only the
-positions that predict a response token, so full logits never exist; the log-sum-exp is float32.
-Knows nothing of what the scores are for.
+Goes in: samples and a model. Comes out: one value per response token and statistic, in the order
+of the tokens, independent of the batches. One forward pass yields all statistics. It reads a
+sample up to its last response token, in batches of similar length. The head sees only the
+positions that predict a response token, so full logits never exist; all sums are float32. Knows
+nothing of what the scores are for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -19,26 +19,54 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from forgetting.errors import ForgettingError
-from forgetting.models.lm_head import Head, Predictions, measure, split_head
+from forgetting.models.lm_head import Head, split_head
+from forgetting.models.token_statistics import (
+    STATISTICS,
+    TokenStatistics,
+    check_statistics,
+    measure,
+)
 from forgetting.rundir.samples import Samples
 
 TOKENS_PER_BATCH = 8192
 # More only makes a CPU wait for fresh pages of memory.
 TOKENS_PER_BATCH_CPU = 1024
+_DTYPES: dict[str, Any] = {"is_greedy": np.bool_, "rank": np.int32}
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What one pass over the samples yields, for each response token."""
+    """Statistics of each response token's prediction; every array has shape (response tokens,).
+
+    Fields that were not requested are None. `TokenStatistics` has the formulas.
+    """
 
     log_probs: NDArray[np.float32]
-    """Natural logarithm, shape (response tokens,)."""
+    """Log-probability of the token in nats."""
     is_greedy: NDArray[np.bool_]
-    """Whether the model finds no token more likely; same shape."""
+    """Whether no other token is more likely."""
     entropy: NDArray[np.float32] | None = None
-    """Of the whole prediction at that position, in nats; same shape; None unless asked for."""
+    """Entropy of the prediction in nats."""
+    surprise_std: NDArray[np.float32] | None = None
+    """Standard deviation of the prediction's surprise in nats."""
+    best_other_log_prob: NDArray[np.float32] | None = None
+    """Largest log-probability among all other tokens, in nats, at least -10,000."""
     rank: NDArray[np.int32] | None = None
-    """How many tokens the model finds more likely; same shape; None unless asked for."""
+    """Number of tokens that are strictly more likely."""
+    sum_squares: NDArray[np.float32] | None = None
+    """Sum of the squared probabilities of all tokens."""
+
+    def split(self, boundaries: NDArray[np.int64]) -> list[Scores]:
+        """Cut at the given places, as `numpy.split` does."""
+        parts = {
+            field.name: np.split(values, boundaries)
+            for field in fields(self)
+            if (values := getattr(self, field.name)) is not None
+        }
+        return [
+            Scores(**{name: of_name[index] for name, of_name in parts.items()})
+            for index in range(len(boundaries) + 1)
+        ]
 
 
 def score_samples(
@@ -46,8 +74,7 @@ def score_samples(
     samples: Samples,
     indices: Sequence[int] | NDArray | None = None,
     *,
-    with_entropy: bool = False,
-    with_rank: bool = False,
+    statistics: Collection[str] = (),
     tokens_per_batch: int | None = None,
     advance: Callable[[int, str], None] = lambda amount, note: None,
 ) -> Scores:
@@ -57,16 +84,18 @@ def score_samples(
         model: a causal language model of transformers, with or without a PEFT adapter.
         samples: the samples.
         indices: which of them; default all. The result is in this order.
-        with_entropy: whether `entropy` is wanted.
-        with_rank: whether `rank` is wanted, which makes the head slower.
+        statistics: fields of `Scores` to compute in addition to `log_probs` and `is_greedy`:
+            any of `STATISTICS`.
         tokens_per_batch: padded tokens in one forward pass; None: 8192 on an accelerator, 1024 on a
             CPU. Changes speed and memory, not scores.
         advance: called with the number of samples done since the last call.
 
     Raises:
+        InputError: a name in `statistics` is unknown.
         ForgettingError: the model gives a score that is not finite, or its own logits do not
             agree with the ones computed here.
     """
+    wanted = check_statistics(statistics)
     chosen = np.arange(len(samples)) if indices is None else np.asarray(indices)
     counts = samples.num_response_tokens[chosen]
     starts = np.r_[0, np.cumsum(counts)]
@@ -75,15 +104,13 @@ def score_samples(
     budget = tokens_per_batch or (
         TOKENS_PER_BATCH_CPU if device.type == "cpu" else TOKENS_PER_BATCH
     )
-    found: list[Predictions] = []
+    found: list[TokenStatistics] = []
     places: list[NDArray[np.int64]] = []
     with torch.inference_mode():
         for batch in _batches(_lengths_read(samples)[chosen], budget):
             inputs = _pad(samples, chosen[batch], device)
             hidden = _hidden(head, inputs)
-            scores = measure(
-                head, hidden, inputs.targets, with_entropy=with_entropy, with_rank=with_rank
-            )
+            scores = measure(head, hidden, inputs.targets, wanted)
             if not found:
                 _check_head(model, inputs, scores.log_probs)
             found.append(scores)
@@ -92,29 +119,46 @@ def score_samples(
     advance(int((counts == 0).sum()), "")
     order = np.concatenate(places) if places else np.zeros(0, dtype=np.int64)
 
-    def gather(name: str, dtype: Any) -> NDArray[Any]:
+    def gather(name: str) -> NDArray[Any]:
         # One transfer for all batches: until here, nothing has waited for an accelerator.
-        parts = [getattr(scores, name) for scores in found]
-        values = np.empty(order.size, dtype=dtype)
-        if parts:
-            values[order] = torch.cat(parts).cpu().numpy()
+        values = np.empty(order.size, dtype=_DTYPES.get(name, np.float32))
+        if found:
+            values[order] = torch.cat([getattr(scores, name) for scores in found]).cpu().numpy()
         return values
 
-    result = Scores(
-        gather("log_probs", np.float32),
-        gather("is_greedy", np.bool_),
-        gather("entropy", np.float32) if with_entropy else None,
-        gather("rank", np.int32) if with_rank else None,
-    )
-    for what, values in (("a log-probability", result.log_probs), ("an entropy", result.entropy)):
-        if values is not None and not np.isfinite(values).all():
+    names = ["log_probs", "is_greedy", *(name for name in STATISTICS if name in wanted)]
+    columns = {name: gather(name) for name in names}
+    for name, values in columns.items():
+        if not np.isfinite(values).all():
             token = int(np.flatnonzero(~np.isfinite(values))[0])
             sample = samples.sample_ids[chosen[np.searchsorted(starts, token, side="right") - 1]]
             raise ForgettingError(
-                f"the model gives sample {sample} {what} of {values[token]}. Its weights are "
-                "damaged, or its numbers overflow: try model.dtype float32"
+                f"sample {sample}: the model gives {name} = {values[token]}. Its weights are "
+                "damaged, or its numbers overflow. Set model.dtype to float32"
             )
-    return result
+    return Scores(**columns)
+
+
+@overload
+def score_dataset(
+    model: Any,
+    input_ids: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+    *,
+    statistics: None = None,
+    tokens_per_batch: int | None = None,
+) -> list[NDArray[np.float32]]: ...
+
+
+@overload
+def score_dataset(
+    model: Any,
+    input_ids: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+    *,
+    statistics: Collection[str],
+    tokens_per_batch: int | None = None,
+) -> list[Scores]: ...
 
 
 def score_dataset(
@@ -122,26 +166,37 @@ def score_dataset(
     input_ids: Sequence[Sequence[int]],
     labels: Sequence[Sequence[int]],
     *,
+    statistics: Collection[str] | None = None,
     tokens_per_batch: int | None = None,
-) -> list[NDArray[np.float32]]:
-    """Log-probabilities of the labelled tokens of tokenised samples.
+) -> list[NDArray[np.float32]] | list[Scores]:
+    """Score the labeled tokens of tokenized samples.
 
     Args:
         model: a causal language model of transformers, with or without a PEFT adapter.
         input_ids: token ids of each sample.
         labels: of the same lengths; -100 where a token is not to be scored. The first token
             of a sample is never scored.
+        statistics: None to get log-probabilities alone; else the fields of `Scores` to compute in
+            addition: any of `entropy`, `surprise_std`, `best_other_log_prob`, `rank`,
+            `sum_squares`.
         tokens_per_batch: padded tokens in one forward pass; None as in `score_samples`.
 
     Returns:
-        One array for each sample, of as many values as it has scored tokens.
+        One item per sample: the log-probabilities of its scored tokens in nats, shape (scored
+        tokens,); `Scores` with these and the requested statistics if `statistics` is given.
 
     Raises:
+        InputError: a name in `statistics` is unknown.
         ForgettingError: a score is not finite.
     """
     samples = Samples.from_lists(input_ids, labels)
-    scores = score_samples(model, samples, tokens_per_batch=tokens_per_batch)
-    return np.split(scores.log_probs, samples.response_starts[1:-1])
+    boundaries = samples.response_starts[1:-1]
+    scores = score_samples(
+        model, samples, statistics=statistics or (), tokens_per_batch=tokens_per_batch
+    )
+    if statistics is None:
+        return np.split(scores.log_probs, boundaries)
+    return scores.split(boundaries)
 
 
 def _lengths_read(samples: Samples) -> NDArray[np.int64]:

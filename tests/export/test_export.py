@@ -11,6 +11,7 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forgetting.cli import main
+from forgetting.cli.interrupt import MESSAGE
 from forgetting.config import load_recipe
 from forgetting.errors import InputError
 from forgetting.export import export_run
@@ -140,7 +141,7 @@ def test_the_command_says_what_where_and_how_it_is_read(
     captured = capsys.readouterr()
     text = captured.out
     assert "24 samples with" in text
-    assert "Everything is in exports/tiny-forgetting-data\n" in text
+    assert "Output folder: exports/tiny-forgetting-data\n" in text
     assert "    data = load_dataset('exports/tiny-forgetting-data', split=\"train\")\n" in text
     assert main(["export", str(finished_run[1])]) == 2
     assert "Replace it with --force" in capsys.readouterr().err
@@ -158,5 +159,5 @@ def test_ctrl_c_leaves_nothing(finished_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("forgetting.export.export.write_rows", interrupted)
     arguments = ["export", str(finished_run[1]), "--output", str(tmp_path / "out")]
     assert main(arguments) == 130
-    assert capsys.readouterr().err.endswith("Interrupted. Nothing was written.\n")
+    assert capsys.readouterr().err.endswith(f"{MESSAGE}\n")
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from forgetting.models import lm_head as head_module
-from forgetting.models.lm_head import Head, _measure_by_kernel, measure, predict
+from forgetting.models.lm_head import Head, predict
 
 VOCABULARY, HIDDEN = 37, 8
 
@@ -15,9 +15,6 @@ VOCABULARY, HIDDEN = 37, 8
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     monkeypatch.setattr(head_module, "ROWS_PER_TILE", 4)
-    # Tiles of 4 rows, in blocks of 10, 10, 10 and 7 columns.
-    monkeypatch.setattr(head_module, "ROWS_PER_BLOCK", 4)
-    monkeypatch.setattr(head_module, "LOGITS_PER_BLOCK", 40)
 
 
 class Wrapped(nn.Module):
@@ -186,78 +183,3 @@ def test_entropy_is_left_out_where_it_is_not_wanted():
     without = predict(head, hidden.detach(), targets, with_entropy=False)
     assert without.entropy.tolist() == [0.0] * 6
     assert with_it.log_probs.tolist() == without.log_probs.tolist()
-
-
-@pytest.mark.parametrize("positions", [1, 4, 11])
-@every_head
-@pytest.mark.parametrize("with_rank", [True, False])
-def test_measured_values_are_those_of_the_softmax(positions, options, with_rank):
-    head, linear = make(**options)
-    hidden, targets, weights = draw(positions)
-    log_probs, entropy, *_ = expected(linear, hidden, targets, weights, head.scale, head.softcap)
-    found = measure(head, hidden, targets, with_entropy=True, with_rank=with_rank)
-    assert not found.log_probs.requires_grad
-    torch.testing.assert_close(found.log_probs.double(), log_probs, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.entropy.double(), entropy, rtol=1e-5, atol=1e-5)
-    # Scale and softcap are monotonic: the rank is that of the plain logits.
-    logits = (hidden @ linear.weight.T + (0 if linear.bias is None else linear.bias)).double()
-    rank = (logits > logits.gather(1, targets[:, None])).sum(1)
-    assert found.is_greedy.tolist() == (rank == 0).tolist()
-    assert (found.rank is None) != with_rank
-    if with_rank:
-        assert found.rank.dtype == torch.int32
-        assert found.rank.tolist() == rank.tolist()
-
-
-@every_head
-def test_the_kernel_of_accelerators_measures_the_same(options):
-    if options.get("wrapped"):
-        pytest.skip("only plain heads go through the kernel")
-    head, _ = make(**options)
-    hidden, targets, _ = draw(11)
-    with torch.no_grad():
-        # On a CPU the same blocks are put together without Triton.
-        found = _measure_by_kernel(head, hidden, targets, with_entropy=True)
-    own = measure(head, hidden, targets, with_entropy=True)
-    torch.testing.assert_close(found.log_probs, own.log_probs, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.entropy, own.entropy, rtol=1e-5, atol=1e-5)
-    assert found.is_greedy.tolist() == own.is_greedy.tolist()
-
-
-@pytest.mark.parametrize("positions", [4, 11])
-def test_measuring_bfloat16_weights_is_a_float32_softmax_of_their_logits(positions):
-    head, linear = make(dtype=torch.bfloat16)
-    hidden, targets, _ = draw(positions, torch.bfloat16)
-    logits = linear(hidden).double()
-    log_probs = logits.log_softmax(1)
-    found = measure(head, hidden, targets, with_entropy=True)
-    expected_log_probs = log_probs.gather(1, targets[:, None])[:, 0]
-    torch.testing.assert_close(found.log_probs.double(), expected_log_probs, rtol=1e-5, atol=1e-5)
-    entropy = -(log_probs.exp() * log_probs).sum(1)
-    torch.testing.assert_close(found.entropy.double(), entropy, rtol=1e-5, atol=1e-5)
-
-
-def test_measured_extremes_stay_finite():
-    head, linear = make()
-    hidden, targets, _ = draw(12, size=1e4)
-    found = measure(head, hidden, targets, with_entropy=True)
-    assert found.log_probs.isfinite().all()
-    assert found.log_probs.min() < -1e3
-    assert (found.entropy >= 0).all()
-    sure = measure(head, hidden, linear(hidden).argmax(1))
-    assert sure.log_probs.max() <= 0
-    assert sure.is_greedy.all()
-
-
-@pytest.mark.parametrize("wrapped", [True, False])
-def test_nothing_to_measure_gives_nothing(wrapped):
-    head, _ = make(wrapped=wrapped)
-    found = measure(
-        head,
-        torch.zeros(0, HIDDEN),
-        torch.zeros(0, dtype=torch.long),
-        with_entropy=True,
-        with_rank=True,
-    )
-    for values in (found.log_probs, found.entropy, found.is_greedy, found.rank):
-        assert values.shape == (0,)

@@ -8,21 +8,53 @@ from markdown_it import MarkdownIt
 from forgetting.config import load_recipe
 from forgetting.models.loading import ModelFacts
 from forgetting.report.card import UNKNOWN_LICENCE, RunFacts, data_card, model_card
-from forgetting.report.collect import Evaluation, Measurement, Metric
 from forgetting.report.results import tabulate
+from forgetting.rundir.results import Evaluation
+from forgetting.rundir.selection import QualityHistogram, SelectionSummary, SourceSelection
+from forgetting.rundir.stats import DataSummary, SourceCounts, SplitCounts
+from tests.written_run import metric
 
 COUNTS = {"num_tokens": 2000, "num_positive": 1400, "num_negative": 500, "num_ignored": 100}
-SELECTION = {
-    "quality": "influence",
-    "granularity": "token",
-    "rho": 0.7,
-    **COUNTS,
-    "by_source": [{"source": "records", **COUNTS}],
-}
-DATA = {
-    "sources": [{"name": "records", "used": 48, "response_tokens": 1096}],
-    "splits": {"reference": {"samples": 16}, "train": {"samples": 24}, "heldout": {"samples": 8}},
-}
+
+
+def selection_of(*sources):
+    """A selection of tokens of these sources."""
+    return SelectionSummary(
+        variant="forgetting",
+        fingerprint="0",
+        quality="influence",
+        granularity="token",
+        balance="none",
+        by="quality",
+        threshold_kind="quantile",
+        rho=0.7,
+        auto_rho=0.5,
+        forget_rate=None,
+        end_token_ids=[],
+        threshold=0.0,
+        **COUNTS,
+        by_source=[SourceSelection(source=name, threshold=None, **COUNTS) for name in sources],
+        by_position=[],
+        histogram=QualityHistogram([], []),
+        worst=[],
+        best=[],
+        mixture=None,
+        noise=None,
+    )
+
+
+def data_of(*sources):
+    """A corpus of these sources."""
+    return DataSummary(
+        max_length=128,
+        sources=sources,
+        splits={"reference": SplitCounts(16), "train": SplitCounts(24), "heldout": SplitCounts(8)},
+        end_token_ids=[],
+    )
+
+
+SELECTION = selection_of("records")
+DATA = data_of(SourceCounts("records", used=48, response_tokens=1096))
 HOSTILE = "<script>alert(1)</script>|`x`\n# \u202e[a](javascript:b)"
 
 
@@ -116,8 +148,7 @@ def test_licences_are_those_that_are_known(write_recipe, tmp_path):
         "reference.sources=[flan_v2]",
     ]
     names = ["alpaca", "wizardlm", "ours", "addition", "flan_v2 (trusted)"]
-    sources = [{"name": name, "used": 1, "response_tokens": 2} for name in names]
-    data = {**DATA, "sources": sources}
+    data = data_of(*(SourceCounts(name, used=1, response_tokens=2) for name in names))
     recipe = load_recipe(write_recipe(), changes)
     _, text = written(recipe, licence="llama3.2 (https://llama.com)", data=data)
     expected = ["cc-by-nc-4.0", UNKNOWN_LICENCE, "cc-by-sa-3.0", "made up by forgetting"]
@@ -131,8 +162,8 @@ def test_licences_are_those_that_are_known(write_recipe, tmp_path):
 
 def test_results_have_their_errors_and_the_best_is_marked_only_where_it_differs(recipe):
     def evaluation(variant, accuracy, loss):
-        metrics = {"exact_match": Metric(accuracy, 0.02, True), "loss": Metric(loss, 0.5, False)}
-        return Evaluation(variant, "heldout", Measurement(640, metrics), {})
+        metrics = {"exact_match": metric(accuracy, 0.02), "loss": metric(loss, 0.5, False)}
+        return Evaluation(variant=variant, task="heldout", num_items=640, metrics=metrics)
 
     results = tabulate([evaluation("full", 0.9, 1.25), evaluation("forgetting", 0.1, 1.5)])
     _, text = written(recipe, results=results)
@@ -155,11 +186,11 @@ def test_a_corpus_has_a_card_of_its_own(recipe):
 
 
 def test_hostile_names_stay_text(recipe):
-    sources = [{"name": HOSTILE, "used": 1, "response_tokens": 2}] * 2
-    selection = {**SELECTION, "by_source": [{"source": HOSTILE, **COUNTS}] * 2}
+    source = SourceCounts(HOSTILE, used=1, response_tokens=2)
+    selection = selection_of(HOSTILE, HOSTILE)
     model = recipe.model.model_copy(update={"name_or_path": HOSTILE, "revision": HOSTILE})
     hostile = recipe.model_copy(update={"model": model})
-    known = {"licence": HOSTILE, "data": {**DATA, "sources": sources}}
+    known = {"licence": HOSTILE, "data": data_of(source, source)}
     cards = [
         corpus_card(hostile, selection, **known),
         model_card(facts(hostile, **known), "forgetting", selection, {}, is_adapter=True),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -17,7 +16,12 @@ from urllib.parse import unquote
 import pytest
 
 from forgetting.inspector.page import content_policy
+from forgetting.method.mixture import Component
 from forgetting.report import build_report
+from forgetting.rundir import layout
+from forgetting.rundir.results import read_result, write_result
+from forgetting.rundir.selection import MixtureCurve, MixtureFit, MixtureSummary
+from tests.written_run import change_selection
 
 Decode = Callable[..., str]
 ALL_FILES = ["index.html", "inspector.html", "results.csv", "results.json", "results.md"]
@@ -87,13 +91,10 @@ def test_the_measure_and_the_extreme_samples_are_named(run_dir: Path, decode: De
 
 def test_a_mixture_and_its_absence_are_shown(run_dir: Path, decode: Decode) -> None:
     points = [-2.0, 0.0, 2.0]
-    curve = dict.fromkeys(("quality", "bad_density", "good_density", "posterior"), points)
-    fit = {"weight": 0.125, "negative_below": -1.0, "positive_from": 0.5, "curve": curve}
-    mixtures = {"forgetting": (fit, None), "ignoring": (None, "it has one peak")}
-    for variant, (found, reason) in mixtures.items():
-        path = run_dir / "selection" / variant / "summary.json"
-        summary = {**json.loads(path.read_text()), "mixture": {"fit": found, "reason": reason}}
-        path.write_text(json.dumps(summary))
+    part = Component(0.0, 1.0, 1.0, 2.0)
+    fit = MixtureFit(0.125, part, part, -1.0, 0.5, MixtureCurve(points, points, points, points))
+    change_selection(run_dir, "forgetting", mixture=MixtureSummary(fit, None))
+    change_selection(run_dir, "ignoring", mixture=MixtureSummary(None, "it has one peak"))
     page = Page(build(run_dir, decode) / "index.html")
     assert "the bad component, 12.5 % of the tokens" in page.text
     assert "ignoring: no second component was found" in page.text
@@ -152,8 +153,8 @@ def remove_heldout(run_dir: Path) -> None:
 
 
 def remove_noise(run_dir: Path) -> None:
-    for path in run_dir.glob("selection/*/summary.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"noise": None}))
+    for variant in ("ignoring", "forgetting"):
+        change_selection(run_dir, variant, noise=None)
 
 
 def keep_only(*names: str) -> Callable[[Path], None]:
@@ -232,10 +233,10 @@ def test_a_variant_that_is_not_significantly_best_is_not_marked(
 ) -> None:
     """0.75 against 0.744 with errors of 0.018 is no difference; 0.8 against 0.744 is one."""
     assert "<strong>" not in (build(run_dir, decode) / "index.html").read_text(encoding="utf-8")
-    path = run_dir / "evaluation" / "ignoring" / "heldout.json"
-    result = json.loads(path.read_text())
-    result["metrics"]["exact_match"]["value"] = 0.8
-    path.write_text(json.dumps(result))
+    folder = layout.evaluation_dir(run_dir, "ignoring")
+    result = read_result(layout.result_file(folder, "heldout"))
+    result.metrics["exact_match"].value = 0.8
+    write_result(folder, "ignoring", result)
     marked = re.findall(
         r"<strong>(.*?)</strong>", (build(run_dir, decode) / "index.html").read_text("utf-8")
     )

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from forgetting.errors import InputError
-from forgetting.report.collect import Evaluation, Measurement, Metric
 from forgetting.report.results import (
     ResultsTable,
     results_table,
@@ -20,20 +19,21 @@ from forgetting.report.results import (
     to_json,
     to_markdown,
 )
+from forgetting.rundir import layout
+from forgetting.rundir.results import Evaluation, Group
+from tests.written_run import metric, write_recipe
 
 
 def heldout(
     variant: str, exact: float, *, loss: float = 1.0, stderr: float | None = 0.02
 ) -> Evaluation:
-    metrics = {
-        "loss": Metric(loss, stderr, False),
-        "exact_match": Metric(exact, stderr, True),
-    }
-    return Evaluation(variant, "heldout", Measurement(100, metrics), {})
+    metrics = {"loss": metric(loss, stderr, False), "exact_match": metric(exact, stderr)}
+    return Evaluation(variant=variant, task="heldout", num_items=100, metrics=metrics)
 
 
 def task(variant: str, name: str, value: float, stderr: float | None = 0.02) -> Evaluation:
-    return Evaluation(variant, name, Measurement(50, {"acc,none": Metric(value, stderr, True)}), {})
+    metrics = {"acc,none": metric(value, stderr)}
+    return Evaluation(variant=variant, task=name, num_items=50, metrics=metrics)
 
 
 def bold(table: ResultsTable, key: str) -> list[str]:
@@ -182,7 +182,7 @@ def test_markdown_shows_hostile_names_as_text(hostile: str) -> None:
 
 
 def test_variant_that_the_recipe_dropped_is_left_out(run_dir: Path) -> None:
-    (run_dir / "recipe.yaml").write_text("{name: demo, variants: {full: {}}}")
+    write_recipe(run_dir, {"full": {}})
     assert results_table(run_dir).variants == ["base", "full"]
 
 
@@ -195,16 +195,17 @@ def test_folder_without_recipe_is_refused(tmp_path: Path) -> None:
     "damage", ["{", "[]", '{"task": "heldout", "num_items": 1}', '{"task": 1}']
 )
 def test_damaged_result_is_refused_by_its_path(run_dir: Path, damage: str) -> None:
-    path = run_dir / "evaluation" / "full" / "heldout.json"
+    path = layout.result_file(layout.evaluation_dir(run_dir, "full"), "heldout")
     path.write_text(damage)
     with pytest.raises(InputError, match=r"full/heldout\.json cannot be read"):
         results_table(run_dir)
 
 
 def test_a_suite_shows_its_average_its_members_and_that_it_is_local() -> None:
-    average = {"average": Metric(0.25, 0.02, True)}
-    groups = {name: Measurement(20, average) for name in ("TruthfulQA", "BoolQ")}
-    suite = Evaluation("full", "paper", Measurement(40, average), groups, local=True)
+    average = {"average": metric(0.25, 0.02)}
+    groups = {name: Group(num_items=20, metrics=average) for name in ("TruthfulQA", "BoolQ")}
+    overall = {"num_items": 40, "metrics": average}
+    suite = Evaluation(variant="full", task="paper", **overall, groups=groups, local=True)
     table = tabulate([suite])
     assert [(c.task_title, c.title) for c in table.columns] == [
         ("paper (local build)", "average"),

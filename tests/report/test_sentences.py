@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from forgetting.config import Recipe
-from forgetting.report.collect import Noise
 from forgetting.report.sentences import noise_sentence, recipe_paragraph
+from forgetting.rundir.selection import KnownNoise
 
 DATA = {"sources": [{"path": "notes.jsonl"}], "num_train": 2000, "num_reference": 300}
 
@@ -80,7 +80,7 @@ def test_where_the_reference_comes_from(reference: dict[str, Any], said: str) ->
     assert said in paragraph(reference=reference)
 
 
-NOISE = Noise(90, 0.061, 0.83, 0.3, 0.21, 0.72, 0.34, {}, {})
+NOISE = KnownNoise(90, 0.061, 0.83, 0.3, 0.21, 0.72, 0.34, 0.72, [])
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ Knows nothing of models.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
@@ -27,9 +26,11 @@ from forgetting.data.mixture import interleaved, quotas
 from forgetting.data.records import Record, Rejected, Unusable, parse_record, recognise
 from forgetting.data.sources import read_source
 from forgetting.errors import InputError, TooFewSamples
+from forgetting.rundir import layout
+from forgetting.rundir.layout import SPLITS
 from forgetting.rundir.samples import IGNORE_INDEX, SAMPLE_SCHEMA, TableWriter
+from forgetting.rundir.stats import DataSummary, SourceCounts, SplitCounts
 
-SPLITS = ("reference", "train", "heldout")
 REJECTED_SCHEMA = pa.schema(
     [
         ("source", pa.string()),
@@ -49,32 +50,6 @@ NUM_SHOWN = 5
 Advance = Callable[[int, str], None]
 _Row = tuple[dict[str, Any], bool]
 """A row of `SAMPLE_SCHEMA`, and whether it was cut to `max_length`."""
-
-
-@dataclass
-class SourceCounts:
-    """What became of a source's records."""
-
-    name: str
-    read: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
-    """Records that could not be used, by reason."""
-    duplicates: int = 0
-    near_duplicates: int = 0
-    prompt_too_long: int = 0
-    cut: int = 0
-    used: int = 0
-    tokens: int = 0
-    response_tokens: int = 0
-
-
-@dataclass
-class SplitCounts:
-    """What a split holds."""
-
-    samples: int = 0
-    tokens: int = 0
-    response_tokens: int = 0
 
 
 class Account:
@@ -137,13 +112,14 @@ class Account:
             for c in self.sources.values()
         )
 
-    def summary(self) -> dict[str, Any]:
-        """The counts as they are kept in `data/summary.json`."""
-        return {
-            "max_length": self.settings.max_length,
-            "sources": [asdict(counts) for counts in self.sources.values()],
-            "splits": {name: asdict(counts) for name, counts in self.splits.items()},
-        }
+    def summary(self, end_token_ids: Iterable[int]) -> DataSummary:
+        """The counts, as the run keeps them."""
+        return DataSummary(
+            max_length=self.settings.max_length,
+            sources=list(self.sources.values()),
+            splits=self.splits,
+            end_token_ids=sorted(end_token_ids),
+        )
 
 
 class Spool:
@@ -207,7 +183,7 @@ def build_corpus(
     """
     own = settings.model_copy(update={"num_reference": 0}) if trusted else settings
     only_reference = {"sources": list(trusted), "num_train": 0, "num_heldout": 0}
-    with Account(own, output / "rejected.parquet") as account:
+    with Account(own, layout.rejected_file(output)) as account:
         with Spool(scratch / "records.spool") as spool:
             read_records(own, seed, spool, account)
             splits = _Splits(own, tokenization, seed, spool, account)
@@ -481,7 +457,7 @@ class _Splits:
     def _write(self, rows: Iterator[_Row], split: str, output: Path, advance: Advance) -> list[int]:
         """Write a split; the numbers of its records."""
         written = []
-        with TableWriter(output / f"{split}.parquet", SAMPLE_SCHEMA, ROW_GROUP) as writer:
+        with TableWriter(layout.split_file(output, split), SAMPLE_SCHEMA, ROW_GROUP) as writer:
             for row, was_cut in rows:
                 self.account.take(split, row, was_cut)
                 writer.write(row)

@@ -7,7 +7,6 @@ a folder of this machine. The run is only read.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,13 +23,18 @@ from forgetting.export.hub import check_repo, push
 from forgetting.export.records import By
 from forgetting.method.terms import TERMS
 from forgetting.models import loading
+from forgetting.models.adapters import is_adapter as is_adapter_folder
+from forgetting.models.adapters import merge_adapter
+from forgetting.models.tokenization import load_tokenization, tokenizer_threads
 from forgetting.pipeline import plan_with_state
 from forgetting.report.card import RunFacts, data_card, model_card
-from forgetting.report.collect import read_evaluations
 from forgetting.report.results import tabulate
-from forgetting.rundir.directory import RECIPE, read_manifest
+from forgetting.rundir import layout
+from forgetting.rundir.manifest import read_manifest
+from forgetting.rundir.reader import RunReader
 from forgetting.rundir.samples import SampleFile
-from forgetting.stages import load_tokenization, tokenizer_threads
+from forgetting.rundir.selection import SelectionSummary, read_selection
+from forgetting.rundir.stats import DataSummary
 
 What = Literal["data", "clean", "model", "adapter"]
 PREFERRED = "forgetting"
@@ -73,7 +77,7 @@ def export_run(
         output: default `exports/<recipe>-<variant>-<what>`.
         format: of a corpus; default `parquet` for `data`, `jsonl` for `clean`.
         drop_worst: share of D_train's samples that `clean` leaves out; default 0.1.
-        by: how `clean` finds them, see `SampleQuality.worst`; default `quality`.
+        by: how `clean` finds them, see `SampleJudgments.worst`; default `quality`.
         force: replace an earlier export at `output`.
         push_to_hub: id of a repository on the hub, which is made if there is none.
         public: everybody can read it; else it must be, or is made, private.
@@ -83,8 +87,8 @@ def export_run(
             go with it, there is something at `output`, or the repository cannot be written to.
     """
     run = Path(run_dir)
-    if not (run / RECIPE).is_file():
-        raise InputError(f"{run} is not a run directory: it has no {RECIPE}")
+    if not layout.recipe_file(run).is_file():
+        raise InputError(f"{run} is not a run directory: it has no {layout.RECIPE}")
     is_corpus = what in ("data", "clean")
     _refuse_unread(
         {
@@ -97,7 +101,7 @@ def export_run(
         raise InputError(f"--drop-worst must be at least 0 and below 1, got {drop_worst:g}")
     if public and push_to_hub is None:
         raise InputError("--public says who can read it on the hub: give --push-to-hub as well")
-    recipe = load_recipe(run / RECIPE)
+    recipe = load_recipe(layout.recipe_file(run))
     variant = _variant(recipe, variant, recipe.selecting_variants if is_corpus else None)
     if output is None:
         output = Path("exports") / f"{recipe.name}-{variant}-{what}"
@@ -109,7 +113,7 @@ def export_run(
     if needed not in done:
         raise InputError(
             f"{needed} is not done in {run} as its recipe asks for. Do it with "
-            f"`forgetting run {run / RECIPE} --run-dir {run}`"
+            f"`forgetting run {layout.recipe_file(run)} --run-dir {run}`"
         )
     job = _Job(recipe, run, variant, output, _facts(recipe, run, done))
     about = {"what": what, "run": recipe.name, "variant": variant, "forgetting": __version__}
@@ -154,7 +158,7 @@ class _Job:
     def data(self, folder: Path, format: Format) -> _Result:
         selection = self._selection()
         columns = dict(tokens.COLUMNS)
-        if selection["noise"] is None:
+        if selection.noise is None:
             for name in tokens.NOISE:
                 del columns[name]
         if TERMS[self.settings.forgetting.term].is_per_sample:
@@ -163,13 +167,13 @@ class _Job:
         decode = loading.decoder(self.recipe.model)
         quality = self.settings.selection.quality
         tables = tokens.token_tables(self.run, self.variant, quality, decode, tuple(columns))
-        num_samples = len(SampleFile(self.run / "data" / "train.parquet"))
+        num_samples = len(SampleFile(layout.train_file(self.run)))
         with progress("Exporting the corpus", num_samples) as advance:
             write_rows(tables, folder / f"train.{format}", format, advance)
         sentence = (
-            f"{num_samples:,} samples with {selection['num_tokens']:,} response tokens: "
-            f"{selection['num_positive']:,} to learn, {selection['num_negative']:,} negative, "
-            f"{selection['num_ignored']:,} to ignore."
+            f"{num_samples:,} samples with {selection.num_tokens:,} response tokens: "
+            f"{selection.num_positive:,} to learn, {selection.num_negative:,} negative, "
+            f"{selection.num_ignored:,} to ignore."
         )
         title = "the corpus with its selection"
         return self._corpus(folder, title, sentence, columns, num_samples)
@@ -228,8 +232,8 @@ class _Job:
         return sentence, usage(repr(str(self.output)))
 
     def model(self, folder: Path, *, is_adapter: bool) -> _Result:
-        trained = self.run / "models" / self.variant
-        has_adapter = loading.is_adapter(trained)
+        trained = layout.model_dir(self.run, self.variant)
+        has_adapter = is_adapter_folder(trained)
         if is_adapter and not has_adapter:
             raise InputError(
                 f"{self.variant} was trained or merged to whole weights, so there is no adapter: "
@@ -237,10 +241,10 @@ class _Job:
             )
         if has_adapter and not is_adapter:
             dtype = loading.pick_dtype(self.recipe.model)
-            merged = loading.merge_adapter(self.recipe.model, dtype, trained)
+            merged = merge_adapter(self.recipe.model, dtype, trained)
             merged.save_pretrained(folder)
             loading.load_tokenizer(self.recipe.model).save_pretrained(folder)
-            shutil.copyfile(trained / "training.jsonl", folder / "training.jsonl")
+            shutil.copyfile(layout.training_log(trained), layout.training_log(folder))
         else:
             for file in sorted(trained.iterdir()):
                 if file.is_file() and file.suffix in MODEL_FILES:
@@ -260,9 +264,9 @@ class _Job:
         )
         return f"The {kind} of {self.variant}: {size:,.1f} MiB of safetensors.", usage
 
-    def _selection(self) -> Any:
-        file = self.run / "selection" / self.variant / "summary.json"
-        return json.loads(file.read_text(encoding="utf-8"))
+    def _selection(self) -> SelectionSummary:
+        fingerprint = SampleFile(layout.train_file(self.run)).fingerprint
+        return read_selection(self.run, self.variant, fingerprint)
 
 
 def _refuse_unread(options: Mapping[str, tuple[str, Any, bool]]) -> None:
@@ -289,10 +293,10 @@ def _variant(recipe: Recipe, asked: str | None, selecting: list[str] | None) -> 
 
 def _facts(recipe: Recipe, run: Path, done: set[str]) -> RunFacts:
     """Of results, only those that belong to the recipe as it is."""
-    evaluations = [e for e in read_evaluations(run) if f"evaluate:{e.variant}" in done]
+    evaluations = [e for e in RunReader(run).evaluations if f"evaluate:{e.variant}" in done]
     return RunFacts(
         recipe,
         loading.model_facts(recipe.model),
-        json.loads((run / "data" / "summary.json").read_text(encoding="utf-8")),
+        DataSummary.load(layout.data_dir(run)),
         tabulate(evaluations) if evaluations else None,
     )

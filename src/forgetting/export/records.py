@@ -24,8 +24,9 @@ from forgetting.data.splits import Account, Spool, read_records
 from forgetting.errors import InputError
 from forgetting.method import MEASURES, QualityName
 from forgetting.method.selection import mean_quality
+from forgetting.rundir import layout
 from forgetting.rundir.samples import rows_in_parts
-from forgetting.training.dataset import selected_parts
+from forgetting.rundir.selection import selected_parts
 
 By = Literal["quality", "negatives"]
 COLUMNS = {
@@ -57,7 +58,7 @@ _NUMBERS = [
 
 
 @dataclass(frozen=True)
-class SampleQuality:
+class SampleJudgments:
     """Of each sample of D_train, in its order; both of shape (samples,)."""
 
     mean: NDArray[np.float64]
@@ -77,7 +78,7 @@ class SampleQuality:
         return is_worst
 
 
-def sample_quality(run: Path, variant: str, quality: QualityName) -> SampleQuality:
+def sample_quality(run: Path, variant: str, quality: QualityName) -> SampleJudgments:
     """Judge every sample of D_train by its tokens.
 
     Raises:
@@ -90,14 +91,14 @@ def sample_quality(run: Path, variant: str, quality: QualityName) -> SampleQuali
         values = measure.compute(*(part.scores[name] for name in measure.columns))
         means.append(mean_quality(values, lengths))
         shares.append(mean_quality(part.polarity < 0, lengths))
-    return SampleQuality(np.concatenate(means), np.concatenate(shares))
+    return SampleJudgments(np.concatenate(means), np.concatenate(shares))
 
 
 def record_tables(
     recipe: Recipe,
     run: Path,
     tokenization: Tokenization,
-    quality: SampleQuality,
+    quality: SampleJudgments,
     is_kept: NDArray[np.bool_],
     scratch: Path,
 ) -> Iterator[pa.Table]:
@@ -111,8 +112,8 @@ def record_tables(
     Raises:
         InputError: a source cannot be read, or no longer holds what was scored.
     """
-    train = run / "data" / "train.parquet"
-    rejected = scratch / "rejected.parquet"
+    train = layout.train_file(run)
+    rejected = layout.rejected_file(scratch)
     try:
         with Account(recipe.data, rejected) as account, Spool(scratch / "records.spool") as spool:
             read_records(recipe.data, recipe.seed, spool, account)

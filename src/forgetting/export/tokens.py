@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from forgetting.method import MEASURES, QualityName
 from forgetting.rundir.samples import Samples
-from forgetting.rundir.score_files import LOG_PROBS
-from forgetting.training.dataset import TOKENS, selected_parts, trainer_columns
+from forgetting.rundir.scores import LOG_PROBS
+from forgetting.rundir.selection import TOKENS, selected_parts
+from forgetting.training.dataset import trainer_columns
 
 COLUMNS = {
     "sample_id": "number of the sample, as in the run",

@@ -81,14 +81,14 @@ def content_policy(style: str, script: str, *, is_served: bool) -> str:
 
 def _render(data: dict[str, Any], *, is_served: bool) -> str:
     environment = Environment(
-        loader=PackageLoader("forgetting.report"),
+        loader=PackageLoader("forgetting.inspector"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     style = environment.get_template("inspector.css").render(levels=COLOR_LEVELS)
-    folder = resources.files("forgetting.report") / "templates"
+    folder = resources.files("forgetting.inspector") / "templates"
     script = (folder / "inspector.js").read_text(encoding="utf-8")
     return environment.get_template("inspector.html").render(
         name=data["name"],
@@ -98,6 +98,7 @@ def _render(data: dict[str, Any], *, is_served: bool) -> str:
         data=Markup(embedded_json(data)),
         is_served=is_served,
         has_noise=data["noise"] is not None,
+        rhos=data["rhos"],
     )
 
 

@@ -3,15 +3,13 @@
 Goes in: hidden states of the positions that predict a target. Comes out: the targets'
 log-probabilities, by a float32 log-sum-exp, without full logits at any time, forward or
 backward. Small tiles stay in the processor's cache, which on CPUs is most of the speed.
-`predict` is for training, `measure` for scoring. Knows nothing of batches or of what the
-log-probabilities are for.
+This module is for training; `token_statistics` reads the same head for scoring. Knows nothing of
+batches or of what the log-probabilities are for.
 """
 
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -19,18 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
-from transformers.utils import is_triton_available
-from trl.kernels import ChunkedLogProbFunction
 from trl.trainer.utils import FusedCausalLMOutput
 
 ROWS_PER_TILE = 128
 ROWS_PER_TILE_ACCELERATOR = 4096
-# Without a gradient a tile can be cut along the vocabulary too: many rows share each piece of the
-# weights, and 2 MiB of float32 logits are read while they are still in the cache.
-ROWS_PER_BLOCK = 1024
-LOGITS_PER_BLOCK = 2**19
-# Columns of a block on an accelerator, where TRL's kernel reads it once.
-COLUMNS_PER_BLOCK_ACCELERATOR = 2**15
 
 
 @dataclass(frozen=True)
@@ -53,8 +43,6 @@ class Predictions:
     """Of the whole prediction, in nats, float32; without gradient."""
     is_greedy: Tensor
     """Whether no token is more likely."""
-    rank: Tensor | None = None
-    """How many tokens are more likely, int32; only from `measure`, and only when asked for."""
 
 
 def split_head(model: Any) -> Head:
@@ -91,7 +79,7 @@ def predict(
         # zero: other processes wait for it.
         nothing = head.linear(hidden).sum(-1).float()
         return Predictions(nothing, nothing.detach(), nothing.detach().bool())
-    if _is_plain(head.linear):
+    if is_plain(head.linear):
         weight: Tensor = head.linear.weight
         bias: Tensor | None = head.linear.bias
         if torch.is_autocast_enabled(hidden.device.type):
@@ -108,117 +96,7 @@ def predict(
     return Predictions(*(torch.cat(parts) for parts in zip(*tiles, strict=True)))
 
 
-@torch.no_grad()
-def measure(
-    head: Head,
-    hidden: Tensor,
-    targets: Tensor,
-    *,
-    with_entropy: bool = False,
-    with_rank: bool = False,
-) -> Predictions:
-    """Score targets without a gradient: the same numbers as `predict`, faster.
-
-    Args:
-        hidden: states of the positions that predict them, shape (positions, hidden size).
-        targets: token ids, shape (positions,).
-        with_entropy: whether `entropy` is wanted; else it is zero.
-        with_rank: whether `rank` is wanted; needs all logits of a row at once, which takes longer.
-    """
-    on_cpu = hidden.device.type == "cpu"
-    if with_rank or not _is_plain(head.linear):
-        rows = ROWS_PER_TILE if on_cpu else ROWS_PER_TILE_ACCELERATOR
-        columns = None
-    elif on_cpu:
-        rows = min(ROWS_PER_BLOCK, max(1, len(targets)))
-        columns = max(1, LOGITS_PER_BLOCK // rows)
-    elif _has_kernel(hidden.device):
-        return _measure_by_kernel(head, hidden, targets, with_entropy)
-    else:
-        rows, columns = ROWS_PER_TILE_ACCELERATOR, COLUMNS_PER_BLOCK_ACCELERATOR
-    buffers = _Buffers(hidden.device)
-    # Without targets there is one empty tile.
-    tiles = [
-        _measure_tile(
-            _logit_blocks(head, states, columns, buffers), of_tile, with_entropy, with_rank, buffers
-        )
-        for states, of_tile in zip(hidden.split(rows), targets.split(rows), strict=True)
-    ]
-    log_probs, entropy, is_greedy, ranks = zip(*tiles, strict=True)
-    return Predictions(
-        torch.cat(log_probs),
-        torch.cat(entropy),
-        torch.cat(is_greedy),
-        torch.cat(ranks) if with_rank else None,
-    )
-
-
-def _has_kernel(device: torch.device) -> bool:
-    """Whether TRL's fused head runs as a kernel of its own, one pass over each block."""
-    return device.type in ("cuda", "xpu") and is_triton_available()
-
-
-def _measure_by_kernel(
-    head: Head, hidden: Tensor, targets: Tensor, with_entropy: bool
-) -> Predictions:
-    outputs = ("entropy", "is_top1") if with_entropy else ("is_top1",)
-    weight: Any = head.linear.weight
-    log_probs, entropy, _, _, is_greedy = ChunkedLogProbFunction.apply(
-        hidden.to(weight.dtype),
-        weight,
-        head.linear.bias,
-        targets,
-        1.0,
-        COLUMNS_PER_BLOCK_ACCELERATOR,
-        head.softcap,
-        head.scale,
-        outputs,
-    )
-    return Predictions(
-        log_probs, torch.zeros_like(log_probs) if entropy is None else entropy, is_greedy
-    )
-
-
-class _Buffers:
-    """Memory that is used again for every block: fresh pages cost as much as the arithmetic."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.flat: dict[str, Tensor] = {}
-
-    def take(self, name: str, shape: tuple[int, int], dtype: torch.dtype = torch.float32) -> Tensor:
-        size = shape[0] * shape[1]
-        if name not in self.flat or self.flat[name].numel() < size:
-            self.flat[name] = torch.empty(size, dtype=dtype, device=self.device)
-        return self.flat[name][:size].view(shape)
-
-
-def _logit_blocks(
-    head: Head, states: Tensor, columns: int | None, buffers: _Buffers
-) -> Iterator[tuple[int, Tensor]]:
-    """Float32 logits, shape (rows, columns), and the token of the first column; a block is gone
-    when the next one is asked for. None: all columns at once."""
-    if not _is_plain(head.linear):
-        logits = head.linear(states).float()
-        yield 0, _scale(logits, head.scale, head.softcap)
-        return
-    weight, bias = head.linear.weight, head.linear.bias
-    states = states.to(weight.dtype)
-    for begin in range(0, len(weight), columns or len(weight)):
-        part = weight[begin : begin + (columns or len(weight))]
-        shape = (len(states), len(part))
-        logits = buffers.take("logits", shape)
-        if weight.dtype == torch.float32:
-            torch.mm(states, part.T, out=logits)
-        else:
-            product = buffers.take("product", shape, weight.dtype)
-            logits.copy_(torch.mm(states, part.T, out=product))
-        if bias is not None:
-            logits += bias[begin : begin + len(part)]
-        yield begin, _scale(logits, head.scale, head.softcap)
-
-
-def _scale(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
+def scale_logits(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
     """In place, what comes after the linear layer."""
     if scale != 1.0:
         logits *= scale
@@ -227,49 +105,7 @@ def _scale(logits: Tensor, scale: float, softcap: float | None) -> Tensor:
     return logits
 
 
-def _measure_tile(
-    blocks: Iterator[tuple[int, Tensor]],
-    targets: Tensor,
-    with_entropy: bool,
-    with_rank: bool,
-    buffers: _Buffers,
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Statistics of each block about its largest logit, put together in the end.
-
-    For the largest logit m of all, the normaliser is m + log(S), S = sum exp(z - m), and the
-    entropy log(S) - sum exp(z - m) (z - m) / S, in which nothing large cancels.
-    """
-    of_target = torch.full(targets.shape, -math.inf, device=targets.device)
-    rank = None
-    found = []
-    for begin, logits in blocks:
-        column = targets - begin
-        is_here = (column >= 0) & (column < logits.shape[1])
-        there = logits.gather(1, column.clamp(0, logits.shape[1] - 1)[:, None])
-        of_target = torch.where(is_here, there[:, 0], of_target)
-        if with_rank:
-            rank = (logits > there).sum(1, dtype=torch.int32)
-        largest = logits.amax(1)
-        shifted = logits.sub_(largest[:, None])
-        weighted = torch.zeros_like(largest)
-        if with_entropy:
-            shape = (logits.shape[0], logits.shape[1])
-            exps = torch.exp(shifted, out=buffers.take("exps", shape))
-            weighted = torch.linalg.vecdot(exps, shifted)
-        else:
-            exps = shifted.exp_()
-        found.append((largest, exps.sum(1), weighted))
-    maxima, sums, weights = (torch.stack(parts) for parts in zip(*found, strict=True))
-    largest = maxima.amax(0)
-    shift = maxima - largest
-    total = (shift.exp() * sums).sum(0)
-    log_probs = of_target - largest - total.log()
-    mean = (shift.exp() * (weights + shift * sums)).sum(0) / total
-    entropy = total.log() - mean if with_entropy else torch.zeros_like(total)
-    return log_probs, entropy, of_target >= largest, rank
-
-
-def _is_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
+def is_plain(linear: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a head is its weights; an adapter on it, quantised or sharded weights are called."""
     hooked = linear._forward_hooks or linear._forward_pre_hooks or hasattr(linear, "_hf_hook")
     return type(linear) is nn.Linear and type(linear.weight) is nn.Parameter and not hooked
@@ -389,7 +225,7 @@ class _LinearTile:
             logits = buffer.copy_(states @ self.weight.T)
         if self.bias is not None:
             logits += self.bias
-        return _scale(logits, self.scale, self.softcap)
+        return scale_logits(logits, self.scale, self.softcap)
 
     def exps(self, logits: Tensor, shift: Tensor) -> Tensor:
         """exp(logits - shift), in a buffer of its own."""

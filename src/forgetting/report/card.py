@@ -21,9 +21,11 @@ from huggingface_hub import CardData, DatasetCardData, ModelCardData
 from forgetting.config import Recipe, SourceSettings, named_sources
 from forgetting.data.sources import HUB_ID
 from forgetting.data.splits import TRUSTED
+from forgetting.escaping import visible
 from forgetting.models.loading import ModelFacts
-from forgetting.report.escaping import visible
 from forgetting.report.results import ResultsTable, plain
+from forgetting.rundir.selection import SelectionSummary, SourceSelection
+from forgetting.rundir.stats import DataSummary
 
 WAYS = {
     "full": "learned all response tokens of its corpus (plain supervised fine-tuning).",
@@ -54,8 +56,7 @@ class RunFacts:
 
     recipe: Recipe
     base: ModelFacts
-    data: Mapping[str, Any]
-    """`data/summary.json`."""
+    data: DataSummary
     results: ResultsTable | None = None
     """None before anything is evaluated."""
 
@@ -63,7 +64,7 @@ class RunFacts:
 def model_card(
     facts: RunFacts,
     variant: str,
-    selection: Mapping[str, Any] | None,
+    selection: SelectionSummary | None,
     details: Mapping[str, Any],
     *,
     is_adapter: bool,
@@ -72,7 +73,7 @@ def model_card(
 
     Args:
         variant: name of one of the recipe's variants.
-        selection: `selection/<variant>/summary.json`; None where all tokens were learned.
+        selection: of the variant; None if all tokens were learned.
         details: figures of the training, by name.
         is_adapter: an adapter, not whole weights.
     """
@@ -121,7 +122,7 @@ def model_card(
 def data_card(
     facts: RunFacts,
     variant: str,
-    selection: Mapping[str, Any],
+    selection: SelectionSummary,
     *,
     title: str,
     sentence: str,
@@ -133,7 +134,7 @@ def data_card(
 
     Args:
         variant: whose selection it is.
-        selection: `selection/<variant>/summary.json`.
+        selection: of the variant.
         title: what the corpus is.
         sentence: the same in numbers.
         loading: lines of Python that read it.
@@ -230,32 +231,36 @@ def _results(results: ResultsTable | None) -> list[str]:
     return [*lines, ""]
 
 
-def _selection(by: str, selection: Mapping[str, Any]) -> list[str]:
-    counts = {name: selection[f"num_{name}"] for name in ("positive", "negative", "ignored")}
-    total = selection["num_tokens"]
-    measure = "at random" if by == "random" else f"by the measure `{selection['quality']}`"
+def _selection(by: str, selection: SelectionSummary) -> list[str]:
+    counts = {
+        "positive": selection.num_positive,
+        "negative": selection.num_negative,
+        "ignored": selection.num_ignored,
+    }
+    total = selection.num_tokens
+    measure = "at random" if by == "random" else f"by the measure `{selection.quality}`"
     rows = [
         f"| {name} | {number:,} | {100 * number / max(total, 1):.1f} % |"
         for name, number in counts.items()
     ]
     return [
-        f"Tokens were selected {measure}, per {selection['granularity']}, with rho "
-        f"{selection['rho']:.3g}:",
+        f"Tokens were selected {measure}, per {selection.granularity}, with rho "
+        f"{selection.rho:.3g}:",
         "",
         "| tokens | number | share |",
         "|---|---:|---:|",
         *rows,
         "",
-        *_by_source(selection["by_source"]),
+        *_by_source(selection.by_source),
     ]
 
 
-def _by_source(sources: Sequence[Mapping[str, Any]]) -> list[str]:
+def _by_source(sources: Sequence[SourceSelection]) -> list[str]:
     if len(sources) < 2:
         return []
     rows = [
-        f"| {plain(source['source'])} | {source['num_tokens']:,} | "
-        f"{100 * source['num_negative'] / max(source['num_tokens'], 1):.1f} % |"
+        f"| {plain(source.source)} | {source.num_tokens:,} | "
+        f"{100 * source.num_negative / max(source.num_tokens, 1):.1f} % |"
         for source in sources
     ]
     return ["| source | tokens | negative |", "|---|---:|---:|", *rows, ""]
@@ -265,13 +270,11 @@ def _about(facts: RunFacts) -> list[str]:
     """Data, licences, versions and recipe, which every card ends with."""
     recipe = facts.recipe
     sources = [
-        f"| {plain(source['name'])} | {source['used']:,} | {source['response_tokens']:,} | "
-        f"{plain(_licence(recipe, source['name']))} |"
-        for source in facts.data["sources"]
+        f"| {plain(source.name)} | {source.used:,} | {source.response_tokens:,} | "
+        f"{plain(_licence(recipe, source.name))} |"
+        for source in facts.data.sources
     ]
-    splits = ", ".join(
-        f"{name} {split['samples']:,}" for name, split in facts.data["splits"].items()
-    )
+    splits = ", ".join(f"{name} {split.samples:,}" for name, split in facts.data.splits.items())
     versions = [f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)]
     licence = facts.base.licence
     return [

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from forgetting.inspector.pieces import Decode
-from forgetting.report.collect import SPLITS
+from forgetting.rundir import layout
 from forgetting.rundir.samples import Samples, rows_in_parts
-from forgetting.training.dataset import selected_parts
+from forgetting.rundir.selection import selected_parts
 
 Ints = npt.NDArray[np.integer]
 
@@ -37,8 +37,8 @@ NUM_TOKENS_SHOWN = 20
 
 
 @dataclass(frozen=True)
-class SourceCounts:
-    """What a source gave to a split."""
+class SourceShare:
+    """What a source gave to a part of the corpus."""
 
     num_samples: int
     num_tokens: int
@@ -53,7 +53,7 @@ class SplitLengths:
     lengths: Ints
     """In tokens, prompt and response."""
     response_lengths: Ints
-    by_source: Mapping[str, SourceCounts]
+    by_source: Mapping[str, SourceShare]
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,8 @@ def count_lengths(run_dir: Path) -> list[SplitLengths]:
     Raises:
         InputError: a table cannot be read.
     """
-    files = {name: run_dir / "data" / f"{name}.parquet" for name in SPLITS}
+    data = layout.data_dir(run_dir)
+    files = {name: layout.split_file(data, name) for name in layout.SPLITS}
     return [_split_lengths(name, file) for name, file in files.items() if file.is_file()]
 
 
@@ -109,12 +110,16 @@ def _split_lengths(name: str, path: Path) -> SplitLengths:
         name,
         np.concatenate(lengths),
         np.concatenate(response_lengths),
-        {source: SourceCounts(*row.tolist()) for source, row in sorted(sums.items())},
+        {source: SourceShare(*row.tolist()) for source, row in sorted(sums.items())},
     )
 
 
 def count_negatives(
-    run_dir: Path, variant: str, decode: Decode, special_ids: Collection[int] = ()
+    run_dir: Path,
+    variant: str,
+    decode: Decode,
+    special_ids: Collection[int] = (),
+    fingerprint: str | None = None,
 ) -> Negatives | None:
     """Negative tokens of a variant by type and by token; None before it has selected.
 
@@ -125,15 +130,16 @@ def count_negatives(
     Raises:
         InputError: a table cannot be read, or samples and polarity do not belong together.
     """
-    tables = ("data/train.parquet", f"selection/{variant}/polarity.parquet")
-    if not all((run_dir / table).is_file() for table in tables):
+    polarity = layout.polarity_file(layout.selection_dir(run_dir, variant))
+    if not (layout.train_file(run_dir).is_file() and polarity.is_file()):
         return None
     vocabulary = _Vocabulary(decode, special_ids)
     types: Ints = np.zeros(len(TOKEN_TYPES), np.int64)
     negative_types = types.copy()
     ids: Ints = np.zeros(0, np.int64)
     negative_ids = ids
-    for part in selected_parts(run_dir, variant, columns=("sample_id", "input_ids", "labels")):
+    columns = ("sample_id", "input_ids", "labels")
+    for part in selected_parts(run_dir, variant, (), columns, fingerprint):
         samples, is_negative = part.samples, part.polarity < 0
         found = samples.response_ids
         before = samples.input_ids[np.flatnonzero(samples.is_response) - 1]

@@ -15,14 +15,17 @@ from dataclasses import dataclass
 
 import matplotlib
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from forgetting.report.collect import Floats, Selection
+from forgetting.escaping import shortened
 from forgetting.report.counts import SplitLengths
-from forgetting.report.escaping import shortened
 from forgetting.report.results import ResultsTable
+from forgetting.rundir.selection import SelectionSummary
+
+Floats = npt.NDArray[np.floating]
 
 # Drawn in these colours, shown in the page's: SVG in HTML takes CSS variables.
 INK, MUTED, LINE = "#010101", "#020202", "#030303"
@@ -115,14 +118,14 @@ def curve_figure(
 
 
 def quality_histogram(
-    figure_id: str, selections: Sequence[Selection], styles: Mapping[str, SeriesStyle]
+    figure_id: str, selections: Sequence[SelectionSummary], styles: Mapping[str, SeriesStyle]
 ) -> str | None:
     """A histogram of quality, and the thresholds; None without tokens.
 
     Args:
         selections: at least one; all by the same measure, of which there is one histogram.
     """
-    edges, counts = selections[0].histogram_edges, selections[0].histogram_counts
+    edges, counts = _histogram(selections[0])
     if counts.sum() == 0:
         return None
     thresholds = {s.variant: s.threshold for s in selections if s.threshold is not None}
@@ -143,27 +146,33 @@ def quality_histogram(
         min([first, *thresholds.values()]) - margin, max([last, *thresholds.values()]) + margin
     )
     axes.set_title("Response tokens by quality", loc="left", fontsize=9, color=INK)
-    axes.set_xlabel(f"{selections[0].quality}: {selections[0].formula}", color=MUTED)
+    axes.set_xlabel(f"{selections[0].quality}: {selections[0].measure.formula}", color=MUTED)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     marks = ", ".join(f"{name} {value:.3f}" for name, value in thresholds.items())
     return _svg(figure, figure_id, f"Histogram of token quality; thresholds: {marks or 'none'}")
 
 
-def mixture_figure(figure_id: str, selection: Selection) -> str | None:
+def _histogram(selection: SelectionSummary) -> tuple[Floats, npt.NDArray[np.int64]]:
+    histogram = selection.histogram
+    return np.asarray(histogram.edges), np.asarray(histogram.counts)
+
+
+def mixture_figure(figure_id: str, selection: SelectionSummary) -> str | None:
     """The two components over the histogram of quality; None where none were fitted."""
-    fit = selection.mixture
-    counts = selection.histogram_counts
+    fit = selection.mixture_fit
+    edges, counts = _histogram(selection)
     if fit is None or counts.sum() == 0:
         return None
     figure, axes = _axes(2.6)
-    shares = counts / (counts.sum() * np.diff(selection.histogram_edges))
-    axes.stairs(shares, selection.histogram_edges, fill=True, color=MUTED, alpha=0.4, linewidth=0)
-    axes.plot(fit.quality, fit.bad_density, color=SERIES[3], linewidth=1.5)
-    axes.plot(fit.quality, fit.good_density, color=SERIES[2], linewidth=1.5, dashes=(5, 2))
+    shares = counts / (counts.sum() * np.diff(edges))
+    axes.stairs(shares, edges, fill=True, color=MUTED, alpha=0.4, linewidth=0)
+    curve = fit.curve
+    axes.plot(curve.quality, curve.bad_density, color=SERIES[3], linewidth=1.5)
+    axes.plot(curve.quality, curve.good_density, color=SERIES[2], linewidth=1.5, dashes=(5, 2))
     for edge in (fit.negative_below, fit.positive_from):
         if edge is not None:
             axes.axvline(edge, color=INK, linewidth=0.8)
-    axes.set_xlim(fit.quality[0], fit.quality[-1])
+    axes.set_xlim(curve.quality[0], curve.quality[-1])
     # What few tokens there are at the worst is seen on no other scale.
     axes.set_yscale("log")
     floor = shares[shares > 0].min()
@@ -171,13 +180,13 @@ def mixture_figure(figure_id: str, selection: Selection) -> str | None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     title = f"{selection.variant}: density of quality, fitted"
     axes.set_title(shortened(title, 60), loc="left", fontsize=9, color=INK)
-    axes.set_xlabel(f"{selection.quality}: {selection.formula}", color=MUTED)
+    axes.set_xlabel(f"{selection.quality}: {selection.measure.formula}", color=MUTED)
     label = f"Two components fitted to the quality of {selection.variant}; bad: {fit.weight:.1%}"
     return _svg(figure, figure_id, label)
 
 
 def position_shares(
-    figure_id: str, selections: Sequence[Selection], styles: Mapping[str, SeriesStyle]
+    figure_id: str, selections: Sequence[SelectionSummary], styles: Mapping[str, SeriesStyle]
 ) -> str | None:
     """Share of negative tokens by position in the response; None without tokens."""
     drawn = [s for s in selections if s.by_position]
@@ -186,7 +195,7 @@ def position_shares(
     figure, axes = _axes(2.6)
     for selection in drawn:
         style = styles[selection.variant]
-        shares = [100 * c.num_negative / c.num_tokens for c in selection.by_position.values()]
+        shares = [100 * c.num_negative / c.num_tokens for c in selection.by_position]
         axes.plot(
             np.arange(len(shares)),
             shares,
@@ -196,8 +205,8 @@ def position_shares(
             marker="o",
             markersize=3,
         )
-    starts = max((list(s.by_position) for s in drawn), key=len)
-    axes.set_xticks(range(len(starts)), [f"{start:,}" for start in starts])
+    bins = max((s.by_position for s in drawn), key=len)
+    axes.set_xticks(range(len(bins)), [f"{bin.start:,}" for bin in bins])
     axes.set_ylim(0, 105)
     axes.set_title("Negative tokens by position, %", loc="left", fontsize=9, color=INK)
     axes.set_xlabel("position in the response, from", color=MUTED)

@@ -6,7 +6,6 @@ marked by signs as well as by colours, for terminals without them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,11 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from forgetting.escaping import visible
 from forgetting.inspector.pieces import piece_spans
-from forgetting.report.escaping import visible
+from forgetting.rundir import layout
 from forgetting.rundir.samples import Samples
+from forgetting.rundir.stats import DataSummary
 
 STYLES = {"prompt": "cyan", "response": "green", "special": "bold magenta"}
 LEGEND = Text.assemble(
@@ -35,8 +36,7 @@ LEGEND = Text.assemble(
 
 def source_table(run_dir: Path) -> Table:
     """What became of the records of each source."""
-    path = run_dir / "data" / "summary.json"
-    sources = json.loads(path.read_text(encoding="utf-8"))["sources"]
+    sources = DataSummary.load(layout.data_dir(run_dir)).sources
     table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("source", overflow="fold")
     columns = ("samples", "tokens", "response", "cut", "read", "rejected", "repeats", "too long")
@@ -44,32 +44,31 @@ def source_table(run_dir: Path) -> Table:
         table.add_column(name, justify="right")
     for source in sources:
         counts = (
-            source["used"],
-            source["tokens"],
-            source["response_tokens"],
-            source["cut"],
-            source["read"],
-            sum(source["rejected"].values()),
-            source["duplicates"] + source["near_duplicates"],
-            source["prompt_too_long"],
+            source.used,
+            source.tokens,
+            source.response_tokens,
+            source.cut,
+            source.read,
+            sum(source.rejected.values()),
+            source.duplicates + source.near_duplicates,
+            source.prompt_too_long,
         )
-        table.add_row(escape(visible(source["name"])), *(f"{count:,}" for count in counts))
+        table.add_row(escape(visible(source.name)), *(f"{count:,}" for count in counts))
     return table
 
 
 def rejection_lines(run_dir: Path) -> Iterator[Text]:
     """Why records were rejected, a line for each source and reason."""
-    path = run_dir / "data" / "summary.json"
-    for source in json.loads(path.read_text(encoding="utf-8"))["sources"]:
-        for reason, count in sorted(source["rejected"].items()):
-            yield Text(visible(f"rejected of {source['name']}: {count:,}, {reason}"))
+    for source in DataSummary.load(layout.data_dir(run_dir)).sources:
+        for reason, count in sorted(source.rejected.items()):
+            yield Text(visible(f"rejected of {source.name}: {count:,}, {reason}"))
 
 
 def sample_texts(
     run_dir: Path, tokenizer: PreTrainedTokenizerBase, number: int, seed: int
 ) -> Iterator[Text]:
     """A heading and a text for each of `number` samples of D_train, drawn with the seed."""
-    samples = Samples.read(run_dir / "data" / "train.parquet")
+    samples = Samples.read(layout.train_file(run_dir))
     special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     special_ids.update(tokenizer.all_special_ids)
 

@@ -16,8 +16,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from forgetting.report.collect import Evaluation, Measurement, Metric, in_order, read_evaluations
-from forgetting.report.escaping import visible
+from forgetting.escaping import visible
+from forgetting.rundir.reader import RunReader, in_order
+from forgetting.rundir.results import Evaluation, Group, Metric
 
 HELDOUT = "heldout"
 HELDOUT_METRICS = ("exact_match", "loss", "perplexity")
@@ -116,13 +117,13 @@ def results_table(run_dir: Path) -> ResultsTable:
     Raises:
         InputError: `run_dir` is no run directory, or a result in it cannot be read.
     """
-    return tabulate(read_evaluations(run_dir))
+    return tabulate(RunReader(run_dir).evaluations)
 
 
 def tabulate(evaluations: Sequence[Evaluation]) -> ResultsTable:
     """Arrange evaluations: held-out first, its groups by the headline metric, then the tasks."""
     variants = in_order({evaluation.variant for evaluation in evaluations})
-    exact = [e.overall.metrics.get("exact_match") for e in evaluations if e.task == HELDOUT]
+    exact = [e.metrics.get("exact_match") for e in evaluations if e.task == HELDOUT]
     answers = any(metric is not None and metric.value >= LEAST_EXACT_MATCH for metric in exact)
     grouped = "exact_match" if answers else "loss"
     columns: dict[str, Column] = {}
@@ -150,7 +151,7 @@ def tabulate(evaluations: Sequence[Evaluation]) -> ResultsTable:
 
 def _metrics(evaluations: Sequence[Evaluation], grouped: str) -> list[tuple[str, str | None]]:
     """Metrics of a task in the order of its columns; a single held-out group repeats the whole."""
-    names = list(dict.fromkeys(name for e in evaluations for name in e.overall.metrics))
+    names = list(dict.fromkeys(name for e in evaluations for name in e.metrics))
     if evaluations[0].task != HELDOUT:
         # The members of a suite follow its average.
         members = dict.fromkeys(group for e in evaluations for group in e.groups)
@@ -167,12 +168,12 @@ def _metrics(evaluations: Sequence[Evaluation], grouped: str) -> list[tuple[str,
     return columns
 
 
-def _measured(evaluation: Evaluation, metric: str, group: str | None) -> Measurement | None:
-    measurement = evaluation.overall if group is None else evaluation.groups.get(group)
+def _measured(evaluation: Evaluation, metric: str, group: str | None) -> Group | None:
+    measurement = evaluation if group is None else evaluation.groups.get(group)
     return measurement if measurement is not None and metric in measurement.metrics else None
 
 
-def _column(task: str, metric: str, group: str | None, found: Sequence[Measurement]) -> Column:
+def _column(task: str, metric: str, group: str | None, found: Sequence[Group]) -> Column:
     values = [m.metrics[metric].value for m in found]
     in_unit_range = all(0 <= value <= 1 for value in values if math.isfinite(value))
     return Column(

@@ -17,7 +17,7 @@ from forgetting.config import (
 from forgetting.method import MEASURES
 from forgetting.method.schedule import LambdaSchedule
 from forgetting.method.terms import DEFAULT_TERM
-from forgetting.report.collect import Noise
+from forgetting.rundir.selection import KnownNoise
 
 
 def recipe_paragraph(recipe: Recipe) -> str:
@@ -128,7 +128,7 @@ def _list(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def noise_sentence(variant: str, noise: Noise) -> str:
+def noise_sentence(variant: str, noise: KnownNoise) -> str:
     """How well the quality score finds the known noise."""
     if noise.auroc is None:
         return "There is nothing to tell apart: all tokens are noisy, or none is."

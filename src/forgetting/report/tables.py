@@ -15,10 +15,13 @@ from urllib.parse import quote
 
 import numpy as np
 
-from forgetting.report.collect import Data, SampleQuality, Selection, Stage, TokenCounts
+from forgetting.escaping import visible
+from forgetting.method.tally import PolarityCounts
 from forgetting.report.counts import Ints, Negatives, SplitLengths
-from forgetting.report.escaping import visible
 from forgetting.report.results import ResultsTable
+from forgetting.rundir import layout
+from forgetting.rundir.selection import ExtremeSample, SelectionSummary
+from forgetting.rundir.stats import DataSummary, StageCost
 
 DASH = "–"
 Value = str | int | float | None
@@ -155,10 +158,11 @@ def results_rows(table: ResultsTable) -> Table:
     )
 
 
-def noise_rows(selections: Sequence[Selection]) -> Table:
+def noise_rows(selections: Sequence[SelectionSummary]) -> Table:
     """How well quality finds known noise, by variant."""
     known = [(s.variant, s.noise) for s in selections if s.noise is not None]
-    kinds = sorted({kind for _, noise in known for kind in noise.recall_by_kind})
+    recalls = {name: {kind.kind: kind.recall for kind in n.by_kind} for name, n in known}
+    kinds = sorted({kind for recall in recalls.values() for kind in recall})
     rows = [
         [
             text(variant),
@@ -169,7 +173,7 @@ def noise_rows(selections: Sequence[Selection]) -> Table:
             percent(noise.precision),
             percent(noise.recall),
             percent(noise.precision_negative),
-            *(percent(noise.recall_by_kind.get(kind)) for kind in kinds),
+            *(percent(recalls[variant].get(kind)) for kind in kinds),
         ]
         for variant, noise in known
     ]
@@ -195,13 +199,13 @@ def noise_rows(selections: Sequence[Selection]) -> Table:
     )
 
 
-def selection_rows(selections: Sequence[Selection]) -> Table:
+def selection_rows(selections: Sequence[SelectionSummary]) -> Table:
     """What each variant chose, and how."""
     rows = []
     for s in selections:
         how = f"{s.granularity}, {'random' if s.by == 'random' else s.threshold_kind}"
         how += ", by source" if s.balance == "source" else ""
-        counts = (s.counts.num_positive, s.counts.num_negative, s.counts.num_ignored)
+        counts = (s.num_positive, s.num_negative, s.num_ignored)
         rows.append(
             [
                 text(s.variant),
@@ -240,14 +244,20 @@ def negative_shares(
     return Table(key, caption, columns, cells, "Share of the group's tokens that is negative.")
 
 
-def shares_by_source(selections: Sequence[Selection]) -> dict[str, dict[str, tuple[int, int]]]:
+def shares_by_source(
+    selections: Sequence[SelectionSummary],
+) -> dict[str, dict[str, tuple[int, int]]]:
     """(tokens, negative tokens) by source and variant, the largest source first."""
-    return _by_group({s.variant: s.by_source for s in selections}, largest_first=True)
+    return _by_group(
+        {s.variant: {c.source: c for c in s.by_source} for s in selections}, largest_first=True
+    )
 
 
-def shares_by_position(selections: Sequence[Selection]) -> dict[str, dict[str, tuple[int, int]]]:
+def shares_by_position(
+    selections: Sequence[SelectionSummary],
+) -> dict[str, dict[str, tuple[int, int]]]:
     """(tokens, negative tokens) by the first position of a bin of positions, and variant."""
-    bins = {s.variant: {str(start): c for start, c in s.by_position.items()} for s in selections}
+    bins = {s.variant: {str(c.start): c for c in s.by_position} for s in selections}
     return _by_group(bins)
 
 
@@ -261,7 +271,7 @@ def shares_by_type(negatives: Mapping[str, Negatives]) -> dict[str, dict[str, tu
 
 
 def _by_group(
-    by_variant: Mapping[str, Mapping[str, TokenCounts]], *, largest_first: bool = False
+    by_variant: Mapping[str, Mapping[str, PolarityCounts]], *, largest_first: bool = False
 ) -> dict[str, dict[str, tuple[int, int]]]:
     found: dict[str, dict[str, tuple[int, int]]] = {}
     for variant, groups in by_variant.items():
@@ -290,7 +300,7 @@ def token_rows(variant: str, negatives: Negatives) -> Table:
     )
 
 
-def sample_rows(title: str, samples: Sequence[SampleQuality], quality: str) -> Table:
+def sample_rows(title: str, samples: Sequence[ExtremeSample], quality: str) -> Table:
     """Samples of extreme quality."""
     rows = [
         [
@@ -310,11 +320,12 @@ def sample_rows(title: str, samples: Sequence[SampleQuality], quality: str) -> T
     )
 
 
-def split_rows(data: Data) -> Table:
+def split_rows(data: DataSummary) -> Table:
     """The parts of the corpus."""
     rows = [
-        [text(s.name), *map(count, (s.num_samples, s.num_tokens, s.num_response_tokens))]
-        for s in data.splits
+        [text(name), *map(count, (split.samples, split.tokens, split.response_tokens))]
+        for name in layout.SPLITS
+        if (split := data.splits.get(name)) is not None
     ]
     titles = ("samples", "tokens", "response tokens")
     return Table("splits", "Parts of the corpus", [text_column("part"), *map(column, titles)], rows)
@@ -356,17 +367,17 @@ def _quantiles(lengths: Ints) -> list[int]:
     return [int(q) for q in np.quantile(lengths, (0.5, 0.95, 1.0), method="inverted_cdf")]
 
 
-def record_rows(data: Data) -> Table:
+def record_rows(data: DataSummary) -> Table:
     """What became of the records of each source."""
     rows = []
     for source in data.sources:
         reasons = ", ".join(f"{why} ({n:,})" for why, n in sorted(source.rejected.items()))
         numbers = (
-            source.num_read,
-            source.num_used,
-            source.num_duplicates,
-            source.num_prompt_too_long,
-            source.num_cut,
+            source.read,
+            source.used,
+            source.duplicates + source.near_duplicates,
+            source.prompt_too_long,
+            source.cut,
             sum(source.rejected.values()),
         )
         rows.append([text(source.name), *map(count, numbers), Cell(reasons or DASH, (reasons,))])
@@ -381,10 +392,10 @@ def record_rows(data: Data) -> Table:
     )
 
 
-def cost_rows(stages: Sequence[Stage]) -> Table:
+def cost_rows(stages: Sequence[StageCost]) -> Table:
     """What each stage cost, and all together."""
     has_device = any(stage.peak_device_memory_bytes is not None for stage in stages)
-    peaks = [s.peak_memory_bytes for s in stages if s.peak_memory_bytes is not None]
+    peaks = [s.peak_memory_bytes for s in stages]
     rows = []
     for stage in stages:
         cells = [text(stage.name), duration(stage.seconds), count(stage.num_tokens)]

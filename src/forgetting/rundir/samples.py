@@ -140,7 +140,8 @@ def _check_fingerprint(path: Path, schema: pa.Schema, fingerprint: str) -> None:
     if found != fingerprint:
         raise InputError(
             f"{path} belongs to other tokens than those of the corpus (fingerprint "
-            f"{found[:12] or 'missing'}, expected {fingerprint[:12]}). Score again"
+            f"{found[:12] or 'missing'}, expected {fingerprint[:12]}). Run its stage again, or all "
+            "with `forgetting run`"
         )
 
 
