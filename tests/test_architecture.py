@@ -52,7 +52,7 @@ PENDING_IMPORTS = {
     ("forgetting.report.page", "forgetting.inspector.pieces"),
     ("forgetting.report.preview", "forgetting.inspector.pieces"),
 }
-PENDING_MODULE_NAMES = {"files", "mixture", "page", "records", "results", "selection"}
+PENDING_MODULE_NAMES = {"files", "page", "records", "results", "selection"}
 PENDING_CLASS_NAMES = {"Cell", "Column", "TokenStatistics"}
 
 

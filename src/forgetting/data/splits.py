@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from forgetting.config import DataSettings, SourceSettings
 from forgetting.data.alignment import Tokenization, Tokens, cut
 from forgetting.data.dedup import Duplicates
-from forgetting.data.mixture import interleaved, quotas
+from forgetting.data.quotas import interleaved, quotas
 from forgetting.data.records import Record, Rejected, Unusable, parse_record, recognise
 from forgetting.data.sources import read_source
 from forgetting.errors import InputError, TooFewSamples
