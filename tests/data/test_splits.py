@@ -450,7 +450,8 @@ def test_what_the_template_does_to_turns_is_counted(tmp_path):
     tokenizer = byte_tokenizer()
     # A response begins with a space in history, and with none where it is the last.
     tokenizer.chat_template = (
-        "{% for m in messages %}{{ m.role }}:{{ ' ' if m.role == 'assistant' and not loop.last }}{{ m.content }}</s>"
+        "{% for m in messages %}{{ m.role }}:"
+        "{{ ' ' if m.role == 'assistant' and not loop.last }}{{ m.content }}</s>"
         "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
     )
     records = [
