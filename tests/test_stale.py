@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from forgetting.cli import main
-from forgetting.config.schema import load_recipe
+from forgetting.config import load_recipe
 from forgetting.errors import InputError
 from forgetting.export import export_run
 from forgetting.export.records import sample_quality
