@@ -62,7 +62,7 @@ class Account:
         self._writer.__exit__(kind, error, traceback)
 
     def turn_to(self, settings: DataSettings, suffix: str) -> None:
-        """Count what follows for other settings, the sources under names with a suffix."""
+        """Count from now on for other settings; a suffix is added to the names of sources."""
         self.settings = settings
         self._suffix = suffix
         self._first_marks.clear()
@@ -127,14 +127,14 @@ class Account:
             counted.response_tokens += len(tokens.labels) - tokens.labels.count(IGNORE_INDEX)
 
     def num_dropped(self) -> int:
-        """Records that were read and are in no split because something is wrong with them."""
+        """Records that were dropped: rejected, duplicates, or with a prompt that is too long."""
         return sum(
             sum(c.rejected.values()) + c.duplicates + c.near_duplicates + c.prompt_too_long
             for c in self.sources.values()
         )
 
     def summary(self, end_token_ids: Iterable[int]) -> DataSummary:
-        """The counts, as the run keeps them."""
+        """The counts, as `data/summary.json` holds them."""
         return DataSummary(
             max_length=self.settings.max_length,
             sources=list(self.sources.values()),

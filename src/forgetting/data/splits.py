@@ -1,9 +1,9 @@
-"""The corpus of a run: all sources mixed, stripped of duplicates, split without overlap.
+"""Builds the corpus of a run: mixes the sources, drops duplicates, and splits without overlap.
 
-Goes in: the data settings of a recipe, a `Tokenization` and two folders. Comes out: a table of
-samples for each split, the rejected records, and the counts of all that was dropped. Every source
-is read once; usable records wait in a scratch file, and only their hashes and places in memory.
-Knows nothing of models.
+In: the data settings of a recipe, a `Tokenization` and two folders. Out: a table of samples for
+each split, the rejected records, and the counts of everything that was dropped. Every source is
+read once. Usable records wait in a scratch file; only their hashes and positions are in memory.
+Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from forgetting.rundir.layout import SPLITS
 from forgetting.rundir.samples import IGNORE_INDEX, SAMPLE_SCHEMA, TableWriter
 
 TRUSTED = " (trusted)"
-"""After the names of the sources of D_ref that are not in the corpus."""
+"""Suffix for the names of sources from which only D_ref is taken."""
 BATCH_RECORDS = 1000
 BATCH_CHARACTERS = 2_000_000
 NUM_SHOWN = 5
@@ -58,20 +58,20 @@ def build_corpus(
     advance: Advance = lambda amount, note: None,
     trusted: Sequence[SourceSettings] = (),
 ) -> Account:
-    """Read, clean, split and tokenise; writes `output/<split>.parquet` and `rejected.parquet`.
+    """Read, clean, split and tokenize; writes `output/<split>.parquet` and `rejected.parquet`.
 
-    The records of every source are shuffled with the seed, and the sources interleaved so that
-    every split holds each of them in the same proportion. Held-out samples take the right
-    response where a noisy one is known. Nothing depends on the number of processes.
+    The records of each source are shuffled with the seed, and the sources are interleaved so that
+    every split holds them in the same proportion. If a record has a noisy and a right response,
+    held-out samples use the right one. Nothing depends on the number of processes.
 
     Args:
-        advance: called with the number of samples tokenised since the last call.
-        trusted: sources that D_ref is taken from, in place of the corpus. What D_train or the
-            held-out samples hold too is left out, and counted as a duplicate of its source.
+        advance: called with the number of samples tokenized since the last call.
+        trusted: sources from which D_ref is taken instead of the corpus. Records that are also in
+            D_train or held out are dropped and counted as duplicates.
 
     Raises:
-        InputError: a source cannot be read, too many of its records cannot be used, or nothing is
-            left of D_ref.
+        InputError: a source cannot be read, too many of its records cannot be used, or D_ref is
+            empty.
         TooFewSamples: there are fewer usable records than the splits ask for.
     """
     own = settings.model_copy(update={"num_reference": 0}) if trusted else settings
@@ -93,7 +93,7 @@ def build_corpus(
 
 
 def read_records(settings: DataSettings, seed: int, spool: Spool, account: Account) -> None:
-    """Put every usable record into the spool, once.
+    """Append every usable record to the spool, once.
 
     Raises:
         InputError: as `build_corpus`.
@@ -141,7 +141,7 @@ def read_records(settings: DataSettings, seed: int, spool: Spool, account: Accou
 
 
 class _Stream:
-    """The usable samples of one source, in an order of its records, tokenised by the batch."""
+    """The usable samples of one source, in the given order of its records, tokenized in batches."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class _Stream:
         self._first_rejected: list[Rejected] = []
 
     def take(self, split: str, number: int) -> Iterator[_Row]:
-        """The next samples that have a labelled token: `number`, or as many as are left."""
+        """The next `number` samples with at least one labeled token, or all that are left."""
         while number > 0:
             batch = self._next_records(number)
             if not batch:
@@ -177,7 +177,7 @@ class _Stream:
                     yield row
 
     def _next_records(self, number: int) -> list[tuple[int, Record]]:
-        """As many records, or fewer where these are many or long."""
+        """At most `number` records, and at most one batch."""
         batch = []
         size = 0
         for index in islice(self._order, min(number, BATCH_RECORDS)):
@@ -212,7 +212,7 @@ class _Stream:
         return _Row(row, tokens, len(result.input_ids) > max_length)
 
     def check_rejected(self) -> None:
-        """Stop where the template cannot render too many of the records."""
+        """Raise an error if the template cannot render too many of the records."""
         if self._num_rejected > self._account.settings.max_rejected_share * self._num_tried:
             raise InputError(
                 too_many_rejected(
@@ -226,7 +226,7 @@ class _Stream:
 
 
 class _Splits:
-    """Writes the splits: which source has its turn, and what is taken from it."""
+    """Writes the splits: chooses the source of each sample and takes it from there."""
 
     def __init__(
         self,
@@ -252,7 +252,7 @@ class _Splits:
         if sum(counts) > settings.num_samples:
             raise InputError(
                 f"num_samples and share of the sources come to {sum(counts)} samples, more than "
-                f"the {settings.num_samples} that are taken from them"
+                f"the {settings.num_samples} of the recipe. Lower them"
             )
         for source, count, size in zip(settings.sources, counts, sizes, strict=True):
             if count > size:
@@ -271,7 +271,7 @@ class _Splits:
             begin += len(window)
             rows = self._rows(window, split, streams)
             if split == "reference" and self.settings.duplicates_in_reference:
-                # Passed over, so that the other splits are what they are without this.
+                # Skipped, so that the other splits do not depend on this option.
                 for _ in rows:
                     pass
             else:
@@ -284,13 +284,13 @@ class _Splits:
             stream.check_rejected()
 
     def write_reference(self, taken: set[bytes], output: Path, advance: Advance) -> None:
-        """Write D_ref alone, without records of the keys in `taken`."""
+        """Write only D_ref, without records whose keys are in `taken`."""
         streams = self._streams(np.random.default_rng(self.seed).permutation(len(self.spool)))
         rows = self._rows(self._slots, "reference", streams)
         if not self._write(self._new(rows, taken), "reference", output, advance):
             raise InputError(
-                "reference.sources: all samples are in the corpus too, so none is left to train "
-                "the reference model on"
+                "reference.sources: all samples are in the corpus too, so there is none to train "
+                "the reference model on. Add other records"
             )
         for stream in streams:
             stream.check_rejected()
@@ -303,12 +303,12 @@ class _Splits:
                 self.account.of(row.values["source"]).duplicates += 1
 
     def keys(self) -> set[bytes]:
-        """Of the content of all that has been written."""
+        """Keys of all records that have been written."""
         written = chain.from_iterable(self._written.values())
         return set(chain.from_iterable(self.spool[index].keys() for index in written))
 
     def _streams(self, order: NDArray[np.int64]) -> list[_Stream]:
-        """A stream for each source, of the records in this order."""
+        """A stream for each source, with its records in this order."""
         return [
             _Stream(
                 source,
@@ -321,7 +321,7 @@ class _Splits:
         ]
 
     def _with_repeats(self, heldout: Sequence[int]) -> NDArray[np.int64]:
-        """All records but the held-out ones, each as often as it was read, shuffled."""
+        """All records except the held-out ones, each as often as it was read, shuffled."""
         copies = np.array(self.spool.copies, dtype=np.int64)
         copies[heldout] = 0
         rng = np.random.default_rng([self.seed, 1])
@@ -330,7 +330,7 @@ class _Splits:
     def _rows(
         self, window: NDArray[np.int64], split: str, streams: Sequence[_Stream]
     ) -> Iterator[_Row]:
-        """A sample for each place, of its source."""
+        """The sample of each slot of a window, from the slot's source."""
         counts = np.bincount(window, minlength=len(streams)).tolist()
         taken = [stream.take(split, count) for stream, count in zip(streams, counts, strict=True)]
         num_missing = 0
@@ -345,7 +345,7 @@ class _Splits:
                 used = self.account.of(settings.label).used
                 raise InputError(_too_few_of(settings, int((self._slots == source).sum()), used))
             num_missing += 1
-        # What a source no longer has, others give that were asked for no number of their own.
+        # Sources without a number or share of their own make up for those that ran short.
         for stream in streams:
             if stream.source.num_samples is None and stream.source.share is None:
                 for row in stream.take(split, num_missing):
@@ -358,7 +358,7 @@ class _Splits:
             raise TooFewSamples(_too_few(self.account, usable, len(self.spool)), usable)
 
     def _write(self, rows: Iterator[_Row], split: str, output: Path, advance: Advance) -> list[int]:
-        """Write a split; the numbers of its records."""
+        """Write a split and return the numbers of its records."""
         written = []
         with TableWriter(layout.split_file(output, split), SAMPLE_SCHEMA, ROW_GROUP) as writer:
             for row in rows:

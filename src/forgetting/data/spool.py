@@ -1,7 +1,7 @@
 """Records in a scratch file.
 
-In: records, one after the other. Out: the same records, in any order. In memory are only their
-places in the file. Knows nothing about what the records are for.
+In: records, one after the other. Out: the same records, in any order. Knows nothing about what
+the records are for.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from forgetting.data.records import Record
 
 
 class Spool:
-    """Records in a scratch file, to be read again in any order; in memory are only their places."""
+    """Records in a scratch file, read back in any order. Only their positions are in memory."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._file = path.open("w+b")
         self._ends = array("q", [0])
         self.source_index = array("l")
-        """The source of each record, by its place in the recipe."""
+        """Index of each record's source in the recipe."""
         self.copies = array("l")
-        """How many records there were of each, repeats included."""
+        """How often each record was read, duplicates included."""
 
     def __len__(self) -> int:
         return len(self.copies)
 
     def append(self, record: Record, source_index: int) -> None:
-        """Keep a record."""
+        """Append a record."""
         self._ends.append(self._ends[-1] + self._file.write(record.dump()))
         self.source_index.append(source_index)
         self.copies.append(1)
