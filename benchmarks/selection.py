@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 
 from forgetting.config import SelectionSettings
 from forgetting.method.selection import divide
+from forgetting.rundir import layout
 from forgetting.rundir.samples import (
     SAMPLE_SCHEMA,
     SampleFile,
@@ -40,6 +41,7 @@ from forgetting.rundir.samples import (
     write_table,
 )
 from forgetting.rundir.scores import ScoredCorpus
+from forgetting.rundir.selection import SelectionSummary
 from forgetting.stages.corpus_selection import select_corpus
 
 RHO = 0.7
@@ -94,16 +96,22 @@ def _samples(random: np.random.Generator, begin: int, end: int) -> pa.Table:
     )
 
 
-def run_forgetting(run: Path, folder: Path) -> dict[str, float]:
-    scratch = folder / "quality.bin"
-    select_corpus(
+def select(run: Path, folder: Path) -> SelectionSummary:
+    """Select as the stage does; leaves the scratch file `quality.bin`."""
+    return select_corpus(
         ScoredCorpus(run),
         SelectionSettings(rho=RHO),
-        folder / "polarity.parquet",
-        scratch=scratch,
+        layout.polarity_file(folder),
+        variant="forgetting",
+        scratch=folder / "quality.bin",
         seed=0,
         end_token_ids=[2],
     )
+
+
+def run_forgetting(run: Path, folder: Path) -> dict[str, float]:
+    select(run, folder)
+    scratch = folder / "quality.bin"
     start = time.perf_counter()
 
     def chunks() -> Any:
