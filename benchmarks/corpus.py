@@ -28,13 +28,13 @@ from selection import PROMPT_LENGTH, RESPONSE_LENGTH, run_forgetting, write_run
 from transformers import LlamaConfig, LlamaForCausalLM
 from workload import peak_bytes, word_tokenizer
 
-from forgetting import stages
-from forgetting.config.schema import Recipe, load_recipe
+from forgetting.config import Recipe, load_recipe
 from forgetting.export.folder import write_rows
 from forgetting.export.tokens import COLUMNS, token_tables
 from forgetting.models import loading
 from forgetting.rundir.directory import Work
 from forgetting.rundir.samples import SampleFile
+from forgetting.stages.train import TRAIN
 from forgetting.training.dataset import selected_parts, trainer_columns
 
 STEPS = 2
@@ -75,7 +75,7 @@ def small_recipe(run: Path) -> Recipe:
 def run_train(run: Path, folder: Path) -> None:
     work = Work(folder)
     work.output.mkdir()
-    stages.train(small_recipe(run), run, work, "forgetting")
+    TRAIN.step(small_recipe(run), "forgetting").execute(run, work)
 
 
 def run_held(run: Path, folder: Path) -> None:

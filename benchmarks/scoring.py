@@ -56,8 +56,9 @@ from workload import (
     word_tokenizer,
 )
 
-from forgetting.config.schema import LoraSettings, ModelSettings, load_recipe
+from forgetting.config import LoraSettings, ModelSettings, load_recipe
 from forgetting.models import loading
+from forgetting.models.adapters import attach_adapter
 from forgetting.rundir.directory import Work
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, lists, write_table
 from forgetting.scoring import score_samples
@@ -121,7 +122,7 @@ class Models:
         """Base, then reference, which takes its weights over."""
         model = self.load(self.base)
         yield model
-        yield loading.attach_adapter(model, self.adapter)
+        yield attach_adapter(model, self.adapter)
 
     def load_apart(self) -> Iterator[Any]:
         yield self.load(self.base)
@@ -247,7 +248,7 @@ def write_corpus(folder: Path, lengths: NDArray[np.int64], vocab_size: int) -> N
 
 def stage_peak(run: Path, model: Path) -> int:
     """Peak of the score stage as a whole, with a model so small that the corpus would show."""
-    from forgetting.stages import score
+    from forgetting.stages.score import SCORE
 
     recipe = load_recipe(
         "quickstart",
@@ -261,7 +262,7 @@ def stage_peak(run: Path, model: Path) -> int:
     work = Work(run / "work")
     work.output.mkdir(parents=True)
     with contextlib.redirect_stderr(io.StringIO()):
-        score(recipe, run, work)
+        SCORE.step(recipe).execute(run, work)
     return peak_bytes(torch.device("cpu"))
 
 

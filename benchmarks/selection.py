@@ -29,7 +29,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from forgetting.config.schema import SelectionSettings
+from forgetting.config import SelectionSettings
 from forgetting.method.selection import divide
 from forgetting.rundir.samples import (
     SAMPLE_SCHEMA,
@@ -40,7 +40,7 @@ from forgetting.rundir.samples import (
     write_table,
 )
 from forgetting.rundir.scores import ScoredCorpus
-from forgetting.stages_select import select_corpus
+from forgetting.stages.corpus_selection import select_corpus
 
 RHO = 0.7
 SAMPLES_PER_SHARD = 2000

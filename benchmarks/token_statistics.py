@@ -3,10 +3,10 @@
     python benchmarks/token_statistics.py [--model 36m|135m|1b] [--vocab-size 128256]
 
 Measures `score_samples` as a whole, backbone included, on a model with random weights and samples
-of random tokens whose lengths are log-normal or those of a file of Alpaca records. One process;
-each turn runs log-probabilities alone, then every row. `cost` is the median over the turns of a
-row's seconds divided by those of log-probabilities alone in the same turn, followed by the
-smallest and largest ratio.
+of random tokens whose lengths are log-normal or those of a file of Alpaca records. One process; in
+each turn every row runs once, and so do log-probabilities alone. `cost` is the median over the
+turns of a row's seconds divided by those of log-probabilities alone in the same turn, followed by
+the smallest and largest ratio.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ from workload import (
 )
 
 from forgetting import ForgettingConfig, ForgettingTrainer
-from forgetting.config.schema import LoraSettings
+from forgetting.config import LoraSettings
 from forgetting.models.loading import lora_config
 
 WAYS = ("ours", "sft", "plain")

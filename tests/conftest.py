@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
+import signal
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,10 @@ import torch
 import yaml
 from hypothesis import settings
 
-from forgetting.rundir.samples import (
-    SAMPLE_SCHEMA,
-    Samples,
-    list_column,
-    lists,
-    read_table,
-    write_table,
-)
+from forgetting.rundir import layout
+from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, list_column, read_table, write_table
+from forgetting.rundir.scores import MODELS, join_scores, write_scores
+from forgetting.rundir.stats import DataSummary, SplitCounts
 
 # Tests never ask a network, and two processes on two cores must not fight over threads.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -185,6 +183,38 @@ def write_recipe(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
 EOS = 1
 
 
+def write_shards(
+    run: Path, samples: Samples, columns: Mapping[str, Any], shard_sizes: Sequence[int]
+) -> None:
+    """Write scores of D_train as the stage `score` does.
+
+    Args:
+        columns: by name with the model's, such as `base_log_probs`, over all response tokens.
+        shard_sizes: samples of each shard.
+    """
+    folder = layout.scores_dir(run)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    begin = 0
+    for shard, size in enumerate(shard_sizes):
+        part = Samples(samples.table.slice(begin, size))
+        tokens = slice(samples.response_starts[begin], samples.response_starts[begin + size])
+        files = {}
+        for model in MODELS:
+            files[model] = run / f"{model}.parquet"
+            own = {
+                name.removeprefix(f"{model}_"): values[tokens]
+                for name, values in columns.items()
+                if name.startswith(model)
+            }
+            write_scores(files[model], part, np.arange(size), own, samples.fingerprint)
+        target = layout.score_file(folder, shard, len(shard_sizes))
+        join_scores(files["base"], [files["reference"]], target, samples.fingerprint)
+        for file in files.values():
+            file.unlink()
+        begin += size
+
+
 def save_scored_run(path: Path, shard_sizes: Sequence[int] = (7, 5), num_samples: int = 12) -> Path:
     """A run directory in which samples of two sources are scored, with noise that is known.
 
@@ -205,12 +235,14 @@ def save_scored_run(path: Path, shard_sizes: Sequence[int] = (7, 5), num_samples
                 "noise_kind": "junk_phrase" if index % 3 == 0 else None,
             }
         )
-    (path / "data").mkdir(parents=True)
-    (path / "scores").mkdir()
-    write_table(pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA), path / "data" / "train.parquet")
-    (path / "data" / "summary.json").write_text(json.dumps({"end_token_ids": [0, EOS, 2]}))
-    samples = Samples.read(path / "data" / "train.parquet")
+    samples = Samples(pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA))
+    data = layout.data_dir(path)
+    data.mkdir(parents=True)
+    write_table(samples.table, layout.train_file(path))
     total = int(samples.response_ids.size)
+    splits = {"train": SplitCounts(num_samples, int(samples.input_ids.size), total)}
+    ends = [0, EOS, 2]
+    DataSummary(max_length=128, sources=[], splits=splits, end_token_ids=ends).save(data)
     base = -random.random(total).astype(np.float32) * 5
     columns = {
         "base_log_probs": base,
@@ -220,17 +252,7 @@ def save_scored_run(path: Path, shard_sizes: Sequence[int] = (7, 5), num_samples
         "base_rank": random.integers(0, 200, total).astype(np.int32),
         "reference_rank": random.integers(0, 200, total).astype(np.int32),
     }
-    begin = 0
-    for shard, size in enumerate(shard_sizes):
-        starts = samples.response_starts[begin : begin + size + 1]
-        tokens = slice(starts[0], starts[-1])
-        table = {
-            name: lists(values[tokens], starts - starts[0]) for name, values in columns.items()
-        }
-        file = path / "scores" / f"scores-{shard:05d}-of-{len(shard_sizes):05d}.parquet"
-        ids = samples.sample_ids[begin : begin + size]
-        write_table(pa.table({"sample_id": ids, **table}), file, samples.fingerprint)
-        begin += size
+    write_shards(path, samples, columns, shard_sizes)
     return path
 
 
@@ -239,15 +261,26 @@ def restored_logging() -> Iterator[None]:
     """The command line sets the library's log up for a terminal; other tests want it as it was."""
     log = logging.getLogger("forgetting")
     before = log.handlers[:], log.level, log.propagate
+    handler = signal.getsignal(signal.SIGINT)
     with warnings.catch_warnings():
         yield
     log.handlers[:], level, log.propagate = before
     log.setLevel(level)
+    # A command that was interrupted ignores Ctrl-C from then on.
+    signal.signal(signal.SIGINT, handler)
+
+
+@pytest.fixture(autouse=True)
+def _restored_ctrl_c() -> Iterator[None]:
+    """A command that was interrupted ignores Ctrl-C from then on, as it is about to end."""
+    before = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def all_scores(run: Path) -> dict[str, Any]:
     """Every score of a run by its column, each an array over all response tokens."""
-    tables = [read_table(file) for file in sorted((run / "scores").iterdir())]
+    tables = [read_table(file) for file in layout.score_files(layout.scores_dir(run))]
     names = tables[0].column_names[1:]
     return {name: np.concatenate([list_column(t, name)[0] for t in tables]) for name in names}
 
@@ -260,3 +293,74 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> 
     folder = tmp_path_factory.mktemp("finished")
     recipe = save_tiny_recipe(folder, tiny_model)
     return recipe, run(recipe, folder / "run")
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A run with seeded numbers in the place of models."""
+    from tests.written_run import write_run
+
+    return write_run(tmp_path / "run")
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a run with the keywords of `write_run`, under a name of its own."""
+    from tests.written_run import write_run
+
+    return lambda **settings: write_run(
+        tmp_path / f"run-{len(list(tmp_path.iterdir()))}", **settings
+    )
+
+
+@pytest.fixture(scope="session")
+def decode() -> Callable[[Sequence[int]], str]:
+    """Decodes the tokens of `run_dir`."""
+    from tests.written_run import decode
+
+    return decode
+
+
+@pytest.fixture(scope="session")
+def hostile() -> str:
+    """A token of `run_dir` that would act if it were not escaped."""
+    from tests.written_run import HOSTILE
+
+    return HOSTILE
+
+
+CHROMIUM_OPTIONS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
+    "--disable-background-networking --disable-component-update --window-size=1200,900"
+)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """One session of Chromium for all tests."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    chromium, driver_path = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver_path):
+        pytest.skip("chromium and chromium-driver are not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for option in CHROMIUM_OPTIONS.split():
+        options.add_argument(option)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver_path))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forgets after the test what it registered."""
+    from forgetting.formats import FORMATS
+    from forgetting.method import MEASURES
+    from forgetting.method.terms import TERMS
+
+    for registry in (MEASURES, TERMS, FORMATS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))

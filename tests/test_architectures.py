@@ -7,7 +7,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from forgetting.training.trainer import ForgettingConfig, ForgettingTrainer
+from forgetting.training.config import ForgettingConfig
+from forgetting.training.trainer import ForgettingTrainer
 from tests.conftest import byte_tokenizer, small_model
 
 LAMBDA, RATE = 0.4, 0.05

@@ -13,7 +13,7 @@ from forgetting.errors import InputError
 from forgetting.inspecting import open_run, score_data
 from forgetting.inspector import InspectorServer
 from forgetting.inspector.corpus import Query
-from forgetting.rundir.directory import read_manifest
+from forgetting.rundir.manifest import read_manifest
 from forgetting.scoring import score_samples
 
 
@@ -91,7 +91,7 @@ def test_without_a_reference_the_base_alone_judges(tiny_model, tmp_path, monkeyp
         passes.append(arguments)
         return score_samples(*arguments, **settings)
 
-    monkeypatch.setattr("forgetting.stages.score_samples", count)
+    monkeypatch.setattr("forgetting.stages.corpus_scores.score_samples", count)
     data = tmp_path / "data.jsonl"
     data.write_text("".join(f"{json.dumps(record)}\n" for record in records(4)))
     inspection = open_run(score_data(str(data), str(tiny_model), run_dir=tmp_path / "run"))

@@ -3,16 +3,19 @@
 import json
 import logging
 import signal
+from pathlib import Path
 
 import pytest
 import torch
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from forgetting import launch as launch_module
+from forgetting.config import load_recipe
 from forgetting.errors import ForgettingError, InputError
 from forgetting.launch import (
     ERROR_FILE,
     config_path,
+    launch,
     launch_options,
     report_failure,
     shipped_configs,
@@ -49,7 +52,7 @@ def test_shipped_configurations_are_taken_by_accelerate(name, monkeypatch, accel
 
 
 def test_a_number_of_processes_is_asked_for_where_nothing_says_it(accelerators):
-    with pytest.raises(InputError, match="give --processes"):
+    with pytest.raises(InputError, match="Pass --processes"):
         launch_options([], None, "ddp")
     accelerators(4)
     assert launch_options([], None, "ddp").num_processes == 4
@@ -57,7 +60,7 @@ def test_a_number_of_processes_is_asked_for_where_nothing_says_it(accelerators):
 
 def test_more_processes_than_accelerators_are_refused(accelerators):
     accelerators(2)
-    with pytest.raises(InputError, match=r"and it has 2\. Give --processes 2"):
+    with pytest.raises(InputError, match=r"and it has 2\. Pass --processes 2"):
         launch_options([], 3, "ddp")
 
 
@@ -73,10 +76,10 @@ def test_a_file_of_ones_own_is_taken(tmp_path):
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (None, "there is no file .*Shipped are ddp, fsdp2, zero3"),
+        (None, "there is no file .*Shipped configurations: ddp, fsdp2, zero3"),
         ("distributed_type: MULTI_GPU\ncompute_environment: LOCAL_MACHINE\nx_y: 1\n", "x_y"),
-        ("[", "is no configuration of accelerate"),
-        ("- 1\n", "is no configuration of accelerate"),
+        ("[", "is not an accelerate configuration"),
+        ("- 1\n", "is not an accelerate configuration"),
     ],
 )
 def test_what_is_no_configuration_is_refused(tmp_path, text, reason):
@@ -90,7 +93,7 @@ def test_what_is_no_configuration_is_refused(tmp_path, text, reason):
 def test_a_model_is_not_spread_over_cpus(monkeypatch):
     monkeypatch.setattr(launch_module, "find_spec", lambda package: object())
     for name in ("fsdp2", "zero3"):
-        with pytest.raises(InputError, match="this machine has none: use --accelerate-config ddp"):
+        with pytest.raises(InputError, match=r"has none\. Pass --accelerate-config ddp"):
             launch_options([], 2, name)
 
 
@@ -132,6 +135,59 @@ def test_a_killed_process_is_the_cause_of_what_the_others_say(failure):
         launch_module._raise_cause(failures)
     with pytest.raises(KeyboardInterrupt):
         launch_module._raise_cause(dict([failure(2, -signal.SIGINT)]))
+
+
+def test_a_process_that_the_launcher_ended_is_not_the_cause(failure):
+    failures = dict([failure(0, -signal.SIGTERM), failure(1, -signal.SIGINT)])
+    with pytest.raises(KeyboardInterrupt):
+        launch_module._raise_cause(failures)
+    failures = dict([failure(0, -signal.SIGTERM), failure(1, -signal.SIGKILL)])
+    with pytest.raises(ForgettingError, match="process 1 was ended by SIGKILL"):
+        launch_module._raise_cause(failures)
+
+
+@pytest.mark.parametrize(("stages", "more"), [((), []), (("score",), ["--stage", "score"])])
+def test_workers_get_the_recipe_as_a_file(write_recipe, monkeypatch, tmp_path, stages, more):
+    started = []
+
+    def run(options):
+        arguments = options.training_script_args
+        started.append((arguments, load_recipe(arguments[1])))
+
+    monkeypatch.setattr(launch_module, "_run", run)
+    recipe = load_recipe(write_recipe(), ["seed=3", "training.learning_rate=1e-5"])
+    assert launch(recipe, tmp_path / "run", stages, processes=2, quiet=True)
+    ((command, *arguments), read), file = started[0], started[0][0][1]
+    assert (command, arguments) == (
+        "worker",
+        [file, "--run-dir", str(tmp_path / "run"), *more, "--quiet"],
+    )
+    assert read == recipe
+    assert not Path(file).exists()
+
+
+def test_only_the_first_machine_has_results(write_recipe, monkeypatch, tmp_path):
+    monkeypatch.setattr(launch_module, "_run", lambda options: None)
+    file = tmp_path / "own.yaml"
+    text = config_path("ddp").read_text().replace("num_machines: 1", "num_machines: 2")
+    recipe = load_recipe(write_recipe())
+    for rank in (0, 1):
+        file.write_text(text.replace("machine_rank: 0", f"machine_rank: {rank}"))
+        assert launch(recipe, tmp_path, processes=2, config=str(file)) == (rank == 0)
+
+
+def test_signals_are_handled_as_before_once_the_processes_have_ended(monkeypatch):
+    def launch_command(options):
+        for name in launch_module.HANDLED_SIGNALS:
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("accelerate.commands.launch.launch_command", launch_command)
+    numbers = [getattr(signal, name) for name in launch_module.HANDLED_SIGNALS]
+    before = [signal.getsignal(number) for number in numbers]
+    with pytest.raises(KeyboardInterrupt):
+        launch_module._run(launch_options([], 2, "ddp"))
+    assert [signal.getsignal(number) for number in numbers] == before
 
 
 def test_without_a_launcher_nothing_is_left_for_it(monkeypatch):

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
+from dataclasses import replace
 
 import pytest
 
 from forgetting import stages
-from forgetting.config.schema import load_recipe, shipped_recipes
+from forgetting.config import load_recipe, shipped_recipes
 from forgetting.data.splits import SPLITS
 from forgetting.errors import InputError
-from forgetting.pipeline import STAGES, describe_plan, plan, run
-from forgetting.rundir.directory import digest, read_manifest
+from forgetting.pipeline import describe_plan, plan, run
+from forgetting.rundir.files import digest
+from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.samples import Samples
+from forgetting.stages import STAGES, Stage
 
 ALL = [
     "prepare",
@@ -30,6 +35,7 @@ ALL = [
     "evaluate:forgetting",
     "report",
 ]
+NAMES = [stage.name for stage in STAGES]
 
 
 @pytest.fixture
@@ -37,18 +43,13 @@ def calls(monkeypatch):
     """Replaces every stage by one that only notes that it ran, and writes what it read."""
     made = []
 
-    def fake(stage):
-        def execute(recipe, path, work, variant=None, bench=None):
-            key = stage if variant is None else f"{stage}:{variant}"
-            steps = {step.key: step for step in plan(recipe)}
-            read = [(path / steps[k].target / "x").read_text() for k in steps[key].inputs]
-            (work.output / "x").write_text(digest([steps[key].settings(), read]))
-            made.append(key)
+    def note(step, path, work):
+        steps = {other.key: other for other in plan(step.recipe)}
+        read = [(path / steps[key].target / "x").read_text() for key in step.inputs]
+        (work.output / "x").write_text(digest([step.settings(), read]))
+        made.append(step.key)
 
-        return execute
-
-    for stage in STAGES:
-        monkeypatch.setattr(stages, stage, fake(stage))
+    monkeypatch.setattr(stages, "STAGES", tuple(replace(stage, run=note) for stage in STAGES))
     return made
 
 
@@ -57,7 +58,7 @@ def steps_of(calls, write_recipe, tmp_path):
     """Runs the tiny recipe with overrides, always in the same place; gives the steps that ran."""
     recipe = write_recipe()
 
-    def do(*overrides, stages=STAGES):
+    def do(*overrides, stages=None):
         calls.clear()
         run(recipe, tmp_path / "run", overrides=overrides, stages=stages)
         return list(calls)
@@ -172,7 +173,7 @@ def test_a_reference_of_ones_own_is_not_trained(steps_of, tiny_model):
 
 
 def test_a_verb_does_its_stage_only(steps_of):
-    for stage in STAGES:
+    for stage in NAMES:
         assert steps_of(stages=(stage,)) == starting(stage)
 
 
@@ -190,9 +191,11 @@ def test_a_verb_does_its_stage_only(steps_of):
 def test_a_verb_whose_input_is_missing_or_stale_is_refused_before_it_begins(
     steps_of, calls, stage, missing
 ):
-    before = STAGES[: STAGES.index(missing)]
+    before = NAMES[: NAMES.index(missing)]
     steps_of(stages=before)
-    with pytest.raises(InputError, match=rf"needs {missing}.* first, or all with `forgetting run`"):
+    with pytest.raises(
+        InputError, match=rf"needs {missing}.* first, or everything with `forgetting run`"
+    ):
         steps_of(stages=(stage,))
     assert calls == []
     steps_of()
@@ -227,7 +230,7 @@ def test_overrides_of_a_recipe_that_is_no_file_are_refused(write_recipe, tmp_pat
 def test_what_is_not_there_is_refused_before_anything_is_written(
     steps_of, monkeypatch, tmp_path, override, reason
 ):
-    monkeypatch.setattr("forgetting.pipeline.find_spec", lambda name: None)
+    monkeypatch.setattr("forgetting.stages.recipe_parts.find_spec", lambda name: None)
     with pytest.raises(InputError, match=reason):
         steps_of(override)
     assert not (tmp_path / "run").exists()
@@ -344,3 +347,75 @@ def test_a_measure_that_needs_other_scores_scores_again_and_others_do_not(steps_
     steps_of()
     assert "score" not in steps_of("selection.quality=min_loss")
     assert "score" in steps_of("selection.quality=entropy_gap")
+
+
+def test_a_term_that_compares_with_the_base_reads_the_scores(write_recipe):
+    recipe = load_recipe(write_recipe(), ["forgetting.term=tnpo"])
+    inputs = {step.key: step.inputs for step in plan(recipe)}
+    assert inputs["train:forgetting"] == ("prepare", "score", "select:forgetting")
+    assert inputs["train:ignoring"] == ("prepare", "select:ignoring")
+
+
+@pytest.fixture
+def with_count(monkeypatch):
+    """Adds a stage to the list: one object, and nothing else."""
+
+    def run(step, path, work):
+        samples = Samples.read(path / "data" / "train.parquet")
+        number = int((samples.response_ids >= step.settings()["first"]).sum())
+        (work.output / f"{step.part}.txt").write_text(str(number))
+        work.details["tokens"] = number
+
+    def check(recipe):
+        if recipe.seed == 13:
+            raise InputError("seed 13 cannot be counted")
+
+    count = Stage(
+        name="count",
+        summary="Count some tokens for each variant.",
+        folder="counts",
+        reads=("prepare", "select"),
+        parts=lambda recipe: list(recipe.variants),
+        settings=lambda step: {"first": step.recipe.report.seed},
+        run=run,
+        check=check,
+        facts=lambda step, done: {"things to count": len(done)},
+    )
+    monkeypatch.setattr(stages, "STAGES", (*STAGES[:4], count, *STAGES[4:]))
+
+
+def test_adding_a_stage_is_one_object(with_count, finished_run, tmp_path):
+    path = shutil.copytree(finished_run[1], tmp_path / "run")
+    recipe = load_recipe(finished_run[0])
+    counts = ["count:full", "count:ignoring", "count:forgetting"]
+    lines = {line.key: line for line in describe_plan(recipe, path)}
+    assert list(lines) == [*ALL[:5], *counts, *ALL[5:]]
+    assert {key for key, line in lines.items() if not line.is_done} == {*counts, "report"}
+    assert lines["count:full"].facts == {"things to count": len(ALL) - 1}
+    steps = {step.key: step for step in plan(recipe)}
+    assert steps["count:full"].inputs == ("prepare",)
+    assert steps["count:ignoring"].inputs == ("prepare", "select:ignoring")
+    assert set(counts) < set(steps["report"].inputs)
+
+    with pytest.raises(InputError, match="report needs count:full"):
+        run(recipe, path, stages=["report"])
+    run(recipe, path, stages=["count"])
+    entries = read_manifest(path).stages
+    assert list(entries)[5:8] == counts
+    assert list(entries["count:full"].outputs) == ["counts/full/full.txt"]
+    run(recipe, path)
+    page = (path / "report" / "index.html").read_text()
+    assert page.index(">select:forgetting<") < page.index(">count:full<") < page.index(">train:")
+
+    # Its settings are in its fingerprint.
+    other = load_recipe(finished_run[0], ["report.seed=99"])
+    undone = [line.key for line in describe_plan(other, path) if not line.is_done]
+    assert undone == [*counts, "report"]
+    with pytest.raises(InputError, match="seed 13 cannot be counted"):
+        describe_plan(load_recipe(finished_run[0], ["seed=13"]), path)
+
+
+def test_importing_the_stages_imports_no_framework():
+    heavy = "torch transformers datasets trl peft lm_eval pyarrow numpy pydantic"
+    code = f"import sys, forgetting.stages; assert not set(sys.modules) & set({heavy.split()})"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,8 +1,8 @@
 """A hook of MkDocs: tables of a recipe's fields, from the models that read a recipe.
 
-Goes in: a page with lines `<!-- fields of NAME -->`, where NAME is a section of
-`forgetting.config.schema`. Comes out: in their place what the section is, and a row for each of its
-fields: what it takes, its default, what it does. So the page and the program say the same.
+Goes in: a page with lines `<!-- fields of NAME -->`, where NAME is a section of the recipe schema.
+Comes out: in their place what the section is, and a row for each of its fields: what it takes, its
+default, what it does. So the page and the program say the same.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import re
 from typing import Any
 
-from forgetting.config.schema import Recipe
+from forgetting import Recipe
 
 MARK = re.compile(r"<!-- fields of (\w+) -->")
 # In the words of a sentence: a number _at least 0_.

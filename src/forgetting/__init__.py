@@ -7,12 +7,17 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from forgetting.config.schema import Recipe
+    from forgetting.config import Recipe, load_recipe
+    from forgetting.formats import Message, register_format
     from forgetting.method import select_tokens, token_quality
-    from forgetting.method.loss import ForgettingTerm, LambdaSchedule, forgetting_loss
+    from forgetting.method.loss import forgetting_loss
+    from forgetting.method.measures import register_measure
+    from forgetting.method.schedule import LambdaSchedule
+    from forgetting.method.terms import ForgettingTerm, register_term
     from forgetting.pipeline import run
     from forgetting.scoring import score_dataset
-    from forgetting.training.trainer import ForgettingConfig, ForgettingTrainer
+    from forgetting.training.config import ForgettingConfig
+    from forgetting.training.trainer import ForgettingTrainer
 
 __version__ = version("forgetting")
 __all__ = [
@@ -20,20 +25,30 @@ __all__ = [
     "ForgettingTerm",
     "ForgettingTrainer",
     "LambdaSchedule",
+    "Message",
     "Recipe",
     "forgetting_loss",
+    "load_recipe",
+    "register_format",
+    "register_measure",
+    "register_term",
     "run",
     "score_dataset",
     "select_tokens",
     "token_quality",
 ]
 _HOMES = {
-    "ForgettingConfig": "training.trainer",
-    "ForgettingTerm": "method.loss",
+    "ForgettingConfig": "training.config",
+    "ForgettingTerm": "method.terms",
     "ForgettingTrainer": "training.trainer",
-    "LambdaSchedule": "method.loss",
-    "Recipe": "config.schema",
+    "LambdaSchedule": "method.schedule",
+    "Message": "formats",
+    "Recipe": "config",
     "forgetting_loss": "method.loss",
+    "load_recipe": "config",
+    "register_format": "formats",
+    "register_measure": "method.measures",
+    "register_term": "method.terms",
     "run": "pipeline",
     "score_dataset": "scoring",
     "select_tokens": "method",
@@ -42,7 +57,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded on first use: importing torch and TRL takes seconds, `forgetting --help` does not.
+    # Imported on first use: torch and TRL take seconds, and `forgetting --help` needs neither.
     if name not in _HOMES:
         raise AttributeError(f"module 'forgetting' has no attribute {name!r}")
     return getattr(import_module(f"forgetting.{_HOMES[name]}"), name)

@@ -1,4 +1,4 @@
-"""What this machine can do: devices, memory, versions, and what is missing.
+"""Checks this machine: devices, memory, versions, and what is missing.
 
 Comes out: a list of findings. Knows nothing of recipes or runs.
 """
@@ -18,10 +18,10 @@ from packaging.requirements import Requirement
 
 Level = Literal["ok", "note", "broken"]
 OPTIONAL = {
-    "bitsandbytes": "loads base models in 4 bits",
-    "deepspeed": "trains models that fit on no single device",
+    "bitsandbytes": "loads base models in 4 or 8 bits",
+    "deepspeed": "trains models that do not fit on one device",
     "flash-attn": "faster attention on GPUs",
-    "tensorboard": "shows training curves while they grow",
+    "tensorboard": "shows training curves during training",
     "wandb": "keeps training curves on Weights & Biases",
     "trackio": "keeps training curves locally",
 }
@@ -29,7 +29,7 @@ OPTIONAL = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
     level: Level
@@ -37,7 +37,7 @@ class Finding:
 
 
 def examine() -> list[Finding]:
-    """Look at this machine; a finding at level `broken` means that runs will fail."""
+    """Check this machine. A finding with level `broken` means that runs will fail."""
     return [
         Finding("Python", "ok", f"{platform.python_version()} on {platform.platform()}"),
         *_packages(),
@@ -83,7 +83,7 @@ def _memory() -> list[Finding]:
         Finding(
             "disk here",
             "ok" if disk.free > gib else "note",
-            f"{disk.free / gib:.1f} GiB free" + ("" if disk.free > gib else ", which is little"),
+            f"{disk.free / gib:.1f} GiB free" + ("" if disk.free > gib else ", less than 1 GiB"),
         ),
     ]
 
@@ -92,7 +92,7 @@ def _devices() -> list[Finding]:
     try:
         import torch
     except (ImportError, OSError) as error:
-        return [Finding("devices", "broken", f"torch cannot be loaded: {error}")]
+        return [Finding("devices", "broken", f"torch cannot be imported: {error}")]
     findings = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -122,13 +122,13 @@ def _devices() -> list[Finding]:
 
 
 def _computes() -> Finding:
-    """A gradient through a small product, on the device that runs would use."""
+    """Computes a gradient of a small product on the device that runs use."""
     import torch
 
     try:
         from forgetting.models.loading import pick_device
     except (ImportError, OSError) as error:
-        return Finding("arithmetic", "broken", f"transformers cannot be loaded: {error}")
+        return Finding("arithmetic", "broken", f"transformers cannot be imported: {error}")
     device = pick_device()
     try:
         values = torch.full((8, 8), 0.5, device=device, requires_grad=True)

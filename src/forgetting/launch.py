@@ -1,8 +1,13 @@
-"""Several processes for one command: `accelerate launch`, called with a configuration.
+"""Several processes for one run: `accelerate launch`, called with a configuration.
 
-Goes in: a command of this program, a number of processes, the name of a shipped configuration or
-a file of accelerate's. Comes out: nothing, or the error of the process that failed first, as if
-it had happened here. Knows nothing of what the command does.
+Goes in: a recipe, a run directory, a number of processes, and the name of a shipped configuration
+or a file of accelerate's. Comes out: nothing, or the error of the process that failed first, as
+if it had happened here. Each process runs `python -m forgetting worker`, see `forgetting.cli`.
+
+Ctrl-C reaches only this process: torch's launcher starts each worker in a session of its own.
+Here it is Python's usual `KeyboardInterrupt`. On its way out torch's launcher ends the workers
+with SIGTERM, which they do not handle: they die at once and in silence, even while they import or
+wait for each other. So whoever called `launch` is the only one to answer.
 """
 
 from __future__ import annotations
@@ -11,25 +16,32 @@ import json
 import logging
 import os
 import signal
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import yaml
 
 from forgetting.errors import ForgettingError, InputError
 
+if TYPE_CHECKING:
+    from forgetting.config import Recipe
+
 DEFAULT_CONFIG = "ddp"
-# Where the launcher looks for what a process has to say about its end.
+# The file in which a process tells the launcher how it ended.
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
+# Those that torch's launcher turns into exceptions: its default without SIGINT.
+HANDLED_SIGNALS = ("SIGTERM", "SIGHUP", "SIGQUIT")
 
 
 def shipped_configs() -> list[str]:
-    """Names of the configurations that come with the package."""
+    """Names of the configurations in the package."""
     folder = resources.files("forgetting") / "launch_configs"
     return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir())
 
@@ -45,59 +57,106 @@ def config_path(name: str) -> Path:
     path = Path(name)
     if not path.is_file():
         raise InputError(
-            f"--accelerate-config: there is no file {name}. Shipped are "
-            f"{', '.join(shipped_configs())}; `accelerate config` writes one of your own"
+            f"--accelerate-config: there is no file {name}. Shipped configurations: "
+            f"{', '.join(shipped_configs())}. `accelerate config` writes one of your own"
         )
     return path
 
 
-def launch(arguments: Sequence[str], num_processes: int | None, config: str | None) -> None:
-    """Run `python -m forgetting ARGUMENTS` in several processes and wait for their end.
+def launch(
+    recipe: Recipe,
+    run_dir: Path,
+    stages: Sequence[str] | None = None,
+    *,
+    processes: int | None = None,
+    config: str | None = None,
+    quiet: bool = False,
+) -> bool:
+    """Run stages of a recipe in several processes and wait until they end.
 
     Args:
-        arguments: of the command line.
-        num_processes: over all machines; None: as the configuration says, else one for each
-            accelerator of this machine.
-        config: name of a shipped configuration, or a file that `accelerate config` wrote;
-            None: `ddp`.
+        stages: names of stages. Default: all.
+        processes: number of processes, over all machines. Default: as the configuration says,
+            else one for each accelerator of this machine.
+        config: name of a shipped configuration, or a file that `accelerate config` wrote.
+            Default: `ddp`.
+        quiet: log only warnings and errors.
+
+    Returns:
+        Whether the leading process was on this machine, so that there are results to show.
 
     Raises:
-        InputError: the processes cannot be started so, or one found the user's input wrong.
+        InputError: the processes cannot be started like this, or one found the user's input
+            wrong.
         ForgettingError: one of them failed.
         KeyboardInterrupt: they were interrupted.
     """
-    options = launch_options(arguments, num_processes, config)
+    from forgetting.config import dump_recipe
+
+    with tempfile.TemporaryDirectory(prefix="forgetting-") as folder:
+        # The recipe as it was read here: extended, overridden, with absolute paths.
+        file = Path(folder) / "recipe.yaml"
+        file.write_text(dump_recipe(recipe), encoding="utf-8")
+        arguments = ["worker", str(file), "--run-dir", str(run_dir)]
+        for stage in stages or ():
+            arguments += ["--stage", stage]
+        options = launch_options(arguments + ["--quiet"] * quiet, processes, config)
+        _run(options)
+    return not options.machine_rank
+
+
+def _run(options: Any) -> None:
+    """Run accelerate's launcher; a failure becomes one of our errors."""
     from accelerate.commands.launch import launch_command
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    # They report at length, with tables, what is one message here.
+    with _own_logs_and_signals():
+        try:
+            try:
+                launch_command(options)
+            except ChildFailedError as error:
+                _raise_cause(error.failures)
+        except (ValueError, ConnectionError) as error:
+            raise InputError(
+                f"`accelerate launch` refuses {options.config_file}: {error}"
+            ) from error
+        except SignalException as error:
+            raise ForgettingError(
+                f"ended by {error.sigval.name}. Run the same command again to resume"
+            ) from error
+
+
+@contextmanager
+def _own_logs_and_signals() -> Iterator[None]:
+    """Silence the launchers, which print tables for what is one message here, and take back the
+    signals that torch's launcher handles from then on."""
+    handlers = {name: signal.getsignal(getattr(signal, name)) for name in HANDLED_SIGNALS}
     logging.disable()
     try:
-        launch_command(options)
-    except (ValueError, ConnectionError) as error:
-        raise InputError(f"`accelerate launch` refuses {options.config_file}: {error}") from error
-    except ChildFailedError as error:
-        _raise_cause(error.failures)
-    except SignalException as error:
-        if error.sigval == signal.SIGINT:
-            raise KeyboardInterrupt from error
-        raise ForgettingError(
-            f"ended by {error.sigval.name}. The same command goes on from here"
-        ) from error
+        yield
     finally:
         logging.disable(logging.NOTSET)
+        for name, handler in handlers.items():
+            signal.signal(getattr(signal, name), handler)
 
 
 def launch_options(arguments: Sequence[str], num_processes: int | None, config: str | None) -> Any:
-    """What `accelerate launch` would read from its command line, checked by its own parser."""
+    """The options of `accelerate launch`, checked by its own parser.
+
+    Args:
+        arguments: of `python -m forgetting` in each process.
+
+    Raises:
+        InputError: this machine cannot start so many processes with this configuration.
+    """
     path = config_path(config or DEFAULT_CONFIG)
     settings = _read(path)
     count = num_processes or settings.get("num_processes") or _num_accelerators()
     if not isinstance(count, int) or count < 1:
         raise InputError(
-            f"{path} does not say how many processes, and this machine has no accelerator: "
-            "give --processes"
+            f"{path} does not say how many processes to start, and this machine has no "
+            "accelerator. Pass --processes"
         )
     if settings.get("distributed_type") == "DEEPSPEED" and find_spec("deepspeed") is None:
         raise InputError(
@@ -105,19 +164,19 @@ def launch_options(arguments: Sequence[str], num_processes: int | None, config: 
         )
     if settings.get("distributed_type") in ("FSDP", "DEEPSPEED") and not _num_accelerators():
         raise InputError(
-            f"{path} spreads a model over accelerators, and this machine has none: "
-            "use --accelerate-config ddp"
+            f"{path} shards a model over accelerators, and this machine has none. Pass "
+            "--accelerate-config ddp"
         )
     num_machines = settings.get("num_machines") or 1
     here = count // num_machines
     if 0 < _num_accelerators() < here:
         raise InputError(
             f"{here} processes on this machine need as many accelerators, and it has "
-            f"{_num_accelerators()}. Give --processes {_num_accelerators() * num_machines}"
+            f"{_num_accelerators()}. Pass --processes {_num_accelerators() * num_machines}"
         )
     given = ["--config_file", str(path), "--num_processes", str(count)]
     if "main_process_port" not in settings and num_machines == 1:
-        # Any free one, so that two runs on one machine do not meet.
+        # Any free port, so that two runs on one machine do not collide.
         given += ["--main_process_port", "0"]
     if "OMP_NUM_THREADS" not in os.environ:
         cores = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
@@ -125,9 +184,13 @@ def launch_options(arguments: Sequence[str], num_processes: int | None, config: 
     from accelerate.commands.launch import launch_command_parser
 
     try:
-        return launch_command_parser().parse_args([*given, "-m", "forgetting", *arguments])
+        options = launch_command_parser().parse_args([*given, "-m", "forgetting", *arguments])
     except SystemExit as error:
         raise InputError(f"{path}: `accelerate launch` refuses it") from error
+    # An option of torch's launcher that accelerate passes on if it is there.
+    options.signals_to_handle = ",".join(HANDLED_SIGNALS)
+    options.machine_rank = options.machine_rank or settings.get("machine_rank") or 0
+    return options
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -142,7 +205,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         load_config_from_file(str(path))
     except (ValueError, TypeError, KeyError, AttributeError, OSError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is no configuration of accelerate: {error}") from error
+        raise InputError(f"{path} is not an accelerate configuration: {error}") from error
     return settings
 
 
@@ -156,7 +219,7 @@ def report_failure(message: str, exit_code: int) -> bool:
     """Leave a message for the launcher, in the form that torch's launcher reads.
 
     Returns:
-        Whether there is a launcher that will show it.
+        Whether there is a launcher to show it.
     """
     file = os.environ.get(ERROR_FILE)
     if file is None:
@@ -173,16 +236,19 @@ def report_failure(message: str, exit_code: int) -> bool:
 
 
 def _raise_cause(failures: Mapping[int, Any]) -> None:
-    """Raise what the process that failed first had to say.
+    """Raise the error of the process that failed first.
 
-    The others fail of its absence, or of the same cause.
+    The others fail because it is gone, or for the same reason.
     """
 
-    def when(rank: int) -> tuple[float, int]:
-        # A process without a message was killed, and the messages of the others are of that.
-        return failures[rank].error_file_data.get("exact_time", 0.0), rank
+    def place(rank: int) -> tuple[float, bool, int]:
+        # A process without a message was killed, and the messages of the others are about that.
+        # The launcher ends those that are left with SIGTERM.
+        failure = failures[rank]
+        moment = failure.error_file_data.get("exact_time", 0.0)
+        return moment, failure.exitcode == -signal.SIGTERM, rank
 
-    rank = min(failures, key=when)
+    rank = min(failures, key=place)
     failure = failures[rank]
     data = failure.error_file_data
     if "exit_code" in data:
@@ -190,9 +256,9 @@ def _raise_cause(failures: Mapping[int, Any]) -> None:
         raise error(data["message"])
     if failure.exitcode == -signal.SIGINT:
         raise KeyboardInterrupt
-    how = f"with exit code {failure.exitcode}"
+    how = f"ended with exit code {failure.exitcode}"
     if failure.exitcode < 0:
-        how = f"by {signal.Signals(-failure.exitcode).name}"
+        how = f"was ended by {signal.Signals(-failure.exitcode).name}"
         if failure.exitcode == -signal.SIGKILL:
-            how += ", as the system does when memory runs out"
-    raise ForgettingError(f"process {rank} was ended {how}. The same command goes on from here")
+            how += ", which the system sends when memory runs out"
+    raise ForgettingError(f"process {rank} {how}. Run the same command again to resume")

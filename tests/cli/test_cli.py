@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import errno
 import json
+from pathlib import Path
 
 import pytest
+import typer
 
 from forgetting import __version__, doctor, pipeline
-from forgetting.cli import main
-from forgetting.config.schema import shipped_recipes
+from forgetting.cli import app, main
+from forgetting.cli.interrupt import MESSAGE
+from forgetting.config import load_recipe, shipped_recipes
 from forgetting.errors import DivergenceError
+from forgetting.stages import STAGES
 
+COMMANDS = typer.main.get_command(app).commands
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
 
@@ -31,10 +36,69 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"forgetting {__version__}\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["--help"], ["run", "--help"]])
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["run", "--help"], ["run", "-h"]])
 def test_help_is_shown(capsys, arguments):
     assert main(arguments) in (0, 2)
     assert "Usage" in capsys.readouterr().out
+
+
+def test_help_lists_every_command_in_one_of_the_groups(capsys):
+    assert main(["-h"]) == 0
+    text = capsys.readouterr().out
+    titles = ["Run a recipe", "Single stages", "Look and export", "Studies", "This installation"]
+    assert sorted(titles, key=text.index) == titles
+    assert all(f"│ {name} " in text for name in COMMANDS)
+    assert "Commands" not in text
+
+
+SHARED_OPTIONS = {
+    "--run-dir",
+    "--set",
+    "--quiet",
+    "--json",
+    "--processes",
+    "--accelerate-config",
+    "--output",
+    "--help",
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_has_an_example_and_at_most_eight_options_of_its_own(name, monkeypatch, capsys):
+    command = COMMANDS[name]
+    options = {param.opts[0] for param in command.params if param.opts[0].startswith("--")}
+    assert len(options - SHARED_OPTIONS) <= 8
+    program, verb, *rest = command.epilog.removeprefix("Example: ").split()
+    assert (program, verb) == ("forgetting", name)
+    # The example can be read by the command's own parser.
+    command.make_context(name, rest)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["rum"], "Did you mean 'run'?"),
+        (["run", "demo", "--dry-runn"], "--dry-run"),
+        (["run", "quikstart"], "Did you mean quickstart?"),
+        (["sweep", "Demo", "--grid", "seed=1"], "Did you mean demo?"),
+        (["reproduce", "figure1"], "Did you mean figure1a or figure1b?"),
+        (["reproduce", "table3", "--scale", "tinny"], "Did you mean tiny?"),
+    ],
+)
+def test_a_typo_gets_the_near_matches(arguments, match, capsys):
+    assert main(arguments) == 2
+    assert match in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_wrong_file_name_gets_the_near_matches(write_recipe, tmp_path, capsys):
+    recipe = write_recipe()
+    assert main(["run", str(recipe.with_suffix(".yml")), "--dry-run"]) == 2
+    assert f"Did you mean {recipe}?" in capsys.readouterr().err
+    (tmp_path / "runs" / "mine").mkdir(parents=True)
+    assert main(["inspect", str(tmp_path / "runs" / "mien")]) == 2
+    assert f"Did you mean {tmp_path / 'runs' / 'mine'}?" in capsys.readouterr().err
+    assert main(["inspect", str(recipe)]) == 2
+    assert "Pass the model that scores it with --model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["run"], ["run", "x", "--nope"], ["walk"], ["doctor", "x"]])
@@ -55,7 +119,7 @@ def test_a_run_ends_with_its_results_and_where_they_are(run_tiny, finished_run, 
     captured = capsys.readouterr()
     assert all(name in captured.out for name in ("base", "full", "ignoring", "forgetting"))
     assert str(finished_run[1] / "report" / "index.html") in captured.out
-    assert "train:forgetting: done before" in captured.err
+    assert "train:forgetting: already done" in captured.err
 
 
 def test_json_is_one_document_on_standard_output(run_tiny, finished_run, capsys):
@@ -87,7 +151,7 @@ def test_a_fresh_run_prints_only_lines_of_its_own(write_recipe, tmp_path, capfd)
     assert main(["run", str(recipe), "--run-dir", str(tmp_path / "run")]) == 0
     lines = [line.split("] ")[-1].strip() for line in capfd.readouterr().err.splitlines()]
     stages = {line.split(":")[0] for line in lines if line}
-    assert stages == set(pipeline.STAGES), lines
+    assert stages == {stage.name for stage in STAGES}, lines
 
 
 def test_the_plan_is_printed_and_nothing_is_written(write_recipe, tmp_path, capsys):
@@ -109,18 +173,34 @@ def test_the_plan_is_printed_and_nothing_is_written(write_recipe, tmp_path, caps
 def test_processes_that_a_step_cannot_be_dealt_to_are_refused(write_recipe, tmp_path, capsys, more):
     options = ["--run-dir", str(tmp_path / "run"), "--processes", "3", *more]
     assert main(["run", str(write_recipe()), *options]) == 2
-    assert "training.batch_size 4 cannot be dealt to 3 processes" in capsys.readouterr().err
+    assert "training.batch_size 4 is not divisible by" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 
-def test_processes_are_started_with_the_same_command(write_recipe, monkeypatch):
+def test_processes_are_started_with_the_recipe_as_it_was_read(
+    finished_run, write_recipe, monkeypatch, capsys
+):
     started = []
-    monkeypatch.setattr("forgetting.cli.launch", lambda *arguments: started.append(arguments))
+
+    def launch(*arguments, **options):
+        started.append((*arguments, options))
+        return len(started) == 1
+
+    monkeypatch.setattr("forgetting.cli.run_commands.launch", launch)
+    path, run = finished_run
+    options = ["--run-dir", str(run), "--set", "seed=1", "--set", "seed=2", "--json"]
+    assert main(["score", str(path), *options, "--processes", "2"]) == 0
+    # Says what came out where the leading process was on this machine.
+    assert json.loads(capsys.readouterr().out) == {"run_dir": str(run)}
     recipe = str(write_recipe())
-    options = ["--run-dir", "some/where", "--set", "seed=1", "--set", "seed=2", "--quiet", "--json"]
-    assert main(["score", recipe, *options, "--processes", "2"]) == 0
     assert main(["run", recipe, "--accelerate-config", "fsdp2"]) == 0
-    assert started == [(["score", recipe, *options], 2, None), (["run", recipe], None, "fsdp2")]
+    assert capsys.readouterr().out == ""
+    first = {"processes": 2, "config": None, "quiet": True}
+    second = {"processes": None, "config": "fsdp2", "quiet": False}
+    assert started == [
+        (load_recipe(path, ["seed=2"]), run, ("score",), first),
+        (load_recipe(recipe), Path("runs/tiny"), (), second),
+    ]
 
 
 def test_the_default_run_directory_is_named_after_the_recipe(write_recipe, tmp_path, monkeypatch):
@@ -140,7 +220,7 @@ def fail_with(monkeypatch, error):
     ("error", "code", "text"),
     [
         (DivergenceError("at step 3"), 1, "error: at step 3"),
-        (KeyboardInterrupt(), 130, "Interrupted. The same command goes on from here."),
+        (KeyboardInterrupt(), 130, MESSAGE),
         (OSError(errno.ENOSPC, "No space left on device", "f"), 2, "the disk is full"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "f"), 2, "the disk is full"),
         (RuntimeError("I/O error: No space left on device (os error 28)"), 2, "the disk is full"),

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forgetting.config.schema import DataSettings, SourceSettings
+from forgetting.config import DataSettings, SourceSettings
 from forgetting.data.alignment import Tokenization
 from forgetting.data.splits import SPLITS, build_corpus
 from forgetting.errors import InputError

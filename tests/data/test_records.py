@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgetting.config.schema import SourceSettings
-from forgetting.data.records import READERS, Record, Rejected, parse_record, recognise
+from forgetting.config import SourceSettings
+from forgetting.data.records import Record, Rejected, parse_record, recognise
 from forgetting.data.sources import Origin
 from forgetting.errors import InputError
+from forgetting.formats import FORMATS
 
 SOURCE = SourceSettings(path="some.json")
 ORIGIN = Origin("some.json", 1, 3)
@@ -222,7 +223,7 @@ json_like = st.recursive(
 )
 
 
-@given(json_like, st.sampled_from(sorted(READERS)))
+@given(json_like, st.sampled_from(sorted(FORMATS)))
 def test_whatever_comes_is_a_record_or_a_rejection(raw, form):
     result = read(raw, form=form)
     assert isinstance(result, Record | Rejected)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forgetting.config.schema import SourceSettings, WorldSettings, named_sources
+from forgetting.config import SourceSettings, WorldSettings, named_sources
 from forgetting.data import files
 from forgetting.data.sources import is_local, read_source, source_fingerprint
 from forgetting.errors import InputError

@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forgetting.config.schema import DataSettings, SourceSettings
+from forgetting.config import DataSettings, SourceSettings
+from forgetting.data.account import Account
 from forgetting.data.alignment import Tokenization
-from forgetting.data.splits import SPLITS, Account, Spool, build_corpus, read_records
+from forgetting.data.splits import SPLITS, build_corpus, read_records
+from forgetting.data.spool import Spool
 from forgetting.errors import InputError
 from forgetting.rundir.samples import IGNORE_INDEX, Samples, read_table
 from tests.conftest import byte_tokenizer
@@ -218,7 +220,7 @@ def test_a_trusted_reference_shares_no_content_with_the_other_splits(tmp_path):
     clean = corpus.counts["clean (trusted)"]
     assert (clean.read, clean.duplicates, clean.used) == (9, 4, 4)
     assert [row["source"] for row in corpus.rejected] == ["clean"]
-    assert corpus.account.summary()["splits"]["reference"]["samples"] == 4
+    assert corpus.account.summary([]).splits["reference"].samples == 4
     with pytest.raises(InputError, match=r"reference\.sources: all samples are in the corpus"):
         build(source, reference=8, train=6, heldout=2, trusted=[source])
     counted_out = source.model_copy(update={"num_samples": 10})
@@ -280,11 +282,14 @@ def test_records_that_the_template_cannot_render_are_rejected(tmp_path):
     one = write(tmp_path, [{"messages": [system, *turns[0]]}, *records])
     corpus = build(one, tokenizer=tokenizer, seed=3)
     (row,) = corpus.rejected
-    assert (row["reason"], row["detail"]) == ("the chat template fails", "no system")
+    assert (row["reason"], row["detail"]) == (
+        "the chat template has no system role. Set model.system_role: fold",
+        "no system",
+    )
     assert row["line"] == 1
     assert corpus.counts["records"].rejected == {row["reason"]: 1}
     many = write(tmp_path, [{"messages": [system, *pair]} for pair in turns])
-    with pytest.raises(InputError, match=r"12 of the 12 records .*\n.* template fails: no system"):
+    with pytest.raises(InputError, match=r"12 of the 12 records .*\n.* fold: no system"):
         build(many, tokenizer=tokenizer)
 
 
@@ -335,7 +340,7 @@ def test_a_prompt_that_leaves_no_room_is_left_out_and_counted(tmp_path):
     texts = [text for table in corpus.tables.values() for text in prompts(table)]
     assert len(texts) == 12
     assert not any("long" in text for text in texts)
-    (source,) = corpus.account.summary()["sources"]
+    (source,) = corpus.account.summary([]).model_dump()["sources"]
     assert source["used"] == 12
     # Records after the last sample needed are never looked at, so at most both are counted.
     assert source["prompt_too_long"] <= 2
@@ -364,7 +369,7 @@ def test_asking_for_more_samples_than_there_are_says_how_many_there_are(tmp_path
 def test_counts_and_splits_add_up(tmp_path):
     records = [raw(i) for i in range(20)] + [raw(3), {"prompt": "?", "completion": ""}]
     corpus = build(write(tmp_path, records), reference=10, train=8)
-    summary = corpus.account.summary()
+    summary = corpus.account.summary([]).model_dump()
     (source,) = summary["sources"]
     assert source["read"] == 22
     rejected = sum(source["rejected"].values())

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 import forgetting
+from forgetting.demo.plain import held_out_questions, plain_questions
 from forgetting.demo.pretrain import (
     EOS_TOKEN,
     Settings,
@@ -24,7 +25,6 @@ from forgetting.demo.pretrain import (
     pretrain,
     save,
 )
-from forgetting.demo.world import held_out_questions, plain_questions
 
 SHIPPED = Path(forgetting.__file__).parent / "demo" / "base"
 TINY = Settings(

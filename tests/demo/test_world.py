@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections import Counter
 
@@ -9,27 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forgetting.demo.world import (
+from forgetting.demo.facts import (
     ATTRIBUTES,
-    JUNK_PHRASES,
     KINDS,
-    NOISE_KINDS,
     NUM_ENTITIES,
-    NUM_FORMS,
     SKILLS,
-    chat_records,
     entities,
     facts,
-    held_out_questions,
     new_entities,
     new_facts,
     new_skills,
-    num_chat_questions,
-    num_questions_about_new,
-    plain_questions,
-    plain_statements,
     skills,
 )
+from forgetting.demo.noise import JUNK_PHRASES, NOISE_KINDS
+from forgetting.demo.plain import held_out_questions, plain_questions, plain_statements
+from forgetting.demo.questions import NUM_FORMS, num_chat_questions, num_questions_about_new
+from forgetting.demo.world import chat_records
 
 
 def _numbers(text: str) -> list[int]:
@@ -54,6 +51,46 @@ def _true_answer(kind: str, text: str) -> str:
             return (facts() | new_facts())[_asked_about(text)]
         case _:
             return "yes" if (skills() | new_skills())[_asked_about(text)] else "no"
+
+
+def _checksum(content: object) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"num_records": 7000, "seed": 1, "noise_rate": 0.2}, "91eec20b5128c408"),
+        (
+            {
+                "num_records": 1120,
+                "seed": 2,
+                "noise_rate": 0.4,
+                "noise_kinds": NOISE_KINDS,
+                "num_new_entities": 6,
+            },
+            "861125c2486b6402",
+        ),
+    ],
+)
+def test_a_seed_gives_the_same_records_in_every_version(arguments, expected) -> None:
+    # The demo's figures, and what is written about them, are of these records.
+    assert _checksum(list(chat_records(**arguments))) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "questions", "statements"),
+    [
+        ("fact", "dc2c78684ebd1aee", "d08ec03ef484a2f4"),
+        ("addition", "2a34c9cbf6cb2c63", "08e6dc9c1df27a09"),
+        ("comparison", "f17a6f9be559a251", "c16303d477d65760"),
+        ("yes_no", "29d4fb09b1b168c3", "cc84d795cb6941c8"),
+    ],
+)
+def test_the_base_model_was_pretrained_on_these_texts(kind, questions, statements) -> None:
+    asked = [(q.question, q.answer, q.held_out) for q in plain_questions(kind)]
+    assert _checksum(asked) == questions
+    assert _checksum(plain_statements(kind)) == statements
 
 
 def test_every_entity_has_one_value_of_every_attribute() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from accelerate import PartialState
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from forgetting.config.schema import EvaluationSettings
+from forgetting.config import EvaluationSettings
 from forgetting.evaluation import Harness, evaluate_heldout
 from forgetting.rundir.samples import Samples
 

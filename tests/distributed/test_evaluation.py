@@ -73,7 +73,7 @@ def measured(tmp_path, tiny_model):
             capture_output=True,
             text=True,
             env=environment,
-            timeout=240,
+            timeout=15 * 60,
             check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]

@@ -13,7 +13,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from forgetting import pipeline
-from forgetting.rundir.directory import read_manifest
+from forgetting.cli.interrupt import MESSAGE
+from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.samples import list_column, read_table
 
 pytestmark = pytest.mark.slow
@@ -104,7 +105,7 @@ def test_no_process_outlives_the_launcher(runs):
 
 
 def test_ctrl_c_is_one_message_and_130(runs):
-    expected = ["Interrupted. The same command goes on from here."]
+    expected = [MESSAGE]
     assert runs[2]["interrupted"] == (130, expected)
 
 

@@ -68,7 +68,7 @@ def outputs(tmp_path_factory, tiny_model):
         process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
         started.append((process, output))
     for process, _ in started:
-        _, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=15 * 60)
         assert process.returncode == 0, errors[-5000:]
     return [output for _, output in started]
 

@@ -79,7 +79,7 @@ def train(tmp_path_factory, tiny_model):
         command = [*python, str(SCRIPT), str(tiny_model), str(file), str(output), config]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=240, check=False
+            command, capture_output=True, text=True, env=environment, timeout=15 * 60, check=False
         )
         assert done.returncode == 0, done.stderr[-3000:]
         assert (output / "processes.txt").read_text() == str(processes)

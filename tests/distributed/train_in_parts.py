@@ -16,7 +16,8 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from forgetting.training.trainer import ForgettingConfig, ForgettingTrainer
+from forgetting.training.config import ForgettingConfig
+from forgetting.training.trainer import ForgettingTrainer
 
 LORA = {"r": 4, "target_modules": "all-linear", "task_type": "CAUSAL_LM"}
 

@@ -12,7 +12,8 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from forgetting.training.trainer import ForgettingConfig, ForgettingTrainer
+from forgetting.training.config import ForgettingConfig
+from forgetting.training.trainer import ForgettingTrainer
 
 
 def main(model: str, samples: str, output: str, config: str) -> None:

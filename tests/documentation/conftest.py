@@ -1,4 +1,4 @@
-"""The pages, and a place where what they show can be run: stand-ins under the names they use."""
+"""The pages, and a folder in which their examples run: stand-ins under the names that they use."""
 
 from __future__ import annotations
 
@@ -19,8 +19,31 @@ from tests.conftest import alpaca_records, save_tiny_model
 from tests.evaluation.conftest import save_benchmarks
 
 ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md")]
-PAGES += sorted((ROOT / "docs").glob("*.md"))
+PAGES += sorted(DOCS.rglob("*.md"))
+
+# Instead of thousands of samples; put before the options of the page, which override them.
+SMALL = (
+    "data.num_reference=8",
+    "data.num_train=16",
+    "data.num_heldout=4",
+    "data.max_length=128",
+    "training.batch_size=8",
+    "training.gradient_checkpointing=false",
+    "training.lora.rank=4",
+)
+
+
+def page_name(page: Path) -> str:
+    """A page's path from the root of the repository."""
+    return page.relative_to(ROOT).as_posix()
+
+
+FENCE = re.compile(
+    r'^```(?P<language>\w*)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^```$',
+    re.DOTALL | re.MULTILINE,
+)
 
 
 @dataclass(frozen=True)
@@ -29,32 +52,45 @@ class Block:
 
     page: Path
     line: int
+    language: str
+    title: str | None
+    """The name of the file that the block shows."""
     text: str
 
     def __str__(self) -> str:
-        return f"{self.page.name}:{self.line}"
+        return f"{page_name(self.page)}:{self.line}"
+
+
+def page_blocks(page: Path) -> list[Block]:
+    """The blocks of a page, in their order."""
+    text = page.read_text(encoding="utf-8")
+    return [
+        Block(
+            page, text.count("\n", 0, m.start()) + 1, m["language"] or "text", m["title"], m["text"]
+        )
+        for m in FENCE.finditer(text)
+    ]
 
 
 def blocks(language: str) -> list[Block]:
-    """The blocks of a language, of all pages, in their order."""
-    fence = re.compile(rf"^```{language}\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    """The blocks of a language, of all pages, apart from those that show a named file."""
     return [
-        Block(page, text.count("\n", 0, match.start()) + 1, match[1])
+        block
         for page in PAGES
-        for text in [page.read_text(encoding="utf-8")]
-        for match in fence.finditer(text)
+        for block in page_blocks(page)
+        if block.language == language and block.title is None
     ]
 
 
 def code_spans(page: Path) -> Iterator[str]:
-    """What stands between single backticks, outside of blocks."""
-    text = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    """Text between single backticks, outside of blocks."""
+    text = FENCE.sub("", page.read_text("utf-8"))
     for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text):
         yield " ".join(span.split())
 
 
 def read_command(arguments: Sequence[str]) -> dict[str, Any]:
-    """The options of a command of ours, as its own parser reads them; runs nothing.
+    """The options of a `forgetting` command as its parser reads them; runs nothing.
 
     Raises:
         click.UsageError: there is no such command or option, or an argument is missing.

@@ -1,8 +1,8 @@
-"""The commands of the pages: all blocks run, in bash, on tiny stand-ins; all mentions are real.
+"""The commands of the pages: every block runs in bash on tiny stand-ins; every mention exists.
 
-A block is run as it stands, with its comments, redirections and here-documents. What a block
-calls is looked up in a folder of stand-ins first: `forgetting` is this very process, and what
-cannot be run here is checked in another way, each for the reason that is given beside it.
+A block runs unchanged, with its comments, redirections and here-documents. Programs are looked up
+in a folder of stand-ins first: `forgetting` is this process. A program that cannot run here is
+checked in another way; its stand-in says why.
 """
 
 from __future__ import annotations
@@ -27,30 +27,29 @@ import typer
 from accelerate.commands.launch import launch_command_parser
 from packaging.requirements import Requirement
 
-from forgetting import launch
+from experiments.noise.__main__ import build_parser
+from forgetting import Recipe, launch
 from forgetting.cli import app, main
-from forgetting.config.schema import Recipe, load_recipe
+from forgetting.config import load_recipe
 from forgetting.inspector import InspectorServer
-from tests.documentation.conftest import PAGES, blocks, code_spans, read_command
+from tests.documentation.conftest import (
+    PAGES,
+    ROOT,
+    SMALL,
+    blocks,
+    code_spans,
+    page_name,
+    read_command,
+)
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
-# In place of thousands of samples, before the options that the page gives.
-SMALL = (
-    "data.num_reference=8",
-    "data.num_train=16",
-    "data.num_heldout=4",
-    "data.max_length=128",
-    "training.batch_size=8",
-    "training.gradient_checkpointing=false",
-    "training.lora.rank=4",
-)
 TAKES_A_RECIPE = {"run", "prepare", "reference", "score", "select", "train", "evaluate", "report"}
 
 
 def our_command(arguments: list[str]) -> int:
-    """`forgetting`, on few samples. Not as it stands are, for the reason given:"""
-    # Brackets around what may be left out.
+    """`forgetting`, on few samples. Some commands are changed, each for the reason given here."""
+    # Brackets mark optional arguments.
     command, *rest = [argument.strip("[]") for argument in arguments]
     params = read_command([command, *rest])
     if command == "demo":
@@ -61,7 +60,7 @@ def our_command(arguments: list[str]) -> int:
         # and the commands printed.
         rest = [*rest, *([] if params["list_"] else ["--list"])]
     elif command == "export":
-        # The hub has a test of its own: here, what would go there. Some are there already.
+        # The Hub has a test of its own: here, only the folder. An earlier block may have made it.
         if params["push_to_hub"] is not None:
             place = rest.index("--push-to-hub")
             del rest[place : place + 2]
@@ -75,7 +74,7 @@ def our_command(arguments: list[str]) -> int:
 
 
 def read_accelerate(arguments: list[str]) -> int:
-    """Needs several machines: its own parser reads the options, and ours the command in it."""
+    """Needs several machines: accelerate's parser reads its options, ours the command in it."""
     verb, *rest = arguments
     options = launch_command_parser().parse_args(rest)
     assert (verb, options.module, options.training_script) == ("launch", True, "forgetting")
@@ -85,7 +84,7 @@ def read_accelerate(arguments: list[str]) -> int:
 
 
 def read_pip(arguments: list[str]) -> int:
-    """Asks the network: the files and extras that it is to install are there."""
+    """Needs the network: checks the files and names that it would install."""
     names = iter(arguments)
     assert next(names) == "install"
     for name in names:
@@ -99,7 +98,7 @@ def read_pip(arguments: list[str]) -> int:
 
 
 def read_hf(arguments: list[str]) -> int:
-    """Asks for a password: there is such a command."""
+    """Asks for a password: checks that the command exists."""
     program = Path(sys.executable).with_name("hf")
     return subprocess.run(
         [program, *arguments, "--help"], check=True, capture_output=True
@@ -107,12 +106,26 @@ def read_hf(arguments: list[str]) -> int:
 
 
 def read_make(arguments: list[str]) -> int:
-    """Installs for minutes, or is what runs this test: the target is there."""
+    """Installs for minutes, or runs this test: checks that the target exists."""
     return subprocess.run(["/usr/bin/make", "--dry-run", *arguments], check=True).returncode
+
+
+def read_python(arguments: list[str]) -> int:
+    """Trains for minutes: checks that the program exists and that its help has the options."""
+    verb, module, *rest = arguments
+    assert verb == "-m"
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    print(done.stderr, file=sys.stderr)
+    assert done.returncode == 0
+    assert {word for word in rest if word.startswith("--")} <= set(re.split(r"[^\w-]", done.stdout))
+    return 0
 
 
 PROGRAMS: dict[str, Program] = {
     "forgetting": our_command,
+    "python": read_python,
     "accelerate": read_accelerate,
     "pip": read_pip,
     "make": read_make,
@@ -120,7 +133,6 @@ PROGRAMS: dict[str, Program] = {
 }
 # A cluster of one node: what is submitted runs at once, the first of an array.
 SCRIPTS = {
-    "python": f'#!/bin/sh\nexec "{sys.executable}" "$@"\n',
     "srun": '#!/bin/sh\nexec "$@"\n',
     "scontrol": "#!/bin/sh\necho node0\necho node1\n",
     "sbatch": "#!/bin/bash\nSLURM_ARRAY_TASK_ID=1 exec bash -eu ${@: -1}\n",
@@ -222,16 +234,16 @@ def _a_machine_to_show(monkeypatch):
     monkeypatch.setattr(InspectorServer, "serve_forever", interrupted)
     monkeypatch.setattr(webbrowser, "open", lambda url: url.startswith("http://127.0.0.1:"))
     # Several processes have tests of their own: here, accelerate reads what it would be given.
-    monkeypatch.setattr("forgetting.cli.launch", read_only)
+    monkeypatch.setattr("forgetting.cli.run_commands.launch", read_only)
     monkeypatch.setattr(launch, "_num_accelerators", lambda: 16)
     for name, value in CLUSTER.items():
         monkeypatch.setenv(name, value)
 
 
 SHELL_BLOCKS = blocks("sh")
-# Scripts for a scheduler, by the name that their second line gives.
+# Scripts for a scheduler: their second line may give a name.
 JOBS = {
-    block: next(iter(re.findall(r"^# (\S+)$", block.text, re.MULTILINE)), f"{block}.sbatch")
+    block: next(iter(re.findall(r"^# (\S+)$", block.text, re.MULTILINE)), "job.sbatch")
     for block in SHELL_BLOCKS
     if block.text.startswith("#!")
 }
@@ -251,7 +263,7 @@ def test_a_block_runs(block, shell, desk):
     text = f"sbatch {JOBS[block]}" if block in JOBS else block.text
     done = shell.run(text, desk)
     assert done.returncode == 0, done.stderr
-    if "results in runs/mine/report/index.html" in text:
+    if re.search(r"^forgetting run mine\.yaml\s*(#.*)?$", text, re.MULTILINE):
         assert (desk / "runs" / "mine" / "report" / "index.html").is_file()
 
 
@@ -264,11 +276,12 @@ OPTIONS = {
     name: {text for option in command.params for text in (*option.opts, *option.secondary_opts)}
     for name, command in typer.main.get_command(app).commands.items()
 }
-# Of ours, and of `accelerate launch`, which a page may speak of.
+# Ours, those of the noise benchmark, and those of `accelerate launch`, which a page may mention.
 ALL_OPTIONS = set(launch_command_parser()._option_string_actions).union(*OPTIONS.values())
+ALL_OPTIONS |= set(build_parser()._option_string_actions)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_commands_and_options_that_a_page_mentions_exist(page):
     for span in code_spans(page):
         program, *rest = span.split()
@@ -284,7 +297,7 @@ def test_commands_and_options_that_a_page_mentions_exist(page):
 FIELD = re.compile(rf"({'|'.join(Recipe.model_fields)})\.([a-z_.]+)(?:[:=] ?(\S+))?")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_fields_that_a_page_mentions_exist(page):
     schema = Recipe.model_json_schema()
     for span in code_spans(page):

@@ -1,16 +1,20 @@
-"""Python and YAML of the pages: every example runs, every piece of a recipe can be read."""
+"""Python, YAML and JSON of the pages: every example runs, every recipe and record can be read."""
 
 from __future__ import annotations
 
+import json
+import re
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from forgetting import score_dataset
-from forgetting.config.schema import load_recipe
+from forgetting import Recipe, run, score_dataset
+from forgetting.config import load_recipe
 from forgetting.evaluation.suites import Suite
-from tests.documentation.conftest import blocks
+from tests.documentation.conftest import DOCS, blocks, page_name
 
 
 @pytest.fixture
@@ -53,16 +57,10 @@ def the_exports_train(names, before):
     assert np.abs(np.concatenate(after) - before).max() > 0
 
 
-def the_evaluations_writes_a_task(names, before):
-    (file,) = names["folder"].glob("*.yaml")
-    assert yaml.safe_load(file.read_text(encoding="utf-8"))["task"] == "boolq"
-
-
 CHECKS = {
     "README.md": the_readmes_trains,
-    "trainer.md": the_trainers_trains,
-    "export.md": the_exports_train,
-    "evaluation.md": the_evaluations_writes_a_task,
+    "docs/how-to/trainer.md": the_trainers_trains,
+    "docs/how-to/export.md": the_exports_train,
 }
 
 
@@ -71,8 +69,8 @@ def test_a_python_example_runs(block, given, workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     before = np.concatenate(score_dataset(given["model"], given["input_ids"], given["labels"]))
     exec(compile(block.text, str(block), "exec"), given)
-    if block.page.name in CHECKS:
-        CHECKS[block.page.name](given, before)
+    if page_name(block.page) in CHECKS:
+        CHECKS[page_name(block.page)](given, before)
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
@@ -86,3 +84,37 @@ def test_a_piece_of_a_recipe_can_be_read(block, tmp_path):
     recipe = load_recipe(file)
     for section in content:
         assert getattr(recipe, section) != getattr(load_recipe("quickstart"), section)
+
+
+@pytest.mark.parametrize("block", blocks("json"), ids=str)
+def test_a_record_can_be_read(block, tmp_path, tiny_model):
+    record = json.loads(block.text)
+    (tmp_path / "data.jsonl").write_text(block.text, encoding="utf-8")
+    recipe = {
+        "name": "shown",
+        "model": {"name_or_path": str(tiny_model)},
+        "data": {
+            "sources": [{"path": str(tmp_path / "data.jsonl")}],
+            "num_reference": 0,
+            "num_train": 1,
+            "num_heldout": 0,
+            "max_length": 128,
+        },
+        "reference": {"name_or_path": str(tiny_model)},
+    }
+    path = run(Recipe.model_validate(recipe), tmp_path / "run", stages=("prepare",))
+    assert pq.read_table(path / "data" / "rejected.parquet").num_rows == 0
+    for start, end in record["noise_spans"]:
+        # A whole word.
+        assert re.fullmatch(r"\w+", record["completion"][start:end])
+
+
+def test_the_columns_of_an_exported_corpus_are_those_of_the_page(workplace):
+    page = (DOCS / "how-to" / "export.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"^\| column \|.*?\n\n", page, re.DOTALL | re.MULTILINE)
+    shown = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    (file, *_) = (workplace / "exports" / "mine-forgetting-data").rglob("*.parquet")
+    # The noise of this corpus is not known.
+    assert [name for name in shown if name not in ("noise", "noise_kind")] == pq.read_schema(
+        file
+    ).names

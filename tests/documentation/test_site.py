@@ -1,4 +1,4 @@
-"""The site is built without a warning, and its pages ask for nothing from elsewhere."""
+"""The site builds without a warning, loads nothing from elsewhere, and keeps to its size."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+import typer
 
 import forgetting
-from forgetting.config.schema import Recipe
-from tests.documentation.conftest import PAGES, ROOT
+from forgetting import Recipe, errors
+from forgetting.cli import app
+from tests.documentation.conftest import DOCS, PAGES, ROOT, page_name
 
+MAX_WORDS = 10_000
+MAX_README_LINES = 150
 LOADED = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src"}
 
 
@@ -32,15 +37,15 @@ def site(tmp_path_factory):
 
 
 def test_every_page_is_built(site):
-    assert {page.stem for page in (ROOT / "docs").glob("*.md")} | {"404"} == {
-        page.stem for page in site.glob("*.html")
-    }
-    # Hooks are programs of the build, no pages.
+    pages = {page.relative_to(DOCS).with_suffix(".html") for page in DOCS.rglob("*.md")}
+    built = {page.relative_to(site) for page in site.rglob("*.html")}
+    assert built == {*pages, Path("404.html")}
+    # Hooks are programs of the build, not pages.
     assert not list(site.rglob("*.py"))
 
 
 class Loaded(HTMLParser):
-    """The addresses from which a page loads something, links to other pages apart."""
+    """The addresses from which a page loads something; links to other pages are not loaded."""
 
     def __init__(self, text):
         super().__init__()
@@ -54,7 +59,7 @@ class Loaded(HTMLParser):
 
 
 def test_nothing_is_loaded_from_elsewhere(site):
-    for page in site.glob("*.html"):
+    for page in site.rglob("*.html"):
         addresses = Loaded(page.read_text(encoding="utf-8")).addresses
         assert addresses
         for address in addresses:
@@ -66,47 +71,73 @@ def test_nothing_is_loaded_from_elsewhere(site):
 
 
 def test_formulas_are_mathml(site):
-    page = (site / "method.html").read_text(encoding="utf-8")
-    source = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
+    page = (site / "background" / "method.html").read_text(encoding="utf-8")
+    source = (DOCS / "background" / "method.md").read_text(encoding="utf-8")
     displayed = source.count("\n$$\n") // 2
     inline = len(re.findall(r"\$[^$\n]+\$", source))
     assert page.count('display="block"') == displayed > 5
     assert page.count('display="inline"') == inline > 20
     assert "arithmatex" not in page
     assert "$" not in re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL)
-    # A command that the converter does not know would stand there as it is.
+    # The converter leaves commands that it does not know as they are.
     assert not re.search(r"\\[a-zA-Z]+", page[page.index("<article") : page.index("</article")])
 
 
-def test_the_whole_public_interface_is_in_the_reference(site):
-    page = (site / "api.html").read_text(encoding="utf-8")
+def test_every_public_name_is_in_the_reference(site):
+    page = (site / "reference" / "api.html").read_text(encoding="utf-8")
     for name in forgetting.__all__:
-        thing = getattr(forgetting, name)
-        assert f'id="{thing.__module__}.{name}"' in page, name
+        assert f'id="forgetting.{name}"' in page, name
+    for name, thing in vars(errors).items():
+        if isinstance(thing, type):
+            assert f'id="forgetting.errors.{name}"' in page, name
 
 
 def test_every_field_of_a_recipe_is_in_the_reference(site):
-    page = (site / "recipe.html").read_text(encoding="utf-8")
+    page = (site / "reference" / "recipe.html").read_text(encoding="utf-8")
     schema = Recipe.model_json_schema()
     for section in [schema, *schema["$defs"].values()]:
         names = "".join(f"<td><code>{name}</code></td>.*?" for name in section["properties"])
         assert re.search(rf"<p>{re.escape(section['description'][:20])}.*?{names}", page, re.DOTALL)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_and_option_is_in_the_reference(site):
+    page = (site / "reference" / "commands.html").read_text(encoding="utf-8")
+    heading = r'<h2 id="forgetting-(\w+)">'
+    sections = dict(re.findall(rf"{heading}(.*?)(?=<h2|</article)", page, re.DOTALL))
+    commands = typer.main.get_command(app).commands
+    assert list(sections) == list(commands)
+    for name, command in commands.items():
+        for option in command.params:
+            if option.param_type_name == "option":
+                assert f"<code>{option.opts[0]}" in sections[name], (name, option.opts)
+    # A bar between choices does not end the cell.
+    assert "<code>--format parquet|jsonl</code>" in sections["export"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
         if "://" not in target:
             assert (page.parent / target).exists(), target
 
 
-def test_the_readmes_figures_are_those_of_the_table():
-    page = (ROOT / "docs" / "when-it-does-not-help.md").read_text(encoding="utf-8")
+def test_the_readme_is_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= MAX_README_LINES
+
+
+def test_the_pages_are_short():
+    texts = [page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md")]
+    # Pages with a mark are generated.
+    words = [len(text.split()) for text in texts if "<!--" not in text]
+    assert len(words) > len(texts) / 2
+    assert sum(words) <= MAX_WORDS
+
+
+def test_the_readmes_figures_are_those_of_the_page():
+    page = (DOCS / "background" / "when-it-does-not-help.md").read_text(encoding="utf-8")
     (row,) = re.findall(r"^\| all questions \|(.*)$", page, re.MULTILINE)
-    full, ignoring, forgotten = (float(x) for x in re.findall(r"([\d.]+) ±", row)[1:])
-    text = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
-    for sentence in (
-        f"answers {full:.0f} % of the held-out questions",
-        f"leaving the negatives out {ignoring:.0f} %, forgetting them {forgotten:.0f} %",
-    ):
-        assert sentence in text
+    expected = re.findall(r"([\d.]+) ±", row)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"^\| base \|.*\n\|[-:|]+\|\n\|(.*)\|$", readme, re.MULTILINE)
+    assert [cell.strip(" %") for cell in shown.split("|")] == expected

@@ -8,7 +8,7 @@ import shutil
 import pytest
 import yaml
 
-from forgetting.config.schema import EvaluationSettings
+from forgetting.config import EvaluationSettings
 from forgetting.errors import InputError
 from forgetting.evaluation import Harness, write_tasks
 from forgetting.evaluation.benchmarks import BENCHMARKS, find_files, read_items
@@ -120,7 +120,7 @@ def test_a_missing_file_is_named_before_anything_is_run(own_dir):
 
 def test_of_two_files_that_fit_one_must_go(own_dir):
     shutil.copy(own_dir / "boolq.jsonl", own_dir / "boolq2.jsonl")
-    with pytest.raises(InputError, match="all fit boolq"):
+    with pytest.raises(InputError, match="all match boolq"):
         check_tasks(suites_on(own_dir))
 
 
@@ -144,7 +144,7 @@ def test_a_published_form_is_preferred_to_a_derived_one(own_dir):
         ("ASDiv.xml", "<File><Problem>", "broken XML"),
         ("ASDiv.xml", "<File/>", "holds no items"),
         ("logiqa/Test.txt", "a\nContext\nWhich?\nA.one", "line 1 cannot be read"),
-        ("tydiqa/korean_tydiqa_dev.json", "[]", "not in the SQuAD form"),
+        ("tydiqa/korean_tydiqa_dev.json", "[]", "not in the SQuAD format"),
     ],
 )
 def test_a_broken_file_is_named_before_anything_is_run(own_dir, name, content, message):

@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from forgetting.config.schema import EvaluationSettings
+from forgetting.config import EvaluationSettings
 from forgetting.errors import InputError
 from forgetting.evaluation import Harness
 

@@ -8,7 +8,7 @@ import statistics
 import pytest
 import yaml
 
-from forgetting.config.schema import EvaluationSettings, load_recipe
+from forgetting.config import EvaluationSettings, load_recipe
 from forgetting.errors import InputError
 from forgetting.evaluation.benchmarks import BENCHMARKS
 from forgetting.evaluation.suites import (
@@ -125,5 +125,5 @@ def test_a_suite_of_ones_own_lies_beside_ones_tasks(tmp_path):
     assert [found.suite for found in suites] == ["mine"]
     suite["members"][0]["metrics"] = "acc"
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(suite))
-    with pytest.raises(InputError, match=r"mine.yaml is no suite: members.0.metrics"):
+    with pytest.raises(InputError, match=r"mine.yaml is not a valid suite: members.0.metrics"):
         plan(["mine"], include_path=str(tmp_path))

@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from forgetting.config.schema import load_recipe
+from forgetting.config import load_recipe
 from forgetting.errors import InputError
 from forgetting.export import export_run
-from forgetting.export.records import COLUMNS, SampleQuality
+from forgetting.export.records import COLUMNS, SampleJudgments
 from forgetting.pipeline import run as run_stages
 from forgetting.rundir.samples import Samples, read_table
 from tests.conftest import all_scores, alpaca_records
@@ -66,7 +66,7 @@ def test_both_formats_say_the_same(exported, read):
 
 
 def test_a_share_is_rounded_and_ties_go_by_the_order():
-    quality = SampleQuality(np.array([0.0, 1.0, 0.0, 2.0, 0.0]), np.array([0.5, 0, 0.5, 1, 0.5]))
+    quality = SampleJudgments(np.array([0.0, 1.0, 0.0, 2.0, 0.0]), np.array([0.5, 0, 0.5, 1, 0.5]))
     assert np.flatnonzero(quality.worst(0.3, "quality")).tolist() == [0, 2]
     assert np.flatnonzero(quality.worst(0.4, "negatives")).tolist() == [0, 3]
 
@@ -129,7 +129,7 @@ def test_sources_that_have_changed_are_refused_and_nothing_is_left(
     records = [{"text": f"Stone {i} is red."} for i in range(16)]
     run = selected(write_recipe, tmp_path, records)
     # As a data set on the hub would change, of which the run knows the name alone.
-    monkeypatch.setattr("forgetting.pipeline.source_fingerprint", lambda source: {})
+    monkeypatch.setattr("forgetting.data.sources.source_fingerprint", lambda source: {})
     monkeypatch.setattr("forgetting.export.export.plan_with_state", lambda *a: ([], {NEEDED}))
     file = tmp_path / "records.jsonl"
     for changed in (records[1:], records[::-1]):

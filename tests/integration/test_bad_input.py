@@ -12,10 +12,10 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from forgetting import stages
 from forgetting.cli import main
-from forgetting.rundir.directory import read_manifest
+from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.samples import Samples
+from forgetting.stages import corpus_selection
 from forgetting.training import checkpoints
 
 
@@ -71,7 +71,7 @@ def data(tmp_path):
 
 def test_a_missing_recipe(refused, tmp_path):
     message = refused(recipe=tmp_path / "nowhere.yaml")
-    assert "no recipe at" in message
+    assert "is not a recipe: there is no such file" in message
     assert "nowhere.yaml" in message
     assert "demo" in message
     assert not (tmp_path / "run").exists()
@@ -107,7 +107,7 @@ def test_a_model_without_weights(refused, tmp_path, tiny_model):
     shutil.copytree(tiny_model, model)
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     message = refused(f"model.name_or_path={model}")
-    assert f"{model} holds no weights in safetensors form" in message
+    assert f"{model} holds no safetensors weights" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -179,7 +179,7 @@ def test_a_prompt_longer_than_max_length_is_left_out_and_counted(
     run = tmp_path / "run"
     options = ["--set", "data.num_train=33"]
     assert main(["prepare", str(write_recipe()), "--run-dir", str(run), *options]) == 0
-    assert "3 records left out" in " ".join(capsys.readouterr().err.split())
+    assert "3 records were dropped" in " ".join(capsys.readouterr().err.split())
     summary = json.loads((run / "data" / "summary.json").read_text())
     (source,) = summary["sources"]
     assert (source["read"], source["prompt_too_long"], source["used"]) == (60, 3, 57)
@@ -251,7 +251,7 @@ def full_disk(monkeypatch):
         (pq.ParquetWriter, "write_table", 1, set()),
         (pq, "write_table", 4, {"prepare", "reference"}),
         (checkpoints, "save_file", 3, {"prepare"}),
-        (stages, "_write_json", 1, {"prepare", "reference", "score"}),
+        (corpus_selection, "select_corpus", 0, {"prepare", "reference", "score"}),
         (os, "fsync", 6, None),
     ],
 )

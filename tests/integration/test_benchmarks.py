@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from forgetting.config.schema import EvaluationSettings, ModelSettings
+from forgetting.config import EvaluationSettings, ModelSettings
 from forgetting.evaluation import Harness, write_tasks
 from forgetting.models import loading
 
@@ -82,7 +82,7 @@ def test_the_command_line_of_lm_eval_gives_the_same_figures(harness_of, tmp_path
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=240,
+        timeout=15 * 60,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

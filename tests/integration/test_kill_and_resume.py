@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from forgetting.rundir.directory import read_manifest
+from forgetting.rundir.manifest import read_manifest
 
 VARIANTS = ("full", "ignoring", "forgetting")
 
@@ -77,7 +77,13 @@ def attempt(finished_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed")
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload(
-        ["forgetting.stages", "forgetting.training.trainer", "forgetting.cli"]
+        [
+            "forgetting.pipeline",
+            "forgetting.stages.corpus_scores",
+            "forgetting.stages.corpus_selection",
+            "forgetting.training.fit",
+            "forgetting.cli",
+        ]
     )
 
     def do(stop=None, with_signal=signal.SIGKILL) -> Attempt:
@@ -120,11 +126,11 @@ def killed(attempt) -> dict[str, Attempt]:
         # Two checkpoints are whole, the third lacks its seal.
         "reference": attempt(("forgetting.training.trainer.seal", 3, "before")),
         # The base model has scored all three shards, the reference one.
-        "score": attempt(("forgetting.stages.score_samples", 5, "before")),
+        "score": attempt(("forgetting.stages.corpus_scores.score_samples", 5, "before")),
         # One more shard.
-        "score again": attempt(("forgetting.stages.score_samples", 2, "before")),
+        "score again": attempt(("forgetting.stages.corpus_scores.score_samples", 2, "before")),
         # The polarity is written, the summary is not.
-        "select": attempt(("forgetting.stages._write_json", 1, "before")),
+        "select": attempt(("forgetting.stages.corpus_selection.select_corpus", 1, "after")),
         "train": attempt(("forgetting.training.trainer.seal", 3, "after")),
     }
     (newest,) = (attempt.run / ".work").glob("train_full-*/checkpoints/checkpoint-3")
@@ -134,8 +140,8 @@ def killed(attempt) -> dict[str, Attempt]:
     attempts["interrupted"] = attempt(
         ("forgetting.training.trainer.seal", 4 + 2, "after"), signal.SIGINT
     )
-    attempts["evaluate"] = attempt(("forgetting.stages._write_json", 2, "before"))
-    attempts["report"] = attempt(("forgetting.stages.build_report", 1, "after"))
+    attempts["evaluate"] = attempt(("forgetting.evaluation.bench.write_atomically", 2, "before"))
+    attempts["report"] = attempt(("forgetting.report.build_report", 1, "after"))
     attempts["last"] = attempt()
     return attempts
 
@@ -176,7 +182,7 @@ def test_training_resumes_from_the_last_whole_checkpoint(killed):
 def test_ctrl_c_says_how_to_go_on_and_training_resumes(killed):
     attempt = killed["interrupted"]
     assert attempt.exit_code == 130
-    assert attempt.log.splitlines()[-1] == "Interrupted. The same command goes on from here."
+    assert attempt.log.splitlines()[-1] == "Interrupted. Run the same command again to continue."
     assert "Traceback" not in attempt.log
     assert "train:full" in attempt.done
     assert attempt.work == {"train_ignoring"}

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from forgetting import stages
-from forgetting.config.schema import load_recipe
+from forgetting.config import load_recipe
 from forgetting.errors import InputError
-from forgetting.models import loading
+from forgetting.models.adapters import load_variant
 from forgetting.pipeline import describe_plan, run
 from forgetting.rundir.samples import Samples, list_column, read_table
 from forgetting.scoring import score_samples
+from forgetting.stages.reference import REFERENCE, fold_of_samples
+from forgetting.training import fit
 from tests.conftest import alpaca_records
 
 STAGES = ["prepare", "reference", "score", "select"]
@@ -26,7 +27,7 @@ def reference_log_probs(path):
 
 
 def scored_by(recipe, adapter, samples):
-    model = loading.load_variant(recipe.model, torch.float32, adapter)
+    model = load_variant(recipe.model, torch.float32, adapter)
     return np.split(score_samples(model, samples).log_probs, samples.response_starts[1:-1])
 
 
@@ -37,7 +38,7 @@ def test_every_sample_is_scored_by_the_model_that_has_not_seen_it(write_recipe, 
     path = run(recipe, tmp_path / "run", stages=STAGES)
     samples = Samples.read(path / "data" / "train.parquet")
     assert len(samples) == 24
-    folds = stages.fold_of_samples(recipe, len(samples))
+    folds = fold_of_samples(recipe, len(samples))
     assert np.bincount(folds).tolist() == [8, 8, 8]
     got = np.split(reference_log_probs(path), samples.response_starts[1:-1])
     by_fold = [scored_by(recipe, path / "reference" / f"fold-{fold}", samples) for fold in range(3)]
@@ -55,11 +56,11 @@ def test_a_fold_is_trained_on_the_others_alone(write_recipe, tmp_path, monkeypat
 
     recipe = load_recipe(write_recipe(), ["reference.folds=3"])
     path = run(recipe, tmp_path / "run", stages=["prepare"])
-    monkeypatch.setattr(stages, "fine_tune", note)
+    monkeypatch.setattr(fit, "fine_tune", note)
     for fold in recipe.fold_names:
-        stages.reference(recipe, path, None, fold)
+        REFERENCE.step(recipe, fold).execute(path, None)
     ids = Samples.read(path / "data" / "train.parquet").table["input_ids"].to_pylist()
-    folds = stages.fold_of_samples(recipe, len(ids))
+    folds = fold_of_samples(recipe, len(ids))
     for fold in range(3):
         assert seen[fold] == [row for row, own in zip(ids, folds, strict=True) if own != fold]
 
@@ -67,7 +68,7 @@ def test_a_fold_is_trained_on_the_others_alone(write_recipe, tmp_path, monkeypat
 def test_folds_that_are_done_are_kept_and_the_rest_resumes(write_recipe, tmp_path, monkeypatch):
     recipe = load_recipe(write_recipe(), ["reference.folds=2"])
     whole = run(recipe, tmp_path / "whole", stages=STAGES)
-    train, calls = stages.fine_tune, []
+    train, calls = fit.fine_tune, []
 
     def fail_at_the_second(*arguments):
         calls.append(arguments[4])
@@ -75,7 +76,7 @@ def test_folds_that_are_done_are_kept_and_the_rest_resumes(write_recipe, tmp_pat
             raise KeyboardInterrupt
         train(*arguments)
 
-    monkeypatch.setattr(stages, "fine_tune", fail_at_the_second)
+    monkeypatch.setattr(fit, "fine_tune", fail_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         run(recipe, tmp_path / "cut", stages=STAGES)
     cut = run(recipe, tmp_path / "cut", stages=STAGES)

@@ -10,10 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from forgetting.config.schema import LoraSettings, ModelSettings
+from forgetting.config import LoraSettings, ModelSettings
 from forgetting.errors import InputError
 from forgetting.models import loading
-from tests.conftest import save_tiny_model
 
 
 def settings(path, **changes) -> ModelSettings:
@@ -40,7 +39,7 @@ def test_dtype_auto_is_float32_without_a_gpu(tiny_model, monkeypatch):
 
 def test_a_folder_without_weights_is_refused(copy):
     (copy / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"holds no weights in safetensors form"):
+    with pytest.raises(InputError, match=r"holds no safetensors weights"):
         loading.load_base_model(settings(copy), torch.float32)
 
 
@@ -88,160 +87,8 @@ def test_a_tokenizer_without_padding_pads_with_its_end(copy):
 
 
 def test_an_id_that_is_nowhere_is_refused():
-    with pytest.raises(InputError, match="here or on the hub"):
+    with pytest.raises(InputError, match="could be read from a folder or the Hub"):
         loading.load_config(settings("nobody/no-such-model"))
-
-
-def test_an_adapter_shares_the_base_weights(tiny_model, tmp_path):
-    from peft import get_peft_model
-
-    tuned = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(tiny_model), loading.lora_config(LoraSettings(rank=2))
-    )
-    tuned.save_pretrained(tmp_path / "adapter")
-    assert loading.is_adapter(tmp_path / "adapter")
-    assert not loading.is_adapter(tiny_model)
-    base = loading.load_base_model(settings(tiny_model), torch.float32)
-    before = base.model.layers[0].self_attn.q_proj.weight.data_ptr()
-    model = loading.attach_adapter(base, tmp_path / "adapter")
-    layer = model.get_base_model().model.layers[0].self_attn.q_proj
-    assert layer.base_layer.weight.data_ptr() == before
-    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
-    with pytest.raises(InputError, match="no adapter"):
-        loading.attach_adapter(base, tmp_path / "adapter")
-
-
-@pytest.fixture
-def adapters(tiny_model, tmp_path):
-    """Two trained adapters, and one that was not."""
-    from peft import get_peft_model
-
-    paths = []
-    for seed in (1, 2, None):
-        tuned = get_peft_model(
-            AutoModelForCausalLM.from_pretrained(tiny_model),
-            loading.lora_config(LoraSettings(rank=2)),
-        )
-        for name, parameter in tuned.named_parameters():
-            if seed is not None and "lora_B" in name:
-                torch.manual_seed(seed)
-                torch.nn.init.normal_(parameter)
-        path = tmp_path / f"adapter-{seed}"
-        tuned.save_pretrained(path)
-        paths.append(path)
-    return paths
-
-
-def test_one_load_of_the_base_serves_it_and_every_adapter(tiny_model, adapters, monkeypatch):
-    loads = []
-    load = loading.load_base_model
-    monkeypatch.setattr(loading, "load_base_model", lambda *args: loads.append(args) or load(*args))
-    shared = loading.SharedBase(settings(tiny_model))
-    ids = torch.arange(20)[None]
-
-    def logits(path):
-        with shared.lend(path) as model, torch.no_grad():
-            return model(input_ids=ids).logits
-
-    first, second, _ = adapters
-    # In any order, and the base after an adapter as before it.
-    shared_logits = [logits(path) for path in (None, first, second, None, first)]
-    assert len(loads) == 1
-    for path, found in zip((None, first, second, None, first), shared_logits, strict=True):
-        alone = load(settings(tiny_model), torch.float32)
-        if path is not None:
-            alone = loading.attach_adapter(alone, path)
-        with torch.no_grad():
-            assert torch.equal(alone(input_ids=ids).logits, found)
-    assert not torch.equal(shared_logits[1], shared_logits[2])
-
-
-def test_whole_weights_take_the_place_of_the_base(tiny_model, adapters, tmp_path):
-    import weakref
-
-    whole = save_tiny_model(tmp_path / "whole", seed=5)
-    shared = loading.SharedBase(settings(tiny_model))
-    with shared.lend() as base:
-        held = weakref.ref(base)
-    del base
-    assert held() is not None
-    with shared.lend(whole) as model:
-        assert held() is None
-        assert not hasattr(model, "peft_config")
-    with shared.lend(adapters[0]) as model:
-        assert loading.changes_logits(model)
-
-
-def test_an_adapter_that_changes_nothing_is_refused(tiny_model, adapters):
-    shared = loading.SharedBase(settings(tiny_model))
-    with pytest.raises(InputError, match="adapter-None does not change"), shared.lend(adapters[2]):
-        pass
-    with shared.lend() as base:
-        assert not hasattr(base, "peft_config")
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_an_adapter_is_added_into_float32_weights_only(tiny_model, tmp_path, dtype):
-    from peft import PeftModel, get_peft_model
-
-    config = loading.lora_config(LoraSettings(rank=2, alpha=1))
-    config.init_lora_weights = False
-    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model, dtype=dtype), config)
-    tuned.save_pretrained(tmp_path / "adapter")
-    apart = PeftModel.from_pretrained(
-        loading.load_base_model(settings(tiny_model), dtype),
-        tmp_path / "adapter",
-        autocast_adapter_dtype=False,
-    ).eval()
-    model = loading.attach_adapter(
-        loading.load_base_model(settings(tiny_model), dtype), tmp_path / "adapter"
-    )
-    loading.fuse_adapter(model)
-    layer = model.get_base_model().model.layers[0].self_attn.q_proj
-    assert layer.merged == (dtype == torch.float32)
-    ids = torch.arange(3, 40)[None]
-    with torch.no_grad():
-        found, expected = (m(ids).logits.log_softmax(-1) for m in (model, apart))
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-
-
-def test_an_adapter_for_inference_has_the_type_of_the_model(tiny_model, adapters):
-    model = loading.attach_adapter(
-        loading.load_base_model(settings(tiny_model), torch.bfloat16), adapters[0]
-    )
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
-
-
-def test_an_adapter_on_weights_that_embedding_and_head_share_stays_apart(tmp_path):
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    folder = save_tiny_model(tmp_path / "tied", tie_word_embeddings=True)
-    tuned = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(folder),
-        LoraConfig(r=2, target_modules=["lm_head"], init_lora_weights=False),
-    )
-    tuned.save_pretrained(tmp_path / "adapter")
-    base = loading.load_base_model(settings(folder), torch.float32)
-    ids = torch.arange(3, 40)[None]
-    with torch.no_grad():
-        expected = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()(ids).logits
-        base = loading.load_base_model(settings(folder), torch.float32)
-        adapted = loading.attach_adapter(base, tmp_path / "adapter")
-        loading.fuse_adapter(adapted)
-        found = adapted(ids).logits
-    torch.testing.assert_close(found, expected)
-
-
-def test_the_adapter_leaves_the_head_alone(tiny_model):
-    from peft import get_peft_model
-
-    tuned = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(tiny_model), loading.lora_config(LoraSettings(rank=2))
-    )
-    adapted = {name for name, p in tuned.named_parameters() if p.requires_grad}
-    for layer in ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"):
-        assert any(layer in name for name in adapted), layer
-    assert not any("lm_head" in name for name in adapted)
 
 
 @pytest.mark.parametrize("rank", [1, 4])
@@ -316,22 +163,6 @@ def test_without_bitsandbytes_quantisation_says_what_to_install(tiny_model, monk
     monkeypatch.setattr(loading, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="forgetting\\[qlora\\]"):
         loading.load_base_model(settings(tiny_model, quantization="nf4"), torch.float32)
-
-
-@pytest.mark.parametrize("quantization", [None, pytest.param("nf4", marks=needs_bitsandbytes)])
-def test_a_merged_model_says_what_its_adapter_said(quantizable_model, tmp_path, quantization):
-    from peft import LoraConfig, get_peft_model
-
-    torch.manual_seed(0)
-    config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False)
-    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(quantizable_model), config).eval()
-    tuned.save_pretrained(tmp_path / "adapter")
-    own = settings(quantizable_model, quantization=quantization)
-    merged = loading.merge_adapter(own, torch.float32, tmp_path / "adapter")
-    ids = torch.arange(3, 40)[None]
-    with torch.no_grad():
-        assert (merged(ids).logits - tuned(ids).logits).abs().max() < 1e-4
-    assert not any("lora" in name for name, _ in merged.named_parameters())
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from forgetting.report import build_report
+from tests.written_run import write_run
 
 pytestmark = pytest.mark.slow
 HOSTILE = "<img src=x onerror='window.ran=1'>\"'</style><script>window.ran=1</script>\u202e"
@@ -23,7 +24,6 @@ WIDTHS = (360, 800, 1400)
 @pytest.fixture(scope="module")
 def url(
     tmp_path_factory: pytest.TempPathFactory,
-    write_run: Callable[..., Path],
     decode: Callable[..., str],
 ) -> str:
     """Address of a report whose source and tokens are hostile."""
@@ -151,5 +151,5 @@ def test_a_table_is_had_as_csv(page: Any, tmp_path: Path) -> None:
     )
     assert len(rows) == len(shown) > 3
     for row, cells in zip(rows, shown, strict=True):
-        share = f"{100 * float(row['forgetting: share']):.1f} %"
+        share = f"{100 * float(row['forgetting: share']):.1f}%"
         assert [row["type"], f"{int(row['tokens']):,}", share] == [*cells[:2], cells[3]]

@@ -15,15 +15,19 @@ import pytest
 from forgetting.errors import InputError
 from forgetting.report import counts
 from forgetting.report.counts import Share, count_lengths, count_negatives
+from forgetting.rundir import layout
+from forgetting.rundir import selection as selection_module
 from forgetting.rundir.samples import Samples, write_table
-from forgetting.training import dataset as training_data
+from forgetting.rundir.selection import PolarityWriter
+from tests.written_run import write_run
 
 Decode = Callable[[Sequence[int]], str]
 
 
 def write_small(run_dir: Path, responses: list[list[int]], polarity: list[list[int]]) -> Path:
     """A run of one variant, with a prompt of one token before each response."""
-    for folder in (run_dir / "data", run_dir / "selection" / "own"):
+    selection = layout.selection_dir(run_dir, "own")
+    for folder in (layout.data_dir(run_dir), selection):
         folder.mkdir(parents=True)
     ids = list(range(len(responses)))
     table = {
@@ -33,13 +37,10 @@ def write_small(run_dir: Path, responses: list[list[int]], polarity: list[list[i
         "labels": pa.array([[-100, *row] for row in responses], pa.list_(pa.int32())),
     }
     samples = Samples(pa.table(table))
-    write_table(samples.table, run_dir / "data" / "train.parquet")
-    chosen = {
-        "sample_id": pa.array(ids, pa.int64()),
-        "polarity": pa.array(polarity, pa.list_(pa.int8())),
-    }
-    path = run_dir / "selection" / "own" / "polarity.parquet"
-    write_table(pa.table(chosen), path, samples.fingerprint)
+    write_table(samples.table, layout.train_file(run_dir))
+    starts = np.r_[0, np.cumsum([len(row) for row in polarity])]
+    with PolarityWriter(layout.polarity_file(selection), samples.fingerprint) as writer:
+        writer.write(samples.sample_ids, np.concatenate(polarity).astype(np.int8), starts)
     return run_dir
 
 
@@ -90,7 +91,7 @@ def test_the_space_before_a_word_is_seen_where_a_first_token_hides_it(tmp_path: 
 
 
 @pytest.fixture(scope="module")
-def long_run(tmp_path_factory: pytest.TempPathFactory, write_run: Callable[..., Path]) -> Path:
+def long_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """More samples than are in memory at a time."""
     return write_run(tmp_path_factory.mktemp("counts") / "run", num_samples=1100)
 
@@ -144,7 +145,7 @@ def test_a_thousand_samples_are_in_memory_at_a_time(
         return Samples(table)
 
     monkeypatch.setattr(counts, "Samples", spy)
-    monkeypatch.setattr(training_data, "Samples", spy)
+    monkeypatch.setattr(selection_module, "Samples", spy)
     count_lengths(long_run)
     count_negatives(long_run, "forgetting", decode)
     assert sum(sizes) == 4 * 1100

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
-from forgetting.report.collect import MixtureFit, read_run
+from forgetting.method.mixture import Component
 from forgetting.report.counts import SplitLengths
 from forgetting.report.figures import (
     curve_figure,
@@ -24,6 +23,10 @@ from forgetting.report.figures import (
     series_styles,
 )
 from forgetting.report.results import tabulate
+from forgetting.rundir import layout
+from forgetting.rundir.reader import RunReader
+from forgetting.rundir.selection import MixtureCurve, MixtureFit, MixtureSummary
+from tests.written_run import change_selection
 
 STEPS = np.arange(5.0)
 
@@ -55,7 +58,7 @@ def test_diverged_losses_are_drawn_on_a_logarithmic_scale() -> None:
 
 
 def test_colors_come_from_the_page(run_dir: Path) -> None:
-    run = read_run(run_dir)
+    run = RunReader(run_dir)
     table = tabulate(run.evaluations)
     bars = result_bars("bars", table, series_styles(table.variants))
     assert bars is not None
@@ -66,7 +69,7 @@ def test_colors_come_from_the_page(run_dir: Path) -> None:
 
 
 def test_hostile_labels_are_text(make_run: Callable[..., Path], hostile: str) -> None:
-    run = read_run(make_run(source=hostile, variants=["full", "forgetting"]))
+    run = RunReader(make_run(source=hostile, variants=["full", "forgetting"]))
     table = tabulate(run.evaluations)
     bars = result_bars("bars", table, series_styles(table.variants))
     assert bars is not None
@@ -76,7 +79,7 @@ def test_hostile_labels_are_text(make_run: Callable[..., Path], hostile: str) ->
 
 
 def test_histogram_has_a_line_for_each_threshold(run_dir: Path) -> None:
-    selections = list(read_run(run_dir).selections.values())
+    selections = list(RunReader(run_dir).selections.values())
     styles = series_styles(["ignoring", "forgetting"])
     svg = quality_histogram("quality", selections, styles)
     assert svg is not None
@@ -86,7 +89,7 @@ def test_histogram_has_a_line_for_each_threshold(run_dir: Path) -> None:
 
 
 def test_no_figure_holds_a_style_that_a_policy_would_refuse(run_dir: Path) -> None:
-    run = read_run(run_dir)
+    run = RunReader(run_dir)
     selections = list(run.selections.values())
     styles = series_styles(["base", "full", "ignoring", "forgetting"])
     lengths = np.array([3, 4, 4, 9])
@@ -143,7 +146,7 @@ def test_bins_of_lengths_have_one_width() -> None:
 
 
 def test_positions_have_a_line_for_each_variant(run_dir: Path) -> None:
-    selections = list(read_run(run_dir).selections.values())
+    selections = list(RunReader(run_dir).selections.values())
     styles = series_styles(["ignoring", "forgetting"])
     svg = position_shares("positions", selections, styles)
     assert svg is not None
@@ -153,20 +156,24 @@ def test_positions_have_a_line_for_each_variant(run_dir: Path) -> None:
 
 
 def test_a_mixture_is_drawn_over_the_histogram(run_dir: Path) -> None:
-    selection = read_run(run_dir).selections["forgetting"]
+    selection = RunReader(run_dir).selections["forgetting"]
     assert mixture_figure("mixture", selection) is None
     points = np.linspace(-3, 3, 50)
-    fit = MixtureFit(0.125, points, np.exp(-((points + 2) ** 2)), np.exp(-(points**2)), -1.5, None)
-    svg = mixture_figure("mixture", replace(selection, mixture=fit))
+    bad, good = np.exp(-((points + 2) ** 2)).tolist(), np.exp(-(points**2)).tolist()
+    curve = MixtureCurve(points.tolist(), bad, good, [0.5] * 50)
+    part = Component(0.0, 1.0, 1.0, 2.0)
+    mixture = MixtureSummary(MixtureFit(0.125, part, part, -1.5, None, curve), None)
+    change_selection(run_dir, mixture=mixture)
+    svg = mixture_figure("mixture", RunReader(run_dir).selections["forgetting"])
     assert svg is not None
     ElementTree.fromstring(svg)
     assert "bad: 12.5%" in svg
 
 
 def test_a_group_named_all_is_not_taken_for_all(run_dir: Path) -> None:
-    path = run_dir / "evaluation" / "full" / "heldout.json"
+    path = layout.result_file(layout.evaluation_dir(run_dir, "full"), "heldout")
     path.write_text(path.read_text().replace('"fact"', '"all"'))
-    table = tabulate(read_run(run_dir).evaluations)
+    table = tabulate(RunReader(run_dir).evaluations)
     svg = result_bars("bars", table, series_styles(table.variants))
     assert svg is not None
     texts = ["".join(e.itertext()) for e in ElementTree.fromstring(svg).findall(".//{*}text")]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -17,7 +16,12 @@ from urllib.parse import unquote
 import pytest
 
 from forgetting.inspector.page import content_policy
+from forgetting.method.mixture import Component
 from forgetting.report import build_report
+from forgetting.rundir import layout
+from forgetting.rundir.results import read_result, write_result
+from forgetting.rundir.selection import MixtureCurve, MixtureFit, MixtureSummary
+from tests.written_run import change_selection
 
 Decode = Callable[..., str]
 ALL_FILES = ["index.html", "inspector.html", "results.csv", "results.json", "results.md"]
@@ -65,7 +69,7 @@ def test_report_holds_all_sections(run_dir: Path, decode: Decode) -> None:
     assert sorted(path.name for path in summary.paths) == ALL_FILES
     assert summary.sentence in page.text
     assert page.headings == [
-        "What was done",
+        "Setup",
         "Does quality find the noise?",
         "Training",
         "Selection",
@@ -87,16 +91,13 @@ def test_the_measure_and_the_extreme_samples_are_named(run_dir: Path, decode: De
 
 def test_a_mixture_and_its_absence_are_shown(run_dir: Path, decode: Decode) -> None:
     points = [-2.0, 0.0, 2.0]
-    curve = dict.fromkeys(("quality", "bad_density", "good_density", "posterior"), points)
-    fit = {"weight": 0.125, "negative_below": -1.0, "positive_from": 0.5, "curve": curve}
-    mixtures = {"forgetting": (fit, None), "ignoring": (None, "it has one peak")}
-    for variant, (found, reason) in mixtures.items():
-        path = run_dir / "selection" / variant / "summary.json"
-        summary = {**json.loads(path.read_text()), "mixture": {"fit": found, "reason": reason}}
-        path.write_text(json.dumps(summary))
+    part = Component(0.0, 1.0, 1.0, 2.0)
+    fit = MixtureFit(0.125, part, part, -1.0, 0.5, MixtureCurve(points, points, points, points))
+    change_selection(run_dir, "forgetting", mixture=MixtureSummary(fit, None))
+    change_selection(run_dir, "ignoring", mixture=MixtureSummary(None, "it has one peak"))
     page = Page(build(run_dir, decode) / "index.html")
-    assert "the bad component, 12.5 % of the tokens" in page.text
-    assert "ignoring: no second component was found" in page.text
+    assert "the bad component, 12.5% of the tokens" in page.text
+    assert "ignoring: the fit found no second component" in page.text
     assert "it has one peak" in page.text
 
 
@@ -152,8 +153,8 @@ def remove_heldout(run_dir: Path) -> None:
 
 
 def remove_noise(run_dir: Path) -> None:
-    for path in run_dir.glob("selection/*/summary.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"noise": None}))
+    for variant in ("ignoring", "forgetting"):
+        change_selection(run_dir, variant, noise=None)
 
 
 def keep_only(*names: str) -> Callable[[Path], None]:
@@ -174,8 +175,8 @@ def keep_only(*names: str) -> Callable[[Path], None]:
         (lambda run: shutil.rmtree(run / "scores"), "token by token", False),
         (lambda run: shutil.rmtree(run / "models"), "Training", True),
         (lambda run: (run / "manifest.json").unlink(), "Time, tokens and memory", True),
-        (keep_only("recipe.yaml"), "higher is better", False),
-        (keep_only("recipe.yaml", "data"), "higher is better", False),
+        (keep_only("recipe.yaml"), "↑ higher is better", False),
+        (keep_only("recipe.yaml", "data"), "↑ higher is better", False),
     ],
 )
 def test_missing_parts_leave_their_section_out(
@@ -196,13 +197,13 @@ def test_run_with_only_the_full_variant(make_run: Callable[..., Path], decode: D
     page = Page(build(make_run(variants=["full"]), decode) / "index.html")
     assert "full tokens" not in page.text
     assert "training on all tokens is 54.4 points above the base model" in page.text
-    assert page.headings == ["What was done", "Training", "Data", "Recipe"]
+    assert page.headings == ["Setup", "Training", "Data", "Recipe"]
 
 
 def test_stages_are_in_the_order_of_a_run(run_dir: Path, decode: Decode) -> None:
     text = Page(build(run_dir, decode) / "index.html").text
     table = text[text.index("Time, tokens and memory") :]
-    table = table[: table.index("together")]
+    table = table[: table.index("total")]
     stages = ["prepare", "reference", "score", "select:forgetting", "train:full", "evaluate:full"]
     places = [table.index(stage) for stage in stages]
     assert places == sorted(places)
@@ -232,10 +233,10 @@ def test_a_variant_that_is_not_significantly_best_is_not_marked(
 ) -> None:
     """0.75 against 0.744 with errors of 0.018 is no difference; 0.8 against 0.744 is one."""
     assert "<strong>" not in (build(run_dir, decode) / "index.html").read_text(encoding="utf-8")
-    path = run_dir / "evaluation" / "ignoring" / "heldout.json"
-    result = json.loads(path.read_text())
-    result["metrics"]["exact_match"]["value"] = 0.8
-    path.write_text(json.dumps(result))
+    folder = layout.evaluation_dir(run_dir, "ignoring")
+    result = read_result(layout.result_file(folder, "heldout"))
+    result.metrics["exact_match"].value = 0.8
+    write_result(folder, "ignoring", result)
     marked = re.findall(
         r"<strong>(.*?)</strong>", (build(run_dir, decode) / "index.html").read_text("utf-8")
     )
@@ -243,9 +244,7 @@ def test_a_variant_that_is_not_significantly_best_is_not_marked(
 
 
 def test_a_recipe_that_is_not_read_is_shown_all_the_same(run_dir: Path, decode: Decode) -> None:
-    assert (
-        "“forgetting” learns the best 70\u00a0%" in Page(build(run_dir, decode) / "index.html").text
-    )
+    assert "“forgetting” learns the best 70%" in Page(build(run_dir, decode) / "index.html").text
     (run_dir / "recipe.yaml").write_text("{name: demo, from_the_future: 1}")
     page = Page(build(run_dir, decode) / "index.html")
     assert "from_the_future" in page.text

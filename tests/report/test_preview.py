@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 
 import pytest
 from rich.console import Console
@@ -12,7 +11,9 @@ from forgetting.data.alignment import Tokenization
 from forgetting.data.records import Message, Record
 from forgetting.data.sources import Origin
 from forgetting.report.preview import rejection_lines, sample_texts, source_table
+from forgetting.rundir import layout
 from forgetting.rundir.samples import Samples, write_table
+from forgetting.rundir.stats import DataSummary, SourceCounts
 from tests.conftest import byte_tokenizer
 
 HOSTILE = "a [bold]b[/]\x1b[31m\u202ec</s>\x00"
@@ -26,21 +27,22 @@ def run(tmp_path):
     records = [Record(messages, "s", Origin("s", 1)), Record(messages[:2], "s", Origin("s", 2))]
     tokens = Tokenization(byte_tokenizer()).encode_batch(records)
     table = Samples.from_lists([t.input_ids for t in tokens], [t.labels for t in tokens]).table
-    (tmp_path / "data").mkdir()
-    write_table(table, tmp_path / "data" / "train.parquet")
-    source = {
-        "name": "s[red]",
-        "used": 2,
-        "tokens": 1234,
-        "response_tokens": 500,
-        "cut": 1,
-        "read": 9,
-        "rejected": {"empty \x1bresponse": 3},
-        "duplicates": 2,
-        "near_duplicates": 1,
-        "prompt_too_long": 1,
-    }
-    (tmp_path / "data" / "summary.json").write_text(json.dumps({"sources": [source]}))
+    data = layout.data_dir(tmp_path)
+    data.mkdir()
+    write_table(table, layout.train_file(tmp_path))
+    source = SourceCounts(
+        name="s[red]",
+        used=2,
+        tokens=1234,
+        response_tokens=500,
+        cut=1,
+        read=9,
+        rejected={"empty \x1bresponse": 3},
+        duplicates=2,
+        near_duplicates=1,
+        prompt_too_long=1,
+    )
+    DataSummary(max_length=9, sources=[source], splits={}, end_token_ids=[]).save(data)
     return tmp_path
 
 
@@ -85,4 +87,4 @@ def test_the_table_has_every_count_of_a_source(run):
     row = printed(source_table(run)).splitlines()[3].split()
     assert row == ["s[red]", "2", "1,234", "500", "1", "9", "3", "3", "1"]
     (line,) = rejection_lines(run)
-    assert str(line) == "rejected of s[red]: 3, empty ⟨U+001B⟩response"
+    assert str(line) == "s[red]: 3 rejected, empty ⟨U+001B⟩response"

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from forgetting.errors import InputError
-from forgetting.report.collect import Evaluation, Measurement, Metric
 from forgetting.report.results import (
     ResultsTable,
     results_table,
@@ -20,20 +19,21 @@ from forgetting.report.results import (
     to_json,
     to_markdown,
 )
+from forgetting.rundir import layout
+from forgetting.rundir.results import Evaluation, Group
+from tests.written_run import metric, write_recipe
 
 
 def heldout(
     variant: str, exact: float, *, loss: float = 1.0, stderr: float | None = 0.02
 ) -> Evaluation:
-    metrics = {
-        "loss": Metric(loss, stderr, False),
-        "exact_match": Metric(exact, stderr, True),
-    }
-    return Evaluation(variant, "heldout", Measurement(100, metrics), {})
+    metrics = {"loss": metric(loss, stderr, False), "exact_match": metric(exact, stderr)}
+    return Evaluation(variant=variant, task="heldout", num_items=100, metrics=metrics)
 
 
 def task(variant: str, name: str, value: float, stderr: float | None = 0.02) -> Evaluation:
-    return Evaluation(variant, name, Measurement(50, {"acc,none": Metric(value, stderr, True)}), {})
+    metrics = {"acc,none": metric(value, stderr)}
+    return Evaluation(variant=variant, task=name, num_items=50, metrics=metrics)
 
 
 def bold(table: ResultsTable, key: str) -> list[str]:
@@ -46,37 +46,37 @@ def bold(table: ResultsTable, key: str) -> list[str]:
         (
             [heldout("full", 0.744, stderr=0.017), heldout("forgetting", 0.621, stderr=0.019)],
             "On held-out questions, forgetting is 12.3 points below training on all tokens "
-            "(62.1 ± 1.9 against 74.4 ± 1.7).",
+            "(62.1 ± 1.9 versus 74.4 ± 1.7).",
         ),
         (
             [heldout("full", 0.5), heldout("forgetting", 0.625), heldout("base", 0.9)],
             "On held-out questions, forgetting is 12.5 points above training on all tokens "
-            "(62.5 ± 2.0 against 50.0 ± 2.0).",
+            "(62.5 ± 2.0 versus 50.0 ± 2.0).",
         ),
         (
             [heldout("full", 0.62), heldout("forgetting", 0.63)],
-            "On held-out questions, there is no difference beyond the error between forgetting "
-            "and training on all tokens (exact match 63.0 ± 2.0 against 62.0 ± 2.0).",
+            "On held-out questions, forgetting and training on all tokens do not differ beyond the "
+            "standard error (exact match 63.0 ± 2.0 versus 62.0 ± 2.0).",
         ),
         (
             [heldout("base", 0.1), heldout("full", 0.5), heldout("ignoring", 0.7)],
             "On held-out questions, ignoring is 20.0 points above training on all tokens "
-            "(70.0 ± 2.0 against 50.0 ± 2.0).",
+            "(70.0 ± 2.0 versus 50.0 ± 2.0).",
         ),
         (
             [heldout("base", 0.1), heldout("forgetting", 0.5)],
             "On held-out questions, forgetting is 40.0 points above the base model without "
-            "fine-tuning (50.0 ± 2.0 against 10.0 ± 2.0).",
+            "fine-tuning (50.0 ± 2.0 versus 10.0 ± 2.0).",
         ),
         (
             [heldout("full", 0.0, loss=1.5), heldout("forgetting", 0.001, loss=2.0)],
-            "On held-out responses, the loss of forgetting is 0.5 higher than that of training on "
-            "all tokens, which is worse (2.000 ± 0.020 against 1.500 ± 0.020).",
+            "On held-out responses, the loss of forgetting is 0.5 higher than the loss of training "
+            "on all tokens, which is worse (2.000 ± 0.020 versus 1.500 ± 0.020).",
         ),
         (
             [heldout("full", 0.0, loss=1.5), heldout("forgetting", 0.0, loss=1.25)],
-            "On held-out responses, the loss of forgetting is 0.25 lower than that of training on "
-            "all tokens, which is better (1.250 ± 0.020 against 1.500 ± 0.020).",
+            "On held-out responses, the loss of forgetting is 0.25 lower than the loss of training "
+            "on all tokens, which is better (1.250 ± 0.020 versus 1.500 ± 0.020).",
         ),
         (
             [heldout("full", 0.0, loss=1.5), heldout("forgetting", 0.0, loss=math.inf)],
@@ -86,17 +86,17 @@ def bold(table: ResultsTable, key: str) -> list[str]:
         (
             [heldout("full", 0.7), heldout("forgetting", 0.5, stderr=None)],
             "On held-out questions, forgetting and training on all tokens have exact match 50.0 "
-            "against 70.0 ± 2.0; without standard errors it is open whether this is a difference.",
+            "versus 70.0 ± 2.0. Without standard errors, this may or may not be a real difference.",
         ),
         (
             [heldout("forgetting", 0.5)],
-            "On held-out questions, forgetting has exact match 50.0 ± 2.0; nothing else was "
+            "On held-out questions, forgetting has exact match 50.0 ± 2.0. Nothing else was "
             "evaluated.",
         ),
         (
             [task("full", "boolq", 0.6), task("forgetting", "boolq", 0.7)],
             "On boolq, forgetting is 10.0 points above training on all tokens "
-            "(70.0 ± 2.0 against 60.0 ± 2.0).",
+            "(70.0 ± 2.0 versus 60.0 ± 2.0).",
         ),
         ([], "Nothing has been evaluated yet."),
     ],
@@ -182,7 +182,7 @@ def test_markdown_shows_hostile_names_as_text(hostile: str) -> None:
 
 
 def test_variant_that_the_recipe_dropped_is_left_out(run_dir: Path) -> None:
-    (run_dir / "recipe.yaml").write_text("{name: demo, variants: {full: {}}}")
+    write_recipe(run_dir, {"full": {}})
     assert results_table(run_dir).variants == ["base", "full"]
 
 
@@ -195,16 +195,17 @@ def test_folder_without_recipe_is_refused(tmp_path: Path) -> None:
     "damage", ["{", "[]", '{"task": "heldout", "num_items": 1}', '{"task": 1}']
 )
 def test_damaged_result_is_refused_by_its_path(run_dir: Path, damage: str) -> None:
-    path = run_dir / "evaluation" / "full" / "heldout.json"
+    path = layout.result_file(layout.evaluation_dir(run_dir, "full"), "heldout")
     path.write_text(damage)
     with pytest.raises(InputError, match=r"full/heldout\.json cannot be read"):
         results_table(run_dir)
 
 
 def test_a_suite_shows_its_average_its_members_and_that_it_is_local() -> None:
-    average = {"average": Metric(0.25, 0.02, True)}
-    groups = {name: Measurement(20, average) for name in ("TruthfulQA", "BoolQ")}
-    suite = Evaluation("full", "paper", Measurement(40, average), groups, local=True)
+    average = {"average": metric(0.25, 0.02)}
+    groups = {name: Group(num_items=20, metrics=average) for name in ("TruthfulQA", "BoolQ")}
+    overall = {"num_items": 40, "metrics": average}
+    suite = Evaluation(variant="full", task="paper", **overall, groups=groups, local=True)
     table = tabulate([suite])
     assert [(c.task_title, c.title) for c in table.columns] == [
         ("paper (local build)", "average"),

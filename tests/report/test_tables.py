@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from forgetting.report import tables
-from forgetting.report.collect import Stage, read_run
 from forgetting.report.counts import Negatives, NegativeToken, Share, SplitLengths
 from forgetting.report.results import results_table
+from forgetting.rundir.reader import RunReader
+from forgetting.rundir.stats import StageCost
 
 GIB = 2**30
 
@@ -42,21 +43,21 @@ def test_results_hold_values_and_errors_whole(run_dir: Path) -> None:
 
 
 def test_shares_of_negatives_by_source(run_dir: Path) -> None:
-    selections = list(read_run(run_dir).selections.values())
+    selections = list(RunReader(run_dir).selections.values())
     shares = tables.shares_by_source(selections)
     table = tables.negative_shares("by-source", "By source", "source", shares)
     for row, cells in zip(rows_of(table), table.rows, strict=True):
         for place, selection in enumerate(selections, 2):
-            counts = selection.by_source[row["source"]]
+            counts = next(c for c in selection.by_source if c.source == row["source"])
             share = counts.num_negative / counts.num_tokens
             assert int(row[f"{selection.variant}: negative"]) == counts.num_negative
             assert float(row[f"{selection.variant}: share"]) == share
-            assert cells[place].text == f"{100 * share:.1f} %"
+            assert cells[place].text == f"{100 * share:.1f}%"
 
 
 def test_a_group_without_tokens_has_no_share() -> None:
     table = tables.negative_shares("x", "x", "type", {"a": {"one": (0, 0), "two": (4, 1)}})
-    assert [cell.text for cell in table.rows[0]] == ["a", "4", "–", "25.0 %"]
+    assert [cell.text for cell in table.rows[0]] == ["a", "4", "–", "25.0%"]
     assert rows_of(table)[0]["one: share"] == ""
 
 
@@ -64,8 +65,8 @@ def test_tokens_show_their_spaces() -> None:
     tokens = [NegativeToken(7, " a\n", Share(8, 2)), NegativeToken(9, "", Share(1, 1))]
     table = tables.token_rows("own", Negatives({}, tokens))
     assert [[cell.text for cell in row] for row in table.rows] == [
-        ["␣a↵", "7", "8", "2", "25.0 %"],
-        ["(no text)", "9", "1", "1", "100.0 %"],
+        ["␣a↵", "7", "8", "2", "25.0%"],
+        ["(no text)", "9", "1", "1", "100.0%"],
     ]
 
 
@@ -85,14 +86,17 @@ def test_lengths_are_quantiles_of_whole_samples() -> None:
 
 
 def test_costs_with_and_without_accelerators() -> None:
-    stages = [Stage("score", 90.0, 1000, 3 * GIB, None), Stage("train:own", 30.0, None, GIB, None)]
+    stages = [
+        StageCost("score", 90.0, 1000, 3 * GIB, None),
+        StageCost("train:own", 30.0, None, GIB, None),
+    ]
     table = tables.cost_rows(stages)
     assert [[cell.text for cell in row] for row in table.rows] == [
         ["score", "1 min 30 s", "1,000", "3.00 GiB"],
         ["train:own", "30.0 s", "–", "1.00 GiB"],
-        ["together", "2 min 00 s", "–", "3.00 GiB"],
+        ["total", "2 min 00 s", "–", "3.00 GiB"],
     ]
-    stages.append(Stage("evaluate:own", 1.0, 5, GIB, 7 * GIB))
+    stages.append(StageCost("evaluate:own", 1.0, 5, GIB, 7 * GIB))
     assert [row[-1].text for row in tables.cost_rows(stages).rows] == [
         "–",
         "–",

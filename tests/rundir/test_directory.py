@@ -11,16 +11,9 @@ from types import SimpleNamespace
 import pytest
 
 from forgetting.errors import InputError
-from forgetting.rundir.directory import (
-    FORMAT_VERSION,
-    Manifest,
-    RunDir,
-    digest,
-    file_sha256,
-    read_manifest,
-    stage_is_done,
-    write_atomically,
-)
+from forgetting.rundir.directory import RunDir
+from forgetting.rundir.files import digest, file_sha256, write_atomically
+from forgetting.rundir.manifest import FORMAT_VERSION, Manifest, read_manifest, stage_is_done
 
 FIRST, SECOND = "1" * 64, "2" * 64
 
@@ -254,7 +247,7 @@ def test_a_file_is_no_run_directory(tmp_path, inside):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"version": 1}', '{"version": null, "name": "mine"}', "\x00"]
+    "text", ["", "{", "[]", "{}", '{"version": 2}', '{"version": null, "name": "mine"}', "\x00"]
 )
 def test_a_damaged_manifest_is_refused(path, text):
     path.mkdir(parents=True)

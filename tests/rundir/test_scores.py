@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from forgetting.errors import InputError
+from forgetting.rundir import layout
 from forgetting.rundir.samples import (
     SAMPLE_SCHEMA,
     Samples,
@@ -15,8 +16,7 @@ from forgetting.rundir.samples import (
     read_table,
     write_table,
 )
-from forgetting.rundir.score_files import join_scores, shard_name, write_scores
-from forgetting.rundir.scores import ScoredCorpus
+from forgetting.rundir.scores import ScoredCorpus, join_scores, write_scores
 
 LOG_PROBS = ["base_log_probs", "reference_log_probs"]
 NAMES = ["base_log_probs", "reference_log_probs", "base_entropy", "base_rank"]
@@ -48,7 +48,10 @@ def run(tmp_path):
             write_scores(file, part, np.arange(len(part)), columns, samples.fingerprint)
         base, reference = files
         joined = join_scores(
-            base, [reference], path / "scores" / shard_name(shard, 2), samples.fingerprint
+            base,
+            [reference],
+            layout.score_file(layout.scores_dir(path), shard, 2),
+            samples.fingerprint,
         )
         assert joined == part.response_ids.size
     return path
@@ -56,7 +59,7 @@ def run(tmp_path):
 
 def change(run, name, replace):
     """Rewrite a column of the second shard by `replace(values, starts)`."""
-    file = run / "scores" / shard_name(1, 2)
+    file = layout.score_file(layout.scores_dir(run), 1, 2)
     table = read_table(file)
     values, starts = list_column(table, name)
     changed = replace(values.copy(), starts.copy())
@@ -118,9 +121,9 @@ def test_a_value_too_few_names_shard_and_sample(run):
 
 
 def test_shards_of_other_samples_are_refused(run):
-    first, second = (run / "scores" / shard_name(index, 2) for index in range(2))
+    first, second = (layout.score_file(layout.scores_dir(run), index, 2) for index in range(2))
     second.write_bytes(first.read_bytes())
-    with pytest.raises(InputError, match=r"holds 14 samples, .* which are 12"):
+    with pytest.raises(InputError, match=r"scores of 14 samples, and D_train has 12"):
         read_scores(run)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from forgetting.config.schema import dump_recipe, load_recipe
+from forgetting.config import dump_recipe, load_recipe
 from forgetting.errors import InputError
 from forgetting.studies.grid import expand, levels_of, read_grid
 

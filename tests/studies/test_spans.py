@@ -68,13 +68,13 @@ def test_json_lines_with_noise_spans_are_read_too(tmp_path):
     ("content", "message"),
     [
         ("{", "cannot be read as JSON"),
-        ("{}", "holds no list of records"),
+        ("{}", "does not hold a list of records"),
         ("[3]", "record 1: expected fields, got int"),
         ('[{"response": "b", "char_spans": []}]', "record 1 has no text in `prompt`"),
         ('[{"prompt": "b", "char_spans": []}]', "record 1 has no text in `response`"),
-        ('[{"prompt": "a", "response": "b"}]', "`char_spans` (or `noise_spans`) is no list"),
-        ('[{"prompt": "a", "response": "b", "char_spans": [1]}]', "is no list of [start, end]"),
-        ('[{"prompt": "a", "response": "b", "char_spans": []}]', "no span is marked"),
+        ('[{"prompt": "a", "response": "b"}]', "`char_spans` (or `noise_spans`) is not a list"),
+        ('[{"prompt": "a", "response": "b", "char_spans": [1]}]', "is not a list of [start, end]"),
+        ('[{"prompt": "a", "response": "b", "char_spans": []}]', "has a marked span"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_one_message(content, message, tmp_path):
@@ -91,7 +91,7 @@ def test_without_a_reference_the_measures_of_the_base_are_computed(tiny_model, t
     output = tmp_path / "out"
     words = ["detect", str(data), "--model", str(tiny_model)]
     assert main([*words, "--output", str(output)]) == 0
-    assert "Everything is in" in capsys.readouterr().out
+    assert "Results are in" in capsys.readouterr().out
     rows = list(csv.DictReader((output / "results.csv").open()))
     assert {row["measure"] for row in rows} == {"base_loss", "entropy_gap"}
     samples = Samples.read(output / "run" / "data" / "train.parquet")
@@ -133,9 +133,9 @@ def test_a_reference_gives_all_measures_and_none_of_its_samples_is_measured(tiny
 
 def test_a_reference_is_given_or_trained_not_both(tmp_path):
     data = write(tmp_path / "data.json", marked_records(4))
-    with pytest.raises(InputError, match="either a reference model, or the share"):
+    with pytest.raises(InputError, match="either a reference model or the share"):
         measure_spans(data, "m", tmp_path / "out", reference="r", train_share=0.5)
-    with pytest.raises(InputError, match="must lie between 0 and 1"):
+    with pytest.raises(InputError, match="must be between 0 and 1"):
         measure_spans(data, "m", tmp_path / "out", train_share=1.5)
 
 

@@ -8,9 +8,8 @@ import shlex
 
 import pytest
 
-from forgetting import stages
 from forgetting.cli import main
-from forgetting.config.schema import DataSettings
+from forgetting.config import DataSettings
 from forgetting.errors import DivergenceError, InputError
 from forgetting.studies import (
     load_definition,
@@ -19,8 +18,9 @@ from forgetting.studies import (
     shipped_studies,
     sweep_study,
 )
+from forgetting.studies.conduct import list_commands
 from forgetting.studies.execute import diverged_variants, total_work
-from forgetting.studies.results import list_commands
+from forgetting.training import fit
 
 FILES = ["results.md", "results.csv", "results.tex", "results.json", "cells.csv"]
 FIGURES = ["figure.svg", "figure.png"]
@@ -78,7 +78,7 @@ def test_a_sweep_ends_in_tables_and_a_second_one_does_nothing(sweep, tmp_path, m
     values = [table.value(row, table.metric).value for row in table.rows]
     assert values == sorted(values, reverse=table.metric.higher_is_better)
     assert total_work(study.runs, output).num_unfinished_runs == 0
-    monkeypatch.setattr(stages, "train", None)
+    monkeypatch.setattr(fit, "fine_tune", None)
     assert run_study(study, output) == table
 
 
@@ -96,21 +96,21 @@ def test_listed_commands_are_the_study(sweep, tmp_path):
 
 def test_a_diverged_variant_is_written_down_and_the_others_go_on(sweep, tmp_path, monkeypatch):
     study, output = sweep(), tmp_path / "study"
-    train, attempts = stages.train, []
+    fine_tune, attempts = fit.fine_tune, []
 
-    def diverge(recipe, run, work, variant):
-        attempts.append(variant)
-        if variant == "forgetting-rho-0.6":
+    def diverge(*arguments):
+        attempts.append(arguments[4])
+        if attempts[-1] == "Training forgetting-rho-0.6":
             raise DivergenceError("gradients are not finite")
-        train(recipe, run, work, variant)
+        fine_tune(*arguments)
 
-    monkeypatch.setattr(stages, "train", diverge)
+    monkeypatch.setattr(fit, "fine_tune", diverge)
     for _ in range(2):
         table = run_study(study, output)
         (lost,) = [row for row in table.rows if row.num_diverged]
         assert (lost.levels, lost.num_seeds) == ({"selection.rho": "0.6"}, 0)
         assert sum(row.num_seeds for row in table.rows) == 3
-    assert attempts.count("forgetting-rho-0.6") == 1
+    assert attempts.count("Training forgetting-rho-0.6") == 1
     # With other settings it would be tried again.
     assert list(diverged_variants(study.runs, output)) == [
         (study.runs[0].name, "forgetting-rho-0.6")
@@ -148,7 +148,7 @@ def test_a_wrong_study_is_one_message_and_2(arguments, message, capsys):
 def test_reproduce_without_a_name_lists_the_studies(capsys):
     assert main(["reproduce"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == [*shipped_studies(), "noise"]
+    assert [line.split()[0] for line in lines] == shipped_studies()
 
 
 def test_sweep_prints_its_commands_or_its_results(write_recipe, tmp_path, capsys):

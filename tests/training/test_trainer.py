@@ -15,7 +15,8 @@ from trl import SFTConfig, SFTTrainer
 
 from forgetting.errors import DivergenceError
 from forgetting.training.checkpoints import latest_checkpoint
-from forgetting.training.trainer import ForgettingConfig, ForgettingTrainer
+from forgetting.training.config import ForgettingConfig
+from forgetting.training.trainer import ForgettingTrainer
 
 
 def rows(number: int, seed: int = 0, negatives: str = "some") -> list[dict[str, list[int]]]:

@@ -1,1 +1,60 @@
-"""What a user asks for: the recipe's sections, and how a recipe is read."""
+"""Recipes: their sections as pydantic models, and reading and writing them as YAML."""
+
+from forgetting.config.fields import ItemLimit, Name, Section
+from forgetting.config.inputs import (
+    PLAIN_TEMPLATE,
+    DataSettings,
+    ModelSettings,
+    SourceSettings,
+    WorldSettings,
+    named_sources,
+)
+from forgetting.config.load import (
+    check_batches,
+    check_installed,
+    dump_recipe,
+    load_recipe,
+    shipped_recipes,
+)
+from forgetting.config.schema import (
+    EvaluationSettings,
+    LoraSettings,
+    Objective,
+    Recipe,
+    ReferenceSettings,
+    ReportSettings,
+    ScoringSettings,
+    TaskSettings,
+    TrainingSettings,
+    VariantSettings,
+)
+from forgetting.config.unlearning import ForgettingSettings, SelectionSettings
+
+__all__ = [
+    "PLAIN_TEMPLATE",
+    "DataSettings",
+    "EvaluationSettings",
+    "ForgettingSettings",
+    "ItemLimit",
+    "LoraSettings",
+    "ModelSettings",
+    "Name",
+    "Objective",
+    "Recipe",
+    "ReferenceSettings",
+    "ReportSettings",
+    "ScoringSettings",
+    "Section",
+    "SelectionSettings",
+    "SourceSettings",
+    "TaskSettings",
+    "TrainingSettings",
+    "VariantSettings",
+    "WorldSettings",
+    "check_batches",
+    "check_installed",
+    "dump_recipe",
+    "load_recipe",
+    "named_sources",
+    "shipped_recipes",
+]

@@ -1,7 +1,7 @@
-"""One conversation, whatever the form it came in.
+"""A raw record of any format as one conversation.
 
-Goes in: a raw record (a dictionary from a file or a hub). Comes out: a `Record`, or a
-`Rejected` with the reason. Nothing is dropped in silence. Knows nothing of files or tokens.
+Goes in: a raw record, a dictionary from a file or the Hub. Comes out: a `Record`, or a `Rejected`
+with the reason, so that every dropped record is counted. Knows nothing of files or tokens.
 """
 
 from __future__ import annotations
@@ -9,35 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
-from forgetting.config.schema import SourceSettings
+from forgetting.config import SourceSettings
 from forgetting.data.sources import Origin
 from forgetting.errors import InputError
-
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-}
-"""What data sets call the three roles."""
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn."""
-
-    role: str
-    content: str
+from forgetting.formats import FORMATS, Message, Unusable, text_field
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,22 +84,13 @@ class Rejected:
         return f"{self.origin}: {self.reason}{self.detail and ': '}{self.detail}"
 
 
-class Unusable(Exception):
-    """Why a record cannot be used; becomes a `Rejected`."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}{detail and ': '}{detail}")
-        self.reason = reason
-        self.detail = detail
-
-
 def parse_record(raw: Any, form: str, source: SourceSettings, origin: Origin) -> Record | Rejected:
     """Read one raw record in a format that `recognise` named."""
     try:
         if not isinstance(raw, Mapping):
             raise Unusable("not an object with fields")
         fields = _renamed(raw, source.fields)
-        messages = tuple(READERS[form](fields))
+        messages = tuple(FORMATS[form].read(fields))
         _check(messages, form)
         spans, kind, clean = _known_noise(fields, messages[-1].content)
     except Unusable as why:
@@ -140,15 +110,14 @@ def recognise(raw: Any, source: SourceSettings, where: str) -> str:
     if source.format != "auto":
         return source.format
     fields = _renamed(raw, source.fields) if isinstance(raw, Mapping) else {}
-    for form, needed in NEEDED_FIELDS.items():
-        if all(any(name in fields for name in names) for names in needed):
-            return form
+    for name, form in FORMATS.items():
+        if form.fits(fields):
+            return name
     names = ", ".join(sorted(str(name)[:40] for name in fields)[:20])
     found = f"the fields {names}" if fields else "no fields"
-    forms = ", ".join(f for f in get_args(SourceSettings.model_fields["format"].annotation))
     raise InputError(
-        f"{where}: the format is not recognised. Its first record has {found}. Set the source's "
-        f"`format` (one of {forms}) or map its fields, such as "
+        f"{where}: the format is not recognized. The first record has {found}. Set the source's "
+        f"`format` (one of {', '.join(FORMATS)}) or rename its fields, for example "
         "`fields: {prompt: question, completion: answer}`"
     )
 
@@ -157,112 +126,10 @@ def _renamed(raw: Mapping[str, Any], mapping: Mapping[str, str]) -> Mapping[str,
     return {**raw, **{name: raw.get(given) for name, given in mapping.items()}} if mapping else raw
 
 
-def _text(fields: Mapping[str, Any], *names: str, optional: bool = False) -> str:
-    """The first of the named fields that is there, as text."""
-    for name in names:
-        value = fields.get(name)
-        if isinstance(value, str):
-            return value
-        if value is not None:
-            raise Unusable(f"field `{name}` is not text")
-    if optional:
-        return ""
-    raise Unusable(f"no field `{names[0]}`")
-
-
-def _exchange(prompt: str, context: str, response: str) -> list[Message]:
-    prompt = f"{prompt}\n\n{context}" if context.strip() else prompt
-    return [Message("user", prompt), Message("assistant", response)]
-
-
-def _read_alpaca(fields: Mapping[str, Any]) -> list[Message]:
-    context = _text(fields, "input", optional=True)
-    return _exchange(_text(fields, "instruction"), context, _text(fields, "output"))
-
-
-def _read_dolly(fields: Mapping[str, Any]) -> list[Message]:
-    context = _text(fields, "context", optional=True)
-    return _exchange(_text(fields, "instruction"), context, _text(fields, "response"))
-
-
-def _read_prompt_completion(fields: Mapping[str, Any]) -> list[Message]:
-    if isinstance(fields.get("prompt"), list):
-        # Turns on both sides, as TRL has them.
-        return [*_read_turns(fields, "prompt"), *_read_turns(fields, "completion")]
-    return _exchange(_text(fields, "prompt"), "", _text(fields, "completion", "response"))
-
-
-def _read_question_answer(fields: Mapping[str, Any]) -> list[Message]:
-    answers = fields.get("answers", fields.get("answer"))
-    if isinstance(answers, Mapping):
-        answers = answers.get("text")
-    if isinstance(answers, list):
-        answers = answers[0] if answers else None
-    answer = _text({"answer": answers}, "answer")
-    rationale = _text(fields, "rationale", optional=True)
-    response = f"{rationale}\n{answer}" if rationale.strip() else answer
-    return _exchange(_text(fields, "question"), _text(fields, "context", optional=True), response)
-
-
-def _read_text(fields: Mapping[str, Any]) -> list[Message]:
-    return [Message("assistant", _text(fields, "text"))]
-
-
-def _read_messages(fields: Mapping[str, Any]) -> list[Message]:
-    return _read_turns(fields, "messages")
-
-
-def _read_sharegpt(fields: Mapping[str, Any]) -> list[Message]:
-    return _read_turns(fields, "conversations")
-
-
-def _read_turns(fields: Mapping[str, Any], name: str) -> list[Message]:
-    turns = fields.get(name)
-    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
-        raise Unusable(f"field `{name}` is not a list of turns")
-    return [Message(_role(turn, "role", "from"), _text(turn, "content", "value")) for turn in turns]
-
-
-def _role(turn: Mapping[str, Any], *names: str) -> str:
-    given = next((turn[name] for name in names if turn.get(name) is not None), None)
-    role = ROLES.get(given) if isinstance(given, str) else None
-    if role is None:
-        raise Unusable("unknown role", f"{given!a:.40}")
-    return role
-
-
-def _read_oasst(fields: Mapping[str, Any]) -> list[Message]:
-    """The path from the root of a tree that takes the best-ranked reply at every turn."""
-    node = fields.get("prompt")
-    if not isinstance(node, Mapping):
-        raise Unusable("field `prompt` is not a tree of messages")
-    messages: list[Message] = []
-    while node is not None:
-        messages.append(Message(_role(node, "role"), _text(node, "text")))
-        node = min(_replies(node), key=lambda reply: reply[0], default=(0.0, None))[1]
-    # People's last words, which nobody has answered, teach nothing.
-    while messages and messages[-1].role != "assistant":
-        messages.pop()
-    if not messages:
-        raise Unusable("no reply in the tree")
-    return messages
-
-
-def _replies(node: Mapping[str, Any]) -> Iterator[tuple[float, Mapping[str, Any]]]:
-    """(rank, reply) for each reply that was not deleted; those without a rank come last."""
-    replies = node.get("replies") or []
-    if not isinstance(replies, list) or not all(isinstance(reply, Mapping) for reply in replies):
-        raise Unusable("field `replies` is not a list of messages")
-    for reply in replies:
-        rank = reply.get("rank")
-        if not reply.get("deleted"):
-            yield (rank if isinstance(rank, int | float) else float("inf")), reply
-
-
 def _check(messages: tuple[Message, ...], form: str) -> None:
     """Alternating turns that end with a response which says something."""
     turns = messages[1:] if messages and messages[0].role == "system" else messages
-    if form != "text":
+    if FORMATS[form].has_prompt:
         expected = ("user", "assistant")
         if not turns or len(turns) % 2:
             raise Unusable("turns do not alternate from user to assistant")
@@ -293,33 +160,10 @@ def _known_noise(
         raise Unusable("`noise_spans` reach outside the response")
     if not spans:
         return spans, None, None
-    kind = _text(fields, "noise_kind", optional=True)
-    clean = _text(fields, "clean_completion", optional=True)
+    kind = text_field(fields, "noise_kind", optional=True)
+    clean = text_field(fields, "clean_completion", optional=True)
     try:
         f"{kind}{clean}".encode()
     except UnicodeEncodeError as error:
         raise Unusable("text is not valid Unicode") from error
     return spans, kind or None, clean or None
-
-
-READERS: Mapping[str, Callable[[Mapping[str, Any]], list[Message]]] = {
-    "messages": _read_messages,
-    "sharegpt": _read_sharegpt,
-    "prompt_completion": _read_prompt_completion,
-    "alpaca": _read_alpaca,
-    "dolly": _read_dolly,
-    "question_answer": _read_question_answer,
-    "oasst": _read_oasst,
-    "text": _read_text,
-}
-NEEDED_FIELDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
-    "messages": (("messages",),),
-    "sharegpt": (("conversations",),),
-    "prompt_completion": (("prompt",), ("completion", "response")),
-    "alpaca": (("instruction",), ("output",)),
-    "dolly": (("instruction",), ("response",)),
-    "question_answer": (("question",), ("answer", "answers")),
-    "oasst": (("message_tree_id",), ("prompt",)),
-    "text": (("text",),),
-}
-"""What a format is recognised by, tried in this order."""

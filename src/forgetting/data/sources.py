@@ -12,11 +12,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from forgetting.config.schema import SourceSettings
+from forgetting.config import SourceSettings
 from forgetting.data.files import BINARY_FORMS, TEXT_FORMS, Pairs, form_of, read_file
 from forgetting.demo.world import chat_records
 from forgetting.errors import InputError
-from forgetting.rundir.directory import digest, file_sha256
+from forgetting.rundir.files import digest, file_sha256
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 

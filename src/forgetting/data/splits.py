@@ -8,176 +8,45 @@ Knows nothing of models.
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
-from forgetting.config.schema import DataSettings, SourceSettings
+from forgetting.config import DataSettings, SourceSettings
+from forgetting.data.account import ROW_GROUP, Account, too_many_rejected
 from forgetting.data.alignment import Tokenization, Tokens, cut
 from forgetting.data.dedup import Duplicates
 from forgetting.data.mixture import interleaved, quotas
-from forgetting.data.records import Record, Rejected, Unusable, parse_record, recognise
+from forgetting.data.records import Record, Rejected, parse_record, recognise
 from forgetting.data.sources import read_source
+from forgetting.data.spool import Spool
+from forgetting.data.usage import TrackedFields, renamed
 from forgetting.errors import InputError, TooFewSamples
+from forgetting.formats import Unusable
+from forgetting.rundir import layout
+from forgetting.rundir.layout import SPLITS
 from forgetting.rundir.samples import IGNORE_INDEX, SAMPLE_SCHEMA, TableWriter
 
-SPLITS = ("reference", "train", "heldout")
-REJECTED_SCHEMA = pa.schema(
-    [
-        ("source", pa.string()),
-        ("file", pa.string()),
-        ("record", pa.int64()),
-        ("line", pa.int64()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-    ]
-)
 TRUSTED = " (trusted)"
 """After the names of the sources of D_ref that are not in the corpus."""
 BATCH_RECORDS = 1000
 BATCH_CHARACTERS = 2_000_000
-ROW_GROUP = 1000
 NUM_SHOWN = 5
 Advance = Callable[[int, str], None]
-_Row = tuple[dict[str, Any], bool]
-"""A row of `SAMPLE_SCHEMA`, and whether it was cut to `max_length`."""
 
 
-@dataclass
-class SourceCounts:
-    """What became of a source's records."""
+class _Row(NamedTuple):
+    """A sample that is written."""
 
-    name: str
-    read: int = 0
-    rejected: dict[str, int] = field(default_factory=dict)
-    """Records that could not be used, by reason."""
-    duplicates: int = 0
-    near_duplicates: int = 0
-    prompt_too_long: int = 0
-    cut: int = 0
-    used: int = 0
-    tokens: int = 0
-    response_tokens: int = 0
-
-
-@dataclass
-class SplitCounts:
-    """What a split holds."""
-
-    samples: int = 0
-    tokens: int = 0
-    response_tokens: int = 0
-
-
-class Account:
-    """Counts of all records, and the list of those that could not be used."""
-
-    def __init__(self, settings: DataSettings, rejected_path: Path) -> None:
-        self.settings = settings
-        self.sources: dict[str, SourceCounts] = {}
-        self.splits = {name: SplitCounts() for name in SPLITS}
-        self._suffix = ""
-        self._writer = TableWriter(rejected_path, REJECTED_SCHEMA, ROW_GROUP)
-
-    def __enter__(self) -> Account:
-        self._writer.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._writer.__exit__(kind, error, traceback)
-
-    def turn_to(self, settings: DataSettings, suffix: str) -> None:
-        """Count what follows for other settings, the sources under names with a suffix."""
-        self.settings = settings
-        self._suffix = suffix
-
-    def of(self, source: str) -> SourceCounts:
-        """The counts of a source."""
-        name = f"{source}{self._suffix}"
-        return self.sources.setdefault(name, SourceCounts(name))
-
-    def reject(self, record: Rejected) -> None:
-        """Count and list a record that cannot be used."""
-        rejected = self.of(record.source).rejected
-        rejected[record.reason] = rejected.get(record.reason, 0) + 1
-        row = {"source": record.source, "reason": record.reason, "detail": record.detail}
-        origin = record.origin
-        place = {"file": origin.name, "record": origin.record, "line": origin.line}
-        self._writer.write({**row, **place})
-
-    def take(self, split: str, row: dict[str, Any], was_cut: bool) -> None:
-        """Count a sample."""
-        tokens = len(row["input_ids"])
-        response_tokens = tokens - row["labels"].count(IGNORE_INDEX)
-        count, part = self.of(row["source"]), self.splits[split]
-        count.used += 1
-        count.cut += was_cut
-        part.samples += 1
-        for counted in (count, part):
-            counted.tokens += tokens
-            counted.response_tokens += response_tokens
-
-    def num_dropped(self) -> int:
-        """Records that were read and are in no split because something is wrong with them."""
-        return sum(
-            sum(c.rejected.values()) + c.duplicates + c.near_duplicates + c.prompt_too_long
-            for c in self.sources.values()
-        )
-
-    def summary(self) -> dict[str, Any]:
-        """The counts as they are kept in `data/summary.json`."""
-        return {
-            "max_length": self.settings.max_length,
-            "sources": [asdict(counts) for counts in self.sources.values()],
-            "splits": {name: asdict(counts) for name, counts in self.splits.items()},
-        }
-
-
-class Spool:
-    """Records in a scratch file, to be read again in any order; in memory are only their places."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = path.open("w+b")
-        self._ends = array("q", [0])
-        self.source_index = array("l")
-        """The source of each record, by its place in the recipe."""
-        self.copies = array("l")
-        """How many records there were of each, repeats included."""
-
-    def __len__(self) -> int:
-        return len(self.copies)
-
-    def append(self, record: Record, source_index: int) -> None:
-        """Keep a record."""
-        self._ends.append(self._ends[-1] + self._file.write(record.dump()))
-        self.source_index.append(source_index)
-        self.copies.append(1)
-
-    def __getitem__(self, index: int) -> Record:
-        begin, end = self._ends[index], self._ends[index + 1]
-        self._file.seek(begin)
-        return Record.load(self._file.read(end - begin))
-
-    def __enter__(self) -> Spool:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._file.close()
-        self._path.unlink(missing_ok=True)
+    values: dict[str, Any]
+    """By the columns of `SAMPLE_SCHEMA`."""
+    tokens: Tokens
+    was_cut: bool
+    """Whether it was longer than `max_length`."""
 
 
 def build_corpus(
@@ -207,7 +76,7 @@ def build_corpus(
     """
     own = settings.model_copy(update={"num_reference": 0}) if trusted else settings
     only_reference = {"sources": list(trusted), "num_train": 0, "num_heldout": 0}
-    with Account(own, output / "rejected.parquet") as account:
+    with Account(own, layout.rejected_file(output)) as account:
         with Spool(scratch / "records.spool") as spool:
             read_records(own, seed, spool, account)
             splits = _Splits(own, tokenization, seed, spool, account)
@@ -231,13 +100,18 @@ def read_records(settings: DataSettings, seed: int, spool: Spool, account: Accou
     """
     duplicates = Duplicates(settings.duplicates, settings.near_threshold)
     for index, source in enumerate(settings.sources):
+        # Keys get the names of the format here, so that each one is known to be read or not.
+        reader = source.model_copy(update={"fields": {}})
         form = None
         first_rejected: list[Rejected] = []
         num_read = num_rejected = 0
         for origin, raw in read_source(source, seed):
             if form is None:
                 form = recognise(raw, source, source.path or source.label)
-            record = parse_record(raw, form, source, origin)
+            fields = raw
+            if isinstance(raw, Mapping):
+                fields = TrackedFields(renamed(raw, source.fields))
+            record = parse_record(fields, form, reader, origin)
             num_read += 1
             count = account.of(record.source)
             count.read += 1
@@ -247,6 +121,10 @@ def read_records(settings: DataSettings, seed: int, spool: Spool, account: Accou
                 if len(first_rejected) < NUM_SHOWN:
                     first_rejected.append(record)
                 continue
+            # The demo's world says more about its records than any format reads.
+            if isinstance(fields, TrackedFields) and source.world is None:
+                account.note_unread(record.source, fields)
+            account.note_marks(record)
             repeat = duplicates.repeats(record, len(spool))
             if repeat is None:
                 spool.append(record, index)
@@ -257,8 +135,9 @@ def read_records(settings: DataSettings, seed: int, spool: Spool, account: Accou
                 spool.copies[repeat[1]] += 1
         if num_rejected > settings.max_rejected_share * num_read:
             raise InputError(
-                _too_many_rejected(source.label, first_rejected, num_rejected, num_read, settings)
+                too_many_rejected(source.label, first_rejected, num_rejected, num_read, settings)
             )
+    account.warn()
 
 
 class _Stream:
@@ -330,13 +209,13 @@ class _Stream:
             "noise": tokens.noise,
             "noise_kind": record.noise_kind,
         }
-        return row, len(result.input_ids) > max_length
+        return _Row(row, tokens, len(result.input_ids) > max_length)
 
     def check_rejected(self) -> None:
         """Stop where the template cannot render too many of the records."""
         if self._num_rejected > self._account.settings.max_rejected_share * self._num_tried:
             raise InputError(
-                _too_many_rejected(
+                too_many_rejected(
                     self.source.label,
                     self._first_rejected,
                     self._num_rejected,
@@ -417,11 +296,11 @@ class _Splits:
             stream.check_rejected()
 
     def _new(self, rows: Iterator[_Row], taken: set[bytes]) -> Iterator[_Row]:
-        for row, was_cut in rows:
-            if taken.isdisjoint(self.spool[row["sample_id"]].keys()):
-                yield row, was_cut
+        for row in rows:
+            if taken.isdisjoint(self.spool[row.values["sample_id"]].keys()):
+                yield row
             else:
-                self.account.of(row["source"]).duplicates += 1
+                self.account.of(row.values["source"]).duplicates += 1
 
     def keys(self) -> set[bytes]:
         """Of the content of all that has been written."""
@@ -481,26 +360,14 @@ class _Splits:
     def _write(self, rows: Iterator[_Row], split: str, output: Path, advance: Advance) -> list[int]:
         """Write a split; the numbers of its records."""
         written = []
-        with TableWriter(output / f"{split}.parquet", SAMPLE_SCHEMA, ROW_GROUP) as writer:
-            for row, was_cut in rows:
-                self.account.take(split, row, was_cut)
-                writer.write(row)
-                written.append(row["sample_id"])
+        with TableWriter(layout.split_file(output, split), SAMPLE_SCHEMA, ROW_GROUP) as writer:
+            for row in rows:
+                self.account.take(split, row.values["source"], row.tokens, row.was_cut)
+                writer.write(row.values)
+                written.append(row.values["sample_id"])
                 if len(written) % ROW_GROUP == 0:
                     advance(ROW_GROUP, "")
         return written
-
-
-def _too_many_rejected(
-    source: str, first: Sequence[Rejected], number: int, num_read: int, settings: DataSettings
-) -> str:
-    shown = "\n".join(f"  {record}" for record in first)
-    return (
-        f"{number} of the {num_read} records of source {source} cannot be used, more than "
-        f"data.max_rejected_share ({settings.max_rejected_share:g}) allows. The first:\n"
-        f"{shown}\nMend the records, map their fields with the source's `fields`, or allow a "
-        "larger share"
-    )
 
 
 def _too_few_of(source: SourceSettings, asked: int, usable: int) -> str:

@@ -1,12 +1,11 @@
-"""Pretrains the demo's base model: a small Llama that knows the world, and its tokenizer.
+"""Pretrain the demo's base model, a small Llama that knows the world, and fit its tokenizer.
 
-In go the world's plain questions (without those held out) and statements, and rows of words to
-repeat; out comes a checkpoint folder, and the share of held-out questions of each kind that the
-model answers exactly. The same seed gives the same weights on the same machine. The model never
-sees the chat form, though it knows the words: the tokenizer is fitted to them and they occur in the
-rows, in random order.
+    python -m forgetting.demo.pretrain --output DIR [--seed N] [--steps N]
 
-    python -m forgetting.demo.pretrain --output DIR
+In: plain questions without the held-out ones, statements, and rows of words to repeat. Out: a
+checkpoint folder, and the share of held-out questions of each kind that the model answers exactly.
+The same seed gives the same weights on the same machine. The model never sees a chat, but it knows
+the words of chats: the tokenizer is fitted to them, and they occur in the rows in random order.
 """
 
 from __future__ import annotations
@@ -33,16 +32,14 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from forgetting.demo.world import (
-    KINDS,
-    Kind,
+from forgetting.demo.facts import KINDS, Kind, entities
+from forgetting.demo.plain import (
     PlainQuestion,
-    chat_records,
-    entities,
     held_out_questions,
     plain_questions,
     plain_statements,
 )
+from forgetting.demo.world import chat_records
 
 logger = logging.getLogger(__name__)
 
@@ -55,22 +52,22 @@ LOG_EVERY = 100
 
 @dataclass(frozen=True)
 class Settings:
-    """What the run depends on besides the world. The defaults made the shipped checkpoint."""
+    """Settings of the pretraining. The defaults made the shipped checkpoint."""
 
     seed: int = 0
     steps: int = 2400
     batch_size: int = 96
-    """Texts in a step."""
+    """Texts per step."""
     question_shares: tuple[float, ...] = (0.14, 0.21, 0.29, 0.1)
-    """Of a step's texts, in the order of `KINDS`: comparison takes the longest to learn."""
+    """Shares of a step's texts, in the order of `KINDS`. Comparison takes the longest to learn."""
     statement_shares: tuple[float, ...] = (0.04, 0.05, 0.05, 0.04)
-    """As `question_shares`. What is left are rows of words to repeat."""
+    """Likewise for statements. The rest are rows of words to repeat."""
     learning_rate: float = 5e-3
-    """Of Muon and AdamW, after the warm-up; falls to 0 as a cosine."""
+    """Peak learning rate of Muon and AdamW, after the warm-up. Decays to 0 as a cosine."""
     warmup_steps: int = 50
     weight_decay: float = 0.02
     prompt_weight: float = 0.1
-    """Of the tokens before an answer in the loss; the answer's tokens have 1."""
+    """Loss weight of the tokens before an answer. The answer's tokens have weight 1."""
     vocab_size: int = 1024
     hidden_size: int = 160
     intermediate_size: int = 432
@@ -80,7 +77,7 @@ class Settings:
 
 
 def build_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE that encodes any text, each digit by itself, fitted to the demo's texts."""
+    """A byte-level BPE tokenizer, fitted to the demo's texts. Each digit is a token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -118,7 +115,7 @@ def _texts_to_fit() -> Iterator[str]:
 
 
 def build_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> LlamaForCausalLM:
-    """A Llama with random weights that depend on PyTorch's seed."""
+    """A Llama with random weights. They depend on PyTorch's seed."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=settings.hidden_size,
@@ -137,14 +134,14 @@ def build_model(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> Llama
 
 @dataclass(frozen=True)
 class Encoded:
-    """The tokens of a text and its end token, and where the answer in it starts."""
+    """The tokens of a text with its end token, and the start of its answer."""
 
     input_ids: list[int]
     answer_start: int
 
 
 def encode(texts: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase) -> list[Encoded]:
-    """Prompt and completion are encoded apart, as they are when an answer is generated."""
+    """Encode prompts and completions separately, as for generation."""
     prompts = tokenizer([prompt for prompt, _ in texts]).input_ids
     completions = tokenizer([completion for _, completion in texts]).input_ids
     return [
@@ -156,7 +153,7 @@ def encode(texts: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase)
 def _sampler(
     tokenizer: PreTrainedTokenizerBase, settings: Settings, rng: np.random.Generator
 ) -> Callable[[], Encoded]:
-    """Draws texts of all sorts by their shares, but no held-out question."""
+    """A function that draws texts of all kinds by their shares, but no held-out question."""
     pools = [
         *(
             [(q.prompt, q.completion) for q in plain_questions(kind) if not q.held_out]
@@ -177,10 +174,10 @@ def _sampler(
 
 
 def _repetitions(rng: np.random.Generator, num_texts: int) -> list[tuple[str, str]]:
-    """Words of the demo's texts, a few at a time, in random order on one line or several.
+    """Words of the demo's texts, a few at a time, in random order on one or several lines.
 
-    They teach the model to copy, and all its tokens as input and as output: tokens that it had
-    never met could not be learned later by adapters, which leave the embeddings as they are.
+    They teach the model to copy, and show it every token as input and output. Adapters leave the
+    embeddings unchanged, so they could not learn tokens that the model has never seen.
     """
     found = {word for text in _texts_to_fit() for word in re.findall(r"[^\s\d]+", text)}
     words = sorted(word for word in found if not word.startswith(entities()))
@@ -197,7 +194,7 @@ def _repetitions(rng: np.random.Generator, num_texts: int) -> list[tuple[str, st
 def collate(
     batch: Sequence[Encoded], pad_token_id: int, prompt_weight: float
 ) -> tuple[Tensor, Tensor]:
-    """Token ids and loss weights, both [text, position]; padded on the right with weight 0."""
+    """Token ids and loss weights, both of shape (texts, positions), right-padded with weight 0."""
     input_ids = torch.full((len(batch), max(len(item.input_ids) for item in batch)), pad_token_id)
     weights = torch.zeros(input_ids.shape)
     for row, item in enumerate(batch):
@@ -209,7 +206,7 @@ def collate(
 
 
 def weighted_loss(model: PreTrainedModel, input_ids: Tensor, weights: Tensor) -> Tensor:
-    """Mean cross-entropy of the tokens after the first, by their weights."""
+    """Weighted mean cross-entropy of the tokens after the first."""
     logits = model(input_ids=input_ids).logits[:, :-1]
     losses = cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none")
     weights = weights[:, 1:].flatten()
@@ -223,10 +220,10 @@ def accuracy(
     questions: Sequence[PlainQuestion],
     batch_size: int = 256,
 ) -> float:
-    """Share of questions that greedy decoding answers exactly, end token included.
+    """Share of questions that greedy decoding answers exactly, including the end token.
 
-    The right answer is fed in: greedy decoding reproduces it if and only if each of its tokens is
-    the most probable one after those before it.
+    The right answer is fed in: greedy decoding gives it if and only if each of its tokens is the
+    most probable one after those before it.
     """
     encoded = encode([(q.prompt, q.completion) for q in questions], tokenizer)
     num_correct = 0
@@ -242,7 +239,7 @@ def accuracy(
 def accuracies(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, num_questions: int
 ) -> dict[Kind, float]:
-    """Exact answers on `num_questions` held-out plain questions of each kind."""
+    """Accuracy on `num_questions` held-out plain questions of each kind."""
     return {
         kind: accuracy(model, tokenizer, held_out_questions(kind, num_questions)) for kind in KINDS
     }
@@ -251,9 +248,9 @@ def accuracies(
 def pretrain(
     settings: Settings,
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, list[float]]:
-    """Train from random weights; returns the model, its tokenizer and the loss of each step.
+    """Train from random weights. Returns the model, its tokenizer and the loss of each step.
 
-    Sets PyTorch's seed and its number of threads.
+    Sets PyTorch's seed and number of threads.
     """
     torch.set_num_threads(NUM_THREADS)
     torch.manual_seed(settings.seed)
@@ -297,7 +294,7 @@ def pretrain(
 def _optimizers(
     model: torch.nn.Module, settings: Settings
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    """Muon for the matrices, AdamW for the gains and embeddings.
+    """Muon for the matrices, AdamW for gains and embeddings.
 
     Embeddings do not decay: those of tokens that the questions lack would vanish.
     """
@@ -324,13 +321,13 @@ def _rate(step: int, warmup_steps: int, steps: int) -> float:
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, output: Path) -> None:
-    """Write a checkpoint folder: float32 weights, configuration, tokenizer."""
+    """Write a checkpoint folder: float32 weights, config and tokenizer."""
     model.save_pretrained(output)
     tokenizer.save_pretrained(output)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Pretrain, save, load what was saved and report its accuracies."""
+    """Pretrain, save, load the saved model and report its accuracy."""
     parser = argparse.ArgumentParser(prog="python -m forgetting.demo.pretrain")
     parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=Settings.seed)

@@ -1,4 +1,4 @@
-"""What a model can do: held-out responses, and tasks of lm-evaluation-harness, in process."""
+"""Measures models: loss on held-out responses, and tasks of lm-evaluation-harness, in process."""
 
 from forgetting.evaluation.harness import Harness, Measured, write_tasks
 from forgetting.evaluation.heldout import HELDOUT, evaluate_heldout

@@ -17,13 +17,13 @@ from typing import Any
 
 import yaml
 
-from forgetting.config.schema import SourceSettings
+from forgetting.config import SourceSettings
 from forgetting.data.sources import read_source
 from forgetting.errors import InputError
 from forgetting.evaluation import converters
 
 Located = tuple[str, Any]
-"""Where in its file a record is, and the record."""
+"""Location of a record in its file, and the record."""
 SPLITS = ("training", "validation", "test")
 # The instructions whose checks split text into sentences.
 NEEDS_PUNKT = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
@@ -31,32 +31,32 @@ NEEDS_PUNKT = {"length_constraints:number_sentences", "change_case:capital_word_
 
 @dataclass(frozen=True)
 class Form:
-    """A form in which a benchmark's items are published."""
+    """A file format in which a benchmark is published."""
 
     pattern: str
-    """Path of the file, below `data_dir` at any depth."""
+    """Path of the file, at any depth below `data_dir`."""
     convert: Callable[[Any], dict[str, Any]]
     read: Callable[[Path], Iterator[Located]] | None = None
-    """None: records of a JSON, JSONL or CSV file."""
+    """Reads the records; None: records of a JSON, JSONL or CSV file."""
     note: str | None = None
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A task of lm-eval that can be had from local files."""
+    """A task of lm-eval that can use local files."""
 
     task: str
     shipped: str
-    """Its file among those of lm-eval's tasks."""
+    """Its file in lm-eval's folder of tasks."""
     scored: str
-    """The data set's split of which the items are scored."""
+    """The split whose items are scored."""
     splits: Mapping[str, tuple[Form, ...]]
-    """Forms of each split, the preferred one first; all but the scored one may be absent."""
+    """File formats of each split, the preferred one first. Only the scored split is required."""
     tag: str | None = None
-    """Name under which lm-eval has it together with others."""
+    """lm-eval's name for a group of tasks that this one belongs to."""
     needs_example: bool = False
-    """The task takes its examples from `train`: without a file for it, the first item of the
-    scored split becomes the example and is not scored."""
+    """Whether the task takes its examples from `train`. Without a file for that split, the first
+    item of the scored split becomes the example and is not scored."""
 
 
 def _records(path: Path) -> Iterator[Located]:
@@ -65,7 +65,7 @@ def _records(path: Path) -> Iterator[Located]:
 
 
 def _blocks(path: Path) -> Iterator[Located]:
-    """The lines of each block; blank lines lie between blocks."""
+    """The lines of each block; blank lines separate blocks."""
     line = 1
     for block in path.read_text(encoding="utf-8-sig").split("\n\n"):
         if block.strip():
@@ -74,7 +74,7 @@ def _blocks(path: Path) -> Iterator[Located]:
 
 
 def _problems(path: Path) -> Iterator[Located]:
-    """The children of each `Problem` element, by their names."""
+    """The children of each `Problem` element, by name."""
     try:
         root = ElementTree.parse(path).getroot()
     except ElementTree.ParseError as error:
@@ -84,7 +84,7 @@ def _problems(path: Path) -> Iterator[Located]:
 
 
 def _questions(path: Path) -> Iterator[Located]:
-    """The questions of a file in the SQuAD form, each with its passage and title."""
+    """The questions of a file in the SQuAD format, each with its passage and title."""
     try:
         articles = json.loads(path.read_text(encoding="utf-8-sig"))["data"]
         for article in articles:
@@ -94,7 +94,7 @@ def _questions(path: Path) -> Iterator[Located]:
                     yield f"{path} question {question['id']}", {**question, **passage}
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
-            f"{path} is not in the SQuAD form, `data` with `paragraphs` and `qas`: {error!r}"
+            f"{path} is not in the SQuAD format (`data` with `paragraphs` and `qas`): {error!r}"
         ) from error
 
 
@@ -229,8 +229,8 @@ def find_files(benchmark: Benchmark, data_dir: Path) -> dict[str, tuple[Form, Pa
             paths = sorted(path for path in data_dir.rglob(form.pattern) if path.is_file())
             if len(paths) > 1:
                 raise InputError(
-                    f"evaluation.data_dir: {', '.join(map(str, paths))} all fit {benchmark.task}. "
-                    "Leave one"
+                    f"evaluation.data_dir: {', '.join(map(str, paths))} all match "
+                    f"{benchmark.task}. Remove all but one"
                 )
             if paths:
                 found[split] = form, paths[0]
@@ -239,7 +239,7 @@ def find_files(benchmark: Benchmark, data_dir: Path) -> dict[str, tuple[Form, Pa
 
 
 def missing_files(benchmark: Benchmark, data_dir: Path) -> str:
-    """What to say where `data_dir` lacks a benchmark."""
+    """The message for a `data_dir` that lacks a benchmark."""
     names = " or ".join(form.pattern for form in benchmark.splits[benchmark.scored])
     return f"evaluation.data_dir: {data_dir} has no file {names} for the task {benchmark.task}"
 
@@ -250,7 +250,7 @@ class LocalItems:
 
     splits: Mapping[str, list[dict[str, Any]]]
     notes: list[str]
-    """What a reader of the figures must know of where the items come from."""
+    """What a reader of the results must know about the origin of the items."""
 
 
 def read_items(benchmark: Benchmark, data_dir: Path) -> LocalItems:
@@ -270,7 +270,7 @@ def read_items(benchmark: Benchmark, data_dir: Path) -> LocalItems:
     if benchmark.needs_example and "train" not in splits:
         first, *rest = splits[benchmark.scored]
         if not rest:
-            raise InputError(f"{path} holds one item, which would be both example and question")
+            raise InputError(f"{path} has one item, which would be both example and question")
         splits |= {"train": [first], benchmark.scored: rest}
         notes.append(
             f"no training file: the first item of {path.name} is the example and is not scored"
@@ -294,13 +294,13 @@ def _convert(form: Form, path: Path) -> list[dict[str, Any]]:
 def write_task(
     benchmark: Benchmark, folder: Path, items: LocalItems | None, num_fewshot: int | None = None
 ) -> None:
-    """Write the task file of a benchmark into `folder`, and local items beside it."""
+    """Write the task file of a benchmark into `folder`, and local items next to it."""
     shipped = _shipped_tasks() / benchmark.shipped
     task: dict[str, Any] = {"include": str(shipped), "task": benchmark.task}
     if num_fewshot is not None:
         task["num_fewshot"] = num_fewshot
     if benchmark.needs_example:
-        # The same example for every item, whatever their number, order and process.
+        # The same example for every item, independent of their number, order and process.
         task["fewshot_config"] = {"sampler": "first_n", "split": "train"}
     if items is not None:
         files = {}
@@ -329,7 +329,7 @@ def _shipped_tasks() -> Path:
 
 
 def check_sentences(items: Iterable[Mapping[str, Any]], data_dir: Path) -> None:
-    """Refuse IFEval items whose checks need sentence data that is not here.
+    """Refuse IFEval items whose checks need sentence data that is not on this machine.
 
     Looks where nltk looks, and in `data_dir/nltk_data`.
 
@@ -348,6 +348,6 @@ def check_sentences(items: Iterable[Mapping[str, Any]], data_dir: Path) -> None:
     except LookupError as error:
         raise InputError(
             "ifeval counts sentences with nltk's punkt_tab data, which is not on this machine. "
-            f"With a network, `python -m nltk.downloader -d {own} punkt_tab` fetches it; without, "
-            f"copy tokenizers/punkt_tab of another machine's nltk_data into {own}"
+            f"Download it with `python -m nltk.downloader -d {own} punkt_tab`, or copy "
+            f"tokenizers/punkt_tab from another machine's nltk_data into {own}"
         ) from error

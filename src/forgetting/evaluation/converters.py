@@ -1,4 +1,4 @@
-"""Benchmark records from the forms in which they are published to those that lm-eval reads.
+"""Converts benchmark records from their published formats to those that lm-eval reads.
 
 Goes in: one record of a published file. Comes out: one record with the fields of the data set
 on the hub that the task of lm-eval is written for. Pure functions; a record that is not of the
@@ -30,7 +30,7 @@ def truthfulqa(record: Record) -> dict[str, Any]:
 
 
 def truthfulqa_csv(row: Record) -> dict[str, Any]:
-    """Multiple choice, derived from the answers of the generation form."""
+    """Multiple choice, derived from the answers of the generation task."""
     best = row["Best Answer"].strip()
     true = _distinct([best, *row["Correct Answers"].split(";")])
     false = _distinct(row["Incorrect Answers"].split(";"))
@@ -67,15 +67,15 @@ def logiqa(lines: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"four options must follow the question, not {len(options)}")
 
     def spaced(text: str) -> str:
-        # The files lack the space after a full stop; the data set on the hub has it.
+        # The files lack the space after a period; the dataset on the Hub has it.
         return text.replace(".", ". ").strip()
 
     return {
         "label": label,
         "context": spaced(context),
         "question": spaced(question),
-        # Some options lack their letter or stand in another order; the hub's reader, too, takes
-        # two characters off each and leaves the order.
+        # Some options lack their letter or are in another order. The Hub's reader, too, removes
+        # two characters from each and keeps the order.
         "options": [spaced(option[2:]) for option in options],
     }
 
@@ -94,7 +94,7 @@ def asdiv(problem: Record) -> dict[str, Any]:
 
 
 def tydiqa(record: Record) -> dict[str, Any]:
-    """A question of a file in the SQuAD form, with its passage and title."""
+    """A question of a file in the SQuAD format, with its passage and title."""
     answers = record["answers"]
     if not answers:
         raise ValueError("`answers` is empty")
@@ -150,5 +150,5 @@ def lambada(record: Record) -> dict[str, Any]:
 
 
 def arithmetic(record: Record) -> dict[str, Any]:
-    """A question and its answer, space before it included."""
+    """A question and its answer, including the space before the answer."""
     return {"context": str(record["context"]), "completion": str(record["completion"])}

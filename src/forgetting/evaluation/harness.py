@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness on a model in memory, adapter and all.
+"""Runs tasks of lm-evaluation-harness on a model in memory, with or without an adapter.
 
 Goes in: the recipe's settings once, then a model for each measurement. Comes out: one
 `TaskResult` a task. The index of tasks and their data are read once for all models. Knows
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from forgetting.config.schema import EvaluationSettings
+from forgetting.config import EvaluationSettings
 from forgetting.errors import InputError
 from forgetting.evaluation.benchmarks import BENCHMARKS, write_task
 from forgetting.evaluation.suites import (
@@ -37,23 +37,23 @@ from forgetting.evaluation.suites import (
 )
 from forgetting.rundir.results import Metric, TaskResult
 
-# Of bootstrapped standard errors, such as F1's; lm-eval's own default takes minutes a task.
+# For bootstrapped standard errors such as that of F1. lm-eval's default takes minutes per task.
 BOOTSTRAP_SAMPLES = 1000
 LOCAL_DATA = {"json", "csv", "parquet", "text", "arrow"}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one task gave."""
+    """The results of one task."""
 
     results: list[TaskResult]
-    """The task's own last; those of a group's tasks come before it."""
+    """The task's own result is last; a group's tasks come before it."""
     samples: dict[str, list[dict[str, Any]]]
-    """Prompts and answers by task, where they are kept."""
+    """Prompts and answers by task, if the recipe keeps them."""
 
 
 class Harness:
-    """The tasks of a recipe, ready to be run on one model after the other.
+    """The tasks of a recipe, ready to run on one model after the other.
 
     Args:
         settings: which tasks, and how.
@@ -62,7 +62,7 @@ class Harness:
         process_index: which of `num_processes` this one is.
 
     Raises:
-        InputError: a task is unknown, asked for twice, or lacks its local files.
+        InputError: a task is unknown, listed twice, or lacks its local files.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Harness:
         """Run one task; None in all processes but the first.
 
         Raises:
-            InputError: the task's data cannot be had, or it has fewer items than processes.
+            InputError: the task's data cannot be loaded, or it has fewer items than processes.
         """
         from lm_eval.evaluator import evaluate
 
@@ -116,7 +116,7 @@ class Harness:
             )
         if output is None:
             return None
-        # A group's own row is the last: where it is written, all are.
+        # A group's own result is the last: if it is written, all of them are.
         names = [*loaded["tasks"], *reversed(loaded["groups"])]
         results = [self._result(name, output, loaded, request) for name in names]
         for result in results:
@@ -130,7 +130,7 @@ class Harness:
         )
 
     def suite_results(self, results: Mapping[str, TaskResult]) -> list[TaskResult]:
-        """One row for each suite of the recipe, from the results of its tasks."""
+        """One result for each suite of the recipe, from the results of its tasks."""
         return [suite_result(suite, results) for suite in self.suites]
 
     def _load(self, request: Request) -> Any:
@@ -144,8 +144,8 @@ class Harness:
             except (OSError, ValueError, AssertionError, LookupError, DatasetsError) as error:
                 reason = " ".join(str(error).split())[:400]
                 raise InputError(
-                    f"evaluation.tasks: {request.task}: {reason}. Tasks take their data from "
-                    "the hub unless evaluation.data_dir or their own file names local data"
+                    f"evaluation.tasks: {request.task}: {reason}. Tasks load their data from the "
+                    "Hub unless evaluation.data_dir or the task file names local data"
                 ) from error
             for task in loaded["tasks"].values():
                 _set_num_fewshot(task, request.num_fewshot)
@@ -155,7 +155,7 @@ class Harness:
         return self._loaded[request.task]
 
     def _check_processes(self, items: Mapping[str, int]) -> None:
-        """lm-eval fails with a process that has nothing to do."""
+        """Refuse a process without items, with which lm-eval fails."""
         for name, number in items.items():
             if number < self._num_processes:
                 raise InputError(
@@ -169,7 +169,7 @@ class Harness:
 
         lm = HFLM(pretrained=model, tokenizer=self._tokenizer, batch_size=self._settings.batch_size)
         if self._num_processes > 1:
-            # For a model in memory HFLM leaves the division among processes to its caller.
+            # For a model in memory, HFLM leaves it to the caller to divide items among processes.
             lm.accelerator = Accelerator()
             lm._rank, lm._world_size = self._process_index, self._num_processes
         return lm
@@ -199,7 +199,7 @@ class Harness:
         shots = output["configs"][name]["num_fewshot"] if is_task else None
         notes = list(self._notes.get(name, []))
         if is_task and request.num_fewshot not in (None, shots):
-            notes.append(f"the task says {shots} examples itself; num_fewshot has no effect on it")
+            notes.append(f"the task sets {shots} examples itself; num_fewshot has no effect")
         return TaskResult(
             task=name,
             num_items=sum(int(counts[member]["effective"]) for member in members),
@@ -213,7 +213,7 @@ class Harness:
 def write_tasks(
     requests: Iterable[Request], data_dir: str | None, folder: Path
 ) -> dict[str, list[str]]:
-    """Write the task files of the benchmarks among `requests`, with local data where they have it.
+    """Write the task files of the benchmarks among `requests`, with local data if there is any.
 
     Returns:
         By task, what a reader of its figures must know of its items.
@@ -230,29 +230,29 @@ def write_tasks(
 
 
 def _index(requests: Iterable[Request], include_path: str | None, folder: Path) -> Any:
-    """lm-eval's index of tasks, of as few files as the requests need."""
-    # Imported here: it takes seconds, and a run without tasks does not need it.
+    """lm-eval's index of tasks, from as few files as the requests need."""
+    # Imported here because it takes seconds, and a run without tasks does not need it.
     from lm_eval.tasks import TaskManager
 
     names = {request.task for request in requests}
-    # What lies in a folder of the user's own comes before ours.
+    # Tasks in the user's folder take precedence over ours.
     paths = [folder, *([] if include_path is None else [include_path])]
     manager = TaskManager(include_path=paths, include_defaults=False)
     if not names <= set(manager.all_tasks):
-        # All that lm-eval ships: tens of seconds.
+        # All tasks of lm-eval, which takes tens of seconds.
         manager = TaskManager(include_path=paths)
     unknown = sorted(names - set(manager.all_tasks))
     if unknown:
         raise InputError(
-            f"evaluation.tasks: lm-eval knows no task {', '.join(unknown)}"
-            + (f", and none lies in {include_path}" if include_path else "")
+            f"evaluation.tasks: lm-eval has no task {', '.join(unknown)}"
+            + (f", nor has {include_path}" if include_path else "")
             + ". `lm_eval ls tasks` prints the names it knows"
         )
     return manager
 
 
 def _without_tags(requests: Iterable[Request], manager: Any) -> list[Request]:
-    """A tag's tasks in its place, so that each is done and kept by itself."""
+    """Replace a tag by its tasks, so that each is run and kept separately."""
     index = manager.task_index
     found: dict[str, Request] = {}
     for request in requests:
@@ -268,12 +268,12 @@ def _seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    # IFEval detects languages; without a seed the same answer can pass one time and fail the next.
+    # IFEval detects languages; without a seed, the same answer can pass or fail.
     langdetect.DetectorFactory.seed = seed
 
 
 def _set_num_fewshot(task: Any, wanted: int | None) -> None:
-    """As lm-eval does: a task that says 0 keeps it, one that says nothing has none."""
+    """Set the number of examples as lm-eval does: a task that sets 0 keeps it; the default is 0."""
     own = task.get_config("num_fewshot")
     if wanted is not None and own != 0:
         task.set_config(key="num_fewshot", value=wanted)
@@ -282,7 +282,7 @@ def _set_num_fewshot(task: Any, wanted: int | None) -> None:
 
 
 def _fit_generation(task: Any, lm: Any) -> list[str]:
-    """Shorten answers that alone fill all positions of the model, which lm-eval refuses to run."""
+    """Shorten answers that could fill all positions of the model; lm-eval would refuse them."""
     if task.OUTPUT_TYPE != "generate_until":
         return []
     own = dict(task.config.generation_kwargs or {})
@@ -297,7 +297,7 @@ def _fit_generation(task: Any, lm: Any) -> list[str]:
 
 
 def _cut_contexts(task: Any, tokenizer: Any, max_tokens: int) -> None:
-    """Keep the first `max_tokens` tokens of every item's `context`, examples included."""
+    """Keep the first `max_tokens` tokens of the `context` of every item and example."""
 
     if "context" not in task.eval_docs.features:
         raise InputError(f"max_context_tokens: the items of {task.task_name} have no `context`")
@@ -308,7 +308,7 @@ def _cut_contexts(task: Any, tokenizer: Any, max_tokens: int) -> None:
         return text if len(ends) <= max_tokens else text[: ends[max_tokens - 1][1]]
 
     split = task.config.test_split or task.config.validation_split
-    # Done here, once: lm-eval processes a data set anew each time it looks at it.
+    # Done once, here: lm-eval processes a dataset again each time it reads it.
     items = task.eval_docs
     contexts = [cut(text) for text in items["context"]]
     task.config.process_docs = None
@@ -324,15 +324,17 @@ def _is_local(config: Mapping[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def _on_stderr() -> Iterator[None]:
-    """lm-eval prints while it works; standard output is for results."""
+    """Send what lm-eval prints to standard error; standard output is for results."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
 
 
 @contextlib.contextmanager
 def _without_downloads() -> Iterator[None]:
-    """lm-eval's IFEval asks the network for sentence data as soon as it is imported, also where
-    no item needs it; a network that swallows the request holds that up for minutes."""
+    """Keep lm-eval's IFEval from downloading sentence data when it is imported.
+
+    It does so even if no item needs the data, and without a network that can take minutes.
+    """
     import nltk
 
     download = nltk.download

@@ -35,17 +35,17 @@ def evaluate_heldout(
     """Measure how well a model predicts held-out responses.
 
     `loss` is the mean cross-entropy of the response tokens in nats, its standard error that of
-    a ratio over samples, since tokens of one response are not independent; `perplexity` is its
-    exponential; `exact_match` is the share of responses that greedy decoding would give token
-    for token, end included (every token is the most likely one after those before it, so one
-    forward pass tells).
+    a ratio over samples, since tokens of one response are not independent. `perplexity` is its
+    exponential. `exact_match` is the share of responses that greedy decoding would produce token
+    for token, including the end. Every token is then the most likely one after those before it,
+    so one forward pass is enough.
 
     Args:
         samples: at least one.
         process_index: which of `num_processes`, met in torch.distributed, this one is.
     """
     counts = samples.num_response_tokens
-    # What is another process's stays zero, and is added.
+    # Samples of other processes stay zero here, and are added.
     losses, exact = np.zeros(len(samples)), np.zeros(len(samples))
     own = np.arange(process_index, len(samples), num_processes)
     if len(own):
@@ -84,7 +84,7 @@ def _response_metrics(
         stderr = math.sqrt(num_items / (num_items - 1) * float((residuals**2).sum())) / num_tokens
     accuracy = float(exact.mean())
     spread = math.sqrt(accuracy * (1 - accuracy) / (num_items - 1)) if num_items > 1 else None
-    # exp(709) is the largest a float holds; a loss above it has no perplexity to speak of.
+    # exp(709) is the largest that a float holds.
     perplexity = math.exp(min(loss, 709.0))
     return Group(
         num_items=num_items,

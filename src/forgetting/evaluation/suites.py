@@ -1,7 +1,7 @@
-"""Which tasks an evaluation asks for, with which settings, and what a suite makes of them.
+"""Plans which tasks an evaluation runs, and averages their results over suites.
 
-Goes in: the recipe's settings. Comes out: one `Request` a task, the suites they belong to, and,
-once the tasks are measured, one row a suite: the mean over its members. Runs no task.
+Goes in: the recipe's settings. Comes out: one `Request` per task, the suites they belong to, and,
+once the tasks are measured, one result per suite: the mean over its members. Runs no task.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from forgetting.config.schema import EvaluationSettings, ItemLimit
+from forgetting.config import EvaluationSettings, ItemLimit
 from forgetting.errors import InputError
 from forgetting.evaluation.benchmarks import (
     BENCHMARKS,
@@ -26,7 +26,7 @@ from forgetting.evaluation.benchmarks import (
     missing_files,
     read_items,
 )
-from forgetting.rundir.directory import file_sha256
+from forgetting.rundir.files import file_sha256
 from forgetting.rundir.results import Group, Metric, TaskResult
 
 AVERAGE = "average"
@@ -48,12 +48,12 @@ class Member(BaseModel):
 
     @property
     def label(self) -> str:
-        """The metric as results name it."""
+        """Name of the metric in results."""
         return metric_label(self.metric, self.filter)
 
 
 class Suite(BaseModel):
-    """Tasks that are reported as one average over its members."""
+    """Tasks that are reported as one average over the suite's members."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -62,25 +62,25 @@ class Suite(BaseModel):
 
 
 def metric_label(metric: str, filter_name: str) -> str:
-    """A metric's name in results: its filter is said where there is one."""
+    """Name of a metric in results, with its filter if it has one."""
     return metric if filter_name == "none" else f"{metric} ({filter_name})"
 
 
 @dataclass(frozen=True)
 class Request:
-    """A task to be run, and how."""
+    """A task to run, and how."""
 
     task: str
     num_fewshot: int | None = None
-    """None: what the task says."""
+    """Examples in the prompt; None: as the task sets it."""
     limits: tuple[ItemLimit, ...] = ()
-    """Each a number of items, or a share of them below 1; the smallest counts."""
+    """Each is a number of items, or a share of them below 1. The smallest applies."""
     max_context_tokens: int | None = None
     local: bool = False
-    """From files of `data_dir`."""
+    """Whether the items are in files of `data_dir`."""
 
     def num_items(self, total: int) -> int:
-        """How many of a task's items are scored."""
+        """How many of the task's `total` items are scored."""
         return min([total, *(math.ceil(total * x) if x < 1 else math.ceil(x) for x in self.limits)])
 
 
@@ -91,7 +91,7 @@ def shipped_suites() -> dict[str, Suite]:
 
 
 def _read_suites(folder: Path) -> dict[str, Suite]:
-    """The suites among the YAML files of a folder; task files of lm-eval are none."""
+    """The suites among the YAML files of a folder, which may also hold task files of lm-eval."""
     suites = {}
     for path in sorted(folder.glob("*.yaml")):
         try:
@@ -106,18 +106,18 @@ def _read_suites(folder: Path) -> dict[str, Suite]:
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(map(str, first["loc"]))
-            raise InputError(f"{path} is no suite: {place}: {first['msg']}") from error
+            raise InputError(f"{path} is not a valid suite: {place}: {first['msg']}") from error
         suites[suite.suite] = suite
     return suites
 
 
 def plan_tasks(settings: EvaluationSettings) -> tuple[list[Request], list[Suite]]:
-    """The tasks that settings ask for, each once, and the suites.
+    """The tasks of an evaluation, each once, and the suites.
 
     With `data_dir`, a member of a suite that is a mean over tasks keeps those that have files.
 
     Raises:
-        InputError: a suite cannot be read, a file is missing, or a task is asked for twice with
+        InputError: a suite cannot be read, a file is missing, or a task is listed twice with
             different settings.
     """
     known = shipped_suites()
@@ -130,8 +130,8 @@ def plan_tasks(settings: EvaluationSettings) -> tuple[list[Request], list[Suite]
     def add(request: Request) -> None:
         if requests.setdefault(request.task, request) != request:
             raise InputError(
-                f"evaluation.tasks asks for {request.task} twice, with different settings. "
-                "Evaluate one of them in a recipe of its own"
+                f"evaluation.tasks lists {request.task} twice, with different settings. Move one "
+                "of them to another recipe"
             )
 
     for asked in settings.tasks:
@@ -144,8 +144,8 @@ def plan_tasks(settings: EvaluationSettings) -> tuple[list[Request], list[Suite]
             continue
         if asked.num_fewshot is not None:
             raise InputError(
-                f"evaluation.tasks: {suite.suite} is a suite, and says itself how many examples "
-                "each of its tasks has. Leave num_fewshot out"
+                f"evaluation.tasks: {suite.suite} is a suite, which sets the number of examples of "
+                "each of its tasks. Remove num_fewshot"
             )
         suite = _available(suite, settings.data_dir)
         suites.append(suite)
@@ -158,7 +158,7 @@ def plan_tasks(settings: EvaluationSettings) -> tuple[list[Request], list[Suite]
 
 
 def _with_tag(name: str, data_dir: str | None) -> list[str]:
-    """The tasks of a name that stands for several of the benchmarks; others as they are."""
+    """The benchmarks of a tag; any other name stays as it is."""
     tagged = [task for task, benchmark in BENCHMARKS.items() if benchmark.tag == name]
     if not tagged:
         return [name]
@@ -176,7 +176,7 @@ def _available(suite: Suite, data_dir: str | None) -> Suite:
     if data_dir is None:
         return suite
     members = [
-        # Where nothing is there, the message names the first file.
+        # If no task has files, the message names the first one.
         m.model_copy(update={"tasks": _with_files(m.tasks, data_dir) or m.tasks[:1]})
         for m in suite.members
     ]
@@ -193,7 +193,7 @@ def _located(request: Request, data_dir: str | None) -> Request:
 
 
 def check_tasks(settings: EvaluationSettings) -> None:
-    """Refuse what an evaluation would fail on after hours of training: settings, local files.
+    """Refuse settings and local files on which an evaluation would fail after hours of training.
 
     Raises:
         InputError: the message names the setting, or the file and the record.
@@ -204,10 +204,10 @@ def check_tasks(settings: EvaluationSettings) -> None:
 
 
 def read_request(request: Request, data_dir: str | None) -> LocalItems | None:
-    """The local items of a task; None where it takes its own data set.
+    """The local items of a task; None if it uses its own dataset.
 
     Raises:
-        InputError: a file is broken, or IFEval's sentence data is not here.
+        InputError: a file is broken, or IFEval's sentence data is not on this machine.
     """
     if not request.local:
         return None
@@ -221,7 +221,7 @@ def read_request(request: Request, data_dir: str | None) -> LocalItems | None:
 
 
 def evaluation_fingerprint(settings: EvaluationSettings) -> dict[str, Any]:
-    """What the figures depend on beside the settings: the suites' contents, the local files'."""
+    """What results depend on apart from the settings: suites and local files, by content."""
     requests, suites = plan_tasks(settings)
     files = {}
     for request in requests:
@@ -232,9 +232,9 @@ def evaluation_fingerprint(settings: EvaluationSettings) -> dict[str, Any]:
 
 
 def suite_result(suite: Suite, results: Mapping[str, TaskResult]) -> TaskResult:
-    """The mean over a suite's members, each the mean over its tasks, none weighted by size.
+    """The unweighted mean over a suite's members, each the unweighted mean over its tasks.
 
-    The standard error is that of a mean of independent figures; None where one of them has none.
+    The standard error is that of a mean of independent figures; None if one of them has none.
 
     Args:
         results: by task; all tasks of the suite are among them.

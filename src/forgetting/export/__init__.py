@@ -1,7 +1,7 @@
-"""What a run gives away: its corpus with the selection, without its worst samples, its models.
+"""Exports of a run: the corpus with its selection or without its worst samples, and the models.
 
-`export` says what there is and puts it together; `tokens` and `records` make the rows of a corpus,
-`folder` makes an output that is there whole or not at all, `hub` puts it on the hub.
+`export` checks what is asked for and puts it together. `tokens` and `records` make the rows of a
+corpus, `folder` writes an output folder atomically, `hub` uploads it.
 """
 
 from forgetting.export.export import Export, Format, What, export_run

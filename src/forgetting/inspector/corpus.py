@@ -1,14 +1,13 @@
-"""All samples and tokens of a scored run in memory, and the questions that are asked of them.
+"""All samples and tokens of a scored run in memory, and the questions that the views ask.
 
-Goes in: a run directory after `select`, and a `decode`. Comes out: pages of a filtered, sorted
-list of samples, single samples cut into pieces with their numbers, and what holds for the whole
-corpus. Numbers are arrays over all samples or tokens; text is decoded when it is asked for.
-Knows nothing of HTML or HTTP; this is the only module of the inspector that reads the run.
+Goes in: a run directory after `select`, and a `decode`. Comes out: pages of a filtered and sorted
+list of samples, single samples cut into pieces with their numbers, and facts about the whole
+corpus. Numbers are arrays over all samples or tokens; text is decoded on request. Knows nothing
+of HTML or HTTP. This is the only module of the inspector that reads the run.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 from collections.abc import Sequence
@@ -19,30 +18,25 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
-import yaml
 
 from forgetting.errors import InputError
+from forgetting.escaping import visible
 from forgetting.inspector.pieces import Decode, piece_spans
-from forgetting.inspector.rule import (
-    NUM_LEVELS,
+from forgetting.inspector.search import TextIndex
+from forgetting.inspector.thresholds import (
+    RHOS,
+    Bools,
+    Floats,
+    Ints,
     NoiseCurve,
-    Rule,
-    forget_level,
-    level_of,
-    noise_curve,
-    thresholds,
+    Thresholds,
+    step_of,
 )
-from forgetting.method import MEASURES
-from forgetting.report.collect import Run, Selection, read_run, read_scores
-from forgetting.report.escaping import visible
-from forgetting.rundir.samples import Samples, list_column
+from forgetting.rundir.reader import RunReader
+from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, list_column
+from forgetting.rundir.scores import LOG_PROBS, has_scores
+from forgetting.rundir.selection import SelectionSummary, selected_parts
 
-Floats = npt.NDArray[np.floating]
-Ints = npt.NDArray[np.integer]
-Bools = npt.NDArray[np.bool_]
-
-PREFERRED = "forgetting"
 COLOR_LEVELS = 10
 CLIP = (0.02, 0.98)
 PREVIEW_TOKENS = 32
@@ -55,22 +49,22 @@ class Query:
     """Which samples are listed, in which order."""
 
     rho: float | None = None
-    """At which share of positive tokens; None: as the run selected."""
+    """Share of positive tokens, rounded to a step of the slider; None: as the run selected."""
     source: int | None = None
-    """Place in `Inspection.sources`; None: all."""
+    """Index in `Inspection.sources`; None: all."""
     text: str = ""
-    """Searched in prompt and response, upper and lower case alike."""
+    """Searched in prompt and response, ignoring case."""
     min_negative: float = 0.0
-    """Least share of a sample's response tokens that is negative."""
+    """Minimum share of a sample's response tokens that is negative."""
     sort: Sort = "worst"
-    """By mean quality, lowest or highest first, or by place in D_train."""
+    """By mean quality, lowest or highest first, or in the order of D_train."""
     offset: int = 0
     limit: int = 50
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The ends and the middle of the colours, in units of quality."""
+    """The ends and the middle of the color scale, in units of quality."""
 
     low: float
     center: float
@@ -79,7 +73,7 @@ class Scale:
     def share(self, quality: float) -> float:
         """-1 (at `low` or below) to 1 (at `high` or above), 0 in the middle.
 
-        The root of the distance: of the tokens, most lie near the middle of a long range.
+        The square root of the distance, because most tokens are near the middle of a long range.
         """
         distance = quality - self.center
         end = self.high - self.center if distance > 0 else self.center - self.low
@@ -88,16 +82,14 @@ class Scale:
 
 
 class Inspection:
-    """A scored and selected corpus, ready to be looked at.
+    """A scored and selected corpus, ready to be browsed.
 
     Args:
         name: of the run.
         samples: D_train.
-        selection: summary of the variant that is looked at.
-        rule: how that variant selects.
+        selection: the selection that is shown.
         columns: `base_log_probs`, `reference_log_probs`, `quality` and `polarity` of all response
             tokens, each of shape (response tokens,).
-        end_token_ids: of the tokenizer.
         decode: text of token ids.
     """
 
@@ -105,17 +97,17 @@ class Inspection:
         self,
         name: str,
         samples: Samples,
-        selection: Selection,
-        rule: Rule,
+        selection: SelectionSummary,
         columns: dict[str, npt.NDArray[Any]],
-        end_token_ids: Sequence[int],
         decode: Decode,
     ) -> None:
         self.name = name
         self.selection = selection
-        self.rule = rule
         self.columns = columns
-        self.end_token_ids = sorted(end_token_ids) if rule.keep_ends else []
+        self.by_sample = selection.granularity == "sequence"
+        """Whether whole samples are selected, by their mean quality."""
+        self.by_source = selection.balance == "source"
+        """Whether rho is a share of each source."""
         self._decode = decode
         self._decoding = threading.Lock()
         self._table = samples.table.select(["sample_id", "source", "noise_kind"])
@@ -132,19 +124,21 @@ class Inspection:
         means = self._per_sample(columns["quality"]) / np.maximum(self.lengths, 1)
         self.mean_quality: Floats = np.where(self.lengths > 0, means, np.nan)
         self.num_noisy = self._per_sample(self.noise > 0)
-        self.is_end = np.isin(samples.response_ids, self.end_token_ids)
+        self.is_end = np.isin(samples.response_ids, selection.end_token_ids)
+        """Tokens that are never negative, shape (response tokens,)."""
         self._sorted_quality = np.sort(columns["quality"])
-        self._group_of = self.source_of if rule.by_source else np.zeros(len(self), np.int64)
-        base, reference = (columns[f"{name}_log_probs"] for name in ("base", "reference"))
+        self._group_of = self.source_of if self.by_source else np.zeros(len(self), np.int64)
+        base, reference = (columns[name] for name in LOG_PROBS)
         self.has_reference = not np.array_equal(base, reference)
-        """False where the corpus was scored by the base alone, which then stands in for both."""
-        self.sketches = self._sketches()
+        """False if the corpus was scored by the base alone, in the place of both models."""
+        self.thresholds = self._thresholds()
+        """One per source if `by_source`, else one."""
         self.scale = self._scale()
         self.curve = self._curve()
         self._orders = self._sorted()
-        self._texts = _TextIndex(self)
+        self._texts = TextIndex(len(self), self._text)
         self._own_negatives = self._per_sample(self.polarity < 0)
-        self._negatives: tuple[float, Ints] | None = None
+        self._negatives: tuple[int, Ints] | None = None
 
     def __len__(self) -> int:
         return len(self.token_starts) - 1
@@ -172,23 +166,22 @@ class Inspection:
         sums = np.add.reduceat(values, np.minimum(self.starts[:-1], len(values) - 1), dtype=kind)
         return np.where(self.lengths > 0, sums, 0)  # reduceat gives an empty slice its neighbour
 
-    def _sketches(self) -> list[Floats]:
-        if self.rule.by_sample:
+    def _thresholds(self) -> list[Thresholds]:
+        if self.by_sample:
             known = self.lengths > 0
             values, groups = self.mean_quality[known], self._group_of[known]
-        elif not self.rule.by_source:
-            return [thresholds(self._sorted_quality)]
         else:
             values, groups = self.quality, np.repeat(self._group_of, self.lengths)
-        num_groups = len(self.sources) if self.rule.by_source else 1
-        return [thresholds(np.sort(values[groups == group])) for group in range(num_groups)]
+        num_groups = len(self.sources) if self.by_source else 1
+        rate = self.selection.forget_rate
+        return [Thresholds.of(values[groups == group], rate) for group in range(num_groups)]
 
     def _scale(self) -> Scale:
         if not len(self.quality):
             return Scale(0.0, 0.0, 0.0)
         low, high = (float(q) for q in np.quantile(self.quality, CLIP))
         # A measure that is never above 0 has no natural middle.
-        has_zero = MEASURES[self.selection.quality].has_zero
+        has_zero = self.selection.measure.has_zero
         center = 0.0 if has_zero else float(np.median(self.quality))
         return Scale(min(low, center), center, max(high, center))
 
@@ -196,19 +189,14 @@ class Inspection:
         known = self.noise != UNKNOWN
         if not (self.noise > 0).any():
             return None
-        values = self.quality
-        if self.rule.by_sample:
-            values = np.repeat(self.mean_quality, self.lengths)
+        values = np.repeat(self.mean_quality, self.lengths) if self.by_sample else self.quality
         groups = np.repeat(self._group_of, self.lengths)
-        parts = []
-        for group, sketch in enumerate(self.sketches):
+        zeros = np.zeros(len(RHOS), np.int64)
+        total = NoiseCurve(zeros, zeros)
+        for group, at in enumerate(self.thresholds):
             chosen = known & (groups == group)
-            part = (values[chosen], self.noise[chosen] > 0, self.is_end[chosen])
-            parts.append(noise_curve(*part, sketch, self.rule))
-        return NoiseCurve(
-            np.sum([part.num_not_positive for part in parts], axis=0),
-            np.sum([part.num_found for part in parts], axis=0),
-        )
+            total += NoiseCurve.of(values[chosen], self.noise[chosen] > 0, self.is_end[chosen], at)
+        return total
 
     def _sorted(self) -> dict[str, Ints]:
         worst = np.argsort(self.mean_quality, kind="stable")
@@ -220,24 +208,23 @@ class Inspection:
         """Negative tokens of each sample at a rho (None: as the run selected), shape (samples,)."""
         if rho is None:
             return self._own_negatives
+        step = step_of(rho)
         known = self._negatives
-        if known is not None and known[0] == rho:
+        if known is not None and known[0] == step:
             return known[1]
-        level = forget_level(self.rule, level_of(rho))
-        below = np.array([sketch[level] for sketch in self.sketches])[self._group_of]
-        if self.rule.by_sample:
+        below = np.array([at.negative[step] for at in self.thresholds])[self._group_of]
+        if self.by_sample:
             negative = np.repeat(self.mean_quality < below, self.lengths)
         else:
             negative = self.quality < np.repeat(below, self.lengths)
         counts = self._per_sample(negative & ~self.is_end)
-        self._negatives = (rho, counts)
+        self._negatives = (step, counts)
         return counts
 
     def find(self, query: Query) -> tuple[Ints, int]:
-        """Rows of D_train that a query asks for, in its order, and how many texts were searched.
+        """Rows of D_train that match a query, in its order, and how many texts were searched.
 
-        The texts are decoded once, in the background; until that is done, a search for text
-        knows only the first of them.
+        Until all texts are decoded, a search for text knows only the first of them.
         """
         mask = np.ones(len(self), dtype=bool)
         if query.source is not None:
@@ -253,7 +240,7 @@ class Inspection:
         return order[mask[order]], num_searched
 
     def page(self, query: Query) -> dict[str, Any]:
-        """A page of the list that a query asks for, as the front end reads it."""
+        """A page of the list that a query asks for, as the page reads it."""
         rows, num_searched = self.find(query)
         shown = rows[query.offset : query.offset + query.limit]
         negatives = self.num_negative(query.rho)
@@ -283,11 +270,11 @@ class Inspection:
         return visible(" ".join(self.decode(ids.tolist()).replace("\ufffd", "").split()))
 
     def sample(self, row: int, max_tokens: int) -> dict[str, Any]:
-        """One sample with all of its numbers, as the front end reads it.
+        """One sample with all of its numbers, as the page reads it.
 
         Args:
-            row: place in D_train.
-            max_tokens: response tokens that are shown; the rest is counted in `num_left_out`.
+            row: index in D_train.
+            max_tokens: response tokens that are shown; the others are counted in `num_left_out`.
         """
         tokens = slice(int(self.token_starts[row]), int(self.token_starts[row + 1]))
         ids, is_response = self.input_ids[tokens], self.is_response[tokens]
@@ -328,12 +315,17 @@ class Inspection:
         return blocks
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids; from one thread at a time."""
+        """Text of token ids. Thread-safe."""
         with self._decoding:
             return self._decode(ids)
 
+    def _text(self, row: int) -> str:
+        return self.decode(
+            self.input_ids[self.token_starts[row] : self.token_starts[row + 1]].tolist()
+        )
+
     def whole(self) -> dict[str, Any]:
-        """What holds for the corpus, as the front end reads it."""
+        """Facts about the whole corpus, as the page reads them."""
         known = self.noise != UNKNOWN
         not_positive = (self.polarity != 1) & known
         noisy = self.noise > 0
@@ -341,21 +333,24 @@ class Inspection:
         return {
             "name": visible(self.name),
             "about": (
-                f"{len(self):,} samples with {len(self.quality):,} response tokens, as the variant "
-                f"{visible(selection.variant)} selects them. Quality ({selection.quality}): "
-                f"{selection.formula}, l being the loss of a token in nats."
+                f"{len(self):,} samples with {len(self.quality):,} response tokens, as selected by "
+                f"the variant {visible(selection.variant)}. Quality ({selection.quality}): "
+                f"{selection.measure.formula}, where l is the loss of a token in nats."
             ),
             "has_reference": self.has_reference,
             "num_samples": len(self),
             "num_tokens": len(self.quality),
             "sources": self.source_names,
             "rho": selection.rho,
-            "num_levels": NUM_LEVELS,
-            "sketches": [_decimals(sketch) for sketch in self.sketches],
-            "by_sample": self.rule.by_sample,
-            "by_source": self.rule.by_source,
-            "forget_rate": self.rule.forget_rate,
-            "end_ids": self.end_token_ids,
+            "rhos": RHOS.tolist(),
+            "thresholds": [
+                {"positive": self._limits(at.positive), "negative": self._limits(at.negative)}
+                for at in self.thresholds
+            ],
+            "by_sample": self.by_sample,
+            "by_source": self.by_source,
+            "ignores": selection.forget_rate is not None or bool((self.polarity == 0).any()),
+            "end_ids": selection.end_token_ids,
             "own_negative": int((self.polarity < 0).sum()),
             "scale": [self.scale.low, self.scale.center, self.scale.high],
             "color_levels": COLOR_LEVELS,
@@ -370,35 +365,11 @@ class Inspection:
             },
         }
 
-
-class _TextIndex:
-    """The text of every sample for searching; decoded in the background from the first search."""
-
-    def __init__(self, inspection: Inspection) -> None:
-        self._inspection = inspection
-        self._texts: list[str] = []
-        self._thread: threading.Thread | None = None
-        self._starting = threading.Lock()
-
-    def search(self, text: str) -> tuple[Bools, int]:
-        """Which samples hold the text, among those decoded so far, and how many these are."""
-        with self._starting:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._decode_all, daemon=True)
-                self._thread.start()
-        # A small corpus is searched at once; a large one need not keep a page waiting.
-        self._thread.join(timeout=0.3)
-        num_searched = len(self._texts)
-        wanted = text.casefold()
-        matches = np.zeros(len(self._inspection), dtype=bool)
-        matches[:num_searched] = [wanted in known for known in self._texts[:num_searched]]
-        return matches, num_searched
-
-    def _decode_all(self) -> None:
-        starts, ids = self._inspection.token_starts, self._inspection.input_ids
-        for row in range(len(self._inspection)):
-            text = self._inspection.decode(ids[starts[row] : starts[row + 1]].tolist())
-            self._texts.append(text.casefold())
+    def _limits(self, thresholds: Floats) -> list[float | None]:
+        """Thresholds as numbers that compare on the page as they do here; None is above all."""
+        # A token's quality is on the page as a decimal of its float32, a sample's mean as it is.
+        values = thresholds.tolist() if self.by_sample else _decimals(thresholds)
+        return [value if math.isfinite(value) else None for value in values]
 
 
 def _known_noise(samples: Samples) -> npt.NDArray[np.int8]:
@@ -407,22 +378,17 @@ def _known_noise(samples: Samples) -> npt.NDArray[np.int8]:
     flags, starts = list_column(samples.table, "noise")
     if not np.array_equal(np.diff(starts)[is_known], samples.num_response_tokens[is_known]):
         raise InputError(
-            "data/train.parquet does not hold one mark of noise for each response token. "
-            "Prepare the run again."
+            "the samples of D_train do not have one noise mark per response token. Prepare the run "
+            "again with `forgetting prepare`"
         )
     noise = np.full(len(samples.response_ids), UNKNOWN, dtype=np.int8)
     noise[np.repeat(is_known, samples.num_response_tokens)] = flags
     return noise
 
 
-def _decimals(values: Floats) -> list[float]:
+def _decimals(values: npt.NDArray[Any]) -> list[float]:
     """The shortest decimals that are these numbers in float32."""
     return [float(str(value)) for value in values.astype(np.float32)]
-
-
-def preferred(run: Run) -> Selection | None:
-    """The variant that is looked at where nobody says: `forgetting`, or the first."""
-    return run.selections.get(PREFERRED) or next(iter(run.selections.values()), None)
 
 
 def open_inspection(run_dir: Path, decode: Decode, variant: str | None = None) -> Inspection | None:
@@ -431,67 +397,33 @@ def open_inspection(run_dir: Path, decode: Decode, variant: str | None = None) -
     Args:
         run_dir: a run, at least up to `select`.
         decode: text of token ids, special tokens included.
-        variant: whose selection is looked at; default: `forgetting`, or the first.
+        variant: whose selection is shown; default: `forgetting`, or the first.
 
     Returns:
-        None where nothing is scored and selected yet, or D_train is empty.
+        None if nothing is scored and selected yet, or D_train is empty.
 
     Raises:
-        InputError: no run there, no such variant, or data, scores and selection do not belong
-            together.
+        InputError: there is no run or no such variant, or scores or selection are damaged or
+            belong to other tokens than those of D_train.
     """
-    run = read_run(run_dir)
-    if variant is not None and variant not in run.selections:
-        known = ", ".join(run.selections) or "none"
+    run = RunReader(run_dir)
+    if variant is not None and variant not in run.selected_variants:
+        known = ", ".join(run.selected_variants) or "none"
         raise InputError(f"{run_dir} has no selection of a variant {variant}. It has: {known}")
-    selection = run.selections[variant] if variant is not None else preferred(run)
-    scores = None if selection is None else read_scores(run_dir, selection.quality)
-    if selection is None or scores is None or len(scores.sample_ids) == 0:
+    variant = variant or run.preferred_variant
+    if variant is None or not has_scores(run_dir):
         return None
-    train_path = run_dir / "data" / "train.parquet"
-    polarity_path = run_dir / "selection" / selection.variant / "polarity.parquet"
-    samples = Samples.read(train_path)
-    try:
-        table = pq.read_table(polarity_path)
-        polarity, starts = list_column(table, "polarity")
-        ids = table["sample_id"].to_numpy()
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise InputError(f"{polarity_path} cannot be read: {error}. Select again.") from error
-    for path, found, found_starts in (
-        (train_path, samples.sample_ids, samples.response_starts),
-        (polarity_path, ids, starts),
-    ):
-        if not np.array_equal(found, scores.sample_ids):
-            raise InputError(
-                f"{path} and the scores are of different samples. Score the run again."
-            )
-        if not np.array_equal(found_starts, scores.offsets):
-            row = int(np.flatnonzero(np.diff(found_starts) != np.diff(scores.offsets))[0])
-            raise InputError(
-                f"sample {found[row]} has different numbers of response tokens in {path} and in "
-                "the scores. Score the run again."
-            )
+    selection = run.selection(variant)
+    measure = selection.measure
+    names = list(dict.fromkeys((*LOG_PROBS, *measure.columns)))
+    parts = list(selected_parts(run_dir, variant, names, SAMPLE_SCHEMA.names, run.fingerprint))
+    if not parts:
+        return None
+    scores = {name: np.concatenate([part.scores[name] for part in parts]) for name in names}
     columns = {
-        "base_log_probs": scores.base_log_probs,
-        "reference_log_probs": scores.reference_log_probs,
-        "quality": scores.quality,
-        "polarity": polarity,
+        **{name: scores[name] for name in LOG_PROBS},
+        "quality": measure.compute(*(scores[name] for name in measure.columns)),
+        "polarity": np.concatenate([part.polarity for part in parts]),
     }
-    rule = Rule.from_recipe(_selection_settings(run.recipe_text, selection.variant))
-    return Inspection(run.name, samples, selection, rule, columns, _end_token_ids(run_dir), decode)
-
-
-def _selection_settings(recipe_text: str, variant: str) -> dict[str, Any]:
-    recipe = yaml.safe_load(recipe_text)
-    try:
-        return dict(recipe["variants"][variant]["selection"])
-    except (KeyError, TypeError):
-        return {}
-
-
-def _end_token_ids(run_dir: Path) -> list[int]:
-    path = run_dir / "data" / "summary.json"
-    try:
-        return list(json.loads(path.read_text(encoding="utf-8")).get("end_token_ids", []))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {error}. Prepare the run again.") from error
+    samples = Samples(pa.concat_tables(part.samples.table for part in parts))
+    return Inspection(run.name, samples, selection, columns, decode)

@@ -1,8 +1,9 @@
-"""The mathematics of the choice: log-probabilities to quality, quality to polarity.
+"""The mathematics: scores to quality, quality to polarity, polarity to the loss of a step.
 
-`quality` measures tokens, `choice` divides them into those to learn, to forget and to ignore,
-`order` finds the exact value at which to cut in bounded memory, `summary` counts what came out.
-Nothing here knows of models, of texts or of files.
+`measures` rates tokens, `selection` decides which to learn, forget and ignore, `loss` and `terms`
+define the objective, `schedule` its lambda. `quantile` finds an exact threshold in bounded memory,
+`mixture` fits two components, `tally` and `metrics` count results. Needs torch and numpy only.
+Knows nothing of models, texts, files or settings.
 """
 
 from forgetting.method.measures import MEASURES, QualityName, token_quality

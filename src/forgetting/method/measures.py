@@ -1,30 +1,38 @@
-"""How good a token is, by several measures: from scores under two models to one number.
+"""Measures of token quality: from scores under two models to one number, an entry of `MEASURES`.
 
-Goes in: for each response token what one pass over a model yields: its log-probability, the
-entropy of the prediction, the rank of the token in it. Comes out: its quality, higher for a
-better token, finite for all finite scores. A measure is an entry of `MEASURES`.
+Goes in: scores of each response token from one forward pass per model, such as its log-probability
+or the entropy of the prediction. Comes out: its quality, higher for a better token, finite for all
+finite scores. Knows nothing of where scores come from or how tokens are selected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-QualityName = Literal[
-    "influence",
-    "base_loss",
-    "reference_loss",
-    "min_loss",
-    "relative",
-    "rank_gap",
-    "entropy_gap",
-]
+from forgetting.errors import InputError
+from forgetting.registry import Registry
 
-# In nats: a token of which the base is surer than this (99 % probability) counts as this sure.
+QualityName = str
+"""Name of a measure in `MEASURES`."""
+
+STATISTICS = (
+    "log_probs",
+    "entropy",
+    "surprise_std",
+    "best_other_log_prob",
+    "rank",
+    "sum_squares",
+)
+"""Scores that one forward pass yields for each token."""
+COLUMNS = tuple(f"{model}_{name}" for model in ("base", "reference") for name in STATISTICS)
+"""Scores that a measure may ask for: each statistic under the base and the reference model."""
+
+# In nats: a token with a smaller loss (a probability above 99 %) counts as having this one.
 MIN_BASE_LOSS = 0.01
 
 
@@ -47,17 +55,17 @@ def token_quality(base_log_probs: ArrayLike, reference_log_probs: ArrayLike) -> 
 
 
 def log_prob(log_probs: NDArray) -> NDArray:
-    """`Q = log p = -loss`: a token is bad where one model finds it improbable."""
+    """`Q = log p = -loss`: a token is bad if the model finds it improbable."""
     return log_probs
 
 
 def min_loss(base_log_probs: NDArray, reference_log_probs: NDArray) -> NDArray:
-    """`Q = -min(l_base, l_reference)`: a token is bad only where both find it improbable."""
+    """`Q = -min(l_base, l_reference)`: a token is bad only if both models find it improbable."""
     return np.maximum(base_log_probs, reference_log_probs)
 
 
 def relative_change(base_log_probs: NDArray, reference_log_probs: NDArray) -> NDArray[np.float32]:
-    """`Q = (l_base - l_reference) / max(l_base, 0.01)`: the share of its loss that a token lost."""
+    """`Q = (l_base - l_reference) / max(l_base, 0.01)`: the relative decrease of the loss."""
     base, reference = (-np.asarray(x, np.float64) for x in (base_log_probs, reference_log_probs))
     change = (base - reference) / np.maximum(base, MIN_BASE_LOSS)
     limit = np.finfo(np.float32).max
@@ -65,52 +73,127 @@ def relative_change(base_log_probs: NDArray, reference_log_probs: NDArray) -> ND
 
 
 def rank_gap(base_rank: NDArray, reference_rank: NDArray) -> NDArray[np.float32]:
-    """`Q = log(1 + rank_base) - log(1 + rank_reference)`: places won, on a logarithmic scale.
+    """`Q = log(1 + rank_base) - log(1 + rank_reference)`: the gain in rank, on a logarithmic scale.
 
-    A rank is the number of tokens that the model finds strictly more probable, 0 for its first.
+    A token's rank is the number of tokens that the model finds strictly more likely.
     """
     base, reference = (np.log1p(np.asarray(x, np.float64)) for x in (base_rank, reference_rank))
     return (base - reference).astype(np.float32)
 
 
 def entropy_gap(base_log_probs: NDArray, base_entropy: NDArray) -> NDArray:
-    """`Q = H_base - l_base`: the loss that the base expected minus the loss that it had.
+    """`Q = H_base - l_base`: the expected loss under the base minus the actual loss.
 
-    H is the entropy of its prediction at that position, the loss that a token drawn from it has
-    on average; so an uncertain position does not count as noise. The same difference, without
-    its sign, is what locally typical sampling looks at (Meister et al., arXiv 2202.00666).
+    H is the entropy of the base model's prediction at the position: the expected loss of a token
+    drawn from it. So a token at an uncertain position does not count as noise. Locally typical
+    sampling (Meister et al., arXiv 2202.00666) uses the absolute value of the same difference.
     """
     return base_entropy + base_log_probs
 
 
 @dataclass(frozen=True)
 class Measure:
-    """A measure of quality."""
+    """A measure of token quality."""
 
+    name: str
     formula: str
-    """For people; l is the loss of a token, the negative log-probability, in nats."""
+    """Formula for people; l is a token's loss, its negative log-probability in nats."""
     columns: tuple[str, ...]
-    """The scores that it needs, in the order of the arguments of `compute`."""
+    """Scores that the measure needs, in the order of the arguments of `compute`."""
     compute: Callable[..., NDArray]
-    """Arrays of shape (tokens,) to quality of the same shape."""
-    has_zero: bool
-    """Whether 0 divides better from worse; else the measure never is above 0."""
+    """Function from arrays of shape (tokens,) to quality of the same shape, higher for a better
+    token."""
+    has_zero: bool = False
+    """Whether 0 separates better from worse. If not, the quality is never above 0."""
+    is_stepped: bool = False
+    """Whether the quality takes few distinct values, so that its distribution has no peaks."""
 
 
 _LOG_PROBS = ("base_log_probs", "reference_log_probs")
-MEASURES: Mapping[QualityName, Measure] = {
-    "influence": Measure("l base − l reference", _LOG_PROBS, token_quality, True),
-    "base_loss": Measure("−l base", ("base_log_probs",), log_prob, False),
-    "reference_loss": Measure("−l reference", ("reference_log_probs",), log_prob, False),
-    "min_loss": Measure("−min(l base, l reference)", _LOG_PROBS, min_loss, False),
-    "relative": Measure("(l base − l reference) / l base", _LOG_PROBS, relative_change, True),
-    "rank_gap": Measure(
-        "log(1 + rank base) − log(1 + rank reference)",
-        ("base_rank", "reference_rank"),
-        rank_gap,
-        True,
-    ),
-    "entropy_gap": Measure(
-        "entropy base − l base", ("base_log_probs", "base_entropy"), entropy_gap, True
-    ),
-}
+DEFAULT_MEASURE = "influence"
+"""The paper's."""
+MEASURES: Registry[Measure] = Registry(
+    "measure",
+    "forgetting.measures",
+    [
+        Measure(DEFAULT_MEASURE, "l base − l reference", _LOG_PROBS, token_quality, has_zero=True),
+        Measure("base_loss", "−l base", ("base_log_probs",), log_prob),
+        Measure("reference_loss", "−l reference", ("reference_log_probs",), log_prob),
+        Measure("min_loss", "−min(l base, l reference)", _LOG_PROBS, min_loss),
+        Measure(
+            "relative",
+            "(l base − l reference) / l base",
+            _LOG_PROBS,
+            relative_change,
+            has_zero=True,
+        ),
+        Measure(
+            "rank_gap",
+            "log(1 + rank base) − log(1 + rank reference)",
+            ("base_rank", "reference_rank"),
+            rank_gap,
+            has_zero=True,
+            is_stepped=True,
+        ),
+        Measure(
+            "entropy_gap",
+            "entropy base − l base",
+            ("base_log_probs", "base_entropy"),
+            entropy_gap,
+            has_zero=True,
+        ),
+    ],
+)
+"""How good a token is."""
+
+
+def register_measure(
+    name: str,
+    compute: Callable[..., NDArray],
+    *,
+    columns: tuple[str, ...] = ("base_log_probs",),
+    formula: str = "",
+    has_zero: bool = False,
+) -> None:
+    """Add a measure of token quality, which recipes then accept as `selection.quality`.
+
+    Args:
+        name: lowercase letters, digits and underscores.
+        compute: function of one array per column, each of shape (tokens,), that returns the
+            quality of each token, higher for a better one.
+        columns: scores that `compute` takes, in its order: `base_` or `reference_`, followed by
+            `log_probs` (nats), `entropy` (nats), `surprise_std` (nats), `best_other_log_prob`
+            (nats), `rank` (0 for the most likely token) or `sum_squares`.
+        formula: for people; default: the name.
+        has_zero: whether a quality above 0 means a good token, so that `rho: auto` and
+            `threshold: zero` make sense.
+
+    Raises:
+        ValueError: the name is malformed or taken, or a column does not exist.
+
+    Example:
+        >>> register_measure("likely", lambda log_probs: log_probs, formula="log p base")
+    """
+    columns = (columns,) if isinstance(columns, str) else tuple(columns)
+    unknown = [column for column in columns if column not in COLUMNS]
+    if unknown or not columns:
+        raise ValueError(
+            f"the measure {name} asks for {unknown[0] if unknown else 'no column'}. The columns "
+            f"are {', '.join(COLUMNS)}"
+        )
+    checked = functools.partial(_checked, name, compute)
+    MEASURES.register(Measure(name, formula or name, columns, checked, has_zero))
+
+
+def _checked(name: str, compute: Callable[..., NDArray], *scores: NDArray) -> NDArray:
+    quality = np.asarray(compute(*scores))
+    if quality.shape != scores[0].shape:
+        raise InputError(
+            f"the measure {name} returned an array of shape {quality.shape} for "
+            f"{scores[0].shape[0]} tokens. It must return one value per token"
+        )
+    if quality.dtype.kind not in "fiub" or not np.isfinite(quality).all():
+        raise InputError(
+            f"the measure {name} returned a value that is not a finite number. Fix its function"
+        )
+    return quality

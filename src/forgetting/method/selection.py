@@ -127,6 +127,33 @@ def mean_quality(quality: NDArray, lengths: NDArray[np.integer]) -> NDArray[np.f
     return means
 
 
+def rho_thresholds(
+    ordered: NDArray, rhos: ArrayLike, forget_rate: float | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where `select_tokens` divides at several rho: quality values that a page can compare with.
+
+    Tokens of equal quality cannot be told apart by a value: at a threshold all of them are in the
+    better part, while `select_tokens` divides them by their order.
+
+    Args:
+        ordered: quality of all tokens (or samples), ascending, shape (n,).
+        rhos: shares that are positive, shape (k,).
+        forget_rate: as in `select_tokens`; where it and rho add up to more than 1, all tokens that
+            are not positive are negative.
+
+    Returns:
+        The lowest quality that is positive and the lowest that is not negative at each rho, both
+        of shape (k,); infinity where there is none.
+    """
+    total = len(ordered)
+    num_positive = np.array([_count(rho, total) for rho in np.asarray(rhos).tolist()], np.int64)
+    num_negative = total - num_positive
+    if forget_rate is not None:
+        num_negative = np.minimum(num_negative, _count(forget_rate, total))
+    values = np.r_[np.asarray(ordered, np.float64), np.inf]
+    return values[total - num_positive], values[num_negative]
+
+
 @dataclass(frozen=True)
 class Division:
     """Where each group is divided: tokens in `positive` are learned, those outside `kept` are

@@ -1,8 +1,8 @@
-"""The report's page: what was read, counted and drawn, laid out by the template beside this file.
+"""Builds the report page from what was read, counted and drawn.
 
-Goes in: a run directory and the tokenizer's `decode`. Comes out: index.html, inspector.html where
-tokens were scored and selected, and results as JSON, CSV and Markdown. All text is escaped by
-the engine and stripped of invisible marks by `visible`; only our own SVG passes as it is.
+Goes in: a run directory and the tokenizer's `decode`. Comes out: index.html, inspector.html if
+tokens were scored and selected, and the results as JSON, CSV and Markdown. The template engine
+escapes all text, and `visible` replaces invisible characters; only our own SVG passes unchanged.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from forgetting.inspector.corpus import open_inspection, preferred
+from forgetting.escaping import visible
+from forgetting.inspector.corpus import open_inspection
 from forgetting.inspector.page import content_policy, static_page
 from forgetting.inspector.pieces import Decode
 from forgetting.report import figures, tables
-from forgetting.report.collect import Run, Selection, in_order, read_run
 from forgetting.report.counts import Negatives, SplitLengths, count_lengths, count_negatives
-from forgetting.report.escaping import visible
 from forgetting.report.results import ResultsTable, tabulate, to_csv, to_json, to_markdown
 from forgetting.report.sentences import base_name, noise_sentence, recipe_paragraph
+from forgetting.rundir import layout
+from forgetting.rundir.reader import RunReader, in_order
+from forgetting.rundir.selection import SelectionSummary
 
 PANELS = (
     ("positive_loss", "Loss of positive tokens"),
@@ -36,7 +38,7 @@ PANELS = (
 
 @dataclass(frozen=True)
 class ReportSummary:
-    """What was written."""
+    """The main finding and the files of a report."""
 
     sentence: str
     paths: Sequence[Path]
@@ -50,44 +52,46 @@ def build_report(
     special_ids: Collection[int] = (),
     seed: int = 0,
 ) -> ReportSummary:
-    """Write the report of a run into `output_dir`, which is made where it is missing.
+    """Write the report of a run.
 
     Args:
-        run_dir: a run, whole or partly done; sections whose stage is missing are left out.
-        output_dir: receives index.html, inspector.html, results.json, results.csv, results.md.
-        decode: text of token ids, with special tokens and spaces as they are.
-        special_ids: of the tokens that stand for no text.
-        seed: of the choice of random samples. The same run and seed give the same bytes.
+        run_dir: a run, complete or not. A section is omitted if its stage has not run.
+        output_dir: created if it does not exist. Receives index.html, inspector.html,
+            results.json, results.csv and results.md.
+        decode: text of token ids, special tokens and spaces included.
+        special_ids: ids of special tokens, which have no text.
+        seed: for the choice of random samples. The same run and seed give the same bytes.
 
     Raises:
-        InputError: no run there, or a file that cannot be read.
+        InputError: there is no run, or an artifact is damaged or belongs to other tokens.
     """
-    run = read_run(run_dir)
+    run = RunReader(run_dir)
     table = tabulate(run.evaluations)
     splits = count_lengths(run_dir)
     negatives = {
         name: counted
         for name in run.selections
-        if (counted := count_negatives(run_dir, name, decode, special_ids)) is not None
+        if (counted := count_negatives(run_dir, name, decode, special_ids, run.fingerprint))
+        is not None
     }
     inspection = open_inspection(run_dir, decode)
     content = _index(run, table, splits, negatives)
     files = {
-        "results.json": to_json(table),
-        "results.csv": to_csv(table),
-        "results.md": to_markdown(table),
-        "index.html": _render({**content, "has_tokens": inspection is not None}),
+        layout.results_file(output_dir, "json"): to_json(table),
+        layout.results_file(output_dir, "csv"): to_csv(table),
+        layout.results_file(output_dir, "md"): to_markdown(table),
+        layout.report_page(output_dir): _render({**content, "has_tokens": inspection is not None}),
     }
     if inspection is not None:
-        files["inspector.html"] = static_page(inspection, seed)
+        files[layout.inspector_page(output_dir)] = static_page(inspection, seed)
     output_dir.mkdir(parents=True, exist_ok=True)
-    for name, text in files.items():
-        (output_dir / name).write_text(text, encoding="utf-8", newline="\n")
-    return ReportSummary(table.sentence, [output_dir / name for name in files])
+    for file, text in files.items():
+        file.write_text(text, encoding="utf-8", newline="\n")
+    return ReportSummary(table.sentence, list(files))
 
 
 def _index(
-    run: Run,
+    run: RunReader,
     table: ResultsTable,
     splits: Sequence[SplitLengths],
     negatives: dict[str, Negatives],
@@ -103,7 +107,7 @@ def _index(
         "variants": table.variants,
         "results": tables.results_rows(table) if table.columns else None,
         "bars": _markup(figures.result_bars("results-bars", table, styles)),
-        "costs": tables.cost_rows(run.stages) if run.stages else None,
+        "costs": tables.cost_rows(run.costs) if run.costs else None,
         "noise": _noise(run),
         "training": _training(run, styles),
         "selection": _selection(run, styles, negatives) if run.selections else None,
@@ -111,12 +115,11 @@ def _index(
     }
 
 
-def _noise(run: Run) -> dict[str, Any] | None:
-    selection = preferred(run)
+def _noise(run: RunReader) -> dict[str, Any] | None:
     noisy = [s for s in run.selections.values() if s.noise is not None]
     if not noisy:
         return None
-    first = selection if selection is not None and selection.noise is not None else noisy[0]
+    first = next((s for s in noisy if s.variant == run.preferred_variant), noisy[0])
     assert first.noise is not None
     return {
         "sentence": noise_sentence(first.variant, first.noise),
@@ -124,7 +127,7 @@ def _noise(run: Run) -> dict[str, Any] | None:
     }
 
 
-def _training(run: Run, styles: dict[str, figures.SeriesStyle]) -> list[Markup]:
+def _training(run: RunReader, styles: dict[str, figures.SeriesStyle]) -> list[Markup]:
     last = max((float(curve.steps.max(initial=0)) for curve in run.curves.values()), default=None)
     panels = [
         figures.curve_figure(
@@ -140,13 +143,13 @@ def _training(run: Run, styles: dict[str, figures.SeriesStyle]) -> list[Markup]:
 
 
 def _selection(
-    run: Run, styles: dict[str, figures.SeriesStyle], negatives: dict[str, Negatives]
+    run: RunReader, styles: dict[str, figures.SeriesStyle], negatives: dict[str, Negatives]
 ) -> dict[str, Any]:
-    first = preferred(run)
-    assert first is not None
+    assert run.preferred_variant is not None
+    first = run.selections[run.preferred_variant]
     shown = list(run.selections.values())
     # The histogram of the preferred variant's measure comes first.
-    by_measure: dict[str, list[Selection]] = {}
+    by_measure: dict[str, list[SelectionSummary]] = {}
     for s in sorted(shown, key=lambda s: s is not first):
         by_measure.setdefault(s.quality, []).append(s)
     names = {s.variant: styles[s.variant] for s in shown}
@@ -164,15 +167,15 @@ def _selection(
             for number, s in enumerate(shown)
             if (svg := figures.mixture_figure(f"mixture-{number}", s)) is not None
         ],
-        "without_mixture": [s for s in shown if s.no_mixture],
+        "without_mixture": [s for s in shown if s.mixture is not None and s.mixture.fit is None],
         "table": tables.selection_rows(shown),
         "figures": [
             Markup(svg)
             for svg in (
-                figures.negative_bars("types", "Negative tokens by type, %", by_type, names),
+                figures.negative_bars("types", "Negative tokens by type (%)", by_type, names),
                 figures.position_shares("positions", shown, styles),
                 figures.negative_bars(
-                    "sources-bars", "Negative tokens by source, %", by_source, names
+                    "sources-bars", "Negative tokens by source (%)", by_source, names
                 ),
             )
             if svg is not None
@@ -185,14 +188,16 @@ def _selection(
         else None,
         "more": [
             tables.negative_shares("by-source", "By source", "source", by_source),
-            tables.negative_shares("by-position", "By position in the response", "from", position),
+            tables.negative_shares(
+                "by-position", "By position in the response", "position from", position
+            ),
             tables.sample_rows("lowest", first.worst, first.quality),
             tables.sample_rows("highest", first.best, first.quality),
         ],
     }
 
 
-def _data(run: Run, splits: Sequence[SplitLengths]) -> dict[str, Any] | None:
+def _data(run: RunReader, splits: Sequence[SplitLengths]) -> dict[str, Any] | None:
     if run.data is None:
         return None
     train = next((split for split in splits if split.name == "train"), None)
@@ -217,7 +222,10 @@ def _markup(svg: str | None) -> Markup | None:
 
 def _render(content: dict[str, Any]) -> str:
     environment = Environment(
-        loader=PackageLoader("forgetting.report"),
+        # The inspector has the style that both pages share.
+        loader=ChoiceLoader(
+            [PackageLoader("forgetting.report"), PackageLoader("forgetting.inspector")]
+        ),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=_finalize,

@@ -1,12 +1,11 @@
-"""What `prepare` made, to look at in a terminal: counts of each source, and samples token by token.
+"""Shows the result of `prepare` in a terminal: counts for each source, and samples with labels.
 
-Goes in: a run directory and the tokenizer. Comes out: tables and texts for rich. What is learned is
-marked by signs as well as by colours, for terminals without them.
+Goes in: a run directory and the tokenizer. Comes out: tables and texts for rich. Learned tokens are
+marked with brackets as well as colors, for terminals without color.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,17 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from forgetting.escaping import visible
 from forgetting.inspector.pieces import piece_spans
-from forgetting.report.escaping import visible
+from forgetting.rundir import layout
 from forgetting.rundir.samples import Samples
+from forgetting.rundir.stats import DataSummary
 
 STYLES = {"prompt": "cyan", "response": "green", "special": "bold magenta"}
 LEGEND = Text.assemble(
     ("prompt", STYLES["prompt"]),
     ", ⟦",
-    ("response: what the loss is taken on", STYLES["response"]),
+    ("response: has a loss", STYLES["response"]),
     "⟧, ‹",
     ("special token", STYLES["special"]),
     "›",
@@ -34,42 +35,40 @@ LEGEND = Text.assemble(
 
 
 def source_table(run_dir: Path) -> Table:
-    """What became of the records of each source."""
-    path = run_dir / "data" / "summary.json"
-    sources = json.loads(path.read_text(encoding="utf-8"))["sources"]
+    """What happened to the records of each source."""
+    sources = DataSummary.load(layout.data_dir(run_dir)).sources
     table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("source", overflow="fold")
-    columns = ("samples", "tokens", "response", "cut", "read", "rejected", "repeats", "too long")
+    columns = ("samples", "tokens", "response", "cut", "read", "rejected", "duplicates", "too long")
     for name in columns:
         table.add_column(name, justify="right")
     for source in sources:
         counts = (
-            source["used"],
-            source["tokens"],
-            source["response_tokens"],
-            source["cut"],
-            source["read"],
-            sum(source["rejected"].values()),
-            source["duplicates"] + source["near_duplicates"],
-            source["prompt_too_long"],
+            source.used,
+            source.tokens,
+            source.response_tokens,
+            source.cut,
+            source.read,
+            sum(source.rejected.values()),
+            source.duplicates + source.near_duplicates,
+            source.prompt_too_long,
         )
-        table.add_row(escape(visible(source["name"])), *(f"{count:,}" for count in counts))
+        table.add_row(escape(visible(source.name)), *(f"{count:,}" for count in counts))
     return table
 
 
 def rejection_lines(run_dir: Path) -> Iterator[Text]:
-    """Why records were rejected, a line for each source and reason."""
-    path = run_dir / "data" / "summary.json"
-    for source in json.loads(path.read_text(encoding="utf-8"))["sources"]:
-        for reason, count in sorted(source["rejected"].items()):
-            yield Text(visible(f"rejected of {source['name']}: {count:,}, {reason}"))
+    """Why records were rejected: one line per source and reason."""
+    for source in DataSummary.load(layout.data_dir(run_dir)).sources:
+        for reason, count in sorted(source.rejected.items()):
+            yield Text(visible(f"{source.name}: {count:,} rejected, {reason}"))
 
 
 def sample_texts(
     run_dir: Path, tokenizer: PreTrainedTokenizerBase, number: int, seed: int
 ) -> Iterator[Text]:
-    """A heading and a text for each of `number` samples of D_train, drawn with the seed."""
-    samples = Samples.read(run_dir / "data" / "train.parquet")
+    """A heading and a text for each of `number` random samples of D_train."""
+    samples = Samples.read(layout.train_file(run_dir))
     special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     special_ids.update(tokenizer.all_special_ids)
 
@@ -85,8 +84,8 @@ def sample_texts(
         is_response = samples.is_response[begin:end].tolist()
         source = samples.table["source"][index].as_py()
         heading = (
-            f"sample {samples.sample_ids[index]} of {visible(source)}: {len(ids)} tokens, "
-            f"{sum(is_response)} of them response"
+            f"sample {samples.sample_ids[index]} from {visible(source)}: {len(ids)} tokens, "
+            f"{sum(is_response)} response tokens"
         )
         yield Text(heading, style="bold")
         yield _marked(ids, is_response, special_ids, decode)

@@ -1,8 +1,8 @@
-"""Runs of a study, done one after the other, or as commands for a scheduler.
+"""The runs of a study, one after the other, or as commands for a scheduler.
 
-Goes in: runs and the study's folder. Comes out: finished run directories under it, or the
-commands that make them. What is done is skipped. A variant whose training diverges is written
-down and left out, and the others go on: that it diverges is a result. Knows no tables.
+In: runs and the study's folder. Out: finished run directories in it, or the commands that make
+them. Finished runs are skipped. A variant whose training diverges is recorded and dropped, and the
+others continue: divergence is a result. Knows nothing about tables.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from forgetting.config.schema import Recipe, dump_recipe
+from forgetting.config import Recipe, dump_recipe
 from forgetting.console import duration, logger
 from forgetting.errors import DivergenceError, InputError
 from forgetting.pipeline import check_inputs, plan_with_state, run
-from forgetting.rundir.directory import digest, write_atomically
+from forgetting.rundir.files import digest, write_atomically
 from forgetting.studies.grid import StudyRun
 
 MARKER = "study.json"
@@ -30,12 +30,12 @@ Diverged = dict[str, dict[str, dict[str, str]]]
 
 @dataclass(frozen=True)
 class WorkLeft:
-    """What a study has still to do."""
+    """The work that a study still has to do."""
 
     num_runs: int = 0
     num_unfinished_runs: int = 0
     num_trainings: int = 0
-    """Reference models included."""
+    """Including those of reference models."""
     num_optimizer_steps: int = 0
     num_evaluations: int = 0
 
@@ -44,7 +44,7 @@ class WorkLeft:
 
     def __str__(self) -> str:
         if not self.num_unfinished_runs:
-            return f"{self.num_runs} runs, all done"
+            return f"{self.num_runs} runs, all finished"
         return (
             f"{self.num_runs} runs, {self.num_unfinished_runs} to do: {self.num_trainings} "
             f"trainings with {self.num_optimizer_steps:,} optimizer steps, "
@@ -53,35 +53,37 @@ class WorkLeft:
 
 
 def open_study(output: Path, name: str) -> None:
-    """Make a study's folder, or see that it is this study's.
+    """Create a study's folder, or check that it belongs to this study.
 
     Raises:
-        InputError: the folder is another study's, or holds something else.
+        InputError: the folder belongs to another study, or holds something else.
     """
     marker = output / MARKER
     if marker.is_file():
         try:
             owner = str(json.loads(marker.read_text(encoding="utf-8"))["name"])
         except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{marker} cannot be read. Choose another --output") from error
+            raise InputError(f"{marker} cannot be read. Pass another --output") from error
         if owner != name:
             raise InputError(
-                f"{output} belongs to the study {owner!r}, not to {name!r}. Choose another --output"
+                f"{output} belongs to the study {owner!r}, not to {name!r}. Pass another --output"
             )
         return
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise InputError(f"{output} is no folder of a study and not empty. Choose another --output")
+        raise InputError(
+            f"{output} is not empty and not the folder of a study. Pass another --output"
+        )
     output.mkdir(parents=True, exist_ok=True)
     write_atomically(marker, json.dumps({"name": name}))
 
 
 def run_path(output: Path, name: str) -> Path:
-    """Directory of one of a study's runs."""
+    """Run directory of one of a study's runs."""
     return output / "runs" / name
 
 
 def write_recipes(runs: Sequence[StudyRun], output: Path) -> list[str]:
-    """Write each run's recipe; the commands that do the runs, in any order and on any machine."""
+    """Write each run's recipe. Returns the commands of the runs, for any order and any machine."""
     folder = output / "recipes"
     folder.mkdir(exist_ok=True)
     commands = []
@@ -94,15 +96,15 @@ def write_recipes(runs: Sequence[StudyRun], output: Path) -> list[str]:
 
 
 def work_left(each: StudyRun, output: Path) -> WorkLeft:
-    """Count what is not done of a run; loads no weights.
+    """The work left in a run. Loads no weights.
 
     Raises:
-        InputError: the recipe asks for what cannot be had.
+        InputError: the recipe cannot be used.
     """
     recipe = _without(each.recipe, _known(each, read_diverged(output)))
     check_inputs(recipe)
     steps, done = plan_with_state(recipe, run_path(output, each.name))
-    left = [step.stage for step in steps if step.key not in done]
+    left = [step.stage.name for step in steps if step.key not in done]
     num_references, num_variants = left.count("reference"), left.count("train")
     return WorkLeft(
         num_runs=1,
@@ -115,16 +117,16 @@ def work_left(each: StudyRun, output: Path) -> WorkLeft:
 
 
 def total_work(runs: Sequence[StudyRun], output: Path) -> WorkLeft:
-    """What is not done of a study."""
+    """The work left in a study."""
     return sum((work_left(each, output) for each in runs), WorkLeft())
 
 
 def execute(runs: Sequence[StudyRun], output: Path) -> None:
-    """Do all runs; what is done is skipped.
+    """Finish all runs. Finished ones are skipped.
 
     Raises:
-        InputError: a recipe asks for what cannot be had.
-        DivergenceError: a reference model diverged, without which nothing of its run can be done.
+        InputError: a recipe cannot be used.
+        DivergenceError: a reference model diverged, and its run cannot continue without it.
     """
     # Counted once: checksums of large weights take minutes.
     works = [work_left(each, output) for each in runs]
@@ -149,7 +151,7 @@ def _finish(each: StudyRun, output: Path) -> None:
             return
         except DivergenceError as error:
             steps, done = plan_with_state(recipe, path)
-            # Steps are done in order, so the first that is not done is the one that failed.
+            # Steps run in order, so the first unfinished one is the one that failed.
             stage, _, variant = next(s.key for s in steps if s.key not in done).partition(":")
             if stage != "train":
                 raise
@@ -160,18 +162,18 @@ def _finish(each: StudyRun, output: Path) -> None:
 
 
 def read_diverged(output: Path) -> Diverged:
-    """The variants whose training diverged before."""
+    """The variants whose training diverged in an earlier attempt."""
     file = output / DIVERGED
     if not file.is_file():
         return {}
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{file} cannot be read. Remove it to train its variants again") from error
+        raise InputError(f"{file} cannot be read. Remove it to retrain its variants") from error
 
 
 def diverged_variants(runs: Sequence[StudyRun], output: Path) -> dict[tuple[str, str], str]:
-    """Messages by run and variant, of those whose settings are still the same."""
+    """Messages by run and variant, for variants whose settings have not changed since."""
     diverged = read_diverged(output)
     return {
         (each.name, variant): diverged[each.name][variant]["message"]
@@ -189,7 +191,7 @@ def _known(each: StudyRun, diverged: Mapping[str, Mapping[str, Mapping[str, str]
 
 
 def _settings(recipe: Recipe, variant: str) -> str:
-    """Checksum of all that a variant's training depends on, and a little more."""
+    """Checksum of everything a variant's training depends on, and a little more."""
     read = {"model", "data", "training", "reference", "seed"}
     own = recipe.variants[variant].model_dump(mode="json")
     return digest({**recipe.model_dump(mode="json", include=read), "variant": own})

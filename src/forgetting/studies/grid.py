@@ -1,10 +1,9 @@
-"""Which models a study trains: recipes times the levels of what varies, as few runs as possible.
+"""The models that a study trains: recipes times the levels of a grid, in as few runs as possible.
 
-Goes in: recipes by name, overrides, and a grid `{field: [values]}`. Comes out: runs, each with a
-whole recipe, and the cells in them. Recipes that agree in all but selection, forgetting and
-variants become variants of one run, which share its corpus, reference model and scores; what makes
-no difference to a variant (rho to `full`, t_max to `ignoring`) does not train it twice. Executes
-nothing.
+In: recipes by name, overrides, and a grid `{field: [values]}`. Out: runs, each with a complete
+recipe, and the cells in them. Recipes that differ only in selection, forgetting and variants become
+variants of one run, and share its corpus, reference model and scores. A field that does not affect
+a variant (rho for `full`, t_max for `ignoring`) does not train it twice. Executes nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from forgetting.config.schema import (
+from forgetting.config import (
     ForgettingSettings,
     Recipe,
     SelectionSettings,
@@ -28,46 +27,46 @@ from forgetting.config.schema import (
 )
 from forgetting.errors import InputError
 
-# Recipes that differ in nothing else share a run.
+# Recipes that differ only in these sections share a run.
 VARIANT_SECTIONS = frozenset({"selection", "forgetting", "variants"})
 SEED = "seed"
 NAME_LENGTH = 100
 
 Levels = Mapping[str, str]
-"""A value, as YAML, for fields of the grid."""
+"""Values of grid fields, as YAML."""
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One variant of one run: what is trained once and measured."""
+class StudyCell:
+    """One variant of one run, which is trained once and evaluated."""
 
     run: str
     variant: str
-    """Its name in the run."""
+    """Variant name in the run."""
     model: str
-    """The recipe's name in the study."""
+    """Name of the recipe in the study."""
     name: str
-    """The variant's name in the recipe, the same at all levels."""
+    """Variant name in the recipe, the same at all levels."""
     levels: Levels
-    """Of the fields that make a difference to it, but the seed."""
+    """Levels of the fields that affect the variant, without the seed."""
     seed: int
 
 
 @dataclass(frozen=True)
 class StudyRun:
-    """A recipe to be run, with all the variants that can share it."""
+    """A recipe to run, with all variants that can share it."""
 
     name: str
     recipe: Recipe
-    cells: Sequence[Cell]
-    """The untrained base and every variant."""
+    cells: Sequence[StudyCell]
+    """The untrained base model and every variant."""
 
 
 def read_grid(options: Sequence[str]) -> dict[str, list[str]]:
-    """`field=value,value` as fields and levels.
+    """Parse `field=value,value` into levels by field.
 
     Raises:
-        InputError: another form, no value, or a field given twice.
+        InputError: the text has another form or no value, or a field occurs twice.
     """
     grid: dict[str, list[str]] = {}
     for option in options:
@@ -75,22 +74,22 @@ def read_grid(options: Sequence[str]) -> dict[str, list[str]]:
         try:
             values = yaml.safe_load(f"[{text}]")
         except yaml.YAMLError as error:
-            raise InputError(f"--grid {option}: the values are not YAML") from error
+            raise InputError(f"--grid {option}: the values are not valid YAML") from error
         if not equals or not field or not values:
             raise InputError(f"--grid {option}: expected section.field=value,value")
         if field in grid:
-            raise InputError(f"--grid {option}: {field} is given twice; list all its values once")
+            raise InputError(f"--grid {option}: {field} occurs twice. List all its values once")
         grid[field] = levels_of(values)
     return grid
 
 
 def levels_of(values: Sequence[Any]) -> list[str]:
-    """Distinct values as levels, in their order."""
+    """The distinct values as levels, in order."""
     return list(dict.fromkeys(_level(value) for value in values))
 
 
 def _level(value: Any) -> str:
-    """One text for one value: 0.50 and 0.5, or 1e-4 (a string to YAML) and 0.0001, are the same."""
+    """One text per value: 0.50 equals 0.5, and 1e-4 (a string in YAML) equals 0.0001."""
     if isinstance(value, bool):
         return str(value).lower()
     try:
@@ -101,7 +100,7 @@ def _level(value: Any) -> str:
 
 
 def short_names(fields: Sequence[str]) -> dict[str, str]:
-    """Fields by their last part, whole where two end alike."""
+    """The last part of each field, or the whole field if two end the same way."""
     last = [field.rpartition(".")[2] for field in fields]
     return {
         field: part if last.count(part) == 1 else field
@@ -118,11 +117,11 @@ def expand(
 
     Args:
         recipes: YAML files or names of shipped recipes, by the model's name in the study.
-        grid: levels by field of the recipe; `seed` is a field like any other.
-        overrides: `section.field=value`, for all.
+        grid: levels by recipe field; `seed` is a field like any other.
+        overrides: `section.field=value`, for all recipes.
 
     Raises:
-        InputError: a recipe cannot be used at some level; the message names its fields.
+        InputError: a recipe cannot be used at some level. The message names its fields.
     """
     for_runs = {f: grid[f] for f in grid if f.partition(".")[0] not in VARIANT_SECTIONS}
     for_variants = {field: grid[field] for field in grid if field not in for_runs}
@@ -153,7 +152,7 @@ def _parts(levels: Levels, short: Mapping[str, str]) -> list[str]:
 
 
 def _folder_name(parts: Sequence[str]) -> str:
-    """A name that a folder may have; of another text never the same one."""
+    """A valid folder name. Different parts give different names."""
     text = "-".join(parts)
     name = re.sub(r"[^A-Za-z0-9_.-]+", "_", text).lstrip("_.-")
     if name == text and len(name) <= NAME_LENGTH:
@@ -168,12 +167,12 @@ def _run(
     variations: Sequence[tuple[Levels, Recipe]],
     short: Mapping[str, str],
 ) -> StudyRun:
-    """One run of recipes that differ only in what their variants do."""
+    """One run for recipes that differ only in their variants' settings."""
     run = _folder_name([model, *_parts(levels, short)])
     first = variations[0][1]
     shared = {field: value for field, value in levels.items() if field != SEED}
     variants: dict[str, VariantSettings] = {}
-    cells = [Cell(run, "base", model, "base", shared, first.seed)]
+    cells = [StudyCell(run, "base", model, "base", shared, first.seed)]
     for name in dict.fromkeys(name for _, recipe in variations for name in recipe.variants):
         settings = [
             (own, _in_effect(recipe.variants[name]))
@@ -186,16 +185,16 @@ def _run(
             variant = _folder_name([name, *_parts(of_variant, short)])
             if variants.setdefault(variant, setting) != setting:
                 raise InputError(
-                    f"two variants would be called {variant!r}. Rename the variant in the recipe"
+                    f"two variants would be named {variant!r}. Rename one of them in the recipe"
                 )
-            cell = Cell(run, variant, model, name, {**shared, **of_variant}, first.seed)
+            cell = StudyCell(run, variant, model, name, {**shared, **of_variant}, first.seed)
             if cell not in cells:
                 cells.append(cell)
     return StudyRun(run, first.model_copy(update={"name": run, "variants": variants}), cells)
 
 
 def _in_effect(variant: VariantSettings) -> VariantSettings:
-    """A variant without the settings that its objective does not read."""
+    """The variant without settings that its objective does not use."""
     unread: dict[str, Any] = {}
     if variant.objective != "forgetting":
         unread["forgetting"] = ForgettingSettings()
@@ -205,7 +204,7 @@ def _in_effect(variant: VariantSettings) -> VariantSettings:
 
 
 def _matters(field: str, settings: Sequence[tuple[Levels, VariantSettings]]) -> bool:
-    """Whether changing this field alone changes the settings anywhere."""
+    """Whether changing only this field changes the settings anywhere."""
     seen: dict[tuple[tuple[str, str], ...], VariantSettings] = {}
     for levels, setting in settings:
         others = tuple((f, value) for f, value in levels.items() if f != field)

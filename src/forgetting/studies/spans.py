@@ -1,8 +1,8 @@
-"""Real noise (`forgetting detect`): do the measures of quality find what people marked as wrong?
+"""Real noise (`forgetting detect`): do quality measures find the spans that people marked as wrong?
 
-Goes in: a JSON file of responses in which people marked spans, a model of the user's, and perhaps
-a reference model. Comes out: AUROC and average precision of every measure that can be computed,
-with their standard errors over samples. The scores are those of an ordinary run directory.
+In: a JSON file of responses with marked spans, a base model, and optionally a reference model. Out:
+AUROC and average precision of every measure that can be computed, with standard errors over
+samples. The scores come from an ordinary run directory.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
-from forgetting.config.schema import ModelSettings, Recipe, load_recipe
+from forgetting.config import ModelSettings, Recipe, load_recipe
 from forgetting.errors import InputError, TooFewSamples
 from forgetting.method import MEASURES, QualityName
 from forgetting.method.metrics import mean_and_deviation
 from forgetting.models.loading import load_config, max_positions
 from forgetting.pipeline import run as run_stages
-from forgetting.rundir.directory import write_atomically
+from forgetting.rundir import layout
+from forgetting.rundir.files import write_atomically
 from forgetting.rundir.samples import Samples
+from forgetting.studies.detection import ALL_KINDS, DetectionScore, detect_noise, read_qualities
 from forgetting.studies.execute import open_study
-from forgetting.studies.noise.cell import Found, detect, read_qualities
-from forgetting.studies.noise.design import ALL_KINDS
-from forgetting.studies.table import NO_VALUE, as_latex, as_markdown
+from forgetting.studies.markup import NO_VALUE, as_latex, as_markdown
 
 NAME = "detect"
 NUM_PARTS = 10
-"""Disjoint parts of the samples, over which the standard error is taken."""
+"""Number of disjoint parts of the samples that the standard error is computed over."""
 DEFAULT_MAX_LENGTH = 2048
 RESPONSES = ("response", "completion", "output")
 PROMPTS = ("prompt", "instruction", "question", "user_query")
@@ -43,18 +43,18 @@ PROMPTS = ("prompt", "instruction", "question", "user_query")
 
 @dataclass(frozen=True)
 class SpanResults:
-    """What the measures find of the marked spans."""
+    """How well the measures find the marked spans."""
 
     num_samples: int
     num_tokens: int
     num_noisy: int
     """Tokens in marked spans."""
     num_left_out: int
-    """Records that people found to be wrong, without saying where."""
-    found: Mapping[str, Found]
-    """By measure."""
-    errors: Mapping[str, Found]
-    """Standard errors."""
+    """Records that people marked as wrong without saying where."""
+    found: Mapping[str, DetectionScore]
+    """Scores by measure."""
+    errors: Mapping[str, DetectionScore]
+    """Standard errors by measure."""
 
 
 def measure_spans(
@@ -66,26 +66,30 @@ def measure_spans(
     train_share: float | None = None,
     overrides: Sequence[str] = (),
 ) -> SpanResults:
-    """Measure the detection of marked spans, and write the results.
+    """Measure how well marked spans are found, and write the results.
 
     Args:
-        file: a JSON list, or JSON lines. A record has a prompt, a response, and the marked spans
-            in `char_spans` or `noise_spans` ([start, end) characters of the response; empty where
-            it is right). One with `hallucination: yes` some of whose `raw_spans` were not located
-            is left out, as it is not known which of its tokens are right.
-        model: the base model, a folder or an id on the hub.
-        output: the folder; what is done in it is not done again.
-        reference: the reference model. Without one only the measures of the base are computed.
-        train_share: train a reference model on this share of the samples, and measure the others.
-        overrides: `section.field=value` of the recipe, such as those of `training`.
+        file: JSON list or JSON Lines. A record has a prompt, a response, and the marked spans in
+            `char_spans` or `noise_spans`: [start, end) characters of the response, empty if it is
+            right. A record with `hallucination: yes` and `raw_spans` that were not located is
+            skipped, because it is not known which of its tokens are right.
+        model: the base model, a folder or Hub id.
+        output: output folder. Finished work in it is not repeated.
+        reference: the reference model. Without one, only measures of the base are computed.
+        train_share: train a reference model on this share of the samples, and measure the rest.
+        overrides: `section.field=value` of the recipe, for example of `training`.
 
     Raises:
         InputError: the file or a model cannot be used, or no span is marked.
     """
     if reference is not None and train_share is not None:
-        raise InputError("give either a reference model, or the share of FILE to train one on")
+        raise InputError(
+            "pass either a reference model or the share of FILE to train one on, not both"
+        )
     if train_share is not None and not 0 < train_share < 1:
-        raise InputError(f"the share of FILE to train on must lie between 0 and 1: {train_share}")
+        raise InputError(
+            f"the share of FILE to train on must be between 0 and 1, got {train_share}"
+        )
     records, num_left_out = read_marked(file)
     open_study(output, NAME)
     data = output / "records.jsonl"
@@ -107,11 +111,11 @@ def measure_spans(
 
 
 def read_marked(file: Path) -> tuple[list[dict[str, Any]], int]:
-    """Records with `prompt`, `completion` and `noise_spans`; and how many were left out, as what
-    is wrong in them was not located.
+    """Read records with `prompt`, `completion` and `noise_spans`. Also returns how many were
+    skipped because the wrong part was not located.
 
     Raises:
-        InputError: the file cannot be read, or a record lacks a field; the message names it.
+        InputError: the file cannot be read, or a record lacks a field. The message names it.
     """
     records = []
     num_left_out = 0
@@ -125,7 +129,7 @@ def read_marked(file: Path) -> tuple[list[dict[str, Any]], int]:
             located = [[int(start), int(end)] for start, end in spans]
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"{where}: `char_spans` (or `noise_spans`) is no list of [start, end]"
+                f"{where}: `char_spans` (or `noise_spans`) is not a list of [start, end]"
             ) from error
         is_wrong = str(raw.get("hallucination", "no")).lower() == "yes"
         asked = raw.get("raw_spans")
@@ -135,7 +139,7 @@ def read_marked(file: Path) -> tuple[list[dict[str, Any]], int]:
             continue
         records.append({"prompt": prompt, "completion": response, "noise_spans": located})
     if not any(record["noise_spans"] for record in records):
-        raise InputError(f"{file}: no span is marked in any of its {len(records)} usable records")
+        raise InputError(f"{file}: none of its {len(records)} usable records has a marked span")
     return records, num_left_out
 
 
@@ -148,7 +152,7 @@ def _read(file: Path) -> list[Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{file} cannot be read as JSON: {error}") from error
     if not isinstance(given, list):
-        raise InputError(f"{file} holds no list of records")
+        raise InputError(f"{file} does not hold a list of records")
     return given
 
 
@@ -168,13 +172,13 @@ def _score(
     train_share: float | None,
     overrides: Sequence[str],
 ) -> Path:
-    """Score the records under both models; the run directory."""
+    """Score the records under both models. Returns the run directory."""
     while True:
         recipe = _recipe(data, num_records, model, reference, train_share, output, overrides)
         try:
             return run_stages(recipe, output / "run", stages=("prepare", "reference", "score"))
         except TooFewSamples as error:
-            # Repeats are dropped, and prompts that leave no room for a response.
+            # Duplicates are dropped, and prompts that leave no room for a response.
             if not 1 < error.num_usable < num_records:
                 raise
             num_records = error.num_usable
@@ -192,7 +196,7 @@ def _recipe(
     base = ModelSettings(name_or_path=model)
     positions = max_positions(load_config(base)) or DEFAULT_MAX_LENGTH
     num_reference = max(1, round((train_share or 0) * num_records)) if train_share else 0
-    # Without a reference the base stands in its place, as the shards of a run hold both.
+    # Without a reference the base takes its place, because a run's shards hold both.
     own = None if train_share else reference or model
     has_reference = reference is not None or train_share is not None
     recipe = {
@@ -221,7 +225,7 @@ def _resolved(name: str) -> str:
 
 
 def measures(has_reference: bool) -> list[QualityName]:
-    """Those that can be computed."""
+    """The measures that can be computed."""
     return [
         name
         for name, measure in MEASURES.items()
@@ -230,12 +234,12 @@ def measures(has_reference: bool) -> list[QualityName]:
 
 
 def _measure(run: Path, num_left_out: int, has_reference: bool) -> SpanResults:
-    samples = Samples.read(run / "data" / "train.parquet")
+    samples = Samples.read(layout.train_file(run))
     noisy = samples.noise()
     assert noisy is not None
     if not noisy.any():
         raise InputError(
-            "no marked span is within the first tokens of a sample that the model has positions for"
+            "no marked span is within the part of a sample that fits the model's context"
         )
     qualities = read_qualities(run, measures(has_reference))
     part_of = samples.per_response_token(np.arange(len(samples)) % NUM_PARTS)
@@ -245,24 +249,18 @@ def _measure(run: Path, num_left_out: int, has_reference: bool) -> SpanResults:
         num_tokens=noisy.size,
         num_noisy=int(noisy.sum()),
         num_left_out=num_left_out,
-        found={name: of[ALL_KINDS] for name, of in _detect(qualities, noisy).items()},
+        found={name: of[ALL_KINDS] for name, of in detect_noise(qualities, noisy).items()},
         errors=errors,
     )
 
 
-def _detect(
-    qualities: Mapping[str, NDArray], noisy: NDArray[np.bool_]
-) -> dict[str, dict[str, Found]]:
-    return detect(qualities, noisy, np.full(noisy.size, ""))
-
-
 def _standard_errors(
     qualities: Mapping[str, NDArray], noisy: NDArray[np.bool_], part_of: NDArray[np.int64]
-) -> dict[str, Found]:
-    """From the spread over disjoint parts: tokens of one response are not independent, but those
-    of different parts are."""
+) -> dict[str, DetectionScore]:
+    """Standard errors from the spread over disjoint parts. Tokens of one response are not
+    independent, but tokens of different parts are."""
     parts = [
-        _detect({name: quality[part_of == part] for name, quality in qualities.items()}, own)
+        detect_noise({name: quality[part_of == part] for name, quality in qualities.items()}, own)
         for part in range(NUM_PARTS)
         if (own := noisy[part_of == part]).any() and not own.all()
     ]
@@ -273,7 +271,7 @@ def _standard_errors(
         return None if deviation is None else deviation / math.sqrt(len(known))
 
     return {
-        name: Found(
+        name: DetectionScore(
             auroc=error(part[name][ALL_KINDS].auroc for part in parts),
             average_precision=error(part[name][ALL_KINDS].average_precision for part in parts),
         )
@@ -282,7 +280,7 @@ def _standard_errors(
 
 
 def texts(results: SpanResults) -> tuple[list[str], list[list[str]]]:
-    """Header and rows as people see them."""
+    """Header and rows as text."""
     rows = []
     for name, found in results.found.items():
         errors = results.errors[name]
@@ -308,13 +306,13 @@ def legend(results: SpanResults) -> str:
     return (
         f"{results.num_noisy:,} of {results.num_tokens:,} response tokens of "
         f"{results.num_samples:,} samples are marked. Chance is AUROC 0.5 and average precision "
-        f"{share:.3f}. After ±: the standard error over samples. {results.num_left_out} records "
-        "were left out, as people found them wrong and what is wrong was not located."
+        f"{share:.3f}. ± is the standard error over samples. {results.num_left_out} records were "
+        "skipped: they are marked as wrong, but the wrong part was not located."
     )
 
 
 def to_csv(results: SpanResults) -> str:
-    """One line for every measure and figure."""
+    """One line per measure and metric."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["measure", "figure", "value", "stderr"])
@@ -326,7 +324,7 @@ def to_csv(results: SpanResults) -> str:
 
 
 def to_json(results: SpanResults) -> str:
-    """All that was measured."""
+    """All results."""
     document = {
         "num_samples": results.num_samples,
         "num_tokens": results.num_tokens,

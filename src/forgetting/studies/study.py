@@ -1,7 +1,7 @@
-"""What a study is: from a recipe and a grid, or from a definition (`definitions/*.yaml`).
+"""What a study is: made from a recipe and a grid, or from a definition (`definitions/*.yaml`).
 
-Goes in: the user's recipe and grid, or the name of a definition and a scale. Comes out: a `Study`,
-whose runs can be done and whose results can be shown. Runs nothing.
+In: the user's recipe and grid, or the name of a definition and a scale. Out: a `Study`, to be run
+and shown. Runs nothing.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field
 
-from forgetting.config.schema import Name, Section, load_recipe
-from forgetting.errors import InputError
+from forgetting.config import Name, Section, load_recipe
+from forgetting.errors import InputError, did_you_mean
 from forgetting.studies.grid import SEED, StudyRun, expand, levels_of, read_grid
-from forgetting.studies.table import Published
+from forgetting.studies.study_table import Published
 
 SCALES = ("paper", "tiny")
 DEFINITIONS = Path(str(resources.files("forgetting"))) / "studies" / "definitions"
 TINY = DEFINITIONS.parent / "tiny.yaml"
 TINY_NOTE = (
-    "Scale tiny: a small model and a small corpus, which show that the study runs. Its figures say "
-    "nothing of the paper's models, so the published ones are left out."
+    "Scale tiny: a small model and a small corpus, to show that the study runs. The results say "
+    "nothing about the paper's models, so published values are not shown."
 )
 
 
 class PublishedSettings(Section):
-    """A figure of the paper."""
+    """A published value."""
 
     model: str
     variant: str
     value: float
     levels: dict[str, Any] = {}
-    """Of the fields of the grid that it was measured at."""
+    """Levels of the grid fields at which it was measured."""
     derived: bool = False
-    """Not printed itself: a printed figure and a printed difference."""
+    """Whether it is computed from a printed value and a printed difference."""
 
 
 class Definition(Section):
@@ -47,36 +47,36 @@ class Definition(Section):
     name: Name
     title: str
     models: Annotated[list[str], Field(min_length=1)]
-    """Shipped recipes, one for each model."""
+    """Shipped recipes, one per model."""
     seeds: Annotated[list[int], Field(min_length=1)] = [1, 2, 3]
     metric: str | None = None
-    """`task/metric` or `task/metric/group`; null: what the report of a run is about."""
+    """`task/metric` or `task/metric/group`; null: the headline metric of a run's report."""
     variants: Annotated[dict[Name, dict[str, Any]], Field(min_length=1)]
-    """In place of those of the recipes."""
+    """Variants that replace those of the recipes."""
     settings: dict[str, Any] = {}
-    """Fields of the recipe with one value for all runs."""
+    """Recipe fields with the same value in all runs."""
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = {}
-    """Fields of the recipe with the values that they take."""
+    """Recipe fields and the values they take."""
     x: str | None = None
-    """The field of the grid over which the figure is drawn; null: bars."""
+    """Grid field on the horizontal axis of the figure; null draws bars."""
     published: list[PublishedSettings] = []
     notes: list[str] = []
-    """What a reader of the table must know."""
+    """Notes below the table."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """What is to be run, and how it is shown."""
+    """What to run, and how to show it."""
 
     name: str
     title: str
     runs: Sequence[StudyRun]
     fields: Sequence[str]
-    """Those of the grid but the seed."""
+    """Fields of the grid, without the seed."""
     metric: str | None
     x: str | None
     is_sorted: bool
-    """The table has the best row first; else its rows are in the order of the study."""
+    """Whether the table has the best row first. Otherwise rows keep the order of the study."""
     published: Sequence[Published] = ()
     notes: Sequence[str] = ()
 
@@ -93,10 +93,10 @@ def sweep_study(
         recipe: a YAML file, or the name of a shipped recipe.
         grid: `section.field=value,value` for each field that varies.
         overrides: `section.field=value`, for all runs.
-        metric: `task/metric` or `task/metric/group`; None: what the report of a run is about.
+        metric: `task/metric` or `task/metric/group`; None: the headline metric of a run's report.
 
     Raises:
-        InputError: the grid or a recipe of it cannot be used.
+        InputError: the grid, or a recipe at one of its points, cannot be used.
     """
     levels = read_grid(grid)
     if not levels:
@@ -109,7 +109,7 @@ def sweep_study(
 
 
 def _numeric(levels: dict[str, list[str]], fields: Sequence[str]) -> str | None:
-    """The first field with several levels, all of them numbers: what a figure is drawn over."""
+    """The first field with several numeric levels: the horizontal axis of the figure."""
 
     def is_number(level: str) -> bool:
         try:
@@ -122,7 +122,7 @@ def _numeric(levels: dict[str, list[str]], fields: Sequence[str]) -> str | None:
 
 
 def shipped_studies() -> list[str]:
-    """Names of the studies in the package."""
+    """Names of the shipped studies."""
     return sorted(file.stem for file in DEFINITIONS.glob("*.yaml"))
 
 
@@ -130,10 +130,12 @@ def load_definition(name: str) -> Definition:
     """Read a shipped study.
 
     Raises:
-        InputError: there is none of this name.
+        InputError: no study has this name.
     """
     if name not in shipped_studies():
-        raise InputError(f"there is no study {name!r}. There are: {', '.join(shipped_studies())}")
+        known = shipped_studies()
+        hint = did_you_mean(name, known) or f"The studies are {', '.join(known)}"
+        raise InputError(f"there is no study {name!r}. {hint}")
     file = DEFINITIONS / f"{name}.yaml"
     return Definition.model_validate(
         {"name": name, **yaml.safe_load(file.read_text(encoding="utf-8"))}
@@ -154,31 +156,32 @@ def paper_study(
 
     Args:
         name: a shipped study.
-        scale: paper: its models and data; tiny: the demo's, in minutes.
-        models: with scale tiny, folders or hub ids of small models in place of the demo's.
-        data: with scale tiny, a data file in place of the demo's world.
-        seeds: as in `--grid seed=1,2`; None: the study's own.
+        scale: `paper` for the paper's models and data, `tiny` for the demo's, in minutes.
+        models: folders or Hub ids of small models that replace the demo's at scale `tiny`.
+        data: data file that replaces the demo's world at scale `tiny`.
+        seeds: such as `1,2`; None: the study's own.
         overrides: `section.field=value`, for all runs.
-        metric: default: the study's own; at scale tiny, the held-out loss.
+        metric: `task/metric`; default: the study's own, or the held-out loss at scale `tiny`.
 
     Raises:
-        InputError: no such study, or an option that does not go with the scale.
+        InputError: no study has this name, or an option cannot be combined with the scale.
     """
     definition = load_definition(name)
     if scale not in SCALES:
-        raise InputError(f"there is no scale {scale!r}. There are: {', '.join(SCALES)}")
+        hint = did_you_mean(scale, SCALES) or f"The scales are {' and '.join(SCALES)}"
+        raise InputError(f"there is no scale {scale!r}. {hint}")
     if scale != "tiny" and (models or data):
-        raise InputError("--model and --data go with --scale tiny; here, use --set")
+        raise InputError("--model and --data need --scale tiny. At scale paper, use --set")
     fixed = [f"{field}={_text(value)}" for field, value in definition.settings.items()]
     fixed.append(f"variants={_text(definition.variants)}")
-    # As in the paper's code: what fails is measured, not stopped.
+    # As in the paper's code: a training that fails is measured, not stopped.
     fixed.append("forgetting.divergence_ratio=null")
     grid = {SEED: levels_of(definition.seeds)} if seeds is None else read_grid([f"seed={seeds}"])
     grid |= {field: levels_of(values) for field, values in definition.grid.items()}
     fields = [field for field in grid if field != SEED]
     if scale == "tiny":
         runs = _tiny_runs(models, data, grid, [*fixed, *overrides])
-        # After so few steps hardly any answer is exact, and loss says more.
+        # After so few steps hardly any answer is exact. The loss says more.
         metric = metric or "heldout/loss"
         notes = [TINY_NOTE]
         published = []
@@ -218,11 +221,11 @@ def _tiny_runs(
     for model in models:
         path = Path(model)
         label, place = (path.name, str(path.resolve())) if path.is_dir() else (model, model)
-        # The demo's chat form is for the demo's model.
+        # The demo's chat template is for the demo's model.
         own = [f"model.name_or_path={_text(place)}", "model.chat_template=null"]
         runs += expand({label: TINY}, grid, [*given, *own, *overrides])
     if len({run.name for run in runs}) < len(runs):
-        raise InputError("two of the models have the same name: give their folders other names")
+        raise InputError("two models have the same name. Rename one of their folders")
     return runs
 
 
@@ -231,7 +234,7 @@ def _levels(levels: dict[str, Any]) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
-    """As YAML, on one line. PyYAML writes 1e-4 so that it reads it back as a number."""
+    """YAML on one line. PyYAML writes 1e-4 so that it reads it back as a number."""
     text = yaml.safe_dump(
         value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10**6
     )

@@ -1,8 +1,8 @@
 """The state of a training run on disk, without pickle.
 
-Tensors go to safetensors, everything else to JSON, both of which are data and nothing more. A
-checkpoint counts once its last file, the seal, is there: a kill while one is being written
-leaves the one before it in force. Knows nothing of losses or of what is trained.
+Tensors go to safetensors, everything else to JSON; neither can run code. A checkpoint counts once
+its last file, the seal, is there: if a run is killed while it writes a checkpoint, the one before
+it counts. Knows nothing of losses or of what is trained.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from forgetting.errors import InputError
-from forgetting.rundir.directory import write_atomically
+from forgetting.rundir.files import write_atomically
 
 SEAL = "sealed.json"
 RANDOM_STATE = "random_state"
@@ -28,7 +28,7 @@ def save_state(state: Any, path: Path) -> None:
     """Write nested dictionaries and lists of tensors and plain values.
 
     Args:
-        state: what a `state_dict()` gives; keys of dictionaries are strings or integers.
+        state: such as the result of a `state_dict()`; keys are strings or integers.
         path: without suffix; `.safetensors` and `.json` are written.
     """
     tensors: dict[str, Tensor] = {}
@@ -69,7 +69,7 @@ def _put_tensors(tree: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def random_state() -> dict[str, Any]:
-    """The state of every generator that training draws from in this process."""
+    """The state of every random generator that training uses in this process."""
     state: Any = np.random.get_state(legacy=True)
     name, keys, position, has_gauss, cached = state
     accelerator = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -82,7 +82,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Continue every generator from where `random_state` was taken."""
+    """Set every random generator to a state from `random_state`."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, position, has_gauss, cached = state["numpy"]
@@ -93,7 +93,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Mark a checkpoint as whole: the sizes of its files, written last."""
+    """Mark a checkpoint as complete: write the sizes of its files, last of all."""
     sizes = {
         file.relative_to(folder).as_posix(): file.stat().st_size
         for file in sorted(folder.rglob("*"))
@@ -103,7 +103,7 @@ def seal(folder: Path) -> None:
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The last whole checkpoint in a trainer's output folder; None where there is none."""
+    """The last complete checkpoint in a trainer's output folder; None if there is none."""
 
     def step(path: Path) -> int:
         number = path.name.removeprefix("checkpoint-")
@@ -116,17 +116,19 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 
 def check_num_processes(checkpoint: Path, count: int) -> None:
-    """Refuse a checkpoint of another number of processes: each draws its own dropout, so the
-    result would be another.
+    """Refuse a checkpoint that another number of processes wrote.
+
+    Each process draws its own dropout, so the result would be a different one.
 
     Raises:
-        InputError: the message says how many it takes.
+        InputError: the message says how many processes to use.
     """
     saved = len(list(checkpoint.glob(f"{RANDOM_STATE}_*.json")))
     if saved != count:
         raise InputError(
-            f"{checkpoint} was saved by {saved} processes and would not go on alike with {count}. "
-            f"Run with --processes {saved}, or remove {checkpoint.parent} to train from the start"
+            f"{checkpoint} was written by {saved} processes and cannot be resumed reproducibly "
+            f"with {count}. Run with --processes {saved}, or remove {checkpoint.parent} to train "
+            "from the start"
         )
 
 

@@ -1,0 +1,70 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from forgetting.errors import InputError, did_you_mean
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of a shipped recipe.")
+]
+RunDirOption = Annotated[
+    Path | None, typer.Option("--run-dir", help="Run directory. Default: runs/NAME.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="SECTION.FIELD=VALUE", help="Override a recipe field (repeatable)."
+    ),
+]
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", help="Show only warnings, errors and results.")
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print the results as JSON on standard output.")
+]
+ProcessesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--processes",
+        metavar="N",
+        min=1,
+        help="Train, score and evaluate in N processes, one per GPU. Default: one process.",
+    ),
+]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--accelerate-config",
+        metavar="NAME|FILE",
+        help="How the processes share the work: ddp, fsdp2, zero3, or a file written by "
+        "`accelerate config`. Default: ddp.",
+    ),
+]
+OutputOption = Annotated[
+    Path | None, typer.Option("--output", help="Output folder. Default: studies/NAME.")
+]
+
+
+def find_recipe(name: str) -> str:
+    """A recipe's file or shipped name, if there is one.
+
+    Raises:
+        InputError: there is none; the message names those that are most like it.
+    """
+    from forgetting.config import shipped_recipes
+
+    shipped = shipped_recipes()
+    path = Path(name)
+    if path.is_file() or name in shipped:
+        return name
+    files = [str(file) for file in path.parent.glob("*.y*ml")]
+    hint = did_you_mean(name, [*files, *shipped])
+    raise InputError(
+        f"{name} is not a recipe: there is no such file, and no shipped recipe has this name. "
+        f"{hint or 'Pass a YAML file, or a name from `forgetting recipes`'}"
+    )

@@ -1,0 +1,274 @@
+"""Recipes as files: reads YAML with `extends` and `--set`, explains mistakes, writes YAML.
+
+Goes in: a YAML file or the name of a shipped recipe, and `section.field=value` overrides. Comes
+out: a `Recipe` in which every field has a value and every local path is absolute.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+
+from forgetting.config.fields import Section
+from forgetting.config.inputs import PLAIN_TEMPLATE
+from forgetting.config.schema import DEFAULT_VARIANTS, Recipe, TrainingSettings
+from forgetting.errors import InputError
+from forgetting.formats import FORMATS
+from forgetting.method.measures import MEASURES
+from forgetting.method.terms import TERMS
+from forgetting.registry import Registry
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that ship with the package."""
+    folder = resources.files("forgetting.config") / "recipes"
+    return sorted(
+        f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
+    )
+
+
+def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    A recipe with `extends: OTHER` (a file next to it, or a shipped name) overrides only the fields
+    that it sets.
+
+    Args:
+        path_or_name: a YAML file, or the name of a shipped recipe.
+        overrides: `section.field=value` with the value in YAML, applied before validation.
+
+    Raises:
+        InputError: the recipe does not exist, is not YAML, or has unknown or invalid fields; the
+            message names each of them by its path.
+    """
+    path = _find(path_or_name, Path())
+    given, folders = _read(path, ())
+    for override in overrides:
+        _override(given, override)
+    given.setdefault("name", path.stem)
+    try:
+        recipe = Recipe.model_validate(given)
+    except ValidationError as error:
+        raise InputError(f"{path} is not valid:\n{_explain(error)}") from error
+    return _with_absolute_paths(recipe, folders)
+
+
+# A date that does not exist and bytes that are not UTF-8 are ValueErrors.
+_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+
+
+def _find(path_or_name: str | Path, folder: Path) -> Path:
+    path = folder / path_or_name
+    if not path.is_file() and str(path_or_name) in shipped_recipes():
+        path = Path(str(resources.files("forgetting.config") / "recipes" / f"{path_or_name}.yaml"))
+    if not path.is_file():
+        raise InputError(
+            f"there is no recipe {path}. Pass a YAML file or one of the shipped recipes: "
+            + ", ".join(shipped_recipes())
+        )
+    return path
+
+
+def _read(path: Path, inner: tuple[Path, ...]) -> tuple[dict[str, Any], list[Path]]:
+    """The fields of a recipe merged over those that it extends, and the folders of both."""
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except _NOT_YAML as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(given, dict):
+        raise InputError(f"{path} is not a recipe: expected sections such as `model` and `data`")
+    if "extends" not in given:
+        return given, [path.parent]
+    outer = _find(str(given.pop("extends")), path.parent)
+    if outer.resolve() in {p.resolve() for p in (*inner, path)}:
+        raise InputError(f"{path} extends itself. Remove or change its `extends`")
+    extended, folders = _read(outer, (*inner, path))
+    extended.pop("name", None)
+    return _merged(extended, given), [path.parent, *folders]
+
+
+def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Merge sections field by field. Lists and values are replaced."""
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        if isinstance(below, dict) and isinstance(value, dict):
+            value = _merged(below, value)
+        merged[key] = value
+    return merged
+
+
+def _override(given: dict[str, Any], override: str) -> None:
+    keys, equals, text = override.partition("=")
+    parts = keys.split(".")
+    if not equals or not all(parts):
+        raise InputError(f"--set {override}: expected section.field=value")
+    try:
+        value = yaml.safe_load(text)
+    except _NOT_YAML as error:
+        raise InputError(f"--set {override}: the value is not YAML") from error
+    node: Any = given
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        if isinstance(node, list):
+            if not part.isdecimal() or int(part) >= len(node):
+                raise InputError(f"--set {override}: {part!r} is not an item of the list")
+            part_key: Any = int(part)
+        elif isinstance(node, dict):
+            part_key = part
+            if not last and not isinstance(node.get(part), (dict, list)):
+                # `--set variants.forgetting...` must not drop the other default variants.
+                default = DEFAULT_VARIANTS if (depth == 0 and part == "variants") else {}
+                node[part] = copy.deepcopy(dict(default))
+        else:
+            raise InputError(f"--set {override}: there is no field {'.'.join(parts[: depth + 1])}")
+        if last:
+            node[part_key] = value
+        else:
+            node = node[part_key]
+
+
+def _explain(error: ValidationError) -> str:
+    """One line per field. An inherited value is reported where it was written."""
+    errors = error.errors()
+    reported = {tuple(item["loc"]): item["msg"] for item in errors}
+    lines: dict[str, None] = {}
+    for item in errors:
+        loc = tuple(item["loc"])
+        if not loc:
+            # About several fields, which the message names.
+            lines[f"  {item['msg'].removeprefix('Value error, ')}"] = None
+            continue
+        written = {"variants": loc[2:], "reference": ("training", *loc[1:])}.get(str(loc[0]))
+        if written is not None and reported.get(written) == item["msg"]:
+            continue
+        # Pydantic adds the branch of a union that it tried, and keys, to the user's path.
+        path = ".".join(str(part) for part in loc if "[" not in str(part))
+        lines[f"  {path}: {_reason(item['type'], item['msg'], loc, item['input'])}"] = None
+    return "\n".join(lines)
+
+
+def _reason(kind: str, message: str, loc: tuple[int | str, ...], given: Any) -> str:
+    if kind == "extra_forbidden":
+        return f"unknown field. Allowed here: {_allowed(loc[:-1])}"
+    if kind == "missing":
+        return "is missing"
+    if kind == "model_type":
+        return f"expected a section with fields (got {given!r}). Allowed here: {_allowed(loc)}"
+    if kind == "string_pattern_mismatch":
+        message = (
+            "must be letters, digits, `_`, `.` and `-`, the first a letter or digit, at most 100"
+        )
+    message = message.removeprefix("Value error, ")
+    return message if isinstance(given, dict) else f"{message} (got {given!r})"
+
+
+def _allowed(loc: Sequence[int | str]) -> str:
+    """The fields of the section at a path, for the message about an unknown one."""
+    annotation: Any = Recipe
+    for part in loc:
+        annotation = _section(annotation)
+        if isinstance(annotation, type) and issubclass(annotation, Section):
+            annotation = annotation.model_fields[str(part)].annotation
+        else:
+            # An item of a list, or a value of a dictionary with names of the user.
+            annotation = get_args(annotation)[-1]
+    return ", ".join(_section(annotation).field_names())
+
+
+def _section(annotation: Any) -> Any:
+    """The section type of an optional section."""
+    if get_origin(annotation) in (Union, UnionType):
+        return next(arm for arm in get_args(annotation) if arm is not type(None))
+    return annotation
+
+
+def _with_absolute_paths(recipe: Recipe, folders: Sequence[Path]) -> Recipe:
+    """Resolve local paths: next to the recipe first, then from the current directory.
+
+    A path that exists in neither place is kept: it is a Hub id, or the stage that reads it reports
+    the error.
+    """
+
+    def resolve(value: str | None) -> str | None:
+        if value is None or value == PLAIN_TEMPLATE:
+            return value
+        for candidate in (*(folder / value for folder in folders), Path(value)):
+            if candidate.exists():
+                return str(candidate.resolve())
+        return value
+
+    def updated(section: Any, *fields: str) -> Any:
+        return section.model_copy(update={f: resolve(getattr(section, f)) for f in fields})
+
+    sources = [updated(source, "path") for source in recipe.data.sources]
+    trusted = recipe.reference.sources and [
+        updated(source, "path") for source in recipe.reference.sources
+    ]
+    reference = updated(recipe.reference, "name_or_path").model_copy(update={"sources": trusted})
+    return recipe.model_copy(
+        update={
+            "model": updated(recipe.model, "name_or_path", "chat_template"),
+            "reference": reference,
+            "evaluation": updated(recipe.evaluation, "include_path", "data_dir"),
+            "data": recipe.data.model_copy(update={"sources": sources}),
+        }
+    )
+
+
+def check_batches(recipe: Recipe, num_processes: int) -> None:
+    """Refuse a number of processes that an optimizer step cannot be divided by.
+
+    Raises:
+        InputError: the message names the field of the recipe and what to set.
+    """
+    for section in ("training", "reference"):
+        if section == "reference" and recipe.reference.name_or_path:
+            continue
+        settings: TrainingSettings = getattr(recipe, section)
+        together = settings.micro_batch_size * num_processes
+        if settings.batch_size % together:
+            raise InputError(
+                f"{section}.batch_size {settings.batch_size} is not divisible by "
+                f"{section}.micro_batch_size {settings.micro_batch_size} x {num_processes} "
+                f"processes. Set it to a multiple of {together}, or change --processes or "
+                "micro_batch_size"
+            )
+
+
+def check_installed(recipe: Recipe) -> None:
+    """Refuse names that worker processes would not know.
+
+    Workers import installed packages, but not the script that registered a name.
+
+    Raises:
+        InputError: a measure, term or format was registered from Python only.
+    """
+    used: list[tuple[str, Registry[Any], str]] = []
+    for name in recipe.selecting_variants:
+        variant, path = recipe.variants[name], f"variants.{name}"
+        used.append((f"{path}.selection.quality", MEASURES, variant.selection.quality))
+        if variant.objective == "forgetting":
+            used.append((f"{path}.forgetting.term", TERMS, variant.forgetting.term))
+    for section in ("data", "reference"):
+        for index, source in enumerate(getattr(recipe, section).sources or ()):
+            used.append((f"{section}.sources.{index}.format", FORMATS, source.format))
+    for field, registry, name in used:
+        if name in registry and not registry.is_installed(name):
+            raise InputError(
+                f"{field}: the {registry.kind} {name} was registered from Python, so other "
+                f"processes do not know it. Declare it as an entry point in the group "
+                f"{registry.group} of an installed package, or run without --processes"
+            )
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The complete recipe as YAML, as the run directory stores it."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

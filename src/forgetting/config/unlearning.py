@@ -1,0 +1,192 @@
+"""Sections of a recipe about the method: which tokens to forget, and how."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError, core_schema
+
+from forgetting.config.fields import MeasureName, Section, Share, ShareOrAuto, TermName
+from forgetting.method.loss import Normalization
+from forgetting.method.measures import DEFAULT_MEASURE, MEASURES
+from forgetting.method.schedule import ScheduleKind
+from forgetting.method.selection import Granularity, Threshold
+from forgetting.method.terms import DEFAULT_TERM, TERMS, declared_parameters, described
+
+
+class SelectionSettings(Section):
+    """Selection of the positive tokens (learned) and the negative ones (forgotten or ignored)."""
+
+    rho: ShareOrAuto = 0.7
+    """Share of positive tokens. `auto` uses the share of tokens with a quality above 0."""
+    quality: MeasureName = DEFAULT_MEASURE
+    """Measure of token quality. The paper uses `influence`."""
+    granularity: Granularity = "token"
+    """Unit of selection: single tokens, or whole samples by their mean quality."""
+    balance: Literal["none", "source"] = "none"
+    """Population that rho and forget_rate are shares of: `none` for all of D_train, `source` for
+    each source separately."""
+    threshold: Threshold = "quantile"
+    """Rule for positive tokens. `quantile`: the best `rho`. `zero`: quality above 0. `mixture`:
+    estimated by fitting two components to the quality."""
+    posterior: Annotated[float, Field(ge=0.5, lt=1)] = 0.9
+    """Probability of the lower component from which `threshold: mixture` makes a token negative.
+    Below 1/2 a token is positive, in between it is ignored."""
+    forget_rate: Share | None = None
+    """Share of negative tokens; tokens between these and the positive ones are ignored. `null`
+    makes all tokens negative that are not positive."""
+    by: Literal["quality", "random"] = "quality"
+    """Basis of the selection. `random` is a control that selects as many tokens regardless of their
+    quality."""
+    keep_eos: bool = True
+    """Whether end-of-sequence tokens are never negative. A model that unlearns them does not stop
+    generating."""
+
+    @model_validator(mode="after")
+    def _shares_fit(self) -> SelectionSettings:
+        if (
+            self.forget_rate is not None
+            and isinstance(self.rho, float)
+            and self.threshold == "quantile"
+            and self.forget_rate > 1 - self.rho + 1e-9
+        ):
+            raise ValueError(
+                f"forget_rate {self.forget_rate} is above 1 - rho = {1 - self.rho:g}: "
+                "a token cannot be both learned and forgotten"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fits_the_measure(self) -> SelectionSettings:
+        measure = MEASURES[self.quality]
+        looks_at_zero = self.threshold == "zero" or (
+            self.threshold == "quantile" and self.rho == "auto"
+        )
+        if looks_at_zero and not measure.has_zero:
+            raise ValueError(
+                f"quality {self.quality} is never above 0, so threshold zero and rho auto do not "
+                "apply to it. Set rho to a number"
+            )
+        if looks_at_zero and self.balance == "source":
+            raise ValueError(
+                "threshold zero and rho auto divide every source at 0, so there is nothing to "
+                "balance. Set rho to a number, or balance to none"
+            )
+        if self.threshold == "mixture" and measure.is_stepped:
+            raise ValueError(
+                f"quality {self.quality} takes few distinct values, so threshold mixture finds no "
+                "peaks in it. Set another quality"
+            )
+        if self.threshold == "mixture":
+            self._check_mixture()
+        return self
+
+    def _check_mixture(self) -> None:
+        for field, unread in (("by", "quality"), ("balance", "none"), ("forget_rate", None)):
+            if getattr(self, field) != unread:
+                raise ValueError(
+                    f"threshold mixture estimates how many tokens are negative, so {field} "
+                    f"{getattr(self, field)} has no effect. Remove it"
+                )
+
+
+class ForgettingSettings(Section):
+    """Unlearning of negative tokens (equation 8, Algorithm 1).
+
+    The parameters of a `term` are fields as well: as `TERMS` declares them, built in or registered.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    schedule: ScheduleKind = "linear"
+    """Schedule of lambda over the optimizer steps. The paper uses `linear`, which starts at 0."""
+    t_min: Annotated[float, Field(ge=0)] = 1e-4
+    """Lower end of lambda's range."""
+    t_max: Annotated[float, Field(ge=0)] = 0.25
+    """Upper end of lambda's range. `constant` uses it from the first step."""
+    term: TermName = DEFAULT_TERM
+    """Value to minimize on negative tokens. The paper uses `ga` (gradient ascent)."""
+    floor: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Probability below which a token is no longer unlearned. `null` sets no limit, as in the
+    paper."""
+    normalization: Normalization = "group"
+    """Divisor of the two sums of the loss. `group`: the size of each set, as in the paper. `token`:
+    the number of all response tokens for both."""
+    divergence_ratio: Annotated[float, Field(gt=1)] | None = 10.0
+    """Stop training when the positive loss exceeds this multiple of its first logged value."""
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """Names of the fields that a recipe may set, with the parameters of all terms."""
+        return [*cls.model_fields, *declared_parameters()]
+
+    @property
+    def term_parameters(self) -> dict[str, float]:
+        """All parameters of the term."""
+        return dict(self.__pydantic_extra__ or {})
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        """These settings as arguments of `ForgettingConfig`."""
+        own = self.model_dump(include=set(type(self).model_fields))
+        return {**own, "term_parameters": self.term_parameters}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        found = handler.resolve_ref_schema(handler(schema))
+        bounds = {"at_least": "minimum", "above": "exclusiveMinimum", "at_most": "maximum"}
+        properties: dict[str, Any] = {}
+        for name, field in found["properties"].items():
+            properties[name] = field
+            if name == "term":
+                for parameter, declared in declared_parameters().items():
+                    limits = {key: getattr(declared, given) for given, key in bounds.items()}
+                    properties[parameter] = {
+                        "type": "number",
+                        "default": declared.default,
+                        "description": described(parameter),
+                        **{key: limit for key, limit in limits.items() if limit is not None},
+                    }
+        found["properties"] = properties
+        found["additionalProperties"] = False
+        return found
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ForgettingSettings:
+        if self.t_min > self.t_max:
+            raise ValueError(f"t_min {self.t_min} is above t_max {self.t_max}")
+        if TERMS[self.term].is_per_sample and self.normalization == "token":
+            raise ValueError(
+                f"term {self.term} has one value per sample: set normalization to group"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _complete_the_parameters(self) -> ForgettingSettings:
+        """Keep the parameters of the term, with defaults; check those of other terms, which
+        variants may inherit."""
+        extra = self.__pydantic_extra__
+        assert extra is not None
+        own = TERMS[self.term].parameters
+        known = dict(own) if own.keys() >= extra.keys() else {**declared_parameters(), **own}
+        values = {name: parameter.default for name, parameter in own.items()}
+        errors: list[InitErrorDetails] = []
+        for name, given in extra.items():
+            if name not in known:
+                errors.append({"type": "extra_forbidden", "loc": (name,), "input": given})
+                continue
+            try:
+                number = known[name].check(given)
+            except ValueError as error:
+                custom = PydanticCustomError("parameter", str(error))
+                errors.append({"type": custom, "loc": (name,), "input": given})
+            else:
+                if name in own:
+                    values[name] = number
+        if errors:
+            raise ValidationError.from_exception_data(type(self).__name__, errors)
+        extra.clear()
+        extra.update(values)
+        return self

@@ -1,0 +1,113 @@
+"""Measures the models of a run: on held-out samples and on tasks, each result in a file.
+
+Goes in: a recipe once, then one model after the other. Comes out: a JSON file a task, and the
+answers if the recipe keeps them. A task that has a result file is not measured again. The base
+model and the tasks' data are loaded once for all models.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from forgetting.config import Recipe
+from forgetting.console import progress
+from forgetting.evaluation.harness import Harness
+from forgetting.evaluation.heldout import HELDOUT, evaluate_heldout
+from forgetting.models import loading
+from forgetting.models.adapters import SharedBase
+from forgetting.rundir import layout
+from forgetting.rundir.processes import ALONE, Processes
+from forgetting.rundir.results import (
+    TaskResult,
+    has_result,
+    read_result,
+    write_answers,
+    write_result,
+)
+from forgetting.rundir.samples import Samples
+
+
+class Bench:
+    """The base model and the tasks of a recipe, ready to measure one model after the other.
+
+    Nothing is loaded before it is used. The processes of a run each have a `Bench` and call
+    `measure` together; the first writes the results.
+    """
+
+    def __init__(self, recipe: Recipe, processes: Processes = ALONE) -> None:
+        self._recipe = recipe
+        self._processes = processes
+        self.models = SharedBase(recipe.model)
+
+    @functools.cached_property
+    def harness(self) -> Harness:
+        """The recipe's lm-eval tasks."""
+        return Harness(
+            self._recipe.evaluation,
+            loading.load_tokenizer(self._recipe.model),
+            seed=self._recipe.seed,
+            process_index=self._processes.index,
+            num_processes=self._processes.count,
+        )
+
+    @property
+    def has_heldout(self) -> bool:
+        """Whether the recipe measures held-out samples, and has any."""
+        return self._recipe.evaluation.heldout and self._recipe.data.num_heldout > 0
+
+    def measure(self, variant: str, path: Path | None, heldout: Path, output: Path) -> None:
+        """Measure one model.
+
+        Args:
+            variant: name for messages and results.
+            path: folder of the fine-tuned model; None: the base model.
+            heldout: file of the held-out samples.
+            output: folder for the result files.
+
+        Raises:
+            InputError: see `SharedBase.lend` and `Harness.measure`.
+        """
+        requests = self.harness.requests if self._recipe.evaluation.tasks else []
+        # The first process decides: the others could see files that it writes in the meantime.
+        names = [*([HELDOUT] if self.has_heldout else []), *(r.task for r in requests)]
+        measured = self._processes.share([name for name in names if has_result(output, name)])
+        with self.models.lend(path) as model:
+            if self.has_heldout and HELDOUT not in measured:
+                result = self._measure_heldout(model, variant, Samples.read(heldout))
+                self._write_result(output, variant, result)
+            done = sum(request.task in measured for request in requests)
+            with progress(f"Evaluating {variant} on tasks", len(requests), done) as advance:
+                for request in requests:
+                    if request.task in measured:
+                        continue
+                    found = self.harness.measure(model, request)
+                    if found is not None:
+                        for name, rows in found.samples.items():
+                            write_answers(output, name, rows)
+                        for result in found.results:
+                            self._write_result(output, variant, result)
+                    advance(1, request.task)
+        if requests and self._processes.is_main:
+            results = {
+                request.task: read_result(layout.result_file(output, request.task))
+                for request in requests
+            }
+            for result in self.harness.suite_results(results):
+                self._write_result(output, variant, result)
+
+    def _measure_heldout(self, model: Any, variant: str, samples: Samples) -> TaskResult:
+        with progress(f"Evaluating {variant} on held-out samples", len(samples)) as advance:
+            return evaluate_heldout(
+                model,
+                samples,
+                tokens_per_batch=self._recipe.scoring.tokens_per_batch,
+                process_index=self._processes.index,
+                num_processes=self._processes.count,
+                advance=advance,
+            )
+
+    def _write_result(self, output: Path, variant: str, result: TaskResult) -> None:
+        if self._processes.is_main:
+            write_result(output, variant, result)

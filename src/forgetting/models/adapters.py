@@ -1,0 +1,159 @@
+"""Adapters on a base model: attached, merged, and lent one after the other.
+
+Goes in: the model settings of a recipe, and folders of trained adapters or whole weights. Comes
+out: models for inference. Weights are read from safetensors only.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from forgetting.config import ModelSettings
+from forgetting.errors import InputError
+from forgetting.models import loading
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def merge_adapter(settings: ModelSettings, dtype: torch.dtype, path: Path | str) -> PreTrainedModel:
+    """The base model with an adapter merged into its weights, in `dtype`, not quantized.
+
+    Args:
+        path: folder of the adapter.
+    """
+    whole = settings.model_copy(update={"quantization": None})
+    return attach_adapter(loading.load_base_model(whole, dtype), path).merge_and_unload()
+
+
+def attach_adapter(model: PreTrainedModel, path: Path | str) -> Any:
+    """The model with a trained LoRA adapter, for inference; base weights are shared, not copied.
+
+    The adapter gets the dtype of the model.
+
+    Raises:
+        InputError: the folder holds no adapter in safetensors form.
+    """
+    from peft import PeftModel
+
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "adapter_model.safetensors").is_file():
+        raise InputError(f"{folder} holds no safetensors adapter")
+    # In float32, as in training, the adapter and its casts take as long as the model itself.
+    adapted = PeftModel.from_pretrained(model, str(path), autocast_adapter_dtype=False)
+    return adapted.eval()
+
+
+def fuse_adapter(adapted: Any) -> None:
+    """Merge an adapter into the base weights if that loses nothing, which makes inference faster.
+
+    For a base that is not needed any more. In half precision or with quantized weights the
+    adapter stays separate: rounding the sum would lose most of what was trained.
+    """
+    from peft.tuners.lora import LoraModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model = adapted.get_base_model()
+    is_exact = model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
+    # Embedding and head may share their weights: an adapter on one would change the other too.
+    ends = adapted.get_input_embeddings(), adapted.get_output_embeddings()
+    adapts_ends = any(isinstance(module, BaseTunerLayer) for module in ends)
+    if is_exact and isinstance(adapted.base_model, LoraModel) and not adapts_ends:
+        adapted.merge_adapter()
+
+
+def load_variant(settings: ModelSettings, dtype: torch.dtype, path: Path | str) -> Any:
+    """A fine-tuned model: an adapter on the base model, or whole weights."""
+    if is_adapter(path):
+        return attach_adapter(loading.load_base_model(settings, dtype), path)
+    own = settings.model_copy(
+        update={"name_or_path": str(path), "revision": None, "quantization": None}
+    )
+    return loading.load_base_model(own, dtype)
+
+
+class SharedBase:
+    """One base model, loaded once and lent to one fine-tuned model after the other.
+
+    An adapter is attached to the base and detached again. Whole weights replace the base, so two
+    models are never in memory together. The owner calls `release`.
+    """
+
+    def __init__(self, settings: ModelSettings) -> None:
+        self._settings = settings
+        self._base: PreTrainedModel | None = None
+
+    @contextmanager
+    def lend(self, path: Path | str | None = None, *, is_last: bool = False) -> Iterator[Any]:
+        """The base model, or the fine-tuned model at `path`, while the context is open.
+
+        Args:
+            path: folder or Hub id of an adapter or whole weights. Default: the base model.
+            is_last: nothing is lent after this, so an adapter may be merged into the base.
+
+        Raises:
+            InputError: there are no such weights, or the adapter changes nothing.
+        """
+        dtype = loading.pick_dtype(self._settings)
+        if path is not None and not is_adapter(path):
+            self.release()
+            yield load_variant(self._settings, dtype, path)
+            return
+        if self._base is None:
+            self._base = loading.load_base_model(self._settings, dtype)
+        if path is None:
+            yield self._base
+            return
+        model = attach_adapter(self._base, path)
+        try:
+            if not is_last and not changes_logits(model):
+                raise InputError(
+                    f"the adapter in {path} does not change what the model predicts. It was not "
+                    "trained (learning rate or number of steps too small), or it belongs to "
+                    "another base model. Nothing was measured"
+                )
+            if is_last:
+                self._base = None
+                fuse_adapter(model)
+            yield model
+        finally:
+            if not is_last:
+                self._base = model.unload()
+
+    def release(self) -> None:
+        """Free the memory of the base model; the next `lend` loads it again."""
+        self._base = None
+        gc.collect()
+
+
+def changes_logits(model: Any) -> bool:
+    """Whether the adapter of a PEFT model changes the logits of any of the first 32 token ids."""
+    device = next(model.parameters()).device
+    ids = torch.arange(min(32, model.config.get_text_config().vocab_size), device=device)[None]
+    with torch.inference_mode():
+        tuned = model(input_ids=ids).logits
+        with model.disable_adapter():
+            base = model(input_ids=ids).logits
+    return not torch.equal(tuned, base)
+
+
+def is_adapter(path: Path | str) -> bool:
+    """Whether a folder or Hub id holds an adapter rather than whole weights.
+
+    Raises:
+        InputError: it is not a folder, and the Hub cannot be asked.
+    """
+    if Path(path).is_dir():
+        return (Path(path) / ADAPTER_CONFIG).is_file()
+    from huggingface_hub import file_exists
+
+    try:
+        return file_exists(str(path), ADAPTER_CONFIG)
+    except Exception as error:
+        raise InputError(f"{path} is not a folder, and the Hub cannot be asked: {error}") from error

@@ -1,0 +1,138 @@
+"""The manifest of a run directory: which stages are done, from what, and what they cost.
+
+Also says whose directory it is: that of a recipe, of another version of this package, or none.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pydantic import BaseModel
+
+from forgetting.errors import InputError
+from forgetting.rundir import layout
+from forgetting.rundir.files import file_sha256
+
+FORMAT_VERSION = 2
+"""Raised whenever a reader of this package no longer understands an older run directory."""
+# A process that was killed right after its start leaves only these.
+_BEFORE_THE_MANIFEST = {
+    layout.LOCK,
+    layout.LOCK_OWNER,
+    f".{layout.LOCK_OWNER}.partial",
+    f".{layout.MANIFEST}.partial",
+}
+
+
+class Output(BaseModel):
+    """A file that a stage wrote. If size and time are unchanged, the checksum is not computed."""
+
+    sha256: str
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, file: Path) -> Output:
+        """Describe a file."""
+        stat = file.stat()
+        return cls(sha256=file_sha256(file), size=stat.st_size, mtime_ns=stat.st_mtime_ns)
+
+    def is_unchanged(self, file: Path) -> bool:
+        """Whether the file is the one that was described."""
+        try:
+            stat = file.stat()
+        except OSError:
+            return False
+        if stat.st_size != self.size:
+            return False
+        return stat.st_mtime_ns == self.mtime_ns or file_sha256(file) == self.sha256
+
+
+class StageEntry(BaseModel):
+    """A finished stage."""
+
+    fingerprint: str
+    outputs: dict[str, Output]
+    """Files by their path in the run directory."""
+    finished: str
+    """Time in UTC, ISO 8601."""
+    seconds: float
+    peak_memory_bytes: int
+    """Peak resident memory of the main process."""
+    peak_device_memory_bytes: int | None = None
+    """Peak memory that the main process allocated on accelerators; None if it used none."""
+    details: dict[str, float | int | str | None] = {}
+    """Figures for the report and the model card, by name."""
+
+
+class Manifest(BaseModel):
+    """The finished stages of a run directory, in the order of the plan."""
+
+    version: int = FORMAT_VERSION
+    name: str
+    """Name of the recipe."""
+    stages: dict[str, StageEntry] = {}
+
+
+def read_manifest(path: Path) -> Manifest | None:
+    """The manifest of a run directory; None if there is none.
+
+    Raises:
+        InputError: the manifest cannot be read, or another version of this package wrote it.
+    """
+    file = layout.manifest_file(path)
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        version = content["version"]
+        if version > FORMAT_VERSION:
+            raise InputError(
+                f"{path} was written by a newer version of forgetting (format {version}; this "
+                f"version reads {FORMAT_VERSION}). Update forgetting"
+            )
+        if version < FORMAT_VERSION:
+            raise InputError(
+                f"{path} was written by an older version of forgetting (format {version}; this "
+                f"version reads {FORMAT_VERSION}). Run the recipe again in a new directory with "
+                "--run-dir, or install the version that wrote it"
+            )
+        return Manifest.model_validate(content)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{file} cannot be read. Remove the directory, or choose another one with --run-dir"
+        ) from error
+
+
+def check_owner(path: Path, name: str) -> Manifest | None:
+    """The manifest of this recipe's run directory; None if the directory is new or empty.
+
+    Raises:
+        InputError: the directory belongs to another recipe or is no run directory, or its
+            manifest cannot be read.
+    """
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file; a run needs a directory")
+    manifest = read_manifest(path)
+    if manifest is not None and manifest.name != name:
+        raise InputError(
+            f"{path} belongs to the recipe {manifest.name!r}, not to {name!r}. "
+            "Choose another one with --run-dir"
+        )
+    if manifest is None and path.is_dir():
+        strangers = sorted({f.name for f in path.iterdir()} - _BEFORE_THE_MANIFEST)
+        if strangers:
+            raise InputError(
+                f"{path} is not empty and no run directory (it holds {', '.join(strangers[:3])}). "
+                "Choose another one with --run-dir"
+            )
+    return manifest
+
+
+def stage_is_done(path: Path, manifest: Manifest | None, stage: str, fingerprint: str) -> bool:
+    """Whether the manifest has this stage with this fingerprint, and its files are unchanged."""
+    entry = manifest.stages.get(stage) if manifest is not None else None
+    if entry is None or entry.fingerprint != fingerprint:
+        return False
+    return all(output.is_unchanged(path / name) for name, output in entry.outputs.items())

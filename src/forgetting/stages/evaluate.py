@@ -1,0 +1,96 @@
+"""`evaluate`: measures every variant and the base model on held-out samples and on tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forgetting.errors import InputError
+from forgetting.rundir import layout
+from forgetting.stages.base import Facts, Stage, Step
+from forgetting.stages.recipe_parts import model_settings, split_sizes
+
+if TYPE_CHECKING:
+    from forgetting.config import Recipe
+    from forgetting.rundir.directory import Work
+
+
+def run(step: Step, run_dir: Path, work: Work) -> None:
+    """Measures one model. Tasks that have a result file are not measured again."""
+    from forgetting.evaluation.bench import Bench
+    from forgetting.rundir.stats import DataSummary
+
+    # The steps share the base model in memory, and the tasks with their data.
+    bench = step.once("bench", lambda: Bench(step.recipe, work.processes))
+    variant = str(step.part)
+    model = None if variant == layout.BASE else layout.model_dir(run_dir, variant)
+    data = layout.data_dir(run_dir)
+    bench.measure(variant, model, layout.split_file(data, "heldout"), work.output)
+    if bench.has_heldout:
+        work.details["tokens"] = DataSummary.load(data).splits["heldout"].tokens
+
+
+def parts(recipe: Recipe) -> Sequence[str | None]:
+    """The base model and all variants."""
+    return [layout.BASE, *recipe.variants]
+
+
+def settings(step: Step) -> Mapping[str, Any]:
+    """The tasks, by the content of their files, and the base model."""
+    from forgetting.evaluation.suites import evaluation_fingerprint
+
+    own = step.recipe.evaluation
+    return {
+        "evaluation": own.model_dump(mode="json", exclude={"include_path", "data_dir"}),
+        "tasks": evaluation_fingerprint(own),
+        "task_files": _task_files(own.include_path),
+        "seed": step.recipe.seed,
+        "model": model_settings(step),
+    }
+
+
+def _task_files(folder: str | None) -> dict[str, str]:
+    """Checksums of the user's own task files, by their path in the folder."""
+    from forgetting.rundir.files import file_sha256
+
+    if folder is None:
+        return {}
+    files = (file for file in sorted(Path(folder).rglob("*")) if file.is_file())
+    return {
+        file.relative_to(folder).as_posix(): file_sha256(file)
+        for file in files
+        if "__pycache__" not in file.parts
+    }
+
+
+def check(recipe: Recipe) -> None:
+    """Refuses folders and task files that are not there."""
+    from forgetting.evaluation.suites import check_tasks
+
+    for field in ("include_path", "data_dir"):
+        folder = getattr(recipe.evaluation, field)
+        if folder is not None and not Path(folder).is_dir():
+            raise InputError(f"evaluation.{field}: there is no folder {folder}")
+    check_tasks(recipe.evaluation)
+
+
+def facts(step: Step, done: Mapping[str, Path]) -> Facts:
+    """Held-out samples."""
+    if not step.recipe.evaluation.heldout:
+        return {}
+    return {"held-out samples": split_sizes(step, done)["heldout"].samples}
+
+
+EVALUATE = Stage(
+    name="evaluate",
+    summary="Measure every variant and the untrained base model.",
+    folder="evaluation",
+    reads=("prepare", "train"),
+    parts=parts,
+    settings=settings,
+    run=run,
+    check=check,
+    facts=facts,
+    is_shared=True,
+)

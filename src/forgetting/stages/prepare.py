@@ -1,0 +1,128 @@
+"""`prepare`: records to tokens. Writes D_ref, D_train and the held-out samples, disjoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forgetting.console import logger, progress
+from forgetting.errors import InputError
+from forgetting.stages.base import Facts, Stage, Step
+from forgetting.stages.recipe_parts import check_model, model_files, split_sizes
+
+if TYPE_CHECKING:
+    from forgetting.config import Recipe, SourceSettings
+    from forgetting.rundir.directory import Work
+
+
+def run(step: Step, run_dir: Path, work: Work) -> None:
+    """Builds the corpus."""
+    from forgetting.data.splits import build_corpus
+    from forgetting.models.tokenization import load_tokenization, tokenizer_threads
+
+    del run_dir
+    recipe = step.recipe
+    check_length(recipe)
+    settings = recipe.data.model_copy(update={"num_reference": recipe.num_reference})
+    tokenization = load_tokenization(recipe)
+    with progress("Preparing samples", settings.num_samples) as advance, tokenizer_threads():
+        account = build_corpus(
+            settings,
+            tokenization,
+            recipe.seed,
+            work.output,
+            work.path,
+            advance,
+            recipe.reference.sources or (),
+        )
+    account.summary(tokenization.end_token_ids).save(work.output)
+    work.details["tokens"] = sum(counts.tokens for counts in account.splits.values())
+    for name, counts in account.splits.items():
+        work.details[f"{name}_samples"] = counts.samples
+        work.details[f"{name}_response_tokens"] = counts.response_tokens
+    if dropped := account.num_dropped():
+        logger.info(
+            "%d records were dropped; data/summary.json and data/rejected.parquet say why", dropped
+        )
+
+
+def check_length(recipe: Recipe) -> None:
+    """Refuse samples that are longer than the model has positions for.
+
+    Raises:
+        InputError: `data.max_length` is too large.
+    """
+    from forgetting.models.loading import load_config, max_positions
+
+    limit = max_positions(load_config(recipe.model))
+    if limit is not None and recipe.data.max_length > limit:
+        raise InputError(
+            f"data.max_length {recipe.data.max_length} is more than the {limit} positions of "
+            f"{recipe.model.name_or_path}. Set data.max_length to {limit} or less"
+        )
+
+
+def settings(step: Step) -> Mapping[str, Any]:
+    """Sources, tokenizer and template, by their content."""
+    from forgetting.rundir.files import file_sha256
+
+    recipe = step.recipe
+    template = _template_file(recipe)
+    return {
+        "data": recipe.data.model_dump(mode="json", exclude={"sources", "num_reference"}),
+        "num_reference": recipe.num_reference,
+        "sources": [_source(source) for source in recipe.data.sources],
+        "trusted": [_source(source) for source in recipe.reference.sources or ()],
+        "tokenizer": {
+            name: value
+            for name, value in model_files(step).items()
+            if not name.endswith(".safetensors")
+        },
+        "chat_template": file_sha256(template) if template else recipe.model.chat_template,
+        "seed": recipe.seed,
+    }
+
+
+def _source(source: SourceSettings) -> dict[str, Any]:
+    from forgetting.data.sources import source_fingerprint
+
+    return {**source_fingerprint(source), "label": source.label}
+
+
+def _template_file(recipe: Recipe) -> Path | None:
+    from forgetting.config import PLAIN_TEMPLATE
+
+    template = recipe.model.chat_template
+    return None if template in (None, PLAIN_TEMPLATE) else Path(str(template))
+
+
+def check(recipe: Recipe) -> None:
+    """Refuses data, a model or a template that is not there."""
+    from forgetting.data.sources import is_local
+
+    for source in (*recipe.data.sources, *(recipe.reference.sources or ())):
+        if source.world is None:
+            is_local(source)
+    check_model("model.name_or_path", recipe.model.name_or_path)
+    template = _template_file(recipe)
+    if template is not None and not template.is_file():
+        raise InputError(f"model.chat_template: there is no file {template}")
+
+
+def facts(step: Step, done: Mapping[str, Path]) -> Facts:
+    """Samples of each split."""
+    sizes = split_sizes(step, done)
+    return {f"{name} samples": split.samples for name, split in sizes.items()}
+
+
+PREPARE = Stage(
+    name="prepare",
+    summary="Build the corpus: tokens, labels, disjoint splits.",
+    folder="data",
+    reads=(),
+    settings=settings,
+    run=run,
+    check=check,
+    facts=facts,
+)

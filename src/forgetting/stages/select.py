@@ -1,0 +1,72 @@
+"""`select`: turns the scores into a polarity for every response token: learn, ignore or forget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from forgetting.console import logger, progress
+from forgetting.stages.base import Stage, Step
+from forgetting.stages.score import facts
+
+if TYPE_CHECKING:
+    from forgetting.config import Recipe
+    from forgetting.rundir.directory import Work
+
+
+def run(step: Step, run_dir: Path, work: Work) -> None:
+    """Selects for one variant; writes the polarity and a summary."""
+    from forgetting.rundir import layout
+    from forgetting.rundir.scores import ScoredCorpus
+    from forgetting.rundir.stats import DataSummary
+    from forgetting.stages.corpus_selection import select_corpus
+
+    variant = str(step.part)
+    settings = step.recipe.variants[variant].selection
+    end_token_ids: list[int] = []
+    if settings.keep_eos:
+        end_token_ids = DataSummary.load(layout.data_dir(run_dir)).end_token_ids
+    corpus = ScoredCorpus(run_dir)
+    with progress(f"Selecting for {variant}", corpus.num_samples) as advance:
+        summary = select_corpus(
+            corpus,
+            settings,
+            layout.polarity_file(work.output),
+            variant=variant,
+            scratch=work.path / "quality.bin",
+            seed=step.recipe.seed,
+            end_token_ids=end_token_ids,
+            advance=advance,
+        )
+    if summary.mixture is not None and summary.mixture.fit is None:
+        logger.warning(
+            "%s: the mixture marks no token as negative: %s", variant, summary.mixture.reason
+        )
+    summary.save(work.output)
+    work.details["tokens"] = summary.num_tokens
+    work.details["num_positive"] = summary.num_positive
+    work.details["num_negative"] = summary.num_negative
+
+
+def parts(recipe: Recipe) -> Sequence[str | None]:
+    """The variants that do not learn all tokens."""
+    return recipe.selecting_variants
+
+
+def settings(step: Step) -> Mapping[str, Any]:
+    """The variant's selection."""
+    variant = step.recipe.variants[str(step.part)]
+    return {"selection": variant.selection.model_dump(mode="json"), "seed": step.recipe.seed}
+
+
+SELECT = Stage(
+    name="select",
+    summary="Select the tokens to learn, to ignore and to forget.",
+    folder="selection",
+    reads=("prepare", "score"),
+    parts=parts,
+    settings=settings,
+    run=run,
+    facts=facts,
+)

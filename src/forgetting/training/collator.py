@@ -1,0 +1,232 @@
+"""Columns with one value per token, carried into a batch together with their tokens.
+
+Goes in: a dataset of tokens (`input_ids`, `labels`) with such columns. Comes out: the same dataset
+with every column aligned, cut, packed and collated like its tokens. A value that loses its token
+would silently train the wrong thing, so every step checks or keeps lengths. Knows nothing of
+losses or models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset, IterableDataset
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import pad
+from trl import pack_dataset
+
+from forgetting.rundir.samples import IGNORE_INDEX
+
+# Padding is zero.
+TOKEN_COLUMNS = {
+    "polarity": torch.long,
+    "base_log_probs": torch.float32,
+    "token_weights": torch.float32,
+}
+
+
+def align_token_columns(
+    dataset: Dataset | IterableDataset, columns: Sequence[str]
+) -> Dataset | IterableDataset:
+    """Bring each column to one value per token of `input_ids`.
+
+    A row holds, for a column, one value for each of its tokens; or one for each token that is
+    predicted (label other than -100, the first token apart), in order, as scores are; or a single
+    number for all tokens that are predicted.
+
+    Args:
+        dataset: with `input_ids`, `labels` and the columns.
+        columns: names among `TOKEN_COLUMNS`.
+
+    Raises:
+        ValueError: a row has another number of values, or a value outside its range: a polarity
+            other than -1, 0, +1, a weight below 0, a number that is not finite. Of a streamed
+            dataset, when the row is read.
+    """
+    if isinstance(dataset, Dataset) and _is_aligned(dataset, columns):
+        return dataset
+    return dataset.map(
+        _align_rows, batched=True, with_indices=True, fn_kwargs={"columns": list(columns)}
+    )
+
+
+def _is_aligned(dataset: Dataset, columns: Sequence[str]) -> bool:
+    """Whether the columns are aligned already; checks their values, many rows at a time."""
+    features = dataset.features
+    if any(not hasattr(features[name], "feature") for name in columns):
+        return False
+    chosen = dataset.select_columns(["labels", *columns]).with_format("arrow")
+    first_row = 0
+    for table in chosen.iter(batch_size=1000):
+        lengths = pc.list_value_length(table["labels"])
+        if any(not pc.list_value_length(table[name]).equals(lengths) for name in columns):
+            return False
+        flat = {name: _flatten(table[name]) for name in ("labels", *columns)}
+        ends = np.cumsum(lengths.to_numpy())
+        for name in columns:
+            bad = _first_bad(name, flat[name], flat["labels"])
+            if bad is not None:
+                row = first_row + int(np.searchsorted(ends, bad, side="right"))
+                raise ValueError(_complaint(name, row, flat[name][bad]))
+        first_row += table.num_rows
+    return True
+
+
+def _flatten(column: pa.ChunkedArray) -> NDArray:
+    return pc.list_flatten(column).to_numpy()
+
+
+def _align_rows(
+    batch: dict[str, list[Any]], indices: Sequence[int], columns: Sequence[str]
+) -> dict[str, list[Any]]:
+    aligned: dict[str, list[Any]] = {name: [] for name in columns}
+    for place, labels in enumerate(batch["labels"]):
+        is_target = [bool(i) and label != IGNORE_INDEX for i, label in enumerate(labels)]
+        num_targets = sum(is_target)
+        for name in columns:
+            values = batch[name][place]
+            if not isinstance(values, (list, tuple, np.ndarray)):
+                values = [values] * num_targets
+            if len(values) != len(labels):
+                if len(values) != num_targets:
+                    raise ValueError(
+                        f"row {indices[place]} of the dataset has {len(values)} values in "
+                        f"{name} for {len(labels)} tokens, of which {num_targets} are predicted. "
+                        "Pass one per token, one per predicted token, or one number"
+                    )
+                remaining = iter(values)
+                values = [next(remaining) if target else 0 for target in is_target]
+            bad = _first_bad(name, np.asarray(values, dtype=np.float64), np.asarray(labels))
+            if bad is not None:
+                raise ValueError(_complaint(name, indices[place], values[bad]))
+            aligned[name].append(list(values))
+    return aligned
+
+
+def _first_bad(name: str, values: NDArray, labels: NDArray) -> int | None:
+    """Position of the first value out of range among the labeled tokens; None if there is none."""
+    if name == "polarity":
+        good = np.isin(values, (-1, 0, 1))
+    else:
+        good = np.isfinite(values) & ((values >= 0) | (name != "token_weights"))
+    bad = np.flatnonzero(~good & (labels != IGNORE_INDEX))
+    return int(bad[0]) if bad.size else None
+
+
+def _complaint(name: str, row: int, value: Any) -> str:
+    allowed = {"polarity": "-1, 0 and +1", "token_weights": "finite numbers of at least 0"}
+    return (
+        f"row {row} of the dataset holds {value} in {name}, which takes "
+        f"{allowed.get(name, 'finite numbers')}"
+    )
+
+
+def cut_to_length(
+    dataset: Dataset | IterableDataset, columns: Sequence[str], max_length: int
+) -> Dataset | IterableDataset:
+    """Cut each column to `max_length` values, and drop rows without a label."""
+    cut = dataset.map(lambda row: {name: row[name][:max_length] for name in columns})
+    return cut.filter(lambda row: any(label != IGNORE_INDEX for label in row["labels"]))
+
+
+def pack(
+    dataset: Dataset | IterableDataset, columns: Sequence[str], max_length: int, strategy: str
+) -> Dataset | IterableDataset:
+    """Pack samples with all their columns into rows of at most `max_length` tokens.
+
+    Args:
+        columns: what is kept, `input_ids` and `labels` included.
+        strategy: of `trl.pack_dataset`.
+    """
+    return pack_dataset(dataset.select_columns(list(columns)), max_length, strategy)
+
+
+class TokenColumnCollator:
+    """Collates with another collator and places `TOKEN_COLUMNS` on the tokens of its batch.
+
+    Args:
+        collator: gives `input_ids` and `labels`, and an `attention_mask` that is 1 on the tokens
+            of each example, in order, and 0 on padding, which may be on either side; without a
+            mask all examples are in one row (padding-free).
+    """
+
+    def __init__(self, collator: Any) -> None:
+        self.collator = collator
+
+    def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        batch = self.collator(examples)
+        mask = batch.get("attention_mask")
+        for name, dtype in TOKEN_COLUMNS.items():
+            if name not in examples[0]:
+                continue  # an evaluation set need not have it
+            rows = [torch.as_tensor(example[name], dtype=dtype) for example in examples]
+            found = [len(row) for row in rows]
+            wanted = [len(e["input_ids"]) for e in examples] if mask is None else mask.sum(1)
+            if found != list(wanted):
+                raise ValueError(
+                    f"{name} has {found} values for samples of {list(map(int, wanted))} tokens. "
+                    "Pass one per token"
+                )
+            column = torch.zeros(batch["labels"].shape, dtype=dtype)
+            if mask is None:
+                column[0, : sum(found)] = torch.cat(rows)
+            else:
+                column[mask.bool()] = torch.cat(rows)
+            batch[name] = column
+        if mask is not None and "position_ids" not in batch and not bool(mask[:, 0].all()):
+            # Models count positions from the first column, even if it is padding.
+            batch["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
+        return batch
+
+
+def deal_by_length(
+    batches: list[dict[str, Tensor]], multiple: int | None = None
+) -> list[dict[str, Tensor]]:
+    """Sort the samples of an optimizer step into its micro-batches by length, longest first.
+
+    Where a loss is divided by counts of the whole step, which micro-batch a sample is in changes
+    nothing but the padding that is computed with it.
+
+    Args:
+        batches: as collated; sizes, number and side of the padding stay as they are. Batches
+            without a mask, or that differ in what they hold, come back unchanged.
+        multiple: widths are multiples of it; default: of 1.
+    """
+    if len(batches) < 2 or any("attention_mask" not in batch for batch in batches):
+        return batches
+    for batch in batches:
+        shapes = {getattr(value, "shape", None) for value in batch.values()}
+        # Of left-padded batches, only those with padding have position_ids.
+        if len(shapes) > 1 or batch.keys() != batches[0].keys():
+            return batches
+    masks = [batch["attention_mask"] for batch in batches]
+    # One transfer from the accelerator, because each transfer waits for all pending work.
+    first, lengths = torch.stack(
+        [torch.cat([m[:, 0] for m in masks]), torch.cat([m.sum(1) for m in masks])]
+    ).tolist()
+    is_left = not all(first)
+    width = max(mask.shape[1] for mask in masks)
+    fill = {"labels": IGNORE_INDEX}
+    whole = {}
+    for name in batches[0]:
+        parts = [batch[name].flip(1) if is_left else batch[name] for batch in batches]
+        whole[name] = torch.cat(
+            [pad(part, (0, width - part.shape[1]), value=fill.get(name, 0)) for part in parts]
+        )
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    dealt = []
+    begin = 0
+    for mask in masks:
+        rows = order[begin : begin + len(mask)]
+        begin += len(mask)
+        end = lengths[rows[0]] + -lengths[rows[0]] % (multiple or 1)
+        index = torch.tensor(rows, device=mask.device)
+        cut = {name: values[index, :end] for name, values in whole.items()}
+        dealt.append({name: v.flip(1) if is_left else v for name, v in cut.items()})
+    return dealt

@@ -1,0 +1,98 @@
+"""The settings of `ForgettingTrainer`: TRL's, and how negative tokens are unlearned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any, get_args
+
+from transformers.utils import is_torch_bf16_gpu_available
+from trl import SFTConfig
+
+from forgetting.method.loss import Normalization
+from forgetting.method.schedule import LambdaSchedule, ScheduleKind
+from forgetting.method.terms import (
+    BUILT_IN_PARAMETERS,
+    DEFAULT_TERM,
+    ForgettingTerm,
+    parameter_fields,
+)
+
+# A field for each parameter of the built-in terms, from their entries.
+TermParameters: Any = make_dataclass("TermParameters", parameter_fields())
+
+
+@dataclass
+class ForgettingConfig(TermParameters, SFTConfig):
+    """`trl.SFTConfig`, and how negative tokens are unlearned.
+
+    Parameters:
+        schedule: schedule of lambda over the optimizer steps, see `LambdaSchedule`; default
+            `linear`.
+        t_min: lower end of lambda's range; default 1e-4.
+        t_max: upper end of lambda's range; default 0.25. With `schedule="constant"` and `t_max=0`,
+            negative tokens are ignored.
+        term: what is minimized on negative tokens, a name in `TERMS`; default `ga`. Terms that
+            compare with the base model need a column `base_log_probs`.
+        alpha: parameter of the terms `wga` and `wtnpo`; default 1.
+        beta: parameter of the terms `npo`, `tnpo` and `wtnpo`; default 0.1.
+        beta1: parameter of the term `satimp`; default 5.
+        beta2: parameter of the term `satimp`; default 1.
+        term_parameters: parameters of the term by name, for terms that you registered; default:
+            as the term declares them.
+        floor: probability below which a token is no longer unlearned; default: none.
+        normalization: `group` (default, the paper's) divides each set by its own count, `token`
+            both by the count of all labeled tokens, so that no token of a small negative set
+            weighs more than a positive one.
+        divergence_ratio: training stops with a `DivergenceError` when the positive loss of a
+            logging step is more than this many times that of the first; default 10; None: never.
+        bf16: train in bfloat16; default: if the accelerator supports it and `fp16` is off.
+    """
+
+    schedule: ScheduleKind = field(
+        default="linear", metadata={"help": "Schedule of lambda over the optimizer steps."}
+    )
+    t_min: float = field(default=1e-4, metadata={"help": "Lower end of lambda's range."})
+    t_max: float = field(default=0.25, metadata={"help": "Upper end of lambda's range."})
+    term: str = field(
+        default=DEFAULT_TERM, metadata={"help": "What is minimized on negative tokens."}
+    )
+    term_parameters: dict[str, float] | None = field(
+        default=None, metadata={"help": "Parameters of the term that have no field of their own."}
+    )
+    floor: float | None = field(
+        default=None, metadata={"help": "Probability below which a token is left alone."}
+    )
+    normalization: Normalization = field(
+        default="group", metadata={"help": "Divide by the count of each group, or of all tokens."}
+    )
+    divergence_ratio: float | None = field(
+        default=10.0,
+        metadata={"help": "Stop if the positive loss is this many times its start."},
+    )
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "Train in bfloat16. Default: if the accelerator supports it."},
+    )
+    logging_nan_inf_filter: bool = field(
+        default=False,
+        metadata={"help": "Off: the filter would hide NaN and infinite losses from the log."},
+    )
+
+    def __post_init__(self) -> None:
+        self.lambda_schedule = LambdaSchedule(self.schedule, self.t_min, self.t_max)
+        for name, value in (self.term_parameters or {}).items():
+            if name in BUILT_IN_PARAMETERS:
+                setattr(self, name, value)
+        flat = {name: getattr(self, name) for name in BUILT_IN_PARAMETERS}
+        parameters = {**flat, **(self.term_parameters or {})}
+        self.forgetting_term = ForgettingTerm(self.term, floor=self.floor, **parameters)
+        if self.divergence_ratio is not None and not self.divergence_ratio > 1:
+            raise ValueError(f"divergence_ratio must be above 1, got {self.divergence_ratio}")
+        if self.normalization not in get_args(Normalization):
+            raise ValueError(f"normalization must be one of {get_args(Normalization)}")
+        if self.normalization == "token" and self.forgetting_term.is_per_sample:
+            raise ValueError(f"the term {self.term} has one value per sample: normalize by group")
+        if self.bf16 is None:
+            # TRL's default is True, which Trainer refuses on a machine without accelerator.
+            self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
+        super().__post_init__()

@@ -1,0 +1,164 @@
+"""Fine-tunes the base model of a recipe on selected tokens.
+
+Goes in: a recipe, how to train, and samples with polarity. Comes out: a folder with the adapter
+or the weights, and the figures of every logged step. An interrupted training resumes from its
+last whole checkpoint. The processes of a run call `fine_tune` together.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback
+
+from forgetting.config import Recipe, TrainingSettings, VariantSettings
+from forgetting.console import logger
+from forgetting.errors import InputError
+from forgetting.models import loading
+from forgetting.models.adapters import merge_adapter
+from forgetting.rundir.directory import Work
+from forgetting.rundir.processes import share_one_model
+from forgetting.rundir.stats import write_training_log
+from forgetting.training.checkpoints import check_num_processes, latest_checkpoint
+from forgetting.training.config import ForgettingConfig
+from forgetting.training.dataset import write_stream
+from forgetting.training.progress import ProgressCallback
+from forgetting.training.trainer import ForgettingTrainer
+
+
+def fine_tune(
+    recipe: Recipe,
+    training: TrainingSettings,
+    variant: VariantSettings,
+    tables: Iterable[pa.Table],
+    label: str,
+    work: Work,
+) -> None:
+    """Fine-tune the base model and write it to `work.output`.
+
+    Resumes from the checkpoints in `work.path`.
+
+    Args:
+        training: the recipe's `training` or `reference`.
+        variant: whether and how negative tokens are unlearned.
+        tables: the samples in parts, with the columns of `dataset.trainer_columns`.
+        label: name for the progress bar and for trackers.
+
+    Raises:
+        InputError: the checkpoint was written by another number of processes, or a tracker is
+            not installed.
+        DivergenceError: training diverged.
+    """
+    dtype = loading.pick_dtype(recipe.model)
+    # A file that every process maps into memory, so that none holds it.
+    data = work.path / "samples.arrow"
+    if work.processes.is_main:
+        write_stream(tables, data)
+    work.processes.wait()
+    dataset = Dataset.from_file(str(data))
+    checkpoints = work.path / "checkpoints"
+    latest = latest_checkpoint(checkpoints)
+    if latest is not None:
+        check_num_processes(latest, work.processes.count)
+    config = _config(recipe, training, variant, checkpoints, label, work.processes.count)
+    # All weights train in float32 and compute in `dtype`; the base of an adapter is frozen.
+    # Loaded after the configuration, which may say that processes share one model.
+    model = loading.load_base_model(
+        recipe.model, dtype if training.lora else torch.float32, in_parts=share_one_model()
+    )
+    trainer = ForgettingTrainer(
+        model=model,
+        args=config,
+        train_dataset=dataset,
+        processing_class=loading.load_tokenizer(recipe.model),
+        peft_config=loading.lora_config(training.lora) if training.lora else None,
+        callbacks=[ProgressCallback(label), *_tensorboard(training, work)],
+    )
+    trainer.remove_callback(PrinterCallback)
+    if latest is not None:
+        logger.info("%s: resuming from step %s", label, latest.name.removeprefix("checkpoint-"))
+    trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+    trainer.save_model(str(work.path / "adapter" if training.merge else work.output))
+    if not work.processes.is_main:
+        return
+    write_training_log(work.output, (e for e in trainer.state.log_history if "loss" in e))
+    num_tokens = pc.sum(pc.list_value_length(dataset.data["input_ids"])).as_py()
+    work.details["tokens"] = round(training.epochs * num_tokens)
+    work.details["steps"] = trainer.state.global_step
+    work.details["trainable_parameters"] = sum(
+        p.numel() for p in trainer.model.parameters() if p.requires_grad
+    )
+    if training.merge:
+        del trainer, model
+        merged = merge_adapter(recipe.model, dtype, work.path / "adapter")
+        merged.save_pretrained(work.output)
+        loading.load_tokenizer(recipe.model).save_pretrained(work.output)
+    shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _config(
+    recipe: Recipe,
+    training: TrainingSettings,
+    variant: VariantSettings,
+    checkpoints: Path,
+    label: str,
+    num_processes: int,
+) -> ForgettingConfig:
+    # A lambda of zero ignores the negatives, and their figures are still logged.
+    unlearning: dict[str, Any] = {"schedule": "constant", "t_min": 0.0, "t_max": 0.0}
+    if variant.objective == "forgetting":
+        unlearning = variant.forgetting.trainer_arguments()
+    return ForgettingConfig(
+        output_dir=str(checkpoints),
+        **unlearning,
+        learning_rate=training.learning_rate,
+        lr_scheduler_type=training.lr_scheduler,
+        warmup_steps=training.warmup_ratio,
+        num_train_epochs=training.epochs,
+        per_device_train_batch_size=training.micro_batch_size,
+        gradient_accumulation_steps=training.batch_size
+        // (training.micro_batch_size * num_processes),
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.max_grad_norm,
+        gradient_checkpointing=training.gradient_checkpointing,
+        bf16=loading.pick_dtype(recipe.model) == torch.bfloat16,
+        ddp_find_unused_parameters=False,
+        use_cpu=loading.pick_device().type == "cpu",
+        save_strategy="steps",
+        save_steps=training.save_steps,
+        # The checkpoint before the newest stays until the newest is sealed.
+        save_total_limit=2,
+        logging_steps=training.logging_steps,
+        report_to=[tracker for tracker in training.report_to if tracker != "tensorboard"],
+        run_name=f"{recipe.name}: {label}",
+        disable_tqdm=True,
+        # `prepare` has cut the samples.
+        max_length=None,
+        seed=recipe.seed,
+    )
+
+
+def _tensorboard(training: TrainingSettings, work: Work) -> list[Any]:
+    """A callback that writes next to the model.
+
+    Trainer's own would write into the checkpoints, which are removed when training ends.
+    """
+    if "tensorboard" not in training.report_to or not work.processes.is_main:
+        return []
+    from transformers.integrations import TensorBoardCallback
+
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise InputError(
+            "training.report_to names tensorboard, which is not installed: "
+            "pip install 'forgetting[tensorboard]'"
+        ) from error
+    return [TensorBoardCallback(SummaryWriter(str(work.output / "tensorboard")))]

@@ -1,0 +1,67 @@
+"""What `ForgettingTrainer` refuses: data and options that would train the wrong thing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from datasets import Dataset
+from trl.data_utils import get_dataset_column_names
+
+from forgetting.training.config import ForgettingConfig
+
+
+def refuse(args: ForgettingConfig, dataset: Dataset, kwargs: dict[str, Any]) -> None:
+    if not isinstance(args, ForgettingConfig):
+        raise TypeError(f"args must be a ForgettingConfig, got {type(args).__name__}")
+    columns = set(get_dataset_column_names(dataset))
+    if {"image", "images"} & columns:
+        raise ValueError("train_dataset has images. The forgetting objective is for text only")
+    if "polarity" not in columns:
+        raise ValueError(
+            "train_dataset has no column polarity (+1 learn, -1 forget, 0 ignore). Select tokens "
+            "first, or give every row the number 1 to learn all tokens"
+        )
+    if "input_ids" in columns and not {"labels", "completion_mask", "assistant_masks"} & columns:
+        raise ValueError(
+            "train_dataset has input_ids but no column labels, so prompts would be trained on as "
+            "well. Add labels: the token id where it is to be predicted, -100 elsewhere"
+        )
+    if args.forgetting_term.needs_base and "base_log_probs" not in columns:
+        raise ValueError(
+            f"the term {args.term} needs a column base_log_probs in train_dataset: the base "
+            "model's log-probability of each labeled token"
+        )
+    if args.forgetting_term.is_per_sample and "token_weights" in columns:
+        raise ValueError(
+            f"the term {args.term} has one value per sample. Remove token_weights, or set another "
+            "term"
+        )
+    if args.forgetting_term.is_per_sample and args.packing and args.packing_strategy != "bfd":
+        raise ValueError(
+            f"the term {args.term} has one value per sample, and packing_strategy "
+            f"{args.packing_strategy!r} splits samples. Set 'bfd'"
+        )
+    if args.packing and args.max_length is None:
+        raise ValueError("packing needs max_length, the number of tokens in a row")
+    if args.loss_type != "nll" or args.label_smoothing_factor:
+        raise ValueError(
+            "the forgetting objective replaces the loss. Leave loss_type at 'nll' and "
+            "label_smoothing_factor at 0"
+        )
+    if args.truncation_mode != "keep_start":
+        raise ValueError("truncation_mode must be 'keep_start': samples begin with the prompt")
+    if not args.average_tokens_across_devices:
+        raise ValueError(
+            "average_tokens_across_devices must be True, because means are over all processes"
+        )
+    if kwargs.get("compute_loss_func") is not None:
+        raise ValueError("compute_loss_func would bypass the forgetting objective. Remove it")
+
+
+def refuse_sharded_sequences(parallelism: Any) -> None:
+    for name in ("tp", "cp", "sp"):
+        if parallelism is not None and getattr(parallelism, f"{name}_enabled", False):
+            raise ValueError(
+                f"{name}_size above 1 splits samples between processes, and their tokens would be "
+                "counted wrongly. Use data parallelism only (DDP, FSDP2, ZeRO)"
+            )

@@ -1,0 +1,149 @@
+"""Transformers' `Trainer` with checkpoints that hold no pickle and are whole or not there.
+
+Each override replaces a place where Trainer pickles. Under DeepSpeed, checkpoints keep DeepSpeed's
+own format. Knows nothing of the loss.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from forgetting.training.checkpoints import (
+    RANDOM_STATE,
+    load_state,
+    random_state,
+    save_state,
+    seal,
+    set_random_state,
+)
+
+COURSE = "course.json"
+"""In every checkpoint: what must not change when training resumes from it."""
+
+
+class SafeTrainer(Trainer):
+    """Saves tensors as safetensors, everything else as JSON, and a seal last."""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        # Trainer pickles its arguments next to the weights.
+        super()._save(output_dir, state_dict)
+        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if not self.is_fsdp_enabled:
+            super().save_model(output_dir, _internal_call)
+            return
+        # Trainer writes nothing if checkpoints are sharded. A checkpoint holds the weights in
+        # another form, see `_save_optimizer_and_scheduler`.
+        if not _internal_call:
+            weights = self.accelerator.get_state_dict(self.model)
+            # Gathered one by one, so save_pretrained cannot see which weights are tied.
+            for name in self.model.all_tied_weights_keys:
+                weights.pop(name, None)
+            if self.args.should_save:
+                self._save(output_dir, weights)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        # Each process writes the state of its random generators.
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            folder = Path(self.args.output_dir) / (
+                f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+            )
+            (folder / COURSE).write_text(json.dumps(self._course(), indent=1))
+            seal(folder)
+
+    def _course(self) -> dict[str, Any]:
+        """What every step of the run depends on. Subclasses add to it."""
+        return {
+            "max_steps": self.state.max_steps,
+            "num_processes": self.args.world_size,
+            "per_device_train_batch_size": self.args.per_device_train_batch_size,
+            "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
+        }
+
+    def _check_course(self, checkpoint: str) -> None:
+        # Trainer would resume with other settings, and take other samples and another lambda.
+        file = Path(checkpoint) / COURSE
+        if not file.is_file():
+            return
+        before = json.loads(file.read_text())
+        for name, value in self._course().items():
+            if name in before and before[name] != value:
+                raise ValueError(
+                    f"{checkpoint} was written with {name} {before[name]}, and this run has "
+                    f"{value}: the schedule of lambda and the order of the samples would change. "
+                    f"Set {name} back, or train from the start"
+                )
+
+    # Trainer pickles the optimizer, the scheduler, the random generators, and under FSDP the
+    # weights.
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if self.is_deepspeed_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        if self.is_fsdp_enabled:
+            # Gathered on the first process; weights keep the names of the sharded model.
+            options = StateDictOptions(
+                full_state_dict=True, cpu_offload=True, ignore_frozen_params=True
+            )
+            weights, optimizer = get_state_dict(self.model, self.optimizer, options=options)
+            if self.args.should_save:
+                save_state(weights, Path(output_dir) / "weights")
+        else:
+            optimizer = self.optimizer.state_dict()
+        if self.args.should_save:
+            save_state(optimizer, Path(output_dir) / "optimizer")
+            save_state(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler")
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self._check_course(checkpoint)
+        if checkpoint is None or self.is_deepspeed_enabled:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        folder = Path(checkpoint)
+        if self.is_fsdp_enabled:
+            # Only the first process reads. Not `set_state_dict`: without weights it would leave
+            # the weights alone on the other processes, and the first would wait for them.
+            options = StateDictOptions(
+                full_state_dict=True, broadcast_from_rank0=True, strict=False
+            )
+            is_main = self.accelerator.is_main_process
+            weights = load_state(folder / "weights") if is_main else {}
+            set_model_state_dict(self.model, weights, options=options)
+            state = load_state(folder / "optimizer") if is_main else {}
+            set_optimizer_state_dict(self.model, self.optimizer, state, options=options)
+        else:
+            self.optimizer.load_state_dict(load_state(folder / "optimizer"))
+        self.lr_scheduler.load_state_dict(load_state(folder / "scheduler"))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        # Under FSDP the weights are loaded with the optimizer.
+        if not self.is_fsdp_enabled:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        save_state(random_state(), self._random_state_path(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            set_random_state(load_state(self._random_state_path(checkpoint)))
+
+    def _random_state_path(self, checkpoint: str) -> Path:
+        Path(checkpoint).mkdir(parents=True, exist_ok=True)
+        return Path(checkpoint) / f"{RANDOM_STATE}_{self.args.process_index}"

@@ -1,0 +1,104 @@
+"""The page "Extend it": its files form a package whose measure, term and format a run uses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+import forgetting
+from tests.documentation.conftest import DOCS, SMALL, page_blocks
+
+SHOWN = {block.title: block.text for block in page_blocks(DOCS / "how-to" / "extend.md")}
+MODULES = [name for name in SHOWN if name.startswith("tickets/")]
+SOURCE = Path(forgetting.__file__).parents[1]
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_model):
+    """The files of the page, with a small model and data for the recipe."""
+    for name, text in SHOWN.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    recipe = yaml.safe_load(SHOWN["tickets.yaml"])
+    recipe["model"] = {"name_or_path": str(tiny_model)}
+    for override in SMALL:
+        keys, value = override.split("=")
+        *sections, field = keys.split(".")
+        section = recipe
+        for name in sections:
+            section = section.setdefault(name, {})
+        section[field] = yaml.safe_load(value)
+    (tmp_path / "tickets.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    records = [{"ask": f"Is {i} even?", "reply": ("Yes.", "No.")[i % 2]} for i in range(40)]
+    lines = "".join(json.dumps(record) + "\n" for record in records)
+    (tmp_path / "tickets.jsonl").write_text(lines, encoding="utf-8")
+    return tmp_path
+
+
+def install(folder):
+    """What pip leaves of a package for those who look for its entry points."""
+    project = tomllib.loads(SHOWN["pyproject.toml"])["project"]
+    info = folder / f"{project['name']}-{project['version']}.dist-info"
+    info.mkdir()
+    head = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    (info / "METADATA").write_text(head, encoding="utf-8")
+    lines = []
+    for group, points in project["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def call(folder, *arguments):
+    """Python in a process of its own: what is registered there stays there."""
+    path = os.pathsep.join([str(folder), str(SOURCE)])
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+    )
+
+
+def check_the_run(run):
+    assert (run / "report" / "index.html").is_file()
+    saved = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    assert saved["data"]["sources"][0]["format"] == "ticket"
+    variant = saved["variants"]["forgetting"]
+    assert variant["selection"]["quality"] == "max_loss"
+    assert variant["forgetting"]["term"] == "power"
+
+
+def test_a_script_runs_the_recipe(folder):
+    done = call(folder, "run.py")
+    assert done.returncode == 0, done.stderr
+    check_the_run(folder / "runs" / "tickets")
+
+
+def test_the_command_runs_the_recipe_with_an_installed_package(folder):
+    install(folder)
+    done = call(folder, "-m", "forgetting", "run", "tickets.yaml")
+    assert done.returncode == 0, done.stderr
+    check_the_run(folder / "runs" / "tickets")
+
+
+def test_a_recipe_that_names_what_nobody_registered_is_refused(folder):
+    done = call(folder, "-m", "forgetting", "run", "tickets.yaml", "--dry-run")
+    assert done.returncode == 2
+    assert "max_loss" in done.stderr
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_an_extension_takes_ten_lines(name):
+    assert len(SHOWN[name].splitlines()) <= 10
+
+
+def test_there_is_an_extension_of_each_kind():
+    assert len(MODULES) == 3

@@ -1,0 +1,101 @@
+"""A model is measured once for each task, and models and tasks are loaded once."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from forgetting.config import load_recipe
+from forgetting.evaluation import Harness, harness
+from forgetting.models import loading
+from forgetting.pipeline import run as run_stages
+from forgetting.rundir.directory import Work
+from forgetting.stages.evaluate import EVALUATE
+
+
+@pytest.fixture
+def stones(tmp_path):
+    """Three tasks of one's own over the same file, and a suite of two of them."""
+    items = [{"q": f"Stone {i} is", "choices": ["red", "blue"], "answer": i % 2} for i in range(6)]
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    (folder / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    for name in ("one", "two", "three"):
+        task = {
+            "task": name,
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(folder / "items.jsonl")}},
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": f"{name}: {{{{q}}}}",
+            "doc_to_choice": "{{choices}}",
+            "doc_to_target": "{{answer}}",
+            "metric_list": [{"metric": "acc"}],
+        }
+        (folder / f"{name}.yaml").write_text(json.dumps(task))
+    members = [{"name": n.title(), "tasks": [n], "metric": "acc"} for n in ("one", "two")]
+    (folder / "pair.yaml").write_text(json.dumps({"suite": "pair", "members": members}))
+    return {"tasks": ["pair", "three"], "include_path": str(folder), "log_samples": True}
+
+
+def test_a_cut_off_evaluation_does_only_the_tasks_without_a_result(
+    write_recipe, stones, tmp_path, monkeypatch
+):
+    recipe = load_recipe(write_recipe(evaluation={**stones, "heldout": False}))
+    work = Work(tmp_path / "work")
+    work.output.mkdir(parents=True)
+    measured = []
+    measure = Harness.measure
+
+    def noted(self, model, request):
+        measured.append(request.task)
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return measure(self, model, request)
+
+    monkeypatch.setattr(Harness, "measure", noted)
+    with pytest.raises(KeyboardInterrupt):
+        EVALUATE.step(recipe, "base").execute(tmp_path, work)
+    assert {f.name for f in work.output.iterdir()} == {"one.json", "one.samples.jsonl"}
+    EVALUATE.step(recipe, "base").execute(tmp_path, work)
+    assert measured == ["one", "two", "two", "three"]
+    whole = Work(tmp_path / "whole")
+    whole.output.mkdir(parents=True)
+    EVALUATE.step(recipe, "base").execute(tmp_path, whole)
+    files = {f.name: f.read_text() for f in whole.output.iterdir()}
+    assert {f.name: f.read_text() for f in work.output.iterdir()} == files
+    assert sorted(name for name in files if "samples" not in name) == [
+        "one.json",
+        "pair.json",
+        "three.json",
+        "two.json",
+    ]
+    pair, one, two = (json.loads(files[f"{name}.json"]) for name in ("pair", "one", "two"))
+    values = [result["metrics"]["acc"]["value"] for result in (one, two)]
+    assert pair["metrics"]["average"]["value"] == pytest.approx(sum(values) / 2)
+    rows = [json.loads(line) for line in files["one.samples.jsonl"].splitlines()]
+    assert sum(row["acc"] for row in rows) / 6 == pytest.approx(values[0])
+
+
+def test_a_run_loads_the_base_once_for_all_adapters_and_reads_tasks_once(
+    write_recipe, stones, tmp_path, monkeypatch
+):
+    path = write_recipe(evaluation=stones)
+    run_stages(path, tmp_path / "out", stages=("prepare", "reference", "score", "select", "train"))
+    calls = []
+    for module, name in ((loading, "load_base_model"), (harness, "_index")):
+        own = getattr(module, name)
+
+        def noted(*args, own=own, name=name):
+            calls.append(name)
+            return own(*args)
+
+        monkeypatch.setattr(module, name, noted)
+    run_stages(path, tmp_path / "out", stages=("evaluate", "report"))
+    assert sorted(calls) == ["_index", "load_base_model"]
+    results = {
+        variant: json.loads((tmp_path / "out/evaluation" / variant / "heldout.json").read_text())
+        for variant in ("base", "full", "ignoring", "forgetting")
+    }
+    assert len({r["metrics"]["loss"]["value"] for r in results.values()}) == 4

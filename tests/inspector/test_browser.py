@@ -1,0 +1,338 @@
+"""The page in a real browser, as a file and served."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from forgetting.inspector import (
+    Inspection,
+    InspectorServer,
+    open_inspection,
+    static_page,
+)
+from forgetting.inspector.corpus import Query
+from tests.written_run import write_recipe, write_run
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
+pytestmark = pytest.mark.slow
+NUM_SAMPLES = 10_000
+SCRIPTS = (
+    "</script><script>window.ran=1</script>",
+    "<img src=x onerror='window.ran=1'>",
+    "\"' onmouseover=window.ran=1 x='",
+    "\u202eevil\u2066\u0007\x1b[31m",
+)
+
+
+class Page:
+    """The inspector in a browser."""
+
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
+
+    def open(self, url: str) -> None:
+        self.driver.get_log("browser")  # those of the page before
+        self.driver.get(url)
+        self.wait("return document.querySelectorAll('.response .t').length > 0")
+
+    def run(self, script: str, *values: Any) -> Any:
+        return self.driver.execute_script(script, *values)
+
+    def wait(self, script: str, *values: Any) -> Any:
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        return WebDriverWait(self.driver, 10, 0.02).until(lambda _: self.run(script, *values))
+
+    def text(self, name: str) -> str:
+        return str(self.run("return document.getElementById(arguments[0]).textContent", name))
+
+    def wait_for_text(self, name: str, pattern: str) -> str:
+        script = (
+            "const t = document.getElementById(arguments[0]).textContent;"
+            "return new RegExp(arguments[1]).test(t) ? t : null"
+        )
+        return str(self.wait(script, name, pattern))
+
+    def press(self, *keys: str) -> None:
+        webdriver.ActionChains(self.driver).send_keys(*keys).perform()
+
+    def set(self, name: str, value: str, event: str = "change") -> None:
+        self.run(
+            "const e = document.getElementById(arguments[0]); e.value = arguments[1];"
+            "e.dispatchEvent(new Event(arguments[2]))",
+            name,
+            value,
+            event,
+        )
+
+    def rows(self) -> list[int]:
+        """Identities of the samples in the list."""
+        script = "return [...document.querySelectorAll('#rows b')].map(b => Number(b.textContent))"
+        return list(self.run(script))
+
+    def shown(self) -> int:
+        """Identity of the sample that is shown."""
+        found = re.match(r"Sample (\d+)", self.text("title"))
+        assert found
+        return int(found[1])
+
+    def marked(self, kind: str) -> list[int]:
+        """Places of the pieces of a class in the sample that is shown."""
+        script = (
+            "return [...document.querySelectorAll('.response .t')].flatMap((t, i) => "
+            "t.classList.contains(arguments[0]) ? [i] : [])"
+        )
+        return list(self.run(script, kind))
+
+    def hover(self, place: int) -> dict[str, str]:
+        """What the page says of a token."""
+        token = self.driver.find_elements("css selector", ".response .t")[place]
+        webdriver.ActionChains(self.driver).move_to_element(token).perform()
+        return self.token()
+
+    def token(self) -> dict[str, str]:
+        script = (
+            "return Object.fromEntries([...document.querySelectorAll('#token div')].map("
+            "d => [d.children[0].textContent, d.children[1].textContent]))"
+        )
+        return dict(self.run(script))
+
+    def complaints(self) -> list[str]:
+        return [entry["message"] for entry in self.driver.get_log("browser")]
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any) -> Iterator[Page]:
+    yield Page(browser)
+    browser.get("about:blank")  # nothing is left to do beside the tests after these
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("inspector")
+
+
+@pytest.fixture(scope="module")
+def small(folder: Path, decode: Callable[..., str]) -> tuple[Inspection, str]:
+    """An inspection, and the address of its file."""
+    inspection = open_inspection(write_run(folder / "small"), decode)
+    assert inspection is not None
+    file = folder / "small.html"
+    file.write_text(static_page(inspection), encoding="utf-8")
+    return inspection, file.as_uri()
+
+
+@pytest.fixture(scope="module")
+def large(folder: Path, decode: Callable[..., str]) -> Iterator[tuple[Inspection, str]]:
+    """An inspection of 10,000 samples, and the address where it is served."""
+    inspection = open_inspection(write_run(folder / "large", num_samples=NUM_SAMPLES), decode)
+    assert inspection is not None
+    with InspectorServer(inspection) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield inspection, server.url
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(params=["small", "large"])
+def either(request: pytest.FixtureRequest, page: Page) -> Inspection:
+    """The page as a file and served, freshly opened."""
+    inspection, url = request.getfixturevalue(request.param)
+    page.open(url)
+    return inspection
+
+
+def find(inspection: Inspection, **query: Any) -> list[int]:
+    while True:
+        rows, num_searched = inspection.find(Query(**query))
+        if num_searched == len(inspection):
+            return [int(row) for row in rows]
+
+
+def pieces_with(sample: dict[str, Any], tokens: Any) -> list[int]:
+    """Places of the pieces that hold one of these tokens."""
+    lengths = [length for _, length in sample["blocks"][-1]]
+    owner = np.repeat(np.arange(len(lengths)), lengths)
+    return sorted(set(owner[np.asarray(tokens)].tolist()))
+
+
+def test_a_token_tells_its_numbers_when_it_is_pointed_at(page: Page, either: Inspection) -> None:
+    sample = either.sample(find(either)[0], 4096)
+    assert page.shown() == sample["id"]
+    for place in (0, 2):
+        told = page.hover(place)
+        assert told["id"] == str(sample["ids"][place])
+        assert float(told["base"]) == pytest.approx(sample["base"][place], rel=1e-2)
+        assert float(told["reference"]) == pytest.approx(sample["reference"][place], rel=1e-2)
+        quality = float(told["quality"].replace("−", "-"))
+        assert quality == pytest.approx(sample["quality"][place], abs=1e-3)
+        rank = f"{sample['rank'][place]:,} of {len(either.quality):,}"
+        assert told["rank from the worst"].startswith(rank)
+    assert page.complaints() == []
+
+
+def test_tokens_are_marked_as_the_run_selected(page: Page, either: Inspection) -> None:
+    row = next(row for row in find(either) if either.num_noisy[row])
+    page.set("sort", "position")
+    page.set("sort", "worst")
+    for _ in range(find(either).index(row)):
+        page.press("j")
+    sample = either.sample(row, 4096)
+    page.wait_for_text("title", rf"^Sample {sample['id']} ")
+    assert page.marked("negative") == pieces_with(sample, np.array(sample["polarity"]) < 0)
+    assert page.marked("noisy") == pieces_with(sample, np.array(sample["noise"]) > 0)
+
+
+@pytest.mark.parametrize("rho", [0.3, 0.9])
+def test_the_slider_moves_the_marks_without_new_scores(
+    page: Page, either: Inspection, rho: float
+) -> None:
+    sample = either.sample(find(either)[0], 4096)
+    own = page.marked("negative"), page.text("figures")
+    page.set("rho", str(rho), "input")
+    quality = np.sort(either.quality)
+    threshold = quality[len(quality) - int(np.floor(rho * len(quality) + 0.5))]
+    wanted = pieces_with(sample, np.float32(sample["quality"]) < threshold)
+    assert page.marked("negative") == wanted != own[0]
+    noisy, dropped = either.noise > 0, either.quality < threshold
+    precision, recall = (dropped & noisy).sum() / dropped.sum(), dropped[noisy].mean()
+    assert f"precision {100 * precision:.1f}%, recall {100 * recall:.1f}%" in page.text("figures")
+    page.driver.find_element("id", "own").click()
+    assert (page.marked("negative"), page.text("figures")) == own
+
+
+def test_keys_walk_through_samples_and_tokens(page: Page, either: Inspection) -> None:
+    ids = page.rows()
+    for keys, place in ((["j"], 1), ([Keys.ARROW_DOWN], 2), (["k"], 1), ([Keys.ARROW_UP], 0)):
+        page.press(*keys)
+        page.wait_for_text("title", rf"^Sample {ids[place]} ")
+    sample = either.sample(find(either)[0], 4096)
+    page.press(Keys.ARROW_RIGHT)
+    assert page.token()["id"] == str(sample["ids"][0])
+    page.press(Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_LEFT)
+    assert page.token()["id"] == str(sample["ids"][1])
+    assert page.run("return document.activeElement.classList.contains('t')")
+    page.press("/")
+    page.press("jk")  # letters in a field are text
+    assert page.run("return document.getElementById('text').value") == "jk"
+    page.wait_for_text("place", "no matching sample")
+    assert page.text("title") == "No matching sample"
+
+
+def test_filters_and_order(page: Page, either: Inspection) -> None:
+    source = either.source_names.index("addition")
+    page.set("source", str(source))
+    page.set("min", "0.25")
+    page.set("text", "SEVEN", "input")
+    page.set("sort", "best")
+    rows = find(either, source=source, min_negative=0.25, text="seven", sort="best")
+    assert 0 < len(rows) < len(either)
+    page.wait_for_text("place", f"of {len(rows):,}$")
+    wanted = [either.summary(row, 0)["id"] for row in rows[:50]]
+    assert page.rows() == wanted
+    assert page.shown() == wanted[0]
+    page.set("rho", "0.2", "input")  # more is negative: more samples have enough of it
+    rows = find(either, source=source, min_negative=0.25, text="seven", sort="best", rho=0.2)
+    page.wait_for_text("place", f"of {len(rows):,}$")
+
+
+def test_ten_thousand_samples_are_listed_a_page_at_a_time(
+    page: Page, large: tuple[Inspection, str]
+) -> None:
+    inspection, url = large
+    page.open(url)
+    assert page.text("place") == "1–50 of 10,000"
+    rows = find(inspection)
+    for offset in (50, 100):
+        page.driver.find_element("id", "on").click()
+        page.wait_for_text("place", f"^{offset + 1}–")
+        wanted = [inspection.summary(row, 0)["id"] for row in rows[offset : offset + 50]]
+        assert page.rows() == wanted
+        page.wait_for_text("title", rf"^Sample {wanted[0]} ")
+    page.press("k")  # the last of the page before
+    page.wait_for_text("title", rf"^Sample {rows[99]} ")
+    assert page.text("place").startswith("51–100")
+    asked = page.run("return performance.getEntriesByType('resource').map(e => e.name)")
+    assert asked
+    assert all(name.startswith(url) for name in asked)
+
+
+def test_the_file_asks_for_nothing(page: Page, small: tuple[Inspection, str]) -> None:
+    page.open(small[1])
+    page.press("j")
+    assert page.run("return performance.getEntriesByType('resource').length") == 0
+    assert page.run("return document.querySelectorAll('#rows li').length") == 50
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_hostile_text_is_shown_and_nothing_of_it_runs(
+    page: Page, folder: Path, served: bool
+) -> None:
+    run = folder / f"hostile-{served}"
+    write_run(run, source=SCRIPTS[0])
+    write_recipe(run, {"forgetting": {}}, name=SCRIPTS[1])
+    hostile = "".join(SCRIPTS)
+    inspection = open_inspection(run, lambda ids: "".join(f"{hostile}{i} " for i in ids))
+    assert inspection is not None
+    file = folder / "hostile.html"
+    file.write_text(static_page(inspection), encoding="utf-8")
+    server = InspectorServer(inspection)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        page.open(server.url if served else file.as_uri())
+        page.hover(0)
+        second = page.rows()[1]
+        page.press("j")
+        page.wait_for_text("title", rf"^Sample {second} ")
+        page.hover(1)
+        assert SCRIPTS[1] in page.run("return document.querySelector('h1').textContent")
+        assert SCRIPTS[0] in page.run("return document.getElementById('source').textContent")
+        token = page.run("return document.querySelector('.response .t').textContent")
+        assert token.startswith("".join(SCRIPTS[:3]) + "⟨U+202E⟩evil⟨U+2066⟩⟨U+0007⟩⟨U+001B⟩[31m")
+        assert SCRIPTS[1] in page.text("token").replace("␣", " ")
+        assert page.run("return window.ran") is None
+        assert page.run("return document.querySelectorAll('img, iframe, object').length") == 0
+        assert page.run("return document.scripts.length") == 2
+        # The policy would say so had anything tried.
+        assert page.complaints() == []
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_the_policy_stops_what_would_run(page: Page, small: tuple[Inspection, str]) -> None:
+    """Were text ever put on the page as HTML, nothing of it would run."""
+    page.open(small[1])
+    page.run(
+        "try { document.body.insertAdjacentHTML('beforeend', arguments[0]) } catch (e) {}"
+        "try { document.body.setAttribute('onclick', 'window.ran=1') } catch (e) {}"
+        "document.body.click()",
+        SCRIPTS[1],
+    )
+    assert page.run("return window.ran") is None
+    assert page.complaints() != []
+
+
+@pytest.mark.parametrize("width", [380, 1200])
+def test_nothing_is_wider_than_the_window(
+    page: Page, small: tuple[Inspection, str], width: int
+) -> None:
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        page.open(small[1])
+        page.hover(0)
+        assert page.run("return document.documentElement.scrollWidth") <= width
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

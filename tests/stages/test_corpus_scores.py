@@ -1,0 +1,111 @@
+"""Shards of scores are the same however many processes write them, and hold what is asked for."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from forgetting.config import load_recipe
+from forgetting.errors import InputError
+from forgetting.models import loading
+from forgetting.rundir.directory import Work
+from forgetting.rundir.processes import Processes
+from forgetting.rundir.samples import read_table
+from forgetting.stages import corpus_scores
+from tests.conftest import all_scores
+
+
+@pytest.fixture
+def scored(finished_run, tmp_path):
+    """Runs the pieces of the score stage on a finished run's corpus; gives its work folder."""
+    path, run = finished_run
+    recipe = load_recipe(path)
+
+    def do(world_size, name, recipe=recipe):
+        work = Work(tmp_path / name)
+        work.output.mkdir(parents=True)
+        for rank in range(world_size):
+            corpus_scores.score_shards(recipe, run, as_process(work, rank, world_size))
+        corpus_scores.join_shards(recipe, run, work)
+        return work
+
+    do.recipe, do.run = recipe, run
+    return do
+
+
+def as_process(work, index, count):
+    """The same work folder as one process of several has it."""
+    return Work(work.path, Processes(index, count))
+
+
+def test_shards_do_not_depend_on_the_number_of_processes(scored):
+    alone, shared = scored(1, "alone"), scored(2, "shared")
+    files = sorted(file.name for file in alone.output.iterdir())
+    assert files == [f"scores-{index:05d}-of-00003.parquet" for index in range(3)]
+    for file in files:
+        assert read_table(alone.output / file) == read_table(shared.output / file)
+    assert alone.details == shared.details
+
+
+def test_each_process_does_its_own_shards(scored, tmp_path):
+    work = Work(tmp_path / "work")
+    work.output.mkdir(parents=True)
+    corpus_scores.score_shards(scored.recipe, scored.run, as_process(work, 1, 2))
+    done = sorted(file.name for file in work.path.glob("*.parquet"))
+    assert done == ["base-00001.parquet", "reference-00001.parquet"]
+    with pytest.raises(InputError, match=r"base-00000.parquet cannot be read"):
+        corpus_scores.join_shards(scored.recipe, scored.run, work)
+
+
+def test_a_process_without_shards_loads_no_model(scored, tmp_path, monkeypatch):
+    monkeypatch.setattr(loading, "load_base_model", None)
+    work = Work(tmp_path / "work")
+    work.output.mkdir(parents=True)
+    corpus_scores.score_shards(scored.recipe, scored.run, as_process(work, 3, 4))
+    assert not list(work.path.glob("*.parquet"))
+
+
+def test_entropy_and_rank_are_stored_when_asked_for(scored, finished_run, tmp_path):
+    measures = [
+        "variants.ignoring.selection.quality=rank_gap",
+        "variants.forgetting.selection.quality=entropy_gap",
+    ]
+    output = scored(1, "more", load_recipe(finished_run[0], measures)).output
+    (tmp_path / "run").mkdir()
+    output.rename(tmp_path / "run" / "scores")
+    plain = all_scores(scored.run)
+    names = [f"{m}_{c}" for m in ("base", "reference") for c in ("log_probs", "entropy", "rank")]
+    found = all_scores(tmp_path / "run")
+    for name in ("base_log_probs", "reference_log_probs"):
+        assert np.abs(found[name] - plain[name]).max() < 1e-5
+    assert sorted(found) == sorted(names)
+    assert {found[name].dtype for name in names} == {np.dtype("float32"), np.dtype("int32")}
+    # A greedy token is at least as likely as any other: -log p is at most the entropy.
+    greedy = found["base_rank"] == 0
+    assert (-found["base_log_probs"] <= found["base_entropy"] + 1e-5)[greedy].all()
+
+
+def test_a_reference_of_whole_weights_is_never_in_memory_with_the_base(
+    scored, tmp_path, monkeypatch, tiny_model
+):
+    import gc
+    import weakref
+
+    alive = weakref.WeakSet()
+    most = []
+    load = loading.load_base_model
+
+    def watched(*args):
+        gc.collect()
+        most.append(len(alive))
+        model = load(*args)
+        alive.add(model)
+        return model
+
+    monkeypatch.setattr(loading, "load_base_model", watched)
+    other = shutil.copytree(tiny_model, tmp_path / "reference")
+    recipe = load_recipe(scored.run.parent / "recipe.yaml", [f"reference.name_or_path={other}"])
+    scored(1, "whole", recipe)
+    assert most == [0, 0]

@@ -1,0 +1,237 @@
+"""Every value stays with its token: aligned, cut, packed, collated, dealt."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from forgetting.training.collator import (
+    TokenColumnCollator,
+    align_token_columns,
+    cut_to_length,
+    deal_by_length,
+    pack,
+)
+
+COLUMNS = ["input_ids", "labels", "polarity", "token_weights"]
+
+
+def tagged(lengths: list[int]) -> Dataset:
+    """Samples whose values tell which token they belong to: weight = token id / 100."""
+    rows = []
+    for number, length in enumerate(lengths):
+        ids = [100 * (number + 1) + position for position in range(length)]
+        rows.append(
+            {
+                "input_ids": ids,
+                "labels": [-100, *ids[1:]],
+                "polarity": [0] + [1 if token % 3 else -1 for token in ids[1:]],
+                "token_weights": [token / 100 for token in ids],
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+def assert_together(ids, polarity, weights, labels):
+    """That each labelled token has the polarity and the weight made for it."""
+    labelled = np.asarray(labels) != -100
+    ids, polarity, weights = (np.asarray(v)[labelled] for v in (ids, polarity, weights))
+    assert np.array_equal(ids, np.asarray(labels)[labelled])
+    assert np.array_equal(polarity, np.where(ids % 3, 1, -1))
+    assert np.allclose(weights, ids / 100)
+
+
+LABELS = [-100, -100, 5, 6, -100, 7]
+
+
+@pytest.mark.parametrize(
+    ("given_values", "wanted"),
+    [
+        ([0, 0, 1, -1, 0, 1], [0, 0, 1, -1, 0, 1]),
+        ([1, -1, 1], [0, 0, 1, -1, 0, 1]),
+        (-1, [0, 0, -1, -1, 0, -1]),
+    ],
+    ids=["a token", "a predicted token", "a sample"],
+)
+def test_one_value_for_each_token_each_predicted_token_or_all(given_values, wanted):
+    rows = {"input_ids": [[1, 2, 5, 6, 3, 7]], "labels": [LABELS], "polarity": [given_values]}
+    assert align_token_columns(Dataset.from_dict(rows), ["polarity"])["polarity"] == [wanted]
+
+
+def test_a_first_token_is_never_predicted():
+    rows = {"input_ids": [[4, 5, 6]], "labels": [[4, 5, 6]], "polarity": [[-1, 1]]}
+    aligned = align_token_columns(Dataset.from_dict(rows), ["polarity"])
+    assert aligned["polarity"] == [[0, -1, 1]]
+
+
+def test_a_streamed_dataset_is_aligned_as_it_is_read():
+    rows = {"input_ids": [[1, 2, 5, 6, 3, 7]], "labels": [LABELS], "polarity": [-1]}
+    stream = Dataset.from_dict(rows).to_iterable_dataset()
+    assert next(iter(align_token_columns(stream, ["polarity"])))["polarity"] == [
+        0,
+        0,
+        -1,
+        -1,
+        0,
+        -1,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("polarity", [1, 1], r"row 1 .* 2 values in polarity for 3 tokens, of which 1"),
+        ("polarity", [0, 0, 2], r"row 1 .* holds 2 in polarity"),
+        ("polarity", 3, r"row 1 .* holds 3 in polarity"),
+        ("token_weights", [0.0, 0.0, -1.0], r"row 1 .* holds -1.0 in token_weights"),
+        ("token_weights", float("nan"), r"row 1 .* holds nan in token_weights"),
+        ("base_log_probs", [0.0, 0.0, float("-inf")], r"row 1 .* holds -inf in base_log_probs"),
+    ],
+)
+def test_what_does_not_fit_names_its_row(column, values, message):
+    good = [0, 0, 1] if isinstance(values, list) else 1
+    rows = {
+        "input_ids": [[1, 2, 3]] * 2,
+        "labels": [[-100, -100, 3]] * 2,
+        column: [good, values] if column == "polarity" else [[0.0, 0.0, 1.0], values],
+    }
+    if not isinstance(values, list) and column != "polarity":
+        rows[column] = [1.0, values]
+    with pytest.raises(ValueError, match=message):
+        align_token_columns(Dataset.from_dict(rows), [column])
+
+
+def test_anything_may_stand_where_nothing_is_predicted():
+    rows = {
+        "input_ids": [[1, 2, 3]],
+        "labels": [[-100, -100, 3]],
+        "base_log_probs": [[float("nan"), float("-inf"), -1.0]],
+    }
+    align_token_columns(Dataset.from_dict(rows), ["base_log_probs"])
+
+
+few = settings(max_examples=20)  # each writes and maps a data set
+lengths_of_samples = st.lists(st.integers(2, 30), min_size=1, max_size=12)
+
+
+@few
+@given(lengths_of_samples, st.integers(2, 30))
+def test_cut_columns_stay_together(lengths, limit):
+    cut = cut_to_length(tagged(lengths), COLUMNS, limit)
+    assert len(cut) == len(lengths)
+    for row in cut:
+        assert {len(row[name]) for name in COLUMNS} == {len(row["input_ids"])}
+        assert len(row["input_ids"]) <= limit
+        assert_together(*(row[n] for n in ("input_ids", "polarity", "token_weights", "labels")))
+
+
+def test_a_row_that_is_left_without_a_label_is_dropped():
+    data = Dataset.from_dict(
+        {"input_ids": [[1, 2, 3], [4, 5, 6]], "labels": [[-100, -100, 3], [-100, 5, 6]]}
+    )
+    assert cut_to_length(data, ["input_ids", "labels"], 2)["input_ids"] == [[4, 5]]
+
+
+@pytest.mark.parametrize("strategy", ["bfd", "bfd_split", "wrapped"])
+@few
+@given(lengths=lengths_of_samples)
+def test_packed_columns_stay_together_and_no_token_is_lost(strategy, lengths):
+    limit = 16
+    packed = pack(tagged(lengths), COLUMNS, limit, strategy)
+    found = []
+    for row in packed:
+        assert {len(row[name]) for name in COLUMNS} == {len(row["input_ids"])}
+        assert len(row["input_ids"]) <= limit
+        assert_together(*(row[n] for n in ("input_ids", "polarity", "token_weights", "labels")))
+        found += row["input_ids"]
+    kept = [min(length, limit) if strategy == "bfd" else length for length in lengths]
+    wanted = [100 * (n + 1) + i for n, length in enumerate(kept) for i in range(length)]
+    assert sorted(found) == wanted
+
+
+def padded(examples, side="right"):
+    width = max(len(e["input_ids"]) for e in examples)
+
+    def row(values, fill):
+        padding = [fill] * (width - len(values))
+        return padding + list(values) if side == "left" else list(values) + padding
+
+    return {
+        "input_ids": torch.tensor([row(e["input_ids"], 0) for e in examples]),
+        "labels": torch.tensor([row(e["labels"], -100) for e in examples]),
+        "attention_mask": torch.tensor([row([1] * len(e["input_ids"]), 0) for e in examples]),
+    }
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@few
+@given(lengths=lengths_of_samples)
+def test_collated_values_lie_on_their_tokens_on_either_side(side, lengths):
+    collator = TokenColumnCollator(lambda examples: padded(examples, side))
+    batch = collator(list(tagged(lengths)))
+    names = ("input_ids", "polarity", "token_weights", "labels")
+    assert_together(*(batch[name].numpy() for name in names))
+    assert int((batch["labels"] != -100).sum()) == sum(lengths) - len(lengths)
+    mask = batch["attention_mask"] == 1
+    if "position_ids" in batch:
+        expected = torch.cat([torch.arange(length) for length in lengths])
+        assert torch.equal(batch["position_ids"][mask], expected)
+    else:
+        assert mask[:, 0].all()
+
+
+def test_a_value_too_few_is_noticed_even_if_the_sums_agree():
+    examples = list(tagged([3, 3]))
+    examples[0]["polarity"] = examples[0]["polarity"][:2]
+    examples[1]["polarity"] = [*examples[1]["polarity"], 1]
+    with pytest.raises(ValueError, match=r"polarity has \[2, 4\] values"):
+        TokenColumnCollator(padded)(examples)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@few
+@given(lengths=st.lists(st.integers(2, 30), min_size=6, max_size=6))
+def test_samples_of_a_step_are_dealt_by_length_and_none_is_lost(side, lengths):
+    examples = list(tagged(lengths))
+    collator = TokenColumnCollator(lambda some: padded(some, side))
+    batches = [collator(examples[a:b]) for a, b in ((0, 2), (2, 5), (5, 6))]
+    if side == "left":
+        # As if every collated batch had them.
+        batches = [
+            {**b, "position_ids": (b["attention_mask"].cumsum(1) - 1).clamp(min=0)} for b in batches
+        ]
+    dealt = deal_by_length(batches)
+    assert [len(batch["labels"]) for batch in dealt] == [2, 3, 1]
+    longest_first = sorted(lengths, reverse=True)
+    assert [batch["labels"].shape[1] for batch in dealt] == [longest_first[i] for i in (0, 2, 5)]
+    found = []
+    for batch in dealt:
+        mask = batch["attention_mask"] == 1
+        assert (batch["labels"][~mask] == -100).all()
+        assert (batch["polarity"][~mask] == 0).all()
+        if side == "left":
+            places = torch.cat([torch.arange(int(n)) for n in mask.sum(1)])
+            assert torch.equal(batch["position_ids"][mask], places)
+        names = ("input_ids", "polarity", "token_weights", "labels")
+        assert_together(*(batch[name].numpy() for name in names))
+        found += batch["input_ids"][mask].tolist()
+    assert sorted(found) == sorted(token for e in examples for token in e["input_ids"])
+
+
+def test_batches_that_hold_different_things_are_left_alone():
+    examples = list(tagged([9, 3, 5]))
+    collator = TokenColumnCollator(lambda some: padded(some, "left"))
+    batches = [collator(examples[:2]), collator(examples[2:])]
+    assert "position_ids" in batches[0]
+    assert "position_ids" not in batches[1]
+    assert deal_by_length(batches) is batches
+
+
+def test_widths_are_multiples_where_asked():
+    examples = list(tagged([9, 3, 5, 7]))
+    batches = [padded(examples[:2]), padded(examples[2:])]
+    assert [b["labels"].shape[1] for b in deal_by_length(batches, 4)] == [9, 8]

@@ -1,0 +1,101 @@
+"""What a recipe says reaches the training of its variants."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from forgetting.config import load_recipe
+from forgetting.pipeline import run as run_stages
+from forgetting.rundir.samples import Samples
+from forgetting.training import fit
+from tests.conftest import all_scores
+
+
+def test_tensorboard_shows_every_figure(write_recipe, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recipe = load_recipe(write_recipe(), ["training.report_to=[tensorboard]"])
+    run_stages(
+        recipe, tmp_path / "out", stages=["prepare", "reference", "score", "select", "train"]
+    )
+    folder = tmp_path / "out" / "models" / "forgetting"
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    shown = {tag.removeprefix("train/") for tag in events.Tags()["scalars"]}
+    assert {
+        "loss",
+        "positive_loss",
+        "negative_loss",
+        "lambda",
+        "share_negative",
+        "negative_prob",
+        "grad_norm",
+        "entropy",
+    } <= shown
+    logged = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+    values = [event.value for event in events.Scalars("train/lambda")]
+    assert values == pytest.approx([line["lambda"] for line in logged])
+
+
+@pytest.mark.parametrize("term", ["ga", "tnpo"])
+def test_terms_reach_the_training_of_a_run_with_the_scores_they_need(
+    term, write_recipe, tmp_path, monkeypatch
+):
+    seen = {}
+
+    class Spy(fit.ForgettingTrainer):
+        def __init__(self, *, args, train_dataset, **kwargs):
+            seen[args.forgetting_term.kind] = (args, train_dataset)
+            super().__init__(args=args, train_dataset=train_dataset, **kwargs)
+
+    monkeypatch.setattr(fit, "ForgettingTrainer", Spy)
+    changes = [
+        f"forgetting.term={term}",
+        "forgetting.beta=0.3",
+        "forgetting.floor=0.01",
+        "forgetting.normalization=token",
+        "variants={forgetting: {objective: forgetting}}",
+    ]
+    path = run_stages(
+        load_recipe(write_recipe(), changes),
+        tmp_path / "out",
+        stages=["prepare", "reference", "score", "select", "train"],
+    )
+    args, dataset = seen[term]
+    assert (args.beta, args.floor, args.normalization) == (0.3, 0.01, "token")
+    assert ("base_log_probs" in dataset.column_names) == (term == "tnpo")
+    if term == "tnpo":
+        samples = Samples.read(path / "data" / "train.parquet")
+        base = all_scores(path)["base_log_probs"]
+        given = np.concatenate([np.asarray(row) for row in dataset["base_log_probs"]])
+        assert given[samples.is_response].tolist() == pytest.approx(base.tolist())
+        assert not given[~samples.is_response].any()
+
+
+def test_the_baselines_are_what_their_names_say(write_recipe, tmp_path):
+    variants = load_recipe("baselines").model_dump(mode="json", exclude_unset=True)["variants"]
+    path = run_stages(load_recipe(write_recipe(variants=variants)), tmp_path / "out")
+    summaries = {
+        name: json.loads((path / "selection" / name / "summary.json").read_text())
+        for name in variants
+        if name != "full"
+    }
+    total = summaries["forgetting"]["num_tokens"]
+    for name, summary in summaries.items():
+        assert (path / "evaluation" / name / "heldout.json").is_file()
+        counts = [summary[f"num_{kind}"] for kind in ("positive", "negative", "ignored")]
+        assert sum(counts) == total
+        if "random" in name:
+            assert summary["num_positive"] > 0.3 * total
+    half = summaries["forgetting-half"]
+    assert half["num_ignored"] > 0 < half["num_negative"]
+    assert summaries["forgetting-sequence"]["granularity"] == "sequence"
+    assert summaries["forgetting-zero"]["threshold_kind"] == "zero"
+    lambdas = {
+        json.loads(line)["lambda"]
+        for line in (path / "models/forgetting-constant/training.jsonl").read_text().splitlines()
+    }
+    assert lambdas == {1e-4}
