@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from forgetting.method.shares import Shares, estimate_shares
+from forgetting.method.shares import Shares, auroc, estimate_shares
 
 CLEAN = "clean"
 NUM_FOLDS = 5
@@ -442,11 +442,9 @@ def calibration_error(table: Sequence[tuple[float, float, int]]) -> float:
 
 
 def _auroc(bad: NDArray[np.bool_], score: NDArray) -> float | None:
-    from sklearn.metrics import roc_auc_score
-
     if bad.sum() < SMALLEST_KIND or (~bad).sum() < SMALLEST_KIND:
         return None
-    return float(roc_auc_score(bad, score))
+    return auroc(score[bad], score[~bad])
 
 
 def _leave_kinds_out(
