@@ -143,14 +143,19 @@ def _count(
         if len(np.unique(probe_samples[of_kind])) < SMALLEST_NUM_COPIES:
             continue
         found = probe_scores[of_kind, kind]
+        edges = np.quantile(found, 1 - RECALLS)[::-1]
+        in_corpus = _above(scores[:, kind], edges, samples, len(lengths))
+        above = in_corpus.sum(0) / max(len(scores), 1)
+        most = min(float((above / RECALLS[::-1]).min()), 0.95)
+        # Unmarked noise of the same kind among the clean tokens is a tie.
         separation = auroc(found, probe_scores[probe_kinds < 0, kind])
+        separation = min((separation - most / 2) / (1 - most), 1.0)
         if separation < SMALLEST_AUROC:
             continue
         lookalikes[kind] = LOOKALIKES * (1 - separation)
-        edges = np.quantile(found, 1 - RECALLS)[::-1]
         planted[kind] = _above(found, edges, probe_samples[of_kind], len(probe_lengths))
         planted_total[kind] = np.bincount(probe_samples[of_kind], minlength=len(probe_lengths))
-        corpus[kind] = _above(scores[:, kind], edges, samples, len(lengths))
+        corpus[kind] = in_corpus
     return _Counts(planted, planted_total, corpus, lookalikes)
 
 
