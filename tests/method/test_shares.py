@@ -11,7 +11,7 @@ from forgetting.method.shares import (
     Shares,
     auroc,
     estimate_shares,
-    shift_prior,
+    posterior_at,
 )
 
 TOKENS = 10
@@ -75,15 +75,18 @@ def test_the_interval_of_a_clean_corpus_holds_zero(distance: float) -> None:
         assert (found.posterior >= 0.5).mean() <= 0.005
 
 
-def test_shifted_posteriors_against_a_root_finder() -> None:
+def test_posteriors_against_a_root_finder() -> None:
     log_odds = np.random.default_rng(0).normal(size=1000) * 4 - 3
+    odds = np.exp(log_odds)
     for share in (1e-4, 0.01, 0.3, 0.9):
-        shift = brentq(lambda s, a=share: (1 / (1 + np.exp(-log_odds - s))).mean() - a, -60, 60)
-        expected = 1 / (1 + np.exp(-log_odds - shift))
-        np.testing.assert_allclose(shift_prior(log_odds, share), expected, atol=1e-9)
-    assert not shift_prior(log_odds, 0.0).any()
-    assert np.isfinite(shift_prior(log_odds, 1.0)).all()
-    assert shift_prior(np.zeros(0), 0.5).shape == (0,)
+        shift = brentq(
+            lambda s, share=share: np.minimum(odds * np.exp(s), 1).mean() - share, -60, 60
+        )
+        expected = np.minimum(odds * np.exp(shift), 1)
+        np.testing.assert_allclose(posterior_at(log_odds, share), expected, atol=1e-9)
+    assert not posterior_at(log_odds, 0.0).any()
+    np.testing.assert_allclose(posterior_at(log_odds, 1.0), 1.0)
+    assert posterior_at(np.zeros(0), 0.5).shape == (0,)
 
 
 def test_auroc_against_scikit_learn() -> None:

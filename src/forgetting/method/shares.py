@@ -8,8 +8,8 @@ The detector tells planted noise from the corpus as it is, real noise included. 
 If a share `a_k` of the corpus looks like kind k, then `a_k p_k(x) <= p_corpus(x)` for every x. So
 `a_k` is at most the smallest ratio of "corpus tokens above a score" to "planted tokens above it"
 over all scores (the best bin of Garg et al. 2021, arXiv 2111.00980). The sum of these bounds, less
-what clean text shows as well, is the share. The posterior is the detector's with its prior shifted
-so that its mean is that share. Nothing here fits a classifier.
+what clean text shows as well, is the share. The posterior of a token is proportional to `r(x)` of
+all kinds together, at most 1, with the share as its mean. Nothing here fits a classifier.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def estimate_shares(
     low = float(np.percentile(np.maximum(resampled - counts.lookalikes, 0).sum(1), edge)) / MISMATCH
     high = min(float(np.percentile(resampled.sum(1), 100 - edge)) * MISMATCH, 1.0)
     low = low if low >= SMALLEST_SHARE else 0.0
-    posterior = shift_prior(log_odds, share)
+    posterior = posterior_at(log_odds, share)
     bad_samples = _any_above(posterior, lengths, 0.5)
     drawn = of_corpus @ bad_samples / np.maximum(of_corpus.sum(1), 1)
     low_samples, high_samples = np.percentile(drawn, [edge, 100 - edge])
@@ -193,29 +193,25 @@ def _any_above(posterior: NDArray, lengths: NDArray[np.int64], level: float) -> 
     return (above[ends] > above[ends - lengths]).astype(np.float64)
 
 
-def shift_prior(log_odds: NDArray, share: float) -> NDArray[np.float64]:
-    """Posteriors at another prior: `sigmoid(log_odds + shift)`, shape (tokens,).
+def posterior_at(log_odds: NDArray, share: float) -> NDArray[np.float64]:
+    """Posterior of tokens of a corpus that holds a share of bad ones; shape (tokens,).
 
-    The shift is the one that makes their mean `share`. All are 0 for a share of 0.
+    `min(1, b * odds)`, with the factor b that makes the mean `share`. Linear in the odds, because
+    these compare planted noise with the corpus as it is (see above), where Bayes' rule for clean
+    tokens would have `b * odds / (1 + b * odds)`. All are 0 for a share of 0.
     """
     log_odds = np.asarray(log_odds, dtype=np.float64)
     if share <= 0 or not log_odds.size:
         return np.zeros(log_odds.size)
-    share = min(share, 1 - 1e-9)
-    target = np.log(share / (1 - share))
     # The mean is at most `share` at the first shift and at least that at the second.
-    low, high = target - log_odds.max(), target - log_odds.min()
+    low, high = np.log(share) - log_odds.max(), np.log(min(share, 1.0)) - log_odds.min()
     for _ in range(60):
         middle = (low + high) / 2
-        if _sigmoid(log_odds + middle).mean() < share:
+        if np.exp(np.minimum(log_odds + middle, 0)).mean() < share:
             low = middle
         else:
             high = middle
-    return _sigmoid(log_odds + (low + high) / 2)
-
-
-def _sigmoid(x: NDArray) -> NDArray[np.float64]:
-    return 0.5 * (1 + np.tanh(0.5 * x))
+    return np.exp(np.minimum(log_odds + (low + high) / 2, 0))
 
 
 def auroc(high: NDArray, low: NDArray) -> float:
