@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from forgetting.rundir.selection import SelectionSummary
 
 from forgetting.config import SelectionSettings
 from forgetting.method.selection import divide
@@ -41,7 +42,6 @@ from forgetting.rundir.samples import (
     write_table,
 )
 from forgetting.rundir.scores import ScoredCorpus
-from forgetting.rundir.selection import SelectionSummary
 from forgetting.stages.corpus_selection import select_corpus
 
 RHO = 0.7
