@@ -163,14 +163,17 @@ class Detector:
             features: shape (tokens, features), as in the probe.
             lengths: response tokens of each sample, shape (samples,).
             records: the record of each sample, as numbered in `Probe.records`, shape (samples,).
-                A record with copies in the probe is judged only by the classifier that has not
-                seen them, any other by the mean of all.
+                A record with copies in the probe is judged by the classifier that has not seen
+                them, any other by one of the five. Not by all: their mean is less extreme than
+                what was measured out of fold, and shares would come out too small.
         """
         features = np.asarray(features, dtype=np.float32)
         if not self._models or not len(features):
             empty = np.zeros((len(features), len(self.kinds)), np.float32)
             return Evidence(np.full(len(features), -np.inf, np.float32), empty)
-        folds = np.array([self._fold_of_record.get(int(r), -1) for r in np.asarray(records)])
+        folds = np.array(
+            [self._fold_of_record.get(int(r), int(r) % NUM_FOLDS) for r in np.asarray(records)]
+        )
         return self._evidence(features, np.repeat(folds, np.asarray(lengths)))
 
     def _evidence(self, features: NDArray, folds: NDArray) -> Evidence:
@@ -179,12 +182,10 @@ class Detector:
         for fold, (model, kind_model) in enumerate(
             zip(self._models, self._kind_models, strict=True)
         ):
-            for chosen, weight in ((folds == fold, 1.0), (folds < 0, 1 / len(self._models))):
-                if chosen.any():
-                    log_odds[chosen] += weight * model.decision_function(features[chosen])
-                    kind_probs[chosen] += weight * _kind_probs(
-                        kind_model, features[chosen], self.kinds
-                    )
+            chosen = folds == fold
+            if chosen.any():
+                log_odds[chosen] = model.decision_function(features[chosen])
+                kind_probs[chosen] = _kind_probs(kind_model, features[chosen], self.kinds)
         return Evidence(
             calibrate(log_odds, self._calibration).astype(np.float32),
             kind_probs.astype(np.float32),
@@ -311,7 +312,9 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
             raw.log_odds[held], fit_calibration(raw.log_odds[~held], bad[~held])
         )
     detector._calibration = fit_calibration(raw.log_odds, bad)
-    detector._probe_evidence = Evidence(scaled.astype(np.float32), raw.kind_probs)
+    # Compared with the corpus, so calibrated in the same way: a plateau tells no two offsets apart.
+    same = calibrate(raw.log_odds, detector._calibration)
+    detector._probe_evidence = Evidence(same.astype(np.float32), raw.kind_probs)
     left_out = _leave_kinds_out(probe, kinds, folds, seed) if leave_kinds_out else {}
     detector.report = _report(probe, kinds, scaled, left_out)
     return detector
