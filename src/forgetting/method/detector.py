@@ -22,6 +22,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from forgetting.method.calibration import (
+    Calibration,
+    calibrate,
+    calibration_error,
+    calibration_table,
+    fit_calibration,
+    sigmoid,
+)
 from forgetting.method.shares import Shares, auroc, estimate_shares
 
 CLEAN = "clean"
@@ -163,14 +171,17 @@ class Detector:
             features: shape (tokens, features), as in the probe.
             lengths: response tokens of each sample, shape (samples,).
             records: the record of each sample, as numbered in `Probe.records`, shape (samples,).
-                A record with copies in the probe is judged only by the classifier that has not
-                seen them, any other by the mean of all.
+                A record with copies in the probe is judged by the classifier that has not seen
+                them, any other by one of the five. Not by all: their mean is less extreme than
+                what was measured out of fold, and shares would come out too small.
         """
         features = np.asarray(features, dtype=np.float32)
         if not self._models or not len(features):
             empty = np.zeros((len(features), len(self.kinds)), np.float32)
             return Evidence(np.full(len(features), -np.inf, np.float32), empty)
-        folds = np.array([self._fold_of_record.get(int(r), -1) for r in np.asarray(records)])
+        folds = np.array(
+            [self._fold_of_record.get(int(r), int(r) % NUM_FOLDS) for r in np.asarray(records)]
+        )
         return self._evidence(features, np.repeat(folds, np.asarray(lengths)))
 
     def _evidence(self, features: NDArray, folds: NDArray) -> Evidence:
@@ -179,12 +190,10 @@ class Detector:
         for fold, (model, kind_model) in enumerate(
             zip(self._models, self._kind_models, strict=True)
         ):
-            for chosen, weight in ((folds == fold, 1.0), (folds < 0, 1 / len(self._models))):
-                if chosen.any():
-                    log_odds[chosen] += weight * model.decision_function(features[chosen])
-                    kind_probs[chosen] += weight * _kind_probs(
-                        kind_model, features[chosen], self.kinds
-                    )
+            chosen = folds == fold
+            if chosen.any():
+                log_odds[chosen] = model.decision_function(features[chosen])
+                kind_probs[chosen] = _kind_probs(kind_model, features[chosen], self.kinds)
         return Evidence(
             calibrate(log_odds, self._calibration).astype(np.float32),
             kind_probs.astype(np.float32),
@@ -311,7 +320,9 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
             raw.log_odds[held], fit_calibration(raw.log_odds[~held], bad[~held])
         )
     detector._calibration = fit_calibration(raw.log_odds, bad)
-    detector._probe_evidence = Evidence(scaled.astype(np.float32), raw.kind_probs)
+    # Compared with the corpus, so calibrated in the same way: a plateau tells no two offsets apart.
+    same = calibrate(raw.log_odds, detector._calibration)
+    detector._probe_evidence = Evidence(same.astype(np.float32), raw.kind_probs)
     left_out = _leave_kinds_out(probe, kinds, folds, seed) if leave_kinds_out else {}
     detector.report = _report(probe, kinds, scaled, left_out)
     return detector
@@ -382,90 +393,6 @@ def _codes(names: NDArray, kinds: tuple[str, ...]) -> NDArray[np.int64]:
     """Index into `kinds`, -1 for clean; shape of `names`."""
     place = {name: index for index, name in enumerate(kinds)}
     return np.array([place.get(name, -1) for name in names.tolist()], dtype=np.int64)
-
-
-Calibration = tuple[float, float, float]
-"""Weights of log s and -log(1 - s), and the offset; (1, 1, 0) changes nothing."""
-
-
-def fit_calibration(log_odds: NDArray, bad: NDArray[np.bool_]) -> Calibration:
-    """Beta calibration (Kull et al. 2017): logistic regression on log s and -log(1 - s).
-
-    By Newton's method, with the smoothed targets of Platt (1999).
-    Unmarked noise keeps the true posterior of planted noise well below 1, where scaling the
-    log-odds alone cannot follow.
-
-    Args:
-        log_odds: of s, shape (tokens,), finite.
-        bad: the truth, shape (tokens,).
-
-    Returns:
-        Both weights are at least 0, so the order of tokens stays. They are 0 if the log-odds say
-        nothing.
-    """
-    parts = _log_parts(log_odds)
-    num_bad = int(np.sum(bad))
-    high, low = (num_bad + 1) / (num_bad + 2), 1 / (len(parts) - num_bad + 2)
-    target = np.where(bad, high, low)
-    for used in ([0, 1], [0], [1], []):
-        design = np.concatenate([parts[:, used], np.ones((len(parts), 1))], axis=1)
-        beta = _logistic_regression(design, target)
-        if np.isfinite(beta).all() and (beta[:-1] >= 0).all():
-            break
-    weights = np.zeros(3)
-    weights[[*used, 2]] = beta
-    return float(weights[0]), float(weights[1]), float(weights[2])
-
-
-def calibrate(log_odds: NDArray, calibration: Calibration) -> NDArray[np.float64]:
-    """Calibrated log-odds; shape (tokens,)."""
-    return _log_parts(log_odds) @ np.array(calibration[:2]) + calibration[2]
-
-
-def _log_parts(log_odds: NDArray) -> NDArray[np.float64]:
-    """log s and -log(1 - s): shape (tokens, 2). Their sum is the log-odds."""
-    x = np.asarray(log_odds, dtype=np.float64)
-    return np.stack([-np.logaddexp(0, -x), np.logaddexp(0, x)], axis=1)
-
-
-def _logistic_regression(design: NDArray, target: NDArray) -> NDArray[np.float64]:
-    """Coefficients, from 0 on; steps are cut to 2, and a small ridge keeps them finite."""
-    beta = np.zeros(design.shape[1])
-    for _ in range(100):
-        prob = sigmoid(design @ beta)
-        weight = np.maximum(prob * (1 - prob), 1e-9)
-        hessian = design.T @ (design * weight[:, None]) + 1e-6 * np.eye(len(beta))
-        step = np.linalg.solve(hessian, design.T @ (target - prob) - 1e-6 * beta)
-        beta = beta + np.clip(step, -2, 2)
-        if np.abs(step).max() < 1e-9:
-            break
-    return beta
-
-
-def sigmoid(x: NDArray) -> NDArray:
-    """1 / (1 + exp(-x)) without overflow."""
-    small = np.exp(-np.abs(x))
-    return np.where(np.asarray(x) >= 0, 1 / (1 + small), small / (1 + small))
-
-
-def calibration_table(
-    posterior: NDArray, bad: NDArray[np.bool_], num_bins: int = 15
-) -> tuple[tuple[float, float, int], ...]:
-    """(mean posterior, share of bad tokens, tokens) of each bin of equal width with tokens."""
-    bins = np.minimum((posterior * num_bins).astype(int), num_bins - 1)
-    counts = np.bincount(bins, minlength=num_bins)
-    said = np.bincount(bins, posterior, minlength=num_bins)
-    true = np.bincount(bins, bad, minlength=num_bins)
-    return tuple(
-        (float(said[i] / counts[i]), float(true[i] / counts[i]), int(counts[i]))
-        for i in np.flatnonzero(counts)
-    )
-
-
-def calibration_error(table: Sequence[tuple[float, float, int]]) -> float:
-    """Expected calibration error: mean distance of the two shares, weighted by tokens."""
-    total = sum(count for _, _, count in table)
-    return sum(abs(said - true) * count for said, true, count in table) / total if total else 0.0
 
 
 def _auroc(bad: NDArray[np.bool_], score: NDArray) -> float | None:
