@@ -183,7 +183,7 @@ def test_a_third_stays_clean_and_kinds_follow_their_weights() -> None:
     total = sum(kind.weight for kind in CORRUPTIONS.values())
     for name, kind in CORRUPTIONS.items():
         # Kinds that do not apply to a record give their place to others.
-        assert counts[name] >= 200 * kind.weight / total * 0.7
+        assert counts[name] >= 200 * kind.weight / total * 0.5
     assert len({copy.index for copy in copies}) == 300
 
 

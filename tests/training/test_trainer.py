@@ -246,7 +246,7 @@ def test_a_term_that_compares_with_the_base_needs_its_column(train):
 
 
 def test_npo_is_not_normalised_by_tokens(tmp_path):
-    with pytest.raises(ValueError, match="one value a sample"):
+    with pytest.raises(ValueError, match="one value per sample"):
         ForgettingConfig(**config(tmp_path, term="npo", normalization="token"))
 
 

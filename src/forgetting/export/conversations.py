@@ -18,9 +18,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from forgetting.config import Recipe
+from forgetting.data.account import Account
 from forgetting.data.alignment import Tokenization, cut
 from forgetting.data.records import Record, Unusable
-from forgetting.data.splits import Account, Spool, read_records
+from forgetting.data.splits import read_records
+from forgetting.data.spool import Spool
 from forgetting.errors import InputError
 from forgetting.method import MEASURES, QualityName
 from forgetting.method.selection import mean_quality

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from forgetting.method.shares import Shares, estimate_shares
+from forgetting.method.shares import Shares, auroc, estimate_shares
 
 CLEAN = "clean"
 NUM_FOLDS = 5
@@ -149,7 +149,7 @@ class Detector:
     _models: list[Any] = field(default_factory=list, repr=False)
     _kind_models: list[Any] = field(default_factory=list, repr=False)
     _fold_of_record: dict[int, int] = field(default_factory=dict, repr=False)
-    _scaling: tuple[float, float] = (1.0, 0.0)
+    _calibration: Calibration = (1.0, 1.0, 0.0)
     _clean_medians: NDArray | None = field(default=None, repr=False)
     _probe_evidence: Evidence | None = field(default=None, repr=False)
     _probe: Probe | None = field(default=None, repr=False)
@@ -185,9 +185,9 @@ class Detector:
                     kind_probs[chosen] += weight * _kind_probs(
                         kind_model, features[chosen], self.kinds
                     )
-        slope, offset = self._scaling
         return Evidence(
-            (slope * log_odds + offset).astype(np.float32), kind_probs.astype(np.float32)
+            calibrate(log_odds, self._calibration).astype(np.float32),
+            kind_probs.astype(np.float32),
         )
 
     def judge(self, evidence: Evidence, lengths: ArrayLike, seed: int = 0) -> Findings:
@@ -268,7 +268,7 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
 
     Two classifiers for each of five folds of records: bad against clean over all tokens, and the
     kind over the bad ones. Together they are one classifier over all kinds at a fraction of the
-    trees. The log-odds are scaled (Platt 1999) on what was predicted out of fold.
+    trees. The log-odds are calibrated on what was predicted out of fold.
 
     Args:
         probe: copies with planted noise.
@@ -307,9 +307,10 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
     scaled = np.empty(len(bad))
     for fold in range(NUM_FOLDS):
         held = folds == fold
-        slope, offset = platt_scaling(raw.log_odds[~held], bad[~held])
-        scaled[held] = slope * raw.log_odds[held] + offset
-    detector._scaling = platt_scaling(raw.log_odds, bad)
+        scaled[held] = calibrate(
+            raw.log_odds[held], fit_calibration(raw.log_odds[~held], bad[~held])
+        )
+    detector._calibration = fit_calibration(raw.log_odds, bad)
     detector._probe_evidence = Evidence(scaled.astype(np.float32), raw.kind_probs)
     left_out = _leave_kinds_out(probe, kinds, folds, seed) if leave_kinds_out else {}
     detector.report = _report(probe, kinds, scaled, left_out)
@@ -383,36 +384,62 @@ def _codes(names: NDArray, kinds: tuple[str, ...]) -> NDArray[np.int64]:
     return np.array([place.get(name, -1) for name in names.tolist()], dtype=np.int64)
 
 
-def platt_scaling(log_odds: NDArray, bad: NDArray[np.bool_]) -> tuple[float, float]:
-    """Slope and offset that make log-odds calibrated (Platt 1999): logistic regression on one
-    variable with his smoothed targets, by Newton's method.
+Calibration = tuple[float, float, float]
+"""Weights of log s and -log(1 - s), and the offset; (1, 1, 0) changes nothing."""
+
+
+def fit_calibration(log_odds: NDArray, bad: NDArray[np.bool_]) -> Calibration:
+    """Beta calibration (Kull et al. 2017): logistic regression on log s and -log(1 - s).
+
+    By Newton's method, with the smoothed targets of Platt (1999).
+    Unmarked noise keeps the true posterior of planted noise well below 1, where scaling the
+    log-odds alone cannot follow.
 
     Args:
-        log_odds: shape (tokens,), finite.
+        log_odds: of s, shape (tokens,), finite.
         bad: the truth, shape (tokens,).
 
     Returns:
-        (slope, offset); the slope is never negative.
+        Both weights are at least 0, so the order of tokens stays. They are 0 if the log-odds say
+        nothing.
     """
-    x = np.asarray(log_odds, dtype=np.float64)
+    parts = _log_parts(log_odds)
     num_bad = int(np.sum(bad))
-    high = (num_bad + 1) / (num_bad + 2)
-    low = 1 / (len(x) - num_bad + 2)
+    high, low = (num_bad + 1) / (num_bad + 2), 1 / (len(parts) - num_bad + 2)
     target = np.where(bad, high, low)
-    design = np.stack([x, np.ones_like(x)], axis=1)
-    beta = np.array([1.0, 0.0])
-    for _ in range(50):
+    for used in ([0, 1], [0], [1], []):
+        design = np.concatenate([parts[:, used], np.ones((len(parts), 1))], axis=1)
+        beta = _logistic_regression(design, target)
+        if np.isfinite(beta).all() and (beta[:-1] >= 0).all():
+            break
+    weights = np.zeros(3)
+    weights[[*used, 2]] = beta
+    return float(weights[0]), float(weights[1]), float(weights[2])
+
+
+def calibrate(log_odds: NDArray, calibration: Calibration) -> NDArray[np.float64]:
+    """Calibrated log-odds; shape (tokens,)."""
+    return _log_parts(log_odds) @ np.array(calibration[:2]) + calibration[2]
+
+
+def _log_parts(log_odds: NDArray) -> NDArray[np.float64]:
+    """log s and -log(1 - s): shape (tokens, 2). Their sum is the log-odds."""
+    x = np.asarray(log_odds, dtype=np.float64)
+    return np.stack([-np.logaddexp(0, -x), np.logaddexp(0, x)], axis=1)
+
+
+def _logistic_regression(design: NDArray, target: NDArray) -> NDArray[np.float64]:
+    """Coefficients, from 0 on; steps are cut to 2, and a small ridge keeps them finite."""
+    beta = np.zeros(design.shape[1])
+    for _ in range(100):
         prob = sigmoid(design @ beta)
         weight = np.maximum(prob * (1 - prob), 1e-9)
-        hessian = design.T @ (design * weight[:, None]) + 1e-6 * np.eye(2)
-        step = np.linalg.solve(hessian, design.T @ (target - prob))
+        hessian = design.T @ (design * weight[:, None]) + 1e-6 * np.eye(len(beta))
+        step = np.linalg.solve(hessian, design.T @ (target - prob) - 1e-6 * beta)
         beta = beta + np.clip(step, -2, 2)
         if np.abs(step).max() < 1e-9:
             break
-    if not np.isfinite(beta).all() or beta[0] < 0:
-        share = np.clip(target.mean(), 1e-6, 1 - 1e-6)
-        return 0.0, float(np.log(share / (1 - share)))
-    return float(beta[0]), float(beta[1])
+    return beta
 
 
 def sigmoid(x: NDArray) -> NDArray:
@@ -442,11 +469,9 @@ def calibration_error(table: Sequence[tuple[float, float, int]]) -> float:
 
 
 def _auroc(bad: NDArray[np.bool_], score: NDArray) -> float | None:
-    from sklearn.metrics import roc_auc_score
-
     if bad.sum() < SMALLEST_KIND or (~bad).sum() < SMALLEST_KIND:
         return None
-    return float(roc_auc_score(bad, score))
+    return auroc(score[bad], score[~bad])
 
 
 def _leave_kinds_out(

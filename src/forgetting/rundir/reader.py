@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from forgetting.config.schema import Recipe
+from forgetting.config import Recipe
 from forgetting.errors import InputError
 from forgetting.rundir import layout
 from forgetting.rundir.manifest import read_manifest
