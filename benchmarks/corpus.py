@@ -24,7 +24,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
-from forgetting.rundir.selection import selected_parts
+from forgetting.rundir.selections import selected_parts
 from selection import PROMPT_LENGTH, RESPONSE_LENGTH, select, write_run
 from transformers import LlamaConfig, LlamaForCausalLM
 from workload import peak_bytes, word_tokenizer

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from forgetting.rundir.selection import SelectionSummary
+from forgetting.rundir.selections import SelectionSummary
 
 from forgetting.config import SelectionSettings
 from forgetting.method.selection import divide
