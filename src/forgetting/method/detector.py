@@ -1,7 +1,7 @@
 """Learns from planted noise what bad tokens look like, and says which tokens of a corpus are bad.
 
 Goes in: features of tokens with planted noise (`Probe`), then features of the corpus. Comes out:
-how well the planted noise is found (`DetectorReport`), and for the corpus a posterior for each
+how well the planted noise is found, and for the corpus a posterior for each
 token, the likely kind, the share of bad tokens with an interval, and a verdict (`Findings`).
 A detector is not stored: the same probe and seed make the same detector in seconds. Knows nothing
 of text, models or files.
@@ -25,19 +25,14 @@ from numpy.typing import ArrayLike, NDArray
 from forgetting.method.calibration import (
     Calibration,
     calibrate,
-    calibration_error,
-    calibration_table,
     fit_calibration,
-    sigmoid,
 )
-from forgetting.method.shares import Shares, auroc, estimate_shares
+from forgetting.method.detector_report import CLEAN, DetectorReport, auroc_of, describe
+from forgetting.method.shares import Shares, estimate_shares
 
-CLEAN = "clean"
 NUM_FOLDS = 5
 SMALLEST_NUM_SAMPLES = 50
 SMALLEST_AUROC = 0.7
-# Tokens of a kind below which a figure about it would be chance.
-SMALLEST_KIND = 10
 
 _TREES = {
     "learning_rate": 0.06,
@@ -81,37 +76,6 @@ class Probe:
     def of_records(self) -> NDArray[np.int64]:
         """The record of each token; shape (tokens,)."""
         return np.repeat(self.records, self.lengths)
-
-
-@dataclass(frozen=True)
-class KindReport:
-    """How well one kind of planted noise is found."""
-
-    num_tokens: int
-    auroc: float | None
-    """Against clean tokens; None below 10 tokens."""
-    recall: float | None
-    """Share of its tokens with a posterior of at least 0.5 in the probe."""
-    auroc_left_out: float | None
-    """The same as `auroc`, by a detector that never saw this kind."""
-
-
-@dataclass(frozen=True)
-class DetectorReport:
-    """How well planted noise is found, out of fold."""
-
-    num_tokens: int
-    share_planted: float
-    auroc: float
-    average_precision: float
-    precision: float | None
-    """At a posterior of 0.5; None if no token reaches it."""
-    recall: float
-    calibration_error: float
-    """Expected calibration error over 15 bins of equal width."""
-    calibration: tuple[tuple[float, float, int], ...]
-    """(mean posterior, share of bad tokens, tokens) of each bin that is not empty."""
-    kinds: dict[str, KindReport]
 
 
 @dataclass(frozen=True)
@@ -324,7 +288,7 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
     same = calibrate(raw.log_odds, detector._calibration)
     detector._probe_evidence = Evidence(same.astype(np.float32), raw.kind_probs)
     left_out = _leave_kinds_out(probe, kinds, folds, seed) if leave_kinds_out else {}
-    detector.report = _report(probe, kinds, scaled, left_out)
+    detector.report = describe(probe.kinds, kinds, scaled, left_out)
     return detector
 
 
@@ -395,12 +359,6 @@ def _codes(names: NDArray, kinds: tuple[str, ...]) -> NDArray[np.int64]:
     return np.array([place.get(name, -1) for name in names.tolist()], dtype=np.int64)
 
 
-def _auroc(bad: NDArray[np.bool_], score: NDArray) -> float | None:
-    if bad.sum() < SMALLEST_KIND or (~bad).sum() < SMALLEST_KIND:
-        return None
-    return auroc(score[bad], score[~bad])
-
-
 def _leave_kinds_out(
     probe: Probe, kinds: tuple[str, ...], folds: NDArray, seed: int
 ) -> dict[str, float | None]:
@@ -415,40 +373,8 @@ def _leave_kinds_out(
         measured = ~fitted & (clean | of_kind)
         model = _classifier(probe.features[used], ~clean[used], _TREES, seed)
         score = model.decision_function(probe.features[measured])
-        found[kind] = _auroc(of_kind[measured], score)
+        found[kind] = auroc_of(of_kind[measured], score)
     return found
-
-
-def _report(
-    probe: Probe, kinds: tuple[str, ...], log_odds: NDArray, left_out: dict[str, float | None]
-) -> DetectorReport:
-    from sklearn.metrics import average_precision_score
-
-    bad = probe.kinds != CLEAN
-    posterior = sigmoid(log_odds)
-    marked = posterior >= 0.5
-    by_kind = {}
-    for kind in kinds:
-        of_kind = probe.kinds == kind
-        both = of_kind | ~bad
-        by_kind[kind] = KindReport(
-            int(of_kind.sum()),
-            _auroc(of_kind[both], log_odds[both]),
-            float(marked[of_kind].mean()) if of_kind.any() else None,
-            left_out.get(kind),
-        )
-    table = calibration_table(posterior, bad)
-    return DetectorReport(
-        num_tokens=len(bad),
-        share_planted=float(bad.mean()),
-        auroc=_auroc(bad, log_odds) or 0.5,
-        average_precision=float(average_precision_score(bad, log_odds)),
-        precision=float(bad[marked].mean()) if marked.any() else None,
-        recall=float(marked[bad].mean()),
-        calibration_error=calibration_error(table),
-        calibration=table,
-        kinds=by_kind,
-    )
 
 
 def _verdict(report: DetectorReport, shares: Shares) -> tuple[bool, str]:
