@@ -8,9 +8,9 @@ from markdown_it import MarkdownIt
 from forgetting.config import load_recipe
 from forgetting.models.loading import ModelFacts
 from forgetting.report.card import UNKNOWN_LICENSE, RunFacts, data_card, model_card
-from forgetting.report.results import tabulate
+from forgetting.report.result_table import tabulate
 from forgetting.rundir.results import Evaluation
-from forgetting.rundir.selection import QualityHistogram, SelectionSummary, SourceSelection
+from forgetting.rundir.selections import QualityHistogram, SelectionSummary, SourceSelection
 from forgetting.rundir.stats import DataSummary, SourceCounts, SplitCounts
 from tests.written_run import metric
 

@@ -15,12 +15,12 @@ from urllib.parse import unquote
 
 import pytest
 
-from forgetting.inspector.page import content_policy
+from forgetting.inspector.rendering import content_policy
 from forgetting.method.mixture import Component
 from forgetting.report import build_report
 from forgetting.rundir import layout
 from forgetting.rundir.results import read_result, write_result
-from forgetting.rundir.selection import MixtureCurve, MixtureFit, MixtureSummary
+from forgetting.rundir.selections import MixtureCurve, MixtureFit, MixtureSummary
 from tests.written_run import change_selection
 
 Decode = Callable[..., str]

@@ -12,7 +12,7 @@ import pytest
 
 from forgetting.report import tables
 from forgetting.report.counts import Negatives, NegativeToken, Share, SplitLengths
-from forgetting.report.results import results_table
+from forgetting.report.result_table import results_table
 from forgetting.rundir.reader import RunReader
 from forgetting.rundir.stats import StageCost
 

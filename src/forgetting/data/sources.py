@@ -16,7 +16,7 @@ from forgetting.config import SourceSettings
 from forgetting.data.files import BINARY_FORMS, TEXT_FORMS, Pairs, form_of, read_file
 from forgetting.demo.world import chat_records
 from forgetting.errors import InputError
-from forgetting.rundir.files import digest, file_sha256
+from forgetting.rundir.storage import digest, file_sha256
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 

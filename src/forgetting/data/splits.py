@@ -20,7 +20,7 @@ from forgetting.config import DataSettings, SourceSettings
 from forgetting.data.account import ROW_GROUP, Account, too_many_rejected
 from forgetting.data.alignment import Tokenization, Tokens, cut
 from forgetting.data.dedup import Duplicates
-from forgetting.data.mixture import interleaved, quotas
+from forgetting.data.quotas import interleaved, quotas
 from forgetting.data.records import Record, Rejected, parse_record, recognise
 from forgetting.data.sources import read_source
 from forgetting.data.spool import Spool

@@ -4,7 +4,7 @@
 corpus, `folder` writes an output folder atomically, `hub` uploads it.
 """
 
+from forgetting.export.conversations import By
 from forgetting.export.export import Export, Format, What, export_run
-from forgetting.export.records import By
 
 __all__ = ["By", "Export", "Format", "What", "export_run"]

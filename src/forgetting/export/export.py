@@ -17,10 +17,10 @@ from forgetting import __version__
 from forgetting.config import Recipe, VariantSettings, load_recipe
 from forgetting.console import logger, progress
 from forgetting.errors import InputError
-from forgetting.export import records, tokens
+from forgetting.export import conversations, tokens
+from forgetting.export.conversations import By
 from forgetting.export.folder import Format, check_output, whole_folder, write_rows
 from forgetting.export.hub import check_repo, push
-from forgetting.export.records import By
 from forgetting.method.terms import TERMS
 from forgetting.models import loading
 from forgetting.models.adapters import is_adapter as is_adapter_folder
@@ -28,12 +28,12 @@ from forgetting.models.adapters import merge_adapter
 from forgetting.models.tokenization import load_tokenization, tokenizer_threads
 from forgetting.pipeline import plan_with_state
 from forgetting.report.card import RunFacts, data_card, model_card
-from forgetting.report.results import tabulate
+from forgetting.report.result_table import tabulate
 from forgetting.rundir import layout
 from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.reader import RunReader
 from forgetting.rundir.samples import SampleFile
-from forgetting.rundir.selection import SelectionSummary, read_selection
+from forgetting.rundir.selections import SelectionSummary, read_selection
 from forgetting.rundir.stats import DataSummary
 
 What = Literal["data", "clean", "model", "adapter"]
@@ -180,10 +180,12 @@ class _Job:
         return self._corpus(folder, title, sentence, columns, num_samples)
 
     def clean(self, folder: Path, format: Format, share: float, by: By) -> _Result:
-        quality = records.sample_quality(self.run, self.variant, self.settings.selection.quality)
+        quality = conversations.sample_quality(
+            self.run, self.variant, self.settings.selection.quality
+        )
         is_kept = ~quality.worst(share, by)
         tokenization = load_tokenization(self.recipe)
-        tables = records.record_tables(
+        tables = conversations.record_tables(
             self.recipe, self.run, tokenization, quality, is_kept, folder
         )
         first: list[str] = []
@@ -201,7 +203,7 @@ class _Job:
             f"{total:,} of {len(is_kept):,} samples, without the {len(is_kept) - total:,} that "
             f"have the {judged}."
         )
-        columns = {name: records.COLUMNS[name] for name in first}
+        columns = {name: conversations.COLUMNS[name] for name in first}
         title = "the corpus without its worst samples"
         return self._corpus(folder, title, sentence, columns, total)
 

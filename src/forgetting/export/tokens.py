@@ -15,7 +15,7 @@ import pyarrow as pa
 from forgetting.method import MEASURES, QualityName
 from forgetting.rundir.samples import Samples
 from forgetting.rundir.scores import LOG_PROBS
-from forgetting.rundir.selection import TOKENS, selected_parts
+from forgetting.rundir.selections import TOKENS, selected_parts
 from forgetting.training.dataset import trainer_columns
 
 COLUMNS = {

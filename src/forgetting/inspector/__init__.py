@@ -6,7 +6,7 @@ run and answers questions about it; the other modules only show the answers.
 """
 
 from forgetting.inspector.corpus import Inspection, open_inspection
-from forgetting.inspector.page import static_page
+from forgetting.inspector.rendering import static_page
 from forgetting.inspector.server import InspectorServer
 from forgetting.inspector.terminal import show_in_terminal
 

@@ -18,7 +18,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from forgetting.errors import InputError
 from forgetting.inspector.corpus import Inspection, Query, Sort
-from forgetting.inspector.page import served_page
+from forgetting.inspector.rendering import served_page
 
 HOST = "127.0.0.1"
 # Stops DNS rebinding: a site that points its own name at this machine sends that name as Host.

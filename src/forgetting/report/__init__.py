@@ -5,6 +5,6 @@ need no network, and the results as JSON, CSV and Markdown. Reads runs through `
 """
 
 from forgetting.report.page import ReportSummary, build_report
-from forgetting.report.results import Cell, Column, ResultsTable, results_table
+from forgetting.report.result_table import Cell, Column, ResultsTable, results_table
 
 __all__ = ["Cell", "Column", "ReportSummary", "ResultsTable", "build_report", "results_table"]

@@ -22,8 +22,8 @@ from forgetting.data.sources import HUB_ID
 from forgetting.data.splits import TRUSTED
 from forgetting.escaping import visible
 from forgetting.models.loading import ModelFacts
-from forgetting.report.results import ResultsTable, plain
-from forgetting.rundir.selection import SelectionSummary, SourceSelection
+from forgetting.report.result_table import ResultsTable, plain
+from forgetting.rundir.selections import SelectionSummary, SourceSelection
 from forgetting.rundir.stats import DataSummary
 
 WAYS = {

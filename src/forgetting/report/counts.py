@@ -17,7 +17,7 @@ import numpy.typing as npt
 from forgetting.inspector.pieces import Decode
 from forgetting.rundir import layout
 from forgetting.rundir.samples import Samples, rows_in_parts
-from forgetting.rundir.selection import selected_parts
+from forgetting.rundir.selections import selected_parts
 
 Ints = npt.NDArray[np.integer]
 

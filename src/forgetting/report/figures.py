@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 
 from forgetting.escaping import shortened
 from forgetting.report.counts import SplitLengths
-from forgetting.report.results import ResultsTable
-from forgetting.rundir.selection import SelectionSummary
+from forgetting.report.result_table import ResultsTable
+from forgetting.rundir.selections import SelectionSummary
 
 Floats = npt.NDArray[np.floating]
 

@@ -17,15 +17,15 @@ from markupsafe import Markup
 
 from forgetting.escaping import visible
 from forgetting.inspector.corpus import open_inspection
-from forgetting.inspector.page import content_policy, static_page
 from forgetting.inspector.pieces import Decode
+from forgetting.inspector.rendering import content_policy, static_page
 from forgetting.report import figures, tables
 from forgetting.report.counts import Negatives, SplitLengths, count_lengths, count_negatives
-from forgetting.report.results import ResultsTable, tabulate, to_csv, to_json, to_markdown
+from forgetting.report.result_table import ResultsTable, tabulate, to_csv, to_json, to_markdown
 from forgetting.report.sentences import base_name, noise_sentence, recipe_paragraph
 from forgetting.rundir import layout
 from forgetting.rundir.reader import RunReader, in_order
-from forgetting.rundir.selection import SelectionSummary
+from forgetting.rundir.selections import SelectionSummary
 
 PANELS = (
     ("positive_loss", "Loss of positive tokens"),

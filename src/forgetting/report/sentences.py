@@ -17,7 +17,7 @@ from forgetting.config import (
 from forgetting.method import MEASURES
 from forgetting.method.schedule import LambdaSchedule
 from forgetting.method.terms import DEFAULT_TERM
-from forgetting.rundir.selection import KnownNoise
+from forgetting.rundir.selections import KnownNoise
 
 
 def recipe_paragraph(recipe: Recipe) -> str:
@@ -41,7 +41,7 @@ def _corpus(recipe: Recipe) -> str:
     origin = _list(labels) if len(labels) <= 5 else f"{len(labels)} sources"
     return (
         f"The base model {base_name(recipe)} is fine-tuned on {recipe.data.num_train:,} samples "
-        f"from {origin}, each cut to {recipe.data.max_length:,} tokens."
+        f"from {origin}, each at most {recipe.data.max_length:,} tokens long."
     )
 
 

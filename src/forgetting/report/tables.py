@@ -18,9 +18,9 @@ import numpy as np
 from forgetting.escaping import visible
 from forgetting.method.tally import PolarityCounts
 from forgetting.report.counts import Ints, Negatives, SplitLengths
-from forgetting.report.results import ResultsTable
+from forgetting.report.result_table import ResultsTable
 from forgetting.rundir import layout
-from forgetting.rundir.selection import ExtremeSample, SelectionSummary
+from forgetting.rundir.selections import ExtremeSample, SelectionSummary
 from forgetting.rundir.stats import DataSummary, StageCost
 
 DASH = "–"
@@ -28,7 +28,7 @@ Value = str | int | float | None
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column of a table."""
 
     title: str
@@ -38,7 +38,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """The text that is shown, and the values in a CSV: one for each of the column's names."""
 
     text: str
@@ -53,8 +53,8 @@ class Table:
     key: str
     """Unique in the page; also the name of the CSV file."""
     caption: str
-    columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell]]
+    columns: Sequence[TableColumn]
+    rows: Sequence[Sequence[TableCell]]
     note: str = ""
 
     def to_csv(self) -> str:
@@ -80,49 +80,49 @@ def _plain(value: Value) -> Value:
     return f"'{text}" if re.match(r"[=+\-@\t\r].", text, re.DOTALL) else text
 
 
-def text_column(title: str) -> Column:
+def text_column(title: str) -> TableColumn:
     """A column of text."""
-    return Column(title, (title,), is_text=True)
+    return TableColumn(title, (title,), is_text=True)
 
 
-def column(title: str, name: str | None = None) -> Column:
+def column(title: str, name: str | None = None) -> TableColumn:
     """A column of numbers. `name` is its name in a CSV, by default the title."""
-    return Column(title, (name or title,))
+    return TableColumn(title, (name or title,))
 
 
-def text(value: str) -> Cell:
+def text(value: str) -> TableCell:
     """A text."""
-    return Cell(value, (value,))
+    return TableCell(value, (value,))
 
 
-def count(number: int | None) -> Cell:
+def count(number: int | None) -> TableCell:
     """A whole number."""
-    return Cell(DASH if number is None else f"{number:,}", (number,))
+    return TableCell(DASH if number is None else f"{number:,}", (number,))
 
 
-def decimals(number: float | None, digits: int = 3) -> Cell:
+def decimals(number: float | None, digits: int = 3) -> TableCell:
     """A number."""
-    return Cell(DASH if number is None else f"{number:.{digits}f}", (number,))
+    return TableCell(DASH if number is None else f"{number:.{digits}f}", (number,))
 
 
-def percent(share: float | None) -> Cell:
+def percent(share: float | None) -> TableCell:
     """A share of 1, shown in percent."""
-    return Cell(DASH if share is None else f"{100 * share:.1f}%", (share,))
+    return TableCell(DASH if share is None else f"{100 * share:.1f}%", (share,))
 
 
-def memory(size: int | None) -> Cell:
+def memory(size: int | None) -> TableCell:
     """A number of bytes."""
-    return Cell(DASH if size is None else f"{size / 2**30:.2f} GiB", (size,))
+    return TableCell(DASH if size is None else f"{size / 2**30:.2f} GiB", (size,))
 
 
-def duration(seconds: float) -> Cell:
+def duration(seconds: float) -> TableCell:
     """A number of seconds."""
     if seconds < 60:
-        return Cell(f"{seconds:.1f} s", (seconds,))
+        return TableCell(f"{seconds:.1f} s", (seconds,))
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     shown = f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-    return Cell(shown, (seconds,))
+    return TableCell(shown, (seconds,))
 
 
 def token_text(value: str) -> str:
@@ -132,19 +132,21 @@ def token_text(value: str) -> str:
 
 def results_rows(table: ResultsTable) -> Table:
     """Metrics by variants, with standard errors."""
-    columns = [Column("", ("task", "metric", "group"), is_text=True)]
-    columns += [Column(v, (v, f"{v}: standard error")) for v in table.variants]
+    columns = [TableColumn("", ("task", "metric", "group"), is_text=True)]
+    columns += [TableColumn(v, (v, f"{v}: standard error")) for v in table.variants]
     rows = []
     for metric in table.columns:
         arrow = "↑" if metric.higher_is_better else "↓"
         title = f"{metric.task_title}: {metric.metric_title} {arrow}"
         if metric.group is not None:
             title = f"   {metric.group}"
-        row = [Cell(title, (metric.task, metric.metric, metric.group or ""))]
+        row = [TableCell(title, (metric.task, metric.metric, metric.group or ""))]
         for variant in table.variants:
             cell = table.cell(variant, metric)
             values = (None, None) if cell is None else (cell.value, cell.stderr)
-            row.append(Cell(table.text(variant, metric), values, cell is not None and cell.best))
+            row.append(
+                TableCell(table.text(variant, metric), values, cell is not None and cell.best)
+            )
         rows.append([*row, count(metric.num_items)])
     return Table(
         "results",
@@ -233,14 +235,14 @@ def negative_shares(
     """
     variants = list(dict.fromkeys(variant for row in rows.values() for variant in row))
     columns = [text_column(heading), column("tokens")]
-    columns += [Column(v, (f"{v}: negative", f"{v}: share")) for v in variants]
+    columns += [TableColumn(v, (f"{v}: negative", f"{v}: share")) for v in variants]
     cells = []
     for group, row in rows.items():
         line = [text(group), count(max((number for number, _ in row.values()), default=None))]
         for variant in variants:
             number, negative = row.get(variant, (0, 0))
             share = negative / number if number else None
-            line.append(Cell(percent(share).text, (negative, share)))
+            line.append(TableCell(percent(share).text, (negative, share)))
         cells.append(line)
     return Table(key, caption, columns, cells, "Share of the group's tokens that are negative.")
 
@@ -289,7 +291,7 @@ def token_rows(variant: str, negatives: Negatives) -> Table:
     rows = []
     for token in negatives.most_frequent:
         number, negative = token.count.num_tokens, token.count.num_negative
-        shown = [text(token_text(token.text)), Cell(str(token.token_id), (token.token_id,))]
+        shown = [text(token_text(token.text)), TableCell(str(token.token_id), (token.token_id,))]
         rows.append([*shown, count(number), count(negative), percent(negative / number)])
     titles = ("id", "in responses", "negative", "share negative")
     return Table(
@@ -305,7 +307,7 @@ def sample_rows(title: str, samples: Sequence[ExtremeSample], quality: str) -> T
     """Samples with extreme mean quality."""
     rows = [
         [
-            Cell(str(sample.sample_id), (sample.sample_id,)),
+            TableCell(str(sample.sample_id), (sample.sample_id,)),
             text(sample.source),
             decimals(sample.mean_quality),
             count(sample.num_tokens),
@@ -315,7 +317,7 @@ def sample_rows(title: str, samples: Sequence[ExtremeSample], quality: str) -> T
     titles = ("mean quality", "response tokens")
     return Table(
         f"{title}-samples",
-        f"The {len(samples)} samples with the {title} mean quality ({quality})",
+        f"Samples with the {title} mean quality ({quality})",
         [text_column("sample"), text_column("source"), *map(column, titles)],
         rows,
     )
@@ -381,7 +383,9 @@ def record_rows(data: DataSummary) -> Table:
             source.cut,
             sum(source.rejected.values()),
         )
-        rows.append([text(source.name), *map(count, numbers), Cell(reasons or DASH, (reasons,))])
+        rows.append(
+            [text(source.name), *map(count, numbers), TableCell(reasons or DASH, (reasons,))]
+        )
     titles = ("read", "used", "duplicates", "prompt too long", "cut", "rejected")
     return Table(
         "records",

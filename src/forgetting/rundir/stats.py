@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forgetting.rundir import layout
-from forgetting.rundir.files import StageSummary, readable, write_atomically
 from forgetting.rundir.manifest import Manifest
+from forgetting.rundir.storage import StageSummary, readable, write_atomically
 
 
 @dataclass

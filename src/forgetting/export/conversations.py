@@ -28,7 +28,7 @@ from forgetting.method import MEASURES, QualityName
 from forgetting.method.selection import mean_quality
 from forgetting.rundir import layout
 from forgetting.rundir.samples import rows_in_parts
-from forgetting.rundir.selection import selected_parts
+from forgetting.rundir.selections import selected_parts
 
 By = Literal["quality", "negatives"]
 COLUMNS = {

@@ -37,7 +37,7 @@ def static_page(inspection: Inspection, seed: int = 0) -> str:
     worst, best, random = (len(rows) for rows in chosen)
     whole["about"] += (
         f" This page has the {worst} worst, the {best} best and {random} random samples; "
-        "`forgetting inspect` shows all samples."
+        "forgetting inspect shows all samples."
     )
     return _render({**whole, "samples": samples}, is_served=False)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from forgetting.errors import InputError
-from forgetting.report.results import (
+from forgetting.report.result_table import (
     ResultsTable,
     results_table,
     tabulate,
