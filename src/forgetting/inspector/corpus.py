@@ -35,7 +35,7 @@ from forgetting.inspector.thresholds import (
 from forgetting.rundir.reader import RunReader
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, list_column
 from forgetting.rundir.scores import LOG_PROBS, has_scores
-from forgetting.rundir.selection import SelectionSummary, selected_parts
+from forgetting.rundir.selections import SelectionSummary, selected_parts
 
 COLOR_LEVELS = 10
 CLIP = (0.02, 0.98)

@@ -20,7 +20,7 @@ from forgetting.rundir import layout
 from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.results import Evaluation, read_results
 from forgetting.rundir.samples import SampleFile
-from forgetting.rundir.selection import SelectionSummary, read_selection
+from forgetting.rundir.selections import SelectionSummary, read_selection
 from forgetting.rundir.stats import (
     DataSummary,
     StageCost,

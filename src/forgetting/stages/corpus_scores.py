@@ -54,10 +54,10 @@ def scoring_passes(recipe: Recipe, run: Path, num_samples: int) -> list[ScoringP
         if own == recipe.model.name_or_path and recipe.model.revision is None:
             # The reference is the base: it is not scored twice.
             return [*passes, *passes]
-        return [*passes, ScoringPass("reference", own or run / "reference", every)]
+        return [*passes, ScoringPass("reference", own or layout.reference_dir(run), every)]
     folds = fold_of_samples(recipe, num_samples)
     for fold, name in enumerate(recipe.fold_names):
-        passes.append(ScoringPass(name, run / "reference" / name, folds == fold))
+        passes.append(ScoringPass(name, layout.reference_dir(run, name), folds == fold))
     return passes
 
 

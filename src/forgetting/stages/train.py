@@ -23,7 +23,7 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     """Trains one variant, and writes its model card."""
     import pyarrow as pa
 
-    from forgetting.rundir.selection import selected_parts
+    from forgetting.rundir.selections import selected_parts
     from forgetting.training.dataset import trainer_columns
     from forgetting.training.fit import fine_tune
 
@@ -43,7 +43,7 @@ def _write_card(recipe: Recipe, variant: str, run_dir: Path, work: Work) -> None
     from forgetting.report.card import RunFacts, model_card
     from forgetting.rundir import layout
     from forgetting.rundir.samples import SampleFile
-    from forgetting.rundir.selection import read_selection
+    from forgetting.rundir.selections import read_selection
     from forgetting.rundir.stats import DataSummary
 
     selection = None
