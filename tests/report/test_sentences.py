@@ -19,18 +19,23 @@ def paragraph(**sections: Any) -> str:
     return recipe_paragraph(Recipe.model_validate(recipe))
 
 
-def test_the_paper_in_a_paragraph() -> None:
-    assert paragraph() == (
-        "The base model org/base is fine-tuned on 2,000 samples from notes, each at most "
-        "2,048 tokens long. The quality of a response token is computed from its scores under the "
-        "base model and a reference model (the base model after 1 epoch of LoRA fine-tuning with "
-        "rank 64, batch size 24 and learning rate 0.0001, on 300 separate samples). The measure is "
-        "influence (l base − l reference), where l is the token's loss; higher is better. “full” "
-        "learns all response tokens. “ignoring” learns the best 50% of the tokens and ignores the "
-        "others. “forgetting” learns the best 70% of the tokens and unlearns the others, with a "
-        "weight lambda that rises linearly from 0 to 0.2499. Every variant is trained for 1 epoch "
-        "of LoRA fine-tuning with rank 64, batch size 24 and learning rate 0.0001."
-    )
+def test_the_paragraph_has_every_number_of_the_papers_recipe() -> None:
+    said = paragraph()
+    for fact in (
+        "org/base",
+        "2,000 samples from notes",
+        "2,048 tokens",
+        "1 epoch",
+        "rank 64",
+        "batch size 24",
+        "learning rate 0.0001",
+        "300 separate samples",
+        "l base − l reference",
+        "“ignoring” learns the best 50%",
+        "“forgetting” learns the best 70%",
+        "from 0 to 0.2499",
+    ):
+        assert fact in said
 
 
 def test_without_a_selection_no_reference_is_spoken_of() -> None:
