@@ -1,123 +1,42 @@
-"""Labels are exactly the responses, over kinds of tokenizers and templates."""
+"""Labels are exactly what a model generates, over tokenizers and templates of every kind."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from datetime import date
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import (
-    AddedToken,
-    Tokenizer,
-    decoders,
-    models,
-    normalizers,
-    pre_tokenizers,
-    processors,
-    trainers,
-)
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from forgetting.data.alignment import IGNORE_INDEX, Tokenization, Tokens, cut
-from forgetting.data.records import Message, Record, Unusable
-from forgetting.data.sources import Origin
+from forgetting.data.records import Unusable
 from forgetting.errors import InputError
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "models"
-SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
-MARKS = ["<|im_start|>", "<|im_end|>", "<|head|>", "<|/head|>", "<|eot|>"]
-CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-LLAMA_3 = (
-    "{{ bos_token }}{% for m in messages %}<|head|>{{ m.role }}<|/head|>\n\n"
-    "{{ m.content | trim }}<|eot|>{% endfor %}"
+from tests.data.families import (
+    FAMILIES,
+    SHARED,
+    TOKENIZERS,
+    record,
+    text_record,
+    tokenization,
+    tokenizer_of,
 )
 
-
-def merging_tokenizer():
-    """Byte-level with merges, among them of line breaks and of spaces with letters."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    text = ["<|user|>\nthe cat sat\n\n the dog\n<|assistant|>\n\n a cat </s> \n\n\n"] * 20
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<s>", "</s>", "<pad>", *MARKS],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(text, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        additional_special_tokens=MARKS,
-        **SPECIAL,
-    )
+ORDINARY = ["the cat", " ", "\n", "\n\n", "é", "e\u0301", "猫", "🙂", "\u202e", "\x00", "a", "\t"]
+MARKUP = ["<script>", "{{7*7}}", "Ω≈ç√", "\ue0000\ue001", "[INST]", "\u2028", "a\r\n"]
+SPECIAL = ["</s>", "<s>", "<|user|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<end_of_turn>"]
 
 
-def llama_tokenizer():
-    """A space before any text, byte fallback, BOS before and EOS after."""
-    symbols = ["<s>", "</s>", "<pad>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁"]
-    symbols += list("abcdefghijklmnopqrstuvwxyz<|>/.?!")
-    vocab = {symbol: index for index, symbol in enumerate(symbols)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], byte_fallback=True))
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-    )
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    tokenizer.add_special_tokens(["<s>", "</s>", "<pad>"])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
+def texts_of(pieces):
+    """Texts that say something."""
+    return st.lists(st.sampled_from(pieces), min_size=1, max_size=6).map("".join)
 
 
-def metaspace_tokenizer():
-    """As newer Llama-style ones: the space before a text only where it begins, merges, BOS."""
-    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
-    )
-    special = ["<unk>", "<s>", "</s>", "<pad>", *MARKS]
-    trainer = trainers.BpeTrainer(
-        vocab_size=420,
-        special_tokens=[*special, *(f"<0x{byte:02X}>" for byte in range(256))],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["the cat sat <|user|>\n the dog\n\n a cat\n"] * 20, trainer)
-    # The bytes are ordinary tokens, not special ones.
-    content = json.loads(tokenizer.to_str())
-    content["added_tokens"] = content["added_tokens"][: len(special)]
-    tokenizer = Tokenizer.from_str(json.dumps(content))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, additional_special_tokens=MARKS, **SPECIAL
-    )
-
-
-def stripping_tokenizer():
-    """Byte-level; a special token takes the white space after it along, as Phi-3's do."""
-    tokenizer = merging_tokenizer()
-    tokenizer.add_special_tokens(
-        {
-            "additional_special_tokens": [
-                AddedToken(mark, rstrip=True, special=True, normalized=False) for mark in MARKS
-            ]
-        }
-    )
-    return tokenizer
-
-
-def record(*contents, system=None, **more):
-    messages = [] if system is None else [Message("system", system)]
-    for index, content in enumerate(contents):
-        messages.append(Message(("user", "assistant")[index % 2], content))
-    return Record(tuple(messages), "s", Origin("s", 1), **more)
+# White space at the ends, and in between, is what templates and tokenizers disagree about.
+ordinary = texts_of(ORDINARY + MARKUP).filter(str.strip)
+texts = texts_of(ORDINARY + MARKUP + SPECIAL).filter(str.strip)
+pairs = pytest.mark.parametrize(
+    ("name", "family"), [(name, family) for name in TOKENIZERS for family in FAMILIES]
+)
 
 
 def text_of(token_ids, tokenizer):
@@ -132,7 +51,7 @@ def text_of(token_ids, tokenizer):
 
 
 def responses(tokens, tokenizer):
-    """The text of each run of labelled tokens."""
+    """The text of each run of labeled tokens."""
     runs, run = [], []
     for label in [*tokens.labels, IGNORE_INDEX]:
         if label != IGNORE_INDEX:
@@ -143,175 +62,192 @@ def responses(tokens, tokenizer):
     return runs
 
 
-TOKENIZERS = {
-    "merging": merging_tokenizer(),
-    "llama": llama_tokenizer(),
-    "metaspace": metaspace_tokenizer(),
-}
-for name in ("stories260K", "TinyStories-Instruct-3M-chat"):
-    if (SHARED / name).is_dir():
-        TOKENIZERS[name] = AutoTokenizer.from_pretrained(SHARED / name)
+def spells(tokenizer, text, expected):
+    """Whether decoded text is what is expected. Tokenizers of the first Llama put a space after
+    every special token, also where the text has none."""
+    if tokenizer("</s>a", add_special_tokens=False).tokens()[1:] == ["▁", "a"]:
+        return text.replace(" ", "") == expected.replace(" ", "")
+    return text == expected
 
-pieces = st.sampled_from(
-    [
-        "the cat",
-        " ",
-        "\n",
-        "\n\n",
-        "</s>",
-        "<|user|>",
-        "<|im_end|>",
-        "<s>",
-        "é",
-        "e\u0301",
-        "猫",
-        "🙂",
-        "\u202e",
-        "\x00",
-        "a",
-        "<script>",
-        "\t",
-        "{{7*7}}",
-        "Ω≈ç√",
-    ]
-)
-texts = st.lists(pieces, min_size=1, max_size=6).map("".join)
+
+def rendered(tokenizer, family, some):
+    """The conversation as transformers renders it, with its end mark."""
+    turns = [{"role": m.role, "content": m.content} for m in some.messages]
+    if family.system_role == "fold" and turns[0]["role"] == "system":
+        system, first = turns.pop(0), turns[0]
+        first["content"] = f"{system['content']}\n\n{first['content']}"
+    text = tokenizer.apply_chat_template(turns, chat_template=family.template, tokenize=False)
+    return text + family.appended.replace("</s>", tokenizer.eos_token)
+
+
+@pairs
+@settings(max_examples=12)
+@given(contents=st.lists(ordinary, min_size=2, max_size=4), system=st.none() | ordinary)
+def test_labels_are_what_a_model_generates(name, family, contents, system):
+    contents = contents[: len(contents) // 2 * 2]
+    given_family, tokenizer = FAMILIES[family], tokenizer_of(name, *FAMILIES[family].marks)
+    tokens = tokenization(name, family).encode(record(*contents, system=system))
+    expected = [given_family.generated(contents[-1])]
+    if given_family.earlier:
+        expected[:0] = map(given_family.earlier, contents[1:-1:2])
+    assert tokens.num_context_turns == len(contents) // 2 - len(expected)
+    text = "".join(responses(tokens, tokenizer))
+    assert spells(tokenizer, text, "".join(expected).replace("</s>", tokenizer.eos_token))
+    assert tokens.labels[-1] in (IGNORE_INDEX, *tokenization(name, family).end_token_ids)
+
+
+@pairs
+@settings(max_examples=12)
+@given(contents=st.lists(ordinary, min_size=2, max_size=4), system=st.none() | ordinary)
+def test_ids_are_those_of_the_rendered_conversation(name, family, contents, system):
+    given_family = FAMILIES[family]
+    if given_family.template is None:
+        return
+    tokenizer = tokenizer_of(name, *given_family.marks)
+    some = record(*contents[: len(contents) // 2 * 2], system=system)
+    tokens = tokenization(name, family).encode(some)
+    text = rendered(tokenizer, given_family, some)
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    if not tokens.num_split_tokens:
+        assert tokens.input_ids == ids
+        return
+    # A token of the whole text spans a prompt and its response: no token of ours does.
+    assert tokens.input_ids != ids
+    assert tokenizer.decode(tokens.input_ids) == tokenizer.decode(ids) or name == "stripping"
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40)
 @given(prompt=texts, response=texts)
-def test_labels_decode_to_exactly_the_response_and_its_end(name, prompt, response):
-    tokenizer = TOKENIZERS[name]
-    tokens = Tokenization(tokenizer).encode(record(prompt, response))
+def test_the_plain_format_is_tokenized_as_one_text(name, prompt, response):
+    tokenizer = tokenizer_of(name)
+    tokens = tokenization(name).encode(record(prompt, response))
     (text,) = responses(tokens, tokenizer)
     assert text == response + tokenizer.eos_token
-    end = tokenizer.eos_token_id
-    # Text of the data never becomes a special token.
-    assert tokens.labels.count(end) == 1
-    assert tokens.labels[-1] == end
-    assert tokens.labels[0] == IGNORE_INDEX
-    special = [i for i in tokens.input_ids if i in tokenizer.all_special_ids]
-    assert special in ([end], [tokenizer.bos_token_id, end])
-
-
-@pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=40, deadline=None)
-@given(prompt=texts, response=texts)
-def test_all_tokens_decode_to_the_rendered_conversation(name, prompt, response):
-    tokenizer = TOKENIZERS[name]
-    tokens = Tokenization(tokenizer).encode(record(prompt, response))
     ids = [i for i in tokens.input_ids if i not in tokenizer.all_special_ids]
     text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     assert text.removeprefix(" ") == f"<|user|>\n{prompt}\n<|assistant|>\n{response}"
 
 
-@pytest.mark.parametrize("template", [CHATML, LLAMA_3])
-@settings(max_examples=40, deadline=None)
+@pairs
+@settings(max_examples=12)
 @given(prompt=texts, response=texts)
-def test_chat_templates_label_the_turn_and_its_end_only(template, prompt, response):
-    tokenizer = TOKENIZERS["merging"]
-    if not prompt.strip() or not response.strip():
-        return
-    tokens = Tokenization(tokenizer, template).encode(record(prompt, response))
-    (text,) = responses(tokens, tokenizer)
-    expected = response.strip() + "<|eot|>" if template == LLAMA_3 else response + "<|im_end|>"
-    assert text == expected
+def test_text_of_the_data_never_becomes_a_special_token(name, family, prompt, response):
+    tokenizer = tokenizer_of(name, *FAMILIES[family].marks)
+    tokens = tokenization(name, family).encode(record(prompt, response))
+    known = tokenization(name, family).encode(record("a", "b"))
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    special |= set(tokenizer.all_special_ids)
+
+    def found(ids):
+        return [i for i in ids if i in special and i != tokenizer.unk_token_id]
+
+    assert found(tokens.input_ids) == found(known.input_ids)
+    assert found(tokens.labels) == found(known.labels)
+    expected = FAMILIES[family].generated(response)[: -len("</s>")]
+    if FAMILIES[family].generated("").endswith("</s>"):
+        text = "".join(responses(tokens, tokenizer)).removesuffix(tokenizer.eos_token)
+        assert spells(tokenizer, text, expected)
 
 
-@pytest.mark.parametrize("template", [CHATML, LLAMA_3])
-@settings(max_examples=40, deadline=None)
-@given(prompt=texts, response=texts)
-def test_a_beginning_of_text_is_not_marked_after_a_special_token(template, prompt, response):
-    tokenizer = TOKENIZERS["metaspace"]
-    if not prompt.strip() or not response.strip():
-        return
-    tokens = Tokenization(tokenizer, template).encode(record(prompt, response))
-    (text,) = responses(tokens, tokenizer)
-    expected = response.strip() + "<|eot|>" if template == LLAMA_3 else response + "<|im_end|>"
-    assert text == expected
+def test_turns_that_join_into_a_special_token_are_refused():
+    template = (
+        "{{- messages[0].content + messages[1].content -}}"
+        "{%- if messages | length > 2 -%}{{- messages[2].content -}}{%- endif -%}{{- eos_token -}}"
+    )
+    tokens = Tokenization(tokenizer_of("merging", "<|eot|>"), template)
+    joined, ordinary = tokens.encode_batch(
+        [record("|> b", "c", system="a <|eot"), record("b", "c", system="a <|eot")]
+    )
+    assert isinstance(joined, Unusable)
+    assert "joins turns into a special token" in str(joined)
+    assert isinstance(ordinary, Tokens)
 
 
-@pytest.mark.parametrize("template", [CHATML, LLAMA_3])
-@pytest.mark.parametrize("make", [merging_tokenizer, metaspace_tokenizer, stripping_tokenizer])
-def test_tokens_are_those_that_the_tokenizer_makes_of_the_conversation(make, template):
-    tokenizer = make()
-    # Capital letters merge with nothing before them.
-    some = record("The cat", "A dog sat", "Dog?", "Yes the cat", system="Quiet cat")
-    tokens = Tokenization(tokenizer, template).encode(some)
-    turns = [{"role": m.role, "content": m.content} for m in some.messages]
-    text = tokenizer.apply_chat_template(turns, chat_template=template, tokenize=False)
-    assert tokens.input_ids == tokenizer(text, add_special_tokens=False).input_ids
+def test_a_token_that_would_span_prompt_and_response_is_split():
+    tokenizer = tokenizer_of("merging")
+    tokens = tokenization("merging").encode(record("q", "\n\n the dog"))
+    # The tokenizer merges the line break before the response with those in it.
+    whole = tokenizer("<|user|>\nq\n<|assistant|>\n\n\n the dog</s>", add_special_tokens=False)
+    assert tokens.num_split_tokens == 1
+    assert tokens.input_ids != whole.input_ids
+    prompt = tokenizer("<|user|>\nq\n<|assistant|>\n", add_special_tokens=False).input_ids
+    assert tokens.input_ids[: len(prompt)] == prompt
+    assert tokens.labels[: len(prompt)] == [IGNORE_INDEX] * len(prompt)
+    assert responses(tokens, tokenizer) == ["\n\n the dog</s>"]
 
 
-@pytest.mark.parametrize("name", TOKENIZERS)
-def test_a_batch_gives_what_its_records_give_alone(name):
-    tokenization = Tokenization(TOKENIZERS[name])
+def test_a_mark_absorbs_white_space_of_the_template_only():
+    tokenizer = tokenizer_of("stripping", *FAMILIES["phi-3"].marks)
+    tokens = tokenization("stripping", "phi-3").encode(record("q", "\n\n the dog"))
+    assert responses(tokens, tokenizer) == ["\n\n the dog<|end|>"]
+    assert tokens.num_split_tokens == 1
+    assert tokenization("stripping", "phi-3").encode(record("q", "dog")).num_split_tokens == 0
+
+
+@pairs
+def test_a_batch_gives_what_its_records_give_alone(name, family):
     records = [
         record("q", "r"),
         record("a", "one\n", "\n\nb", " two", system="be"),
-        record("\n", "\n\n the cat", noise_spans=((1, 4),)),
-        Record((Message("assistant", "a text"),), "s", Origin("s", 1)),
+        record("\n the </s>", "\n\n the cat</s>", noise_spans=((1, 4),)),
+        text_record("a text</s> "),
     ]
-    assert tokenization.encode_batch(records) == [tokenization.encode(r) for r in records]
-    assert tokenization.encode_batch([]) == []
+    tokens = tokenization(name, family)
+    assert tokens.encode_batch(records) == [tokens.encode(some) for some in records]
+    assert tokens.encode_batch([]) == []
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_side_of_padding_and_truncation_changes_nothing(name):
-    tokenizer = TOKENIZERS[name]
+    tokenizer = tokenizer_of(name)
     some = record("the cat", "the dog " * 30)
     before = Tokenization(tokenizer).encode(some)
     saved = tokenizer.padding_side, tokenizer.truncation_side
     try:
         tokenizer.padding_side = tokenizer.truncation_side = "left"
+        tokenizer("a b c", truncation=True, max_length=1, padding="max_length")
         assert Tokenization(tokenizer).encode_batch([some, record("a", "b")])[0] == before
     finally:
         tokenizer.padding_side, tokenizer.truncation_side = saved
 
 
+@pytest.mark.parametrize("family", ["plain", "chatml"])
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20)
 @given(text=texts)
-def test_a_plain_text_is_labelled_whole(name, text):
-    tokenizer = TOKENIZERS[name]
-    some = Record((Message("assistant", text),), "s", Origin("s", 1))
-    tokens = Tokenization(tokenizer, CHATML if name == "merging" else None).encode(some)
-    num_before = len(Tokenization(tokenizer)._prefix)
+def test_a_plain_text_is_labeled_whole(name, family, text):
+    tokenizer = tokenizer_of(name, *FAMILIES[family].marks)
+    tokens = tokenization(name, family).encode(text_record(text))
+    num_before = tokens.input_ids[0] == tokenizer.bos_token_id != tokenizer.eos_token_id
     # The first token of all has nothing to be predicted from.
-    num_unlabelled = max(num_before, 1)
-    assert tokens.labels[num_unlabelled:] == tokens.input_ids[num_unlabelled:]
-    assert set(tokens.labels[:num_unlabelled]) == {IGNORE_INDEX}
+    assert tokens.labels[1:] == tokens.input_ids[1:]
+    assert tokens.labels[0] == IGNORE_INDEX
     assert text_of(tokens.input_ids[num_before:-1], tokenizer) in (text, f" {text}")
     assert tokens.input_ids[-1] == tokenizer.eos_token_id
 
 
-def test_end_tokens_are_those_that_end_turns():
-    tokenizer = TOKENIZERS["merging"]
-    eos = tokenizer.eos_token_id
+def test_end_tokens_are_those_that_end_labeled_turns():
+    def ends(family, *contents):
+        tokenizer = tokenizer_of("merging", *FAMILIES[family].marks)
+        tokens = Tokenization(tokenizer, FAMILIES[family].template)
+        tokens.encode(record(*contents))
+        return {tokenizer.convert_ids_to_tokens(i) for i in tokens.end_token_ids}
 
-    def ends(template, *contents):
-        tokenization = Tokenization(tokenizer, template)
-        tokenization.encode(record(*contents))
-        return tokenization.end_token_ids
-
-    assert ends(None, "a", "b") == {eos}
-    assert ends(CHATML, "a", "b") == {eos, tokenizer.convert_tokens_to_ids("<|im_end|>")}
-    assert ends(LLAMA_3, "a", "b") == {eos, tokenizer.convert_tokens_to_ids("<|eot|>")}
-    # Turns before the last may end in another way.
-    mixed = (
-        "{% for m in messages %}{{ m.role }} {{ m.content }}"
-        "{{ '</s>' if loop.last else '<|eot|>' }}{% endfor %}"
-    )
-    both = {eos, tokenizer.convert_tokens_to_ids("<|eot|>")}
-    assert ends(mixed, "a", "b") == {eos}
-    assert ends(mixed, "a", "b", "c", "d") == both
+    four = "a", "b", "c", "d"
+    assert ends("plain", *four) == {"</s>"}
+    assert ends("chatml", *four) == {"</s>", "<|im_end|>"}
+    assert ends("glm", *four) == {"</s>", "<|user|>"}
+    assert ends("phi-3", *four) == {"</s>", "<|end|>"}
+    # What ends turns in the history is not what a model ends its answer with.
+    assert ends("harmony", *four) == {"</s>", "<|return|>"}
+    assert ends("alpaca", *four) == {"</s>"}
 
 
-def test_special_tokens_in_text_become_tokens_only_where_asked():
-    tokenizer = TOKENIZERS["merging"]
+def test_special_tokens_in_text_become_tokens_only_if_asked():
+    tokenizer = tokenizer_of("merging", "<|im_start|>", "<|im_end|>", "<|eot|>")
     some = record("a <|eot|> b", "c <|im_start|>d</s>")
-    for template in (None, CHATML):
+    for template in (None, FAMILIES["chatml"].template):
         text = Tokenization(tokenizer, template).encode(some)
         tokens = Tokenization(tokenizer, template, special_tokens_in_text=True).encode(some)
         asked = [tokenizer.convert_tokens_to_ids(t) for t in ("<|eot|>", "<|im_start|>", "</s>")]
@@ -324,70 +260,101 @@ def test_special_tokens_in_text_become_tokens_only_where_asked():
         assert end not in Tokenization(tokenizer, template).end_token_ids
 
 
-@pytest.mark.parametrize(
-    ("template", "reason"),
-    [
-        (CHATML.replace("{{ m.content }}", "{{ m.content.split('#')[0] }}"), "changes the text"),
-        (
-            CHATML.replace("{{ m.content }}", "{{ m.content }}{{ 1 // (m.content != '#') }}"),
-            "fails",
-        ),
-        (CHATML + "{{ raise_exception('no') if messages[0].content == '#' }}", "fails: no"),
-    ],
-)
-def test_a_record_that_the_template_cannot_render_is_told_apart(template, reason):
-    tokenization = Tokenization(TOKENIZERS["merging"], template)
-    good, bad, other = tokenization.encode_batch(
-        [record("a", "b"), record("#", "b"), record("c", "d")]
-    )
-    assert isinstance(bad, Unusable)
-    assert reason in str(bad)
-    assert isinstance(good, Tokens)
-    assert isinstance(other, Tokens)
-
-
-def test_every_assistant_turn_is_labelled():
-    tokenizer = TOKENIZERS["merging"]
-    tokens = Tokenization(tokenizer).encode(record("a", "one", "b", "two", system="be"))
-    assert responses(tokens, tokenizer) == ["one</s>", "two</s>"]
-    assert tokenizer.decode(tokens.input_ids) == (
-        "<|system|>\nbe\n<|user|>\na\n<|assistant|>\none</s>\n<|user|>\nb\n<|assistant|>\ntwo</s>"
-    )
-
-
 def test_bos_comes_where_the_tokenizer_puts_it_and_eos_once():
-    llama = Tokenization(TOKENIZERS["llama"]).encode(record("a", "b"))
+    llama = tokenization("llama").encode(record("a", "b"))
     assert llama.input_ids[0] == 0
     assert llama.input_ids.count(1) == 1
-    plain = Tokenization(TOKENIZERS["merging"]).encode(record("a", "b"))
-    assert plain.input_ids[0] != TOKENIZERS["merging"].bos_token_id
-    chat = Tokenization(TOKENIZERS["merging"], LLAMA_3).encode(record("a", "b"))
-    assert chat.input_ids.count(TOKENIZERS["merging"].bos_token_id) == 1
+    tokenizer = tokenizer_of("merging")
+    plain = tokenization("merging").encode(record("a", "b"))
+    assert plain.input_ids[0] != tokenizer.bos_token_id
+    chat = tokenization("merging", "mistral").encode(record("a", "b"))
+    assert chat.input_ids.count(tokenizer.bos_token_id) == 1
 
 
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "without a special token"),
-        ("{{ messages[0].content }}</s>", "leaves out or repeats"),
-        ("{{ messages[0].content | upper }}{{ messages[1].content }}</s>", "changes the text"),
-        ("{{ raise_exception('no') }}", "fails"),
-        ("{% for %}", "fails"),
-    ],
-)
-def test_a_template_that_cannot_be_used_is_refused(template, message):
-    with pytest.raises(InputError, match=message):
-        Tokenization(TOKENIZERS["merging"], template).encode(record("a", "b"))
+@pairs
+def test_a_response_has_the_same_ids_after_an_empty_prompt(name, family):
+    tokens, tokenizer = tokenization(name, family), tokenizer_of(name, *FAMILIES[family].marks)
+    for some in (
+        record("the cat?", "the dog", "why?", " \n\n a cat", noise_spans=((3, 5),)),
+        record("the </s> cat?", "a dog </s>", noise_spans=((0, 5), (11, 12))),
+    ):
+        whole = tokens.encode(some)
+        empty = tokens.encode_empty_prompt(whole)
+        prompt = tokens.empty_prompt_ids
+        assert empty.input_ids[: len(prompt)] == prompt
+        response = empty.input_ids[len(prompt) :]
+        assert empty.labels == [IGNORE_INDEX] * len(prompt) + response
+        end = len(whole.input_ids) - whole.labels[::-1].index(response[-1])
+        assert whole.input_ids[end - len(response) : end] == response
+        assert empty.noise == whole.noise[-len(response) :]
+        assert sum(empty.noise) > 0
+        # Prompts differ in what the user says only.
+        other = tokens.encode(record("\u00e9", some.messages[-1].content))
+        asked = other.input_ids[: other.labels.index(response[0])]
+        assert len(prompt) < len(asked) or family in ("mistral", "llama-2", "deepseek-r1")
+        assert (
+            tokenizer.decode(prompt)[-4:] == tokenizer.decode(asked)[-4:] or whole.has_other_prompt
+        )
+
+
+def test_a_text_has_no_prompt_to_empty():
+    for name in TOKENIZERS:
+        tokens = tokenization(name, "chatml").encode(text_record("a text"))
+        assert tokenization(name, "chatml").encode_empty_prompt(tokens) is tokens
+
+
+def test_the_date_is_fixed_once(monkeypatch):
+    import transformers.utils.chat_template_utils as clock
+
+    def encoded(now=None):
+        tokenizer = tokenizer_of("merging", *FAMILIES["llama-3"].marks)
+        return Tokenization(tokenizer, FAMILIES["llama-3"].template, now=now)
+
+    class Midnight(clock.datetime):
+        at = clock.datetime(2026, 1, 31, 23, 59)
+
+        @classmethod
+        def now(cls, tz=None):
+            return cls.at
+
+    monkeypatch.setattr(clock, "datetime", Midnight)
+    tokens, given = encoded(), encoded(date(2020, 2, 29))
+    before = tokens.encode(record("a", "b"))
+    Midnight.at = clock.datetime(2026, 2, 1, 0, 1)
+    assert tokens.encode(record("a", "b")) == before
+    text = tokens.tokenizer.decode(given.encode(record("a", "b")).input_ids)
+    assert "Today Date: 29 Feb 2020" in text
+    assert given.now == date(2020, 2, 29)
+    assert tokens.now == date.today()
+    assert tokens.reads_clock
+    assert not tokenization("merging", "chatml").reads_clock
+
+
+def test_one_of_several_named_templates_is_used():
+    tokenizer = tokenizer_of("merging", "<|named|>")
+    template = "{%- for m in messages -%}{{- m.role + m.content + eos_token -}}{%- endfor -%}"
+    tokenizer.chat_template = {"default": f"d{template}", "rag": f"r{template}"}
+    for name, first in ((None, "d"), ("default", "d"), ("rag", "r")):
+        tokens = Tokenization(tokenizer, template_name=name)
+        assert tokens.chat_template == first + template
+    with pytest.raises(InputError, match=r"no chat template named x\. .* one of default, rag"):
+        Tokenization(tokenizer, template_name="x")
+    tokenizer.chat_template = {"rag": template}
+    with pytest.raises(InputError, match="no chat template named default.* one of rag"):
+        Tokenization(tokenizer)
+    tokenizer.chat_template = template
+    with pytest.raises(InputError, match=r"Remove model\.template_name"):
+        Tokenization(tokenizer, template_name="rag")
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(before=texts, noise=texts, after=texts)
 def test_noise_flags_cover_the_characters_of_their_span(name, before, noise, after):
-    tokenizer = TOKENIZERS[name]
+    tokenizer = tokenizer_of(name)
     response = before + noise + after
     span = (len(before), len(before) + len(noise))
-    tokens = Tokenization(tokenizer).encode(record("q", response, noise_spans=(span,)))
+    tokens = tokenization(name).encode(record("q", response, noise_spans=(span,)))
     labels = [label for label in tokens.labels if label != IGNORE_INDEX]
     assert len(tokens.noise) == len(labels)
     assert tokens.noise[-1] == 0
@@ -398,56 +365,108 @@ def test_noise_flags_cover_the_characters_of_their_span(name, before, noise, aft
     assert tokens.noise[first : first + len(flagged)] == [1] * len(flagged)
 
 
-@pytest.mark.parametrize("template", [None, CHATML, LLAMA_3])
-@pytest.mark.parametrize("messages", ["chat", "text"])
-def test_a_span_beyond_the_last_character_marks_what_ends_the_response(template, messages):
-    tokenizer = merging_tokenizer()
-    tokenization = Tokenization(tokenizer, template)
-    for text, spans, marked in (
-        ("a cat", ((5, 6),), [""]),
-        ("a cat ", ((6, 7),), [""]),
-        ("the cat", ((4, 8),), ["cat"]),
-        ("the cat", ((0, 3),), None),
-    ):
-        some = record("q", text, noise_spans=spans)
-        if messages == "text":
-            some = Record((Message("assistant", text),), "", Origin("", 1), spans)
-        tokens = tokenization.encode(some)
-        labels = [label for label in tokens.labels if label != IGNORE_INDEX]
-        ends = [label in tokenization.end_token_ids for label in labels]
-        assert sum(ends) == 1
-        flagged_ends = [flag for flag, end in zip(tokens.noise, ends, strict=True) if end]
-        assert flagged_ends == [int(marked is not None)]
-        if marked is not None:
-            inside = [
-                label
-                for label, flag, end in zip(labels, tokens.noise, ends, strict=True)
-                if flag and not end
-            ]
-            assert text_of(inside, tokenizer).strip() == marked[0]
-
-
-def test_noise_moves_with_a_template_that_strips():
-    tokenizer = TOKENIZERS["merging"]
-    some = record("q", "  a cat", noise_spans=((4, 7),))
-    tokens = Tokenization(tokenizer, LLAMA_3).encode(some)
+@pairs
+@settings(max_examples=8)
+@given(before=ordinary, after=ordinary)
+def test_noise_is_found_under_every_template(name, family, before, after):
+    tokenizer = tokenizer_of(name, *FAMILIES[family].marks)
+    response = f"{before}CAT{after}"
+    span = (len(before), len(before) + 3)
+    some = record("q", "CAT", "CAT", response, noise_spans=(span,))
+    tokens = tokenization(name, family).encode(some)
     labels = [label for label in tokens.labels if label != IGNORE_INDEX]
+    assert len(tokens.noise) == len(labels)
     flagged = [label for label, flag in zip(labels, tokens.noise, strict=True) if flag]
-    assert tokenizer.decode(flagged).strip() == "cat"
+    text = text_of(flagged, tokenizer)
+    # Of merged tokens, at most the neighbors come along.
+    assert "CAT" in text
+    assert len(text) <= 3 + 2 * 17
+    assert not tokens.noise[-1]
+
+
+@pairs
+def test_a_span_beyond_the_last_character_marks_what_ends_the_response(name, family):
+    tokens, tokenizer = tokenization(name, family), tokenizer_of(name, *FAMILIES[family].marks)
+    for make in (lambda text, spans: record("q", text, noise_spans=spans), text_noise):
+        for text, spans, marked in (
+            ("a cat", ((5, 6),), ""),
+            ("a cat ", ((6, 7),), ""),
+            ("the cat", ((4, 8),), "cat"),
+            ("the cat", ((0, 3),), None),
+        ):
+            encoded = tokens.encode(make(text, spans))
+            labels = [label for label in encoded.labels if label != IGNORE_INDEX]
+            ends = [label in tokens.end_token_ids for label in labels]
+            assert sum(ends) == 1
+            assert [f for f, end in zip(encoded.noise, ends, strict=True) if end] == [
+                int(marked is not None)
+            ]
+            if marked is not None:
+                inside = [
+                    label
+                    for label, flag, end in zip(labels, encoded.noise, ends, strict=True)
+                    if flag and not end
+                ]
+                assert text_of(inside, tokenizer).strip() == marked
+
+
+def text_noise(text, spans):
+    """A plain text with noise."""
+    return text_record(text, noise_spans=spans)
 
 
 def test_nothing_known_is_not_clean():
-    tokenization = Tokenization(TOKENIZERS["merging"])
-    assert tokenization.encode(record("q", "r")).noise is None
-    assert set(tokenization.encode(record("q", "r", noise_spans=())).noise) == {0}
+    tokens = tokenization("merging")
+    assert tokens.encode(record("q", "r")).noise is None
+    assert set(tokens.encode(record("q", "r", noise_spans=())).noise) == {0}
 
 
 @given(length=st.integers(1, 40))
 def test_cutting_keeps_labels_and_flags_with_their_tokens(length):
     some = record("q", "the cat sat on it", noise_spans=((4, 7),))
-    whole = Tokenization(TOKENIZERS["merging"]).encode(some)
+    whole = tokenization("merging").encode(some)
     part = cut(whole, length)
     assert part.input_ids == whole.input_ids[:length]
     assert part.labels == whole.labels[:length]
     number = sum(label != IGNORE_INDEX for label in part.labels)
     assert part.noise == whole.noise[:number]
+
+
+CASES = SHARED / "cases"
+MARKS_OF_CASES = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "glm4": ("[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|system|>"),
+    "llama2": (),
+    "llama3": ("<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>"),
+    "mixtral": (),
+    "qwen3ish": ("<|im_start|>", "<|im_end|>"),
+}
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="the shared cases are not there")
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize("case", MARKS_OF_CASES)
+@settings(max_examples=12)
+@given(contents=st.lists(ordinary, min_size=2, max_size=4), system=st.none() | ordinary)
+def test_shared_templates_are_labeled_from_the_generation_prompt_on(case, name, contents, system):
+    template = (CASES / f"{case}.jinja").read_text(encoding="utf-8")
+    tokenizer = tokenizer_of(name, *MARKS_OF_CASES[case])
+    some = record(*contents[: len(contents) // 2 * 2], system=system)
+    tokens = Tokenization(tokenizer, template, now=date.today()).encode(some)
+    turns = [{"role": m.role, "content": m.content} for m in some.messages]
+    whole, prompt = (
+        tokenizer.apply_chat_template(
+            part, chat_template=template, tokenize=False, add_generation_prompt=is_prompt
+        )
+        for part, is_prompt in ((turns, False), (turns[:-1], True))
+    )
+    assert whole.startswith(prompt)
+    whole += "<|user|>" if case == "glm4" else ""
+    if not tokens.num_split_tokens:
+        assert tokens.input_ids == tokenizer(whole, add_special_tokens=False).input_ids
+    # Response and end mark; after these, white space at most.
+    text = "".join(responses(tokens, tokenizer))
+    last = whole[len(prompt) :].rstrip("\n")
+    if name in ("llama", "stories260K"):
+        text, last = text.replace(" ", ""), last.replace(" ", "")
+    assert text.endswith(last)

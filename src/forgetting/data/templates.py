@@ -1,0 +1,416 @@
+"""Records to rendered text, with the spans that a model must generate.
+
+In: records and a chat template. Out: a `Rendering` for each record, or the reason why there is
+none. A labeled span begins where the generation prompt for the turns before ends, and ends with
+the turn's end mark. Positions are characters. Knows nothing about token boundaries.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import date
+from typing import Literal, NamedTuple
+
+from jinja2 import Template, TemplateError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import _compile_jinja_template
+
+from forgetting.data.encoding import Range, SpecialTokens
+from forgetting.data.positions import (
+    between,
+    ends_with,
+    holds,
+    literals_of,
+    noise_ranges,
+    unmarked,
+    unused_characters,
+)
+from forgetting.data.records import Message, Record, Unusable
+from forgetting.errors import InputError
+
+SystemRole = Literal["keep", "fold"]
+PLAIN = (
+    "{%- for message in messages -%}"
+    "{{- '<|' + message.role + '|>\n' + message.content -}}"
+    "{%- if message.role == 'assistant' -%}{{- eos_token -}}{%- endif -%}"
+    "{%- if not loop.last -%}{{- '\n' -}}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '\n<|assistant|>\n' -}}{%- endif -%}"
+)
+"""The format of conversations for tokenizers without a chat template."""
+_PROBE = "\ue000{}\ue001"
+
+
+class TurnSpan(NamedTuple):
+    """The characters of a text that a model must generate in one turn."""
+
+    start: int
+    end: int
+    is_closed: bool
+    """Whether the span ends with the turn's end mark. Otherwise it ends with the content, because
+    the template ends an earlier turn in another way than the last one."""
+
+
+class Rendering(NamedTuple):
+    """The text of a record."""
+
+    text: str
+    turns: tuple[TurnSpan, ...]
+    """The labeled spans, in ascending order; the last one is the last response."""
+    literals: tuple[Range, ...] = ()
+    """Where the data holds written-out special tokens, which stay text."""
+    noise: tuple[Range, ...] = ()
+    """Where the last response is known to be noise, its end mark included."""
+    num_context_turns: int = 0
+    """Earlier responses without a label, because the template drops or changes them in history."""
+    has_other_prompt: bool = False
+    """Whether the text before the last response differs from the generation prompt."""
+
+
+class _Ending(NamedTuple):
+    """How a template ends a conversation, after the content of the last response."""
+
+    tail: str
+    """What it writes there."""
+    mark_end: int
+    """Where the end mark ends, in `tail + appended`."""
+    appended: str
+    """The end mark, if the template does not write it."""
+    token_id: int
+    num_special: int = 0
+    """Special tokens in the whole conversation, the appended one included."""
+
+
+class _LastTurn(NamedTuple):
+    """The last response of a rendered conversation."""
+
+    text: str
+    """The whole conversation, with an end mark appended if the template writes none."""
+    start: int
+    body_end: int
+    """Where the content ends."""
+    end: int
+    token_id: int
+    has_other_prompt: bool
+
+
+class ChatTemplate:
+    """Renders records with a Jinja template, which reads a clock that stands still.
+
+    Args:
+        tokenizer: gives the template its special tokens.
+        special: the same tokenizer's special tokens.
+        source: Jinja source.
+        today: the date that `strftime_now` formats.
+        system_role: `keep` passes a system turn to the template; `fold` puts its text before the
+            first user turn, separated by a blank line.
+        literal_special_tokens: whether special tokens written out in the data stay text.
+
+    Raises:
+        InputError: the template is not valid Jinja, or fails for every conversation.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        special: SpecialTokens,
+        source: str,
+        *,
+        today: date,
+        system_role: SystemRole = "keep",
+        literal_special_tokens: bool = True,
+    ) -> None:
+        self._special = special
+        self._eos = (str(tokenizer.eos_token), int(tokenizer.eos_token_id))
+        # A conversation does not end with the token that begins one, unless it is both.
+        self._never_ends = {str(tokenizer.bos_token)} - {self._eos[0]}
+        self._system_role = system_role
+        self._literal_special_tokens = literal_special_tokens
+        self._variables = {"tools": None, "documents": None, **tokenizer.special_tokens_map}
+        self._endings: dict[tuple[str, ...], _Ending] = {}
+        self._takes_system: bool | None = None
+        self.end_token_ids = {self._eos[1]}
+        """Tokens that end a response or a turn, in the records rendered so far."""
+        try:
+            self._template = _compiled(source, today)
+            self._locate([_turn("user", "Is it so?"), _turn("assistant", "It is.")])
+        except Unusable as why:
+            raise InputError(f"{why}. Set another template in model.chat_template") from why
+        except TemplateError as error:
+            raise InputError(
+                f"the chat template is not valid Jinja: {error}. Fix it, or set another one in "
+                "model.chat_template"
+            ) from error
+
+    def render(self, record: Record) -> Rendering:
+        """Render one record.
+
+        Raises:
+            Unusable: the template fails, or drops text that the last response needs.
+        """
+        if is_text(record):
+            return self._render_text(record)
+        messages = self._folded(record.messages)
+        turns = [_turn(message.role, message.content) for message in messages]
+        marks = self._mark_special_tokens(turns)
+        try:
+            last = self._locate(turns)
+        except Unusable as why:
+            raise self._explained(why, messages) from why
+        self.end_token_ids.add(last.token_id)
+        if self._literal_special_tokens:
+            self._check_special_tokens(turns, last.text, marks)
+        spans, num_context_turns = self._earlier_turns(turns, last.text)
+        spans.append(TurnSpan(last.start, last.end, True))
+        text, body_end = last.text, last.body_end
+        literals: tuple[Range, ...] = ()
+        if marks:
+            places = [match.start() for match in re.finditer(f"[{marks}]", text)]
+            literals = tuple(literals_of(text, marks, places))
+            text = text.translate(dict.fromkeys(map(ord, marks)))
+            spans = [TurnSpan(unmarked(places, a), unmarked(places, b), c) for a, b, c in spans]
+            body_end = unmarked(places, body_end)
+        span = spans[-1]
+        self._check_text(messages, text, span.start, body_end)
+        spoiled = record.noise_spans or ()
+        noise = noise_ranges(spoiled, messages[-1].content, text, body_end, span.end)
+        return Rendering(
+            text, tuple(spans), literals, noise, num_context_turns, last.has_other_prompt
+        )
+
+    def render_empty_prompt(self) -> str:
+        """The generation prompt for a conversation of one empty user turn.
+
+        Raises:
+            InputError: the template fails for it.
+        """
+        try:
+            return self._render([_turn("user", "")], generation_prompt=True)
+        except Unusable as why:
+            raise InputError(
+                f"the chat template cannot render an empty user turn, which scoring without the "
+                f"prompt needs: {why}. Set another template in model.chat_template"
+            ) from why
+
+    def _render_text(self, record: Record) -> Rendering:
+        content, (eos_token, eos_id) = record.messages[-1].content, self._eos
+        text = content + eos_token
+        self.end_token_ids.add(eos_id)
+        literals: tuple[Range, ...] = ()
+        if self._literal_special_tokens:
+            literals = tuple(match.span() for match in self._special.pattern.finditer(content))
+        span = TurnSpan(0, len(text), True)
+        noise = noise_ranges(record.noise_spans or (), content, text, len(content), len(text))
+        return Rendering(text, (span,), literals, noise)
+
+    def _folded(self, messages: Sequence[Message]) -> Sequence[Message]:
+        if self._system_role == "keep" or messages[0].role != "system":
+            return messages
+        system, first, *others = messages
+        text = f"{system.content}\n\n{first.content}" if system.content.strip() else first.content
+        return [Message(first.role, text), *others]
+
+    def _mark_special_tokens(self, turns: list[dict[str, str]]) -> str:
+        """Put marks around special tokens written out in the turns; the two marks, or nothing."""
+        contents = [turn["content"] for turn in turns]
+        if not self._literal_special_tokens or not any(map(self._special.pattern.search, contents)):
+            return ""
+        first, last = unused_characters(contents, 2)
+        for turn in turns:
+            turn["content"] = self._special.pattern.sub(rf"{first}\g<0>{last}", turn["content"])
+        return first + last
+
+    def _check_special_tokens(self, turns: Sequence[dict[str, str]], text: str, marks: str) -> None:
+        """Refuse turns that a template joins into a special token, of which each holds a part."""
+        pattern = self._special.pattern
+        num_found = len(pattern.findall(text))
+        num_written_out = text.count(marks[0]) if marks else 0
+        ending = self._ending(tuple(turn["role"] for turn in turns))
+        if num_found - num_written_out == ending.num_special:
+            return
+        (edge,) = unused_characters([*marks, *(turn["content"] for turn in turns)], 1)
+        edged_turns = [_turn(turn["role"], between(turn["content"], edge)) for turn in turns]
+        edged = self._render(edged_turns)
+        plain = edged.replace(edge, "")
+        # What is appended to the rendered text is no part of it.
+        num_joined = num_found - len(pattern.findall(edged + text[len(plain) :]))
+        if text.startswith(plain) and num_joined > 0:
+            raise Unusable("the chat template joins turns into a special token")
+
+    def _locate(self, turns: Sequence[dict[str, str]]) -> _LastTurn:
+        """Render turns and find the last one, a response, in the text."""
+        text = self._render(turns)
+        prompt = self._render(turns[:-1], generation_prompt=True)
+        ending = self._ending(tuple(turn["role"] for turn in turns))
+        if not text.endswith(ending.tail):
+            content = turns[-1]["content"].strip()
+            _, found, tail = text.rpartition(content)
+            if not found:
+                raise Unusable("the chat template changes the text of the messages")
+            ending = self._find_ending(tail, None)
+        start, has_other_prompt = len(prompt), False
+        if not text.startswith(prompt):
+            start, has_other_prompt = self._prompt_end(turns, text, prompt), True
+        body_end = len(text) - len(ending.tail)
+        if start > body_end:
+            raise Unusable("the chat template changes the text of the messages")
+        return _LastTurn(
+            text + ending.appended,
+            start,
+            body_end,
+            body_end + ending.mark_end,
+            ending.token_id,
+            has_other_prompt,
+        )
+
+    def _prompt_end(self, turns: Sequence[dict[str, str]], text: str, prompt: str) -> int:
+        """Where the last response begins in a text that does not begin with the prompt for it.
+
+        Some templates write more into the generation prompt (`<think>`) than into the rendering
+        of a response without reasoning. The response then begins where the two part.
+        """
+        probe = self._render([*turns[:-1], _turn("assistant", _PROBE.format(0))])
+        start = _common_length(probe, prompt)
+        question = turns[-2]["content"].strip() if len(turns) > 1 else ""
+        if not text.startswith(prompt[:start]) or question not in prompt[:start]:
+            raise Unusable(
+                "the chat template renders the turns before a response in another way than the "
+                "prompt for it"
+            )
+        return start
+
+    def _earlier_turns(
+        self, turns: Sequence[dict[str, str]], text: str
+    ) -> tuple[list[TurnSpan], int]:
+        """The spans of responses before the last one, and the number of those without one.
+
+        A response is labeled as far as it is what a model generates after the turns before it.
+        """
+        spans: list[TurnSpan] = []
+        num_context_turns = 0
+        for index, turn in enumerate(turns[:-1]):
+            if turn["role"] != "assistant":
+                continue
+            try:
+                alone = self._locate(turns[: index + 1])
+            except Unusable:
+                num_context_turns += 1
+                continue
+            if alone.has_other_prompt or not text.startswith(alone.text[: alone.body_end]):
+                num_context_turns += 1
+            elif text.startswith(alone.text[: alone.end]):
+                self.end_token_ids.add(alone.token_id)
+                spans.append(TurnSpan(alone.start, alone.end, True))
+            else:
+                spans.append(TurnSpan(alone.start, alone.body_end, False))
+        return spans, num_context_turns
+
+    def _ending(self, roles: tuple[str, ...]) -> _Ending:
+        """How the template ends a conversation of these roles."""
+        if roles not in self._endings:
+            turns = [_turn(role, _PROBE.format(index)) for index, role in enumerate(roles)]
+            text = self._render(turns)
+            _, found, tail = text.rpartition(turns[-1]["content"])
+            if not found:
+                raise Unusable("the chat template drops or changes the text of the response")
+            ending = self._find_ending(tail, turns)
+            num_special = len(self._special.pattern.findall(text + ending.appended))
+            self._endings[roles] = ending._replace(num_special=num_special)
+        return self._endings[roles]
+
+    def _find_ending(self, tail: str, turns: Sequence[dict[str, str]] | None) -> _Ending:
+        """The end mark: the first special token after the content, or else the one that the next
+        turn begins with, or else the end of sequence."""
+        special = self._special
+        for pattern in (special.pattern, special.added_pattern):
+            if match := pattern.search(tail):
+                return _Ending(tail, match.end(), "", special.added_ids[match[0]])
+        if turns is not None and (after := self._next_turn(turns)).startswith(tail):
+            for pattern in (special.pattern, special.added_pattern):
+                match = pattern.search(after)
+                if match and match[0] not in self._never_ends:
+                    appended = after[len(tail) : match.end()]
+                    return _Ending(tail, match.end(), appended, special.added_ids[match[0]])
+        token, id_ = self._eos
+        return _Ending(tail, len(tail) + len(token), token, id_)
+
+    def _next_turn(self, turns: Sequence[dict[str, str]]) -> str:
+        """What the template writes between a response and the content of a user turn after it."""
+        question = _PROBE.format(len(turns))
+        try:
+            text = self._render([*turns, _turn("user", question)])
+        except Unusable:
+            return ""
+        return text.partition(turns[-1]["content"])[2].partition(question)[0]
+
+    def _explained(self, why: Unusable, messages: Sequence[Message]) -> Unusable:
+        """The reason for a record that cannot be rendered, if the system turn is it."""
+        if messages[0].role != "system":
+            return why
+        if self._takes_system is None:
+            probe = [Message("system", "S."), Message("user", "U"), Message("assistant", "A")]
+            turns = [_turn(message.role, message.content) for message in probe]
+            try:
+                self._locate(turns)
+                self._takes_system = True
+            except Unusable:
+                self._takes_system = False
+        if self._takes_system:
+            return why
+        return Unusable(
+            "the chat template has no system role. Set model.system_role: fold", why.detail
+        )
+
+    def _check_text(
+        self, messages: Sequence[Message], text: str, start: int, body_end: int
+    ) -> None:
+        """Refuse a template that drops the question, the system text or the response."""
+        if not ends_with(text, body_end, messages[-1].content):
+            raise Unusable("the chat template drops or changes the text of the response")
+        for index, message in enumerate(messages[:-1]):
+            is_last = index == len(messages) - 2
+            if (is_last or message.role == "system") and not holds(text, start, message.content):
+                if message.role == "system":
+                    raise Unusable(
+                        "the chat template drops or changes the system text. "
+                        "Set model.system_role: fold"
+                    )
+                raise Unusable("the chat template drops or changes the text of the prompt")
+
+    def _render(self, turns: Sequence[dict[str, str]], *, generation_prompt: bool = False) -> str:
+        try:
+            return self._template.render(
+                messages=turns, add_generation_prompt=generation_prompt, **self._variables
+            )
+        # A template is a program: it may divide by zero, or index what is not there.
+        except (TemplateError, ArithmeticError, LookupError, ValueError, TypeError) as error:
+            detail = " ".join(str(error).split())[:200]
+            raise Unusable("the chat template fails", detail) from error
+
+
+def is_text(record: Record) -> bool:
+    """Whether a record is a plain text, which takes no template."""
+    return len(record.messages) == 1
+
+
+def reads_clock(source: str) -> bool:
+    """Whether the tokens of a template depend on the date."""
+    return "strftime_now" in source
+
+
+def _compiled(source: str, today: date) -> Template:
+    """The template as transformers compiles it, with `strftime_now` fixed."""
+    environment = _compile_jinja_template(source).environment.overlay()
+    environment.globals = {**environment.globals, "strftime_now": today.strftime}
+    return environment.from_string(source)
+
+
+def _turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+def _common_length(first: str, second: str) -> int:
+    pairs = zip(first, second, strict=False)
+    shorter = min(len(first), len(second))
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), shorter)
