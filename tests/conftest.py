@@ -353,3 +353,14 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         yield driver
     finally:
         driver.quit()
+
+
+@pytest.fixture
+def registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forgets after the test what it registered."""
+    from forgetting.formats import FORMATS
+    from forgetting.method import MEASURES
+    from forgetting.method.terms import TERMS
+
+    for registry in (MEASURES, TERMS, FORMATS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))

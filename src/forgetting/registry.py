@@ -61,6 +61,11 @@ class Registry(Mapping[str, EntryT]):
         self.built_in = tuple(self._entries.values())
         """Entries of the package itself."""
 
+    @property
+    def loaded(self) -> tuple[EntryT, ...]:
+        """Entries in memory: without those of packages that have not been imported yet."""
+        return tuple(self._entries.values())
+
     def register(self, entry: EntryT) -> None:
         """Add an entry.
 

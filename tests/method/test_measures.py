@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from forgetting.errors import InputError
 from forgetting.method import MEASURES, token_quality
+from forgetting.method.measures import register_measure
 
 # log-probabilities, ranks and entropies as a pass over a model can yield them, zeros among them.
 log_probs = st.one_of(st.just(0.0), st.floats(-200, 0, width=32))
@@ -101,3 +103,31 @@ def test_quality_is_reference_minus_base():
     assert quality.tolist() == [2.0, -3.0]
     with pytest.raises(ValueError, match="shape"):
         token_quality([1.0], [1.0, 2.0])
+
+
+def test_a_registered_measure_is_one_of_the_measures(registries):
+    register_measure("doubt", lambda h, p: h + p, columns=("base_entropy", "reference_log_probs"))
+    measure = MEASURES["doubt"]
+    assert measure.columns == ("base_entropy", "reference_log_probs")
+    assert (measure.formula, measure.has_zero) == ("doubt", False)
+    assert measure.compute(np.float32([1, 2]), np.float32([-3, -1])).tolist() == [-2, 1]
+
+
+@pytest.mark.parametrize("columns", [("base_loss",), ("log_probs",), ()])
+def test_columns_that_no_model_yields_are_refused(registries, columns):
+    with pytest.raises(ValueError, match="The columns are base_log_probs, "):
+        register_measure("mine", lambda x: x, columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("compute", "reason"),
+    [
+        (lambda x: x[:1], r"returned an array of shape \(1,\) for 2 tokens"),
+        (lambda x: x / 0, "not a finite number"),
+        (lambda x: np.array(["a", "b"]), "not a finite number"),
+    ],
+)
+def test_what_a_registered_measure_must_not_return_is_an_error(registries, compute, reason):
+    register_measure("mine", compute)
+    with np.errstate(all="ignore"), pytest.raises(InputError, match=f"the measure mine .*{reason}"):
+        MEASURES["mine"].compute(np.float32([-1, 2]))

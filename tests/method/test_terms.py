@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 
 from forgetting.method.loss import forgetting_loss
 from forgetting.method.terms import (
+    BUILT_IN_PARAMETERS,
+    TERMS,
     ForgettingTerm,
+    Parameter,
+    register_term,
 )
 
 
@@ -207,3 +211,82 @@ def test_a_term_that_compares_with_the_base_needs_it(kind):
 def test_bad_terms_are_refused(bad):
     with pytest.raises(ValueError, match=r"term|floor"):
         ForgettingTerm(**bad)
+
+
+def test_parameters_are_those_of_the_entry():
+    assert ForgettingTerm("wtnpo", beta=0.3).parameters == {"alpha": 1.0, "beta": 0.3}
+    # Sections of a recipe may hold parameters of other terms: checked, and not used.
+    assert ForgettingTerm("ga", beta=0.3).parameters == {}
+    with pytest.raises(ValueError, match="no term has a parameter 'gama'"):
+        ForgettingTerm("wga", gama=1.0)
+
+
+def test_terms_that_share_a_parameter_share_its_declaration():
+    for term in TERMS.built_in:
+        for name, declared in term.parameters.items():
+            assert declared is BUILT_IN_PARAMETERS[name]
+
+
+@pytest.fixture
+def squared(registries):
+    """A registered term with a parameter: `scale * p^2`, and its derivative to log p."""
+    register_term(
+        "squared",
+        lambda log_p, scale, beta: scale * (2 * log_p).exp(),
+        formula="scale p^2",
+        parameters={"scale": Parameter(1.0, "Factor.", above=0), "beta": 0.1},
+    )
+    return lambda x: (math.exp(2 * x), 2 * math.exp(2 * x))
+
+
+def test_a_registered_term_is_one_part_of_the_loss(registries):
+    register_term("gap", lambda log_p, base_log_p: log_p - base_log_p, needs_base=True)
+    x = torch.tensor([-1.0, -2.0, -3.0, -math.inf], dtype=torch.float64)
+    base = torch.tensor([-1.5, -1.0, -3.5, math.nan], dtype=torch.float64)
+    polarity = torch.tensor([1, -1, -1, 0])
+    loss = forgetting_loss(x, polarity, 0.5, term=ForgettingTerm("gap"), base_log_probs=base)
+    assert loss.item() == pytest.approx(1.0 + 0.5 * ((-2.0 + 1.0) + (-3.0 + 3.5)) / 2)
+    with pytest.raises(ValueError, match="gap needs base_log_probs"):
+        forgetting_loss(x, polarity, 0.5, term=ForgettingTerm("gap"))
+
+
+def test_a_registered_term_has_its_parameters(squared):
+    x = torch.tensor([-0.5, -3.0], dtype=torch.float64, requires_grad=True)
+    value = ForgettingTerm("squared", scale=3.0)(x, torch.tensor([True, False]))
+    value.backward()
+    expected, slope = squared(-0.5)
+    assert value.item() == pytest.approx(3 * expected)
+    assert x.grad.tolist() == pytest.approx([3 * slope, 0])
+    with pytest.raises(ValueError, match=r"scale .* must be above 0"):
+        ForgettingTerm("squared", scale=0)
+
+
+def test_a_term_returns_one_value_per_token(registries):
+    register_term("total", lambda log_p: log_p.sum())
+    with pytest.raises(ValueError, match=r"term total must return .* shape \(2,\)"):
+        ForgettingTerm("total")(torch.zeros(2), torch.ones(2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "reason"),
+    [
+        ({"beta": 0.2}, "another name"),
+        ({"t_max": 0.2}, "cannot have a parameter named 't_max'"),
+        ({"a b": 0.2}, "cannot have a parameter"),
+    ],
+)
+def test_parameters_that_would_be_ambiguous_are_refused(registries, parameters, reason):
+    with pytest.raises(ValueError, match=reason):
+        register_term("mine", lambda log_p, **given: log_p, parameters=parameters)
+    assert "mine" not in TERMS
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [("x", "finite"), (True, "finite"), (math.inf, "finite"), (0, "above 0"), (3, "at most 2")],
+)
+def test_a_parameter_knows_its_range(value, reason):
+    parameter = Parameter(1.0, above=0, at_most=2)
+    assert parameter.check("1e-1") == 0.1
+    with pytest.raises(ValueError, match=reason):
+        parameter.check(value)

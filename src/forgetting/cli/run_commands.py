@@ -165,7 +165,7 @@ def run_request(request: RunRequest) -> Path | None:
         The run directory; None if this process does not print results.
     """
     setup_logging(request.quiet or request.as_json or process_index() > 0)
-    from forgetting.config import check_batches, load_recipe
+    from forgetting.config import check_batches, check_installed, load_recipe
 
     # Read before torch is imported: a mistake in the recipe is reported at once.
     recipe = load_recipe(find_recipe(request.recipe), request.overrides)
@@ -173,6 +173,7 @@ def run_request(request: RunRequest) -> Path | None:
     asks_for_more = (request.processes or 1) > 1 or request.accelerate_config is not None
     if num_processes() == 1 and asks_for_more:
         check_batches(recipe, request.processes or 1)
+        check_installed(recipe)
         from forgetting.pipeline import default_run_dir
 
         path = request.run_dir or default_run_dir(recipe)

@@ -181,14 +181,10 @@ def declared_parameters() -> dict[str, Parameter]:
     return {name: p for term in TERMS.values() for name, p in term.parameters.items()}
 
 
-def readers(parameter: str) -> list[str]:
-    """Names of the terms that have a parameter."""
-    return [term.name for term in TERMS.values() if parameter in term.parameters]
-
-
 def described(parameter: str) -> str:
     """Help on a parameter, with the terms that have it."""
-    return f"{declared_parameters()[parameter].help} For {', '.join(readers(parameter))}.".strip()
+    names = [term.name for term in TERMS.values() if parameter in term.parameters]
+    return f"{declared_parameters()[parameter].help} For {', '.join(names)}.".strip()
 
 
 def parameter_fields() -> list[tuple[str, type, Any]]:
@@ -229,19 +225,21 @@ def register_term(
         ...     return log_p.exp() ** power
         >>> register_term("power", value, formula="p^power", parameters={"power": 3})
     """
-    known = declared_parameters()
+    # Not those of packages that are not imported yet: one of them may be importing right now.
+    owners = {key: term for term in reversed(TERMS.loaded) for key in term.parameters}
     declared: dict[str, Parameter] = {}
     for parameter, given in parameters.items():
         one = given if isinstance(given, Parameter) else Parameter(float(given))
         if not parameter.isidentifier() or parameter in RESERVED:
             raise ValueError(f"the term {name} cannot have a parameter named {parameter!r}")
-        if parameter in known and known[parameter].default != one.default:
+        owner = owners.get(parameter)
+        if owner is not None and owner.parameters[parameter].default != one.default:
             raise ValueError(
                 f"the term {name} declares {parameter} with default {one.default:g}, but "
-                f"{readers(parameter)[0]} declares it with {known[parameter].default:g}. Use "
+                f"{owner.name} declares it with {owner.parameters[parameter].default:g}. Use "
                 "another name for the parameter"
             )
-        declared[parameter] = known.get(parameter, one)
+        declared[parameter] = one if owner is None else owner.parameters[parameter]
     TERMS.register(Term(name, formula or name, value, declared, needs_base))
 
 
