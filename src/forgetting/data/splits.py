@@ -28,8 +28,9 @@ from forgetting.data.sources import read_source
 from forgetting.errors import InputError, TooFewSamples
 from forgetting.rundir import layout
 from forgetting.rundir.layout import SPLITS
-from forgetting.rundir.samples import IGNORE_INDEX, SAMPLE_SCHEMA, TableWriter
+from forgetting.rundir.samples import IGNORE_INDEX, SAMPLE_SCHEMA, TableWriter, rows_in_parts
 from forgetting.rundir.stats import DataSummary, SourceCounts, SplitCounts
+from forgetting.rundir.train_records import TrainRecord, write_records
 
 REJECTED_SCHEMA = pa.schema(
     [
@@ -112,13 +113,14 @@ class Account:
             for c in self.sources.values()
         )
 
-    def summary(self, end_token_ids: Iterable[int]) -> DataSummary:
-        """The counts, as the run keeps them."""
+    def summary(self, end_token_ids: Iterable[int], date: str | None = None) -> DataSummary:
+        """The counts, as the run keeps them, with what is known of the tokenization."""
         return DataSummary(
             max_length=self.settings.max_length,
             sources=list(self.sources.values()),
             splits=self.splits,
             end_token_ids=sorted(end_token_ids),
+            date=date,
         )
 
 
@@ -165,7 +167,8 @@ def build_corpus(
     advance: Advance = lambda amount, note: None,
     trusted: Sequence[SourceSettings] = (),
 ) -> Account:
-    """Read, clean, split and tokenise; writes `output/<split>.parquet` and `rejected.parquet`.
+    """Read, clean, split and tokenize; writes `<split>.parquet`, `rejected.parquet` and
+    `train-records.parquet` into `output`.
 
     The records of every source are shuffled with the seed, and the sources interleaved so that
     every split holds each of them in the same proportion. Held-out samples take the right
@@ -188,6 +191,7 @@ def build_corpus(
             read_records(own, seed, spool, account)
             splits = _Splits(own, tokenization, seed, spool, account)
             splits.write(output, advance)
+            write_records(output, _train_records(spool, output))
             taken = splits.keys() if trusted else set()
         if trusted:
             settings = settings.model_copy(update=only_reference)
@@ -197,6 +201,17 @@ def build_corpus(
                 splits = _Splits(settings, tokenization, seed, spool, account)
                 splits.write_reference(taken, output, advance)
     return account
+
+
+def _train_records(spool: Spool, output: Path) -> Iterator[TrainRecord]:
+    """The conversations of D_train, in the order of its samples."""
+    for part in rows_in_parts(layout.split_file(output, "train"), ["sample_id"]):
+        for sample_id in part["sample_id"].to_pylist():
+            record = spool[sample_id]
+            place = record.origin
+            yield TrainRecord(
+                sample_id, record.source, place.name, place.record, place.line, record.messages
+            )
 
 
 def read_records(settings: DataSettings, seed: int, spool: Spool, account: Account) -> None:

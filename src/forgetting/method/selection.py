@@ -19,7 +19,7 @@ from forgetting.method.mixture import Mixture, Sketch, fit_mixture
 from forgetting.method.quantile import ALL, Cut, CutFinder, CutReader
 
 Granularity = Literal["token", "sequence"]
-Threshold = Literal["quantile", "zero", "mixture"]
+Threshold = Literal["quantile", "zero", "mixture", "posterior"]
 
 Chunk = tuple[NDArray, NDArray[np.integer] | None]
 """Quality of neighbouring tokens, float32 or float64, and the group of each; None: group 0."""
@@ -60,8 +60,9 @@ def select_tokens(
             `"mixture"`: two components are fitted to the quality (`selection.mixture`), and a
             token is negative where its posterior of being in the lower one is at least
             `posterior`, positive where it is below 1/2, ignored between. Where there are no two
-            components all are positive. rho and forget_rate are not read, groups not taken.
-        posterior: from 1/2 to 1; read with `threshold="mixture"`.
+            components all are positive. `"posterior"`: the same for a quality that is 1 minus a
+            posterior. rho and forget_rate are not read with these two, groups not taken.
+        posterior: from 1/2 to 1; read with `threshold="mixture"` and `threshold="posterior"`.
         groups: shape (tokens,), small integers from 0 on, such as the source of each token; all
             shares are then taken within each group. Of a sample, the group of its first token
             counts. Default: one group.
@@ -246,6 +247,17 @@ def divide_by_mixture(chunks: Chunks, posterior: float) -> tuple[Division, Mixtu
     return Division(positive, kept), mixture
 
 
+def divide_by_posterior(posterior: float) -> Division:
+    """Where to divide a quality that is 1 minus the posterior of being bad.
+
+    Args:
+        posterior: from which on a token is negative, at least 1/2. Below 1/2 it is positive.
+    """
+    # All that equal a threshold are on its lower side.
+    positive, kept = (Cut(1 - share, 0) for share in (0.5, posterior))
+    return Division((positive,), (kept,))
+
+
 def divide_whole(
     quality: NDArray,
     groups: NDArray[np.integer] | None,
@@ -255,11 +267,16 @@ def divide_whole(
     posterior: float,
 ) -> NDArray[np.int8]:
     """Polarity of tokens that are in memory: a single chunk."""
-    if threshold == "mixture":
+    if threshold in ("mixture", "posterior"):
         if groups is not None or not 0.5 <= posterior <= 1:
-            raise ValueError("threshold='mixture' takes no groups, and a posterior from 1/2 to 1")
-        mixed, _ = divide_by_mixture(lambda: [(quality, None)], posterior)
-        return next(mixed.polarity([(quality, None)]))
+            raise ValueError(
+                f"threshold={threshold!r} takes no groups, and a posterior from 1/2 to 1"
+            )
+        if threshold == "posterior":
+            division = divide_by_posterior(posterior)
+        else:
+            division, _ = divide_by_mixture(lambda: [(quality, None)], posterior)
+        return next(division.polarity([(quality, None)]))
     division = divide(
         lambda: [(quality, groups)],
         rho,

@@ -41,6 +41,22 @@ class Shares:
     """Share of tokens of each kind, in the detector's order of kinds."""
     posterior: NDArray[np.float32]
     """Probability that a token is bad; shape (tokens,)."""
+    weights: tuple[float, ...]
+    """What turns the odds of each kind into a posterior, see `posterior_of`."""
+
+
+def posterior_of(
+    log_odds: NDArray, kind_probs: NDArray, weights: tuple[float, ...]
+) -> NDArray[np.float32]:
+    """Probability that a token is bad, for tokens that the shares were not estimated from.
+
+    Args:
+        log_odds: planted against not planted, at the prior of the probe, shape (tokens,).
+        kind_probs: probability of each kind if bad, shape (tokens, kinds).
+        weights: `Shares.weights`.
+    """
+    scores = log_odds[:, None] + np.log(np.maximum(kind_probs, 1e-9))
+    return np.minimum(np.exp(scores) @ np.asarray(weights), 1.0).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -91,8 +107,8 @@ def estimate_shares(
     )[0]
     resampled = _smallest_ratios(counts, of_probe, of_corpus, lengths)
     # From the odds in the probe to the ratio of densities.
-    ratios = np.exp(scores) * ((probe_kinds < 0).sum() / np.maximum(planted, 1))
-    posterior = np.minimum(ratios @ point, 1.0)
+    weights = point * ((probe_kinds < 0).sum() / np.maximum(planted, 1))
+    posterior = np.minimum(np.exp(scores) @ weights, 1.0)
     share = float(posterior.mean()) if posterior.size else 0.0
     # Kinds that look alike count the same tokens twice; the posterior, at most 1, does not.
     overlap = share / max(float(point.sum()), 1e-12)
@@ -109,6 +125,7 @@ def estimate_shares(
         (float(low_samples), float(high_samples)),
         tuple(float(value) for value in point * overlap),
         posterior.astype(np.float32),
+        tuple(float(weight) for weight in weights),
     )
 
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forgetting.data.corruptions import (
+from forgetting.errors import InputError
+from forgetting.method.corruptions import (
     CLEAN,
     CORRUPTIONS,
     Corpus,
@@ -227,7 +228,22 @@ def test_default_number_of_copies(records: int, copies: int) -> None:
 @pytest.mark.parametrize("name", ["swap", CLEAN])
 def test_a_name_can_be_registered_once(name: str) -> None:
     with pytest.raises(ValueError, match=name):
-        register_corruption(name, "words")(CORRUPTIONS["swap"].function)
+        register_corruption(name, CORRUPTIONS["swap"].function)
+
+
+def test_a_registered_kind_is_planted_and_what_it_returns_is_checked() -> None:
+    made = Corrupted("LOUD", ((0, 4),))
+    register_corruption("shout", lambda *_: made, words="upper case")
+    try:
+        kinds = {"shout": CORRUPTIONS["shout"]}
+        copies = plant(conversations(60), np.random.default_rng(0), 30, kinds)
+        assert {copy.turns[-1][1] for copy in copies if copy.kind == "shout"} == {"LOUD"}
+        for spans in ([(0, 9)], [(2, 1)], [(1, 3), (2, 4)]):
+            made = Corrupted("LOUD", tuple(spans))
+            with pytest.raises(InputError, match="the corruption shout returned the spans"):
+                plant(conversations(60), np.random.default_rng(0), 30, kinds)
+    finally:
+        CORRUPTIONS.remove("shout")
 
 
 def test_shapes() -> None:
