@@ -39,9 +39,7 @@ def test_entries_are_found_by_name_in_order_of_registration(things):
 def test_an_unknown_name_is_named_with_the_closest_one(things):
     with pytest.raises(InputError) as caught:
         things["hamer"]
-    assert str(caught.value) == (
-        "unknown thing 'hamer'. Did you mean hammer? Known: hammer, tongs"
-    )
+    assert str(caught.value) == ("unknown thing 'hamer'. Did you mean hammer? Known: hammer, tongs")
     with pytest.raises(KeyError):
         things["x"]
     assert "Did you mean" not in things.unknown("x")

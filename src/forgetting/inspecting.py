@@ -91,8 +91,7 @@ def score_data(
         name="inspect-" + re.sub(r"[^A-Za-z0-9_.-]", "-", source.label)[:80],
         model=base,
         data=settings,
-        # The base in the place of the reference: the shards of a run always hold both.
-        reference=ReferenceSettings(name_or_path=_resolved(reference or model)),
+        reference=ReferenceSettings(name_or_path=reference and _resolved(reference)),
         variants={"inspected": VariantSettings(objective="ignoring", selection=selection)},
     )
     path = default_run_dir(recipe) if run_dir is None else run_dir

@@ -88,7 +88,9 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 MeasureName = Annotated[str, NameIn(MEASURES)]
 CorruptionName = Annotated[str, NameIn(CORRUPTIONS)]
 CorruptionNames = Annotated[
-    list[CorruptionName], Field(min_length=1), BeforeValidator(_every_corruption)
+    list[CorruptionName],
+    Field(min_length=1, validate_default=True),
+    BeforeValidator(_every_corruption),
 ]
 TermName = Annotated[str, NameIn(TERMS)]
 FormatName = Annotated[str, NameIn(FORMATS, ("auto",))]

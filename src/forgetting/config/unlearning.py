@@ -121,7 +121,7 @@ class DetectorSettings(Section):
     copies: Positive | None = None
     """Number of copies of D_train records to plant noise into. `null` uses 40 % of the number of
     records, at least 200 and at most 2000."""
-    corruptions: CorruptionNames = Field("all", validate_default=True)  # type: ignore[assignment]
+    corruptions: CorruptionNames = "all"  # type: ignore[assignment]
     """Kinds of noise to plant, as a list of names, or `all`."""
     reference: Literal["auto", "always", "never"] = "auto"
     """Whether the detector also looks through the reference model. `auto`: if a measure needs the

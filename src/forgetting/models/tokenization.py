@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from datetime import date
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 
 from forgetting.config import PLAIN_TEMPLATE, Recipe

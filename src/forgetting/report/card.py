@@ -33,6 +33,8 @@ WAYS = {
     "others were left out of the loss.",
     "forgetting": "learned the response tokens of its corpus that were selected as positive and "
     "unlearned the negative ones.",
+    "weighted": "learned each response token of its corpus with the weight 1 minus the probability "
+    "that it is bad, as a detector of planted noise sees it.",
 }
 METHOD = (
     'Method: arXiv 2508.04329, "Forgetting: A New Mechanism Towards Better Large Language Model '
@@ -93,7 +95,7 @@ def model_card(
         f"# {recipe.name}: {variant}",
         "",
         f"A {'LoRA adapter' if is_adapter else 'model'} fine-tuned from {_base(facts)} with "
-        f"`forgetting`. It {WAYS[settings.objective]} {METHOD}",
+        f"`forgetting`. It {WAYS[settings.objective]}" + (f" {METHOD}" if settings.selects else ""),
         "",
         "```python",
         *_loading(facts, is_adapter),

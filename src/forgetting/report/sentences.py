@@ -17,6 +17,7 @@ from forgetting.config import (
 from forgetting.method import MEASURES
 from forgetting.method.schedule import LambdaSchedule
 from forgetting.method.terms import DEFAULT_TERM
+from forgetting.rundir.findings import DetectorSummary, ShareRange
 from forgetting.rundir.selection import KnownNoise
 
 
@@ -24,7 +25,7 @@ def recipe_paragraph(recipe: Recipe) -> str:
     """What the recipe does: base, data, reference, each variant, training."""
     sentences = [_corpus(recipe)]
     if recipe.selecting_variants:
-        sentences.append(_reference(recipe))
+        sentences.append(_quality(recipe))
     sentences += [_variant(name, variant) for name, variant in recipe.variants.items()]
     sentences.append(f"Every variant is trained with {_training(recipe.training)}.")
     return " ".join(sentences)
@@ -45,31 +46,44 @@ def _corpus(recipe: Recipe) -> str:
     )
 
 
+def _quality(recipe: Recipe) -> str:
+    measures = {recipe.variants[name].selection.quality for name in recipe.selecting_variants}
+    formulas = _list([f"{name} ({MEASURES[name].formula})" for name in sorted(measures)])
+    models = "the base"
+    if recipe.needs_reference:
+        models += f" and from {_reference(recipe)}"
+    return (
+        f"The quality of a response token comes from {models}; it is measured by {formulas}, where "
+        "l is the loss of the token and more is better."
+    )
+
+
 def _reference(recipe: Recipe) -> str:
     own = recipe.reference
     training = f"the base after {_training(own)}"
     if own.name_or_path is not None:
-        who = f"a given reference model, {Path(own.name_or_path).name}"
-    elif own.folds is not None:
-        who = f"a reference model ({training}, on the {own.folds - 1} of {own.folds} parts of "
-        who += "the samples that do not hold the one that is judged)"
-    else:
-        origin = "samples of trusted sources" if own.sources else "other samples"
-        who = f"a reference model ({training}, on {recipe.num_reference:,} {origin})"
-    measures = {recipe.variants[name].selection.quality for name in recipe.selecting_variants}
-    formulas = _list([f"{name} ({MEASURES[name].formula})" for name in sorted(measures)])
-    return (
-        f"The quality of a response token comes from the base and from {who}; it is measured by "
-        f"{formulas}, where l is the loss of the token and more is better."
-    )
+        return f"a given reference model, {Path(own.name_or_path).name}"
+    if own.folds is not None:
+        return (
+            f"a reference model ({training}, on the {own.folds - 1} of {own.folds} parts of the "
+            "samples that do not hold the one that is judged)"
+        )
+    origin = "samples of trusted sources" if own.sources else "other samples"
+    return f"a reference model ({training}, on {recipe.num_reference:,} {origin})"
 
 
 def _variant(name: str, variant: VariantSettings) -> str:
     if variant.objective == "full":
         return f"“{name}” learns all response tokens."
+    if variant.objective == "weighted":
+        return (
+            f"“{name}” learns each response token with the weight 1 minus the probability that it "
+            "is bad, as a detector of planted noise sees it."
+        )
     chosen = _chosen(variant.selection)
     ignores = variant.objective == "ignoring"
-    rest = "leaves the others out" if ignores else f"unlearns {_unlearned(variant.selection)}"
+    unlearned = _unlearned(variant.selection_in_effect)
+    rest = "leaves the others out" if ignores else f"unlearns {unlearned}"
     sentence = f"“{name}” learns {chosen} and {rest}"
     if not ignores:
         sentence += f", {_weight(variant.forgetting)}"
@@ -82,6 +96,8 @@ def _chosen(selection: SelectionSettings) -> str:
     within = " of each source" if selection.balance == "source" else ""
     if selection.threshold == "mixture":
         return f"the {what}{within} that a fit of two components does not count as bad"
+    if selection.threshold == "posterior":
+        return f"the {what} that are bad with a probability below 1/2"
     if selection.threshold == "zero" or rho == "auto":
         if selection.by == "random":
             return f"as many {what} as have quality above 0, chosen by chance,"
@@ -92,8 +108,8 @@ def _chosen(selection: SelectionSettings) -> str:
 
 
 def _unlearned(selection: SelectionSettings) -> str:
-    if selection.threshold == "mixture":
-        return f"those that are bad with a probability of at least {selection.posterior:g}"
+    if selection.threshold in ("mixture", "posterior"):
+        return f"those that are bad with a probability of at least {selection.negative_from:g}"
     if selection.forget_rate is None:
         return "the others"
     return f"the worst {_percent(selection.forget_rate)} of all, leaving out those between"
@@ -153,3 +169,24 @@ def noise_sentence(variant: str, noise: KnownNoise) -> str:
         f"noisy (of all tokens: {100 * noise.share_noisy:.1f} %); they are "
         f"{100 * noise.recall:.1f} % of all noisy tokens."
     )
+
+
+def detector_sentences(summary: DetectorSummary) -> list[str]:
+    """What the detector found: the verdict, the shares, and each kind of planted noise."""
+    sentences = [summary.verdict]
+    if summary.found and summary.tokens is not None and summary.samples is not None:
+        sentences.append(
+            f"Bad tokens: {_range(summary.tokens)}. Samples with one: {_range(summary.samples)}."
+        )
+    for kind in summary.kinds:
+        if kind.auroc is not None and kind.recall is not None:
+            sentences.append(
+                f"{kind.words} ({kind.kind}): AUROC {kind.auroc:.2f}, "
+                f"{100 * kind.recall:.0f}\u00a0% of the planted tokens are found."
+            )
+    return sentences
+
+
+def _range(share: ShareRange) -> str:
+    low, high = (f"{100 * value:.1f}" for value in (share.low, share.high))
+    return f"{100 * share.share:.1f}\u00a0% (90\u00a0% interval: {low} to {high}\u00a0%)"

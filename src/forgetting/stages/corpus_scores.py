@@ -126,7 +126,10 @@ class ScoringJob:
         elif reference:
             found["reference"] = [
                 ModelScoring(
-                    name, layout.reference_dir(self.run, name), self.folds == fold, reference
+                    name,
+                    layout.reference_dir(self.run, name),
+                    np.asarray(self.folds == fold),
+                    reference,
                 )
                 for fold, name in enumerate(recipe.fold_names)
             ]
@@ -184,7 +187,7 @@ def _score(
                     advance=advance,
                 )
 
-            columns = {}
+            columns: dict[str, NDArray] = {}
             if scoring.own:
                 scores = score(samples, rows, scoring.own)
                 columns |= {name: getattr(scores, name) for name in scoring.own}
@@ -192,9 +195,7 @@ def _score(
                 alone = job.after_empty_prompt(samples, rows)
                 scores = score(alone, None, scoring.empty)
                 columns |= {f"{EMPTY}{name}": getattr(scores, name) for name in scoring.empty}
-            write_scores(
-                scoring.file(work, index), samples, rows, columns, job.samples.fingerprint
-            )
+            write_scores(scoring.file(work, index), samples, rows, columns, job.samples.fingerprint)
 
 
 def after_empty_prompt(

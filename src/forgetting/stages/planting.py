@@ -8,7 +8,6 @@ most 20,000 records. What is planted does not depend on the number of processes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import batched
 from pathlib import Path
 
 import numpy as np
@@ -65,11 +64,12 @@ def plant_copies(recipe: Recipe, run: Path, file: Path) -> None:
         PlantedWriter(file, train.fingerprint) as writer,
     ):
         for group, share in _groups(recipe, run, len(train)):
-            chosen = np.sort(rng.permutation(group)[: MAX_RECORDS])
+            chosen = np.sort(rng.permutation(group)[:MAX_RECORDS])
             records = list(_chosen(run, train.fingerprint, chosen))
             conversations = [[(m.role, m.content) for m in r.messages] for r in records]
             planted = plant(conversations, rng, round(share * copies), kinds)
-            for part in batched(planted, BATCH_RECORDS):
+            for begin in range(0, len(planted), BATCH_RECORDS):
+                part = planted[begin : begin + BATCH_RECORDS]
                 for row in _rows(part, records, tokenization, recipe.data.max_length):
                     writer.write({"sample_id": num_written, **row})
                     num_written += 1
