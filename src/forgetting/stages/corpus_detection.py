@@ -23,13 +23,13 @@ from forgetting.method.columns import STATISTICS, columns_of
 from forgetting.method.corruptions import CLEAN, CORRUPTIONS
 from forgetting.method.detector import (
     Detector,
-    DetectorReport,
     Evidence,
     Findings,
     Probe,
     fit_detector,
     join_evidence,
 )
+from forgetting.method.detector_report import DetectorReport
 from forgetting.method.features import PassStatistics, compute_features
 from forgetting.method.shares import Shares, posterior_of
 from forgetting.models.loading import load_tokenizer
@@ -255,7 +255,7 @@ def _judged(findings: Findings, evidence: Evidence) -> tuple[NDArray[np.float32]
     size = len(evidence.log_odds)
     posterior = np.zeros(size, np.float32)
     if findings.found and findings.shares is not None:
-        posterior = posterior_of(evidence.log_odds, evidence.kind_probs, findings.shares.weights)
+        posterior = posterior_of(evidence.log_odds, findings.shares.shift).astype(np.float32)
     if not findings.kinds:
         return posterior, np.full(size, -1, np.int8)
     return posterior, evidence.kind_probs.argmax(1).astype(np.int8)

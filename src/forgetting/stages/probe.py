@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 def run(step: Step, run_dir: Path, work: Work) -> None:
     """The first process plants; each scores its shards; the first joins them."""
     from forgetting.rundir import layout
+    from forgetting.stages.copies import plant_copies, probe_job
     from forgetting.stages.corpus_scores import join_shards, score_shards
-    from forgetting.stages.planting import plant_copies, probe_job
 
     file = layout.probe_file(work.path)
     if work.processes.is_main and not file.is_file():
@@ -62,7 +62,7 @@ def settings(step: Step) -> Mapping[str, Any]:
 
 def facts(step: Step, done: Mapping[str, Path]) -> Facts:
     """Number of copies."""
-    from forgetting.method.corruptions import default_num_copies
+    from forgetting.data.planting import default_num_copies
 
     num_train = split_sizes(step, done)["train"].samples
     return {"copies": step.recipe.detector.copies or default_num_copies(num_train)}

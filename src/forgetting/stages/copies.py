@@ -16,17 +16,12 @@ from numpy.typing import NDArray
 from forgetting.config import Recipe
 from forgetting.console import logger, progress
 from forgetting.data.alignment import Tokenization, cut
+from forgetting.data.planting import Planted, default_num_copies, plant
 from forgetting.data.records import Record, Unusable
 from forgetting.data.sources import Origin
 from forgetting.formats import Message
 from forgetting.method.columns import columns_of, of_reference
-from forgetting.method.corruptions import (
-    CLEAN,
-    CORRUPTIONS,
-    Planted,
-    default_num_copies,
-    plant,
-)
+from forgetting.method.corruptions import CLEAN, CORRUPTIONS
 from forgetting.models.tokenization import load_tokenization, tokenizer_threads
 from forgetting.rundir import layout
 from forgetting.rundir.planted import PlantedWriter, copies_of, planted_file
