@@ -24,7 +24,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
-from selection import PROMPT_LENGTH, RESPONSE_LENGTH, run_forgetting, write_run
+from forgetting.rundir.selections import selected_parts
+from selection import PROMPT_LENGTH, RESPONSE_LENGTH, select, write_run
 from transformers import LlamaConfig, LlamaForCausalLM
 from workload import peak_bytes, word_tokenizer
 
@@ -32,10 +33,12 @@ from forgetting.config import Recipe, load_recipe
 from forgetting.export.folder import write_rows
 from forgetting.export.tokens import COLUMNS, token_tables
 from forgetting.models import loading
+from forgetting.rundir import layout
 from forgetting.rundir.directory import Work
 from forgetting.rundir.samples import SampleFile
+from forgetting.rundir.stats import DataSummary
 from forgetting.stages.train import TRAIN
-from forgetting.training.dataset import selected_parts, trainer_columns
+from forgetting.training.dataset import trainer_columns
 
 STEPS = 2
 BATCH_SIZE = 24
@@ -44,14 +47,12 @@ BATCH_SIZE = 24
 def make_run(run: Path, num_samples: int) -> None:
     """Scored, and selected for `forgetting`."""
     write_run(run, num_samples * RESPONSE_LENGTH)
-    folder = run / "selection" / "forgetting"
+    folder = layout.selection_dir(run, "forgetting")
     folder.mkdir(parents=True)
-    run_forgetting(run, folder)
+    select(run, folder).save(folder)
     (folder / "quality.bin").unlink()
-    counts = {f"num_{kind}": 0 for kind in ("tokens", "positive", "negative", "ignored")}
-    summary = {"quality": "influence", "granularity": "token", "rho": 0.7, "by_source": []}
-    (folder / "summary.json").write_text(json.dumps(summary | counts))
-    (run / "data" / "summary.json").write_text(json.dumps({"sources": [], "splits": {}}))
+    summary = DataSummary(max_length=2048, sources=[], splits={}, end_token_ids=[2])
+    summary.save(layout.data_dir(run))
 
 
 def make_model(folder: Path) -> None:

@@ -59,8 +59,10 @@ from workload import (
 from forgetting.config import LoraSettings, ModelSettings, load_recipe
 from forgetting.models import loading
 from forgetting.models.adapters import attach_adapter
+from forgetting.rundir import layout
 from forgetting.rundir.directory import Work
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, lists, write_table
+from forgetting.rundir.stats import DataSummary, SplitCounts
 from forgetting.scoring import score_samples
 
 BATCH_SIZES = {"cpu": (4, 8, 16), "accelerator": (16, 32, 64, 128)}
@@ -243,7 +245,10 @@ def write_corpus(folder: Path, lengths: NDArray[np.int64], vocab_size: int) -> N
             "noise_kind": pa.nulls(len(lengths), pa.string()),
         }
     ).cast(SAMPLE_SCHEMA)
-    write_table(table, folder / "data" / "train.parquet")
+    write_table(table, layout.train_file(folder))
+    splits = {"train": SplitCounts(len(lengths), int(lengths.sum()), int(lengths[:, 1].sum()))}
+    summary = DataSummary(max_length=MAX_LENGTH, sources=[], splits=splits, end_token_ids=[])
+    summary.save(layout.data_dir(folder))
 
 
 def stage_peak(run: Path, model: Path) -> int:

@@ -28,9 +28,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from forgetting.rundir.selections import SelectionSummary
 
 from forgetting.config import SelectionSettings
 from forgetting.method.selection import divide
+from forgetting.rundir import layout
 from forgetting.rundir.samples import (
     SAMPLE_SCHEMA,
     SampleFile,
@@ -94,16 +96,22 @@ def _samples(random: np.random.Generator, begin: int, end: int) -> pa.Table:
     )
 
 
-def run_forgetting(run: Path, folder: Path) -> dict[str, float]:
-    scratch = folder / "quality.bin"
-    select_corpus(
+def select(run: Path, folder: Path) -> SelectionSummary:
+    """Select as the stage does; leaves the scratch file `quality.bin`."""
+    return select_corpus(
         ScoredCorpus(run),
         SelectionSettings(rho=RHO),
-        folder / "polarity.parquet",
-        scratch=scratch,
+        layout.polarity_file(folder),
+        variant="forgetting",
+        scratch=folder / "quality.bin",
         seed=0,
         end_token_ids=[2],
     )
+
+
+def run_forgetting(run: Path, folder: Path) -> dict[str, float]:
+    select(run, folder)
+    scratch = folder / "quality.bin"
     start = time.perf_counter()
 
     def chunks() -> Any:

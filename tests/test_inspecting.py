@@ -112,7 +112,7 @@ def test_a_file_without_a_usable_record_is_refused(tiny_model, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere"], "not the directory of a run"),
+        (["nowhere"], "no run directory nowhere"),
         (["nowhere.csv", "--model", "m"], "nowhere.csv"),
         ([".", "--reference", "m"], "--model"),
         (["nowhere.json", "--model", "m", "--reference", "m"], "nowhere.json"),

@@ -15,9 +15,9 @@ from forgetting.config import load_recipe, shipped_recipes
 from forgetting.data.splits import SPLITS
 from forgetting.errors import InputError
 from forgetting.pipeline import describe_plan, plan, run
-from forgetting.rundir.files import digest
 from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.samples import Samples
+from forgetting.rundir.storage import digest
 from forgetting.stages import STAGES, Stage
 
 ALL = [

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from forgetting.cli import main
-from forgetting.config.schema import load_recipe
+from forgetting.config import load_recipe
 from forgetting.errors import InputError
 from forgetting.export import export_run
-from forgetting.export.records import sample_quality
+from forgetting.export.conversations import sample_quality
 from forgetting.export.tokens import token_tables
 from forgetting.inspecting import open_run
 from forgetting.models import loading
@@ -24,7 +24,7 @@ from forgetting.rundir import layout
 from forgetting.rundir.reader import RunReader
 from forgetting.rundir.samples import SampleFile
 from forgetting.rundir.scores import ScoredCorpus
-from forgetting.rundir.selection import read_selection, selected_parts
+from forgetting.rundir.selections import read_selection, selected_parts
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
 COLUMNS = ("sample_id", "polarity")

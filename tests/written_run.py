@@ -15,11 +15,10 @@ import pyarrow as pa
 import yaml
 
 from forgetting.rundir import layout
-from forgetting.rundir.files import write_atomically
 from forgetting.rundir.manifest import Manifest, StageEntry
 from forgetting.rundir.results import Group, Metric, TaskResult, write_result
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, write_table
-from forgetting.rundir.selection import (
+from forgetting.rundir.selections import (
     ExtremeSample,
     KnownNoise,
     NoiseKind,
@@ -30,6 +29,7 @@ from forgetting.rundir.selection import (
     SourceSelection,
 )
 from forgetting.rundir.stats import DataSummary, SourceCounts, SplitCounts, write_training_log
+from forgetting.rundir.storage import write_atomically
 from tests.conftest import all_scores, write_shards
 
 HOSTILE = "<script>alert(1)</script>\"'{{7*7}}\u202e$x_2$"

@@ -30,7 +30,7 @@ from experiments.noise.table import (
 )
 from forgetting.console import logger, progress, setup_logging
 from forgetting.errors import DivergenceError, ForgettingError, InputError, did_you_mean
-from forgetting.rundir.files import write_atomically
+from forgetting.rundir.storage import write_atomically
 from forgetting.studies import open_study
 
 

@@ -30,9 +30,9 @@ from forgetting.config import VariantSettings
 from forgetting.errors import DivergenceError, InputError
 from forgetting.method import MEASURES
 from forgetting.rundir import layout
-from forgetting.rundir.files import write_atomically
 from forgetting.rundir.samples import Samples
-from forgetting.rundir.selection import read_polarity
+from forgetting.rundir.selections import read_polarity
+from forgetting.rundir.storage import write_atomically
 from forgetting.studies import (
     ALL_KINDS,
     DetectionScore,

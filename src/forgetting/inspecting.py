@@ -1,7 +1,7 @@
-"""From what a person names to what the inspector shows.
+"""Opens what the inspector shows: a run, or a data file that is scored first.
 
-Goes in: the directory of a run; or a data file, a model and a reference, for which a recipe is
-made on the fly. Comes out: an `Inspection`. Knows nothing of pages, browsers or terminals.
+Goes in: a run directory; or a data file, a model and optionally a reference, for which a recipe is
+made. Comes out: an `Inspection`. Knows nothing of pages, browsers or terminals.
 """
 
 from __future__ import annotations
@@ -28,16 +28,20 @@ from forgetting.pipeline import run as run_stages
 from forgetting.rundir import layout
 
 STAGES = ("prepare", "score", "select")
-# More than anybody looks at; whatever a corpus has up to here is scored whole.
+# A corpus up to this size is scored whole.
 MAX_SAMPLES = 1_000_000
 DEFAULT_MAX_LENGTH = 2048
 
 
 def open_run(run_dir: Path, variant: str | None = None) -> Inspection:
-    """A run whose tokens are scored and selected.
+    """Open a run with scores and a selection.
+
+    Args:
+        variant: whose selection is shown; default: `forgetting`, or the first.
 
     Raises:
-        InputError: no run there, nothing is selected in it, or it has no such variant.
+        InputError: there is no run, no selection or no such variant, or scores or selection do not
+            belong to the tokens of D_train.
     """
     if not layout.recipe_file(run_dir).is_file():
         raise InputError(f"{run_dir} is not a run directory: it has no {layout.RECIPE}")
@@ -45,7 +49,7 @@ def open_run(run_dir: Path, variant: str | None = None) -> Inspection:
     inspection = open_inspection(run_dir, loading.decoder(recipe.model), variant)
     if inspection is None:
         raise InputError(
-            f"{run_dir} has no selection yet. Run `forgetting run` with its recipe, or the stages "
+            f"{run_dir} has no selection yet. Run its recipe with `forgetting run`, or the stages "
             "up to `forgetting select`"
         )
     return inspection
@@ -59,24 +63,24 @@ def score_data(
     limit: int | None = None,
     run_dir: Path | None = None,
 ) -> Path:
-    """Prepare, score and select all of a data set, without a recipe.
+    """Prepare, score and select a whole data set, without a recipe.
 
     Args:
-        data: a file of a form that `data.sources` reads, or an id on the hub.
-        model: the base model, a folder or an id on the hub.
-        reference: the reference model, likewise; whole weights or an adapter. Without one, a token
-            is as good as the base finds it likely (quality `base_loss`).
-        limit: read only this many records, from the start.
+        data: a file that `data.sources` can read, or a data set id on the Hub.
+        model: the base model, a folder or a Hub id.
+        reference: the reference model, full weights or an adapter, as a folder or a Hub id. Without
+            one, the measure of quality is `base_loss`.
+        limit: read only the first records, this many.
         run_dir: default `runs/inspect-<name of the data>`.
 
     Returns:
-        The run directory; what is done in it is not done again.
+        The run directory. Stages that are done in it are not run again.
 
     Raises:
-        InputError: what is asked for cannot be had.
+        InputError: data or a model cannot be read.
     """
     source = SourceSettings(path=_resolved(data), limit=limit)
-    is_local(source)  # refuses a path at which there is no file, before any model is asked for
+    is_local(source)  # Refuse a missing file before loading a model.
     base = ModelSettings(name_or_path=_resolved(model))
     positions = loading.max_positions(loading.load_config(base)) or DEFAULT_MAX_LENGTH
     settings = DataSettings(
@@ -100,14 +104,14 @@ def score_data(
         try:
             return run_stages(recipe, path, stages=STAGES)
         except TooFewSamples as error:
-            # How many samples a file gives is known once they are read.
+            # The number of usable samples is known only after reading them.
             if not 0 < error.num_usable < recipe.data.num_train:
                 raise
             recipe = _with_num_train(recipe, error.num_usable)
 
 
 def _as_before(recipe: Recipe, path: Path) -> Recipe | None:
-    """The recipe with the number of samples found before, where data and model are the same."""
+    """The recipe with the number of samples found before, if data and model are unchanged."""
     if not layout.recipe_file(path).is_file():
         return None
     again = _with_num_train(recipe, load_recipe(layout.recipe_file(path)).data.num_train)
@@ -121,5 +125,5 @@ def _with_num_train(recipe: Recipe, num_train: int) -> Recipe:
 
 
 def _resolved(name: str) -> str:
-    """What exists here by its whole path, so that the run is found again from elsewhere."""
+    """The absolute path if the file exists, so that the run can be reused from another folder."""
     return str(Path(name).resolve()) if Path(name).exists() else name

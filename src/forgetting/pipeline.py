@@ -16,10 +16,10 @@ from forgetting.config import Recipe, check_batches, dump_recipe, load_recipe
 from forgetting.console import duration, logger
 from forgetting.errors import InputError
 from forgetting.rundir.directory import RunDir, Work
-from forgetting.rundir.files import digest, write_atomically
 from forgetting.rundir.layout import RECIPE
 from forgetting.rundir.manifest import Manifest, check_owner, stage_is_done
 from forgetting.rundir.processes import ALONE, Processes, join_processes, num_processes
+from forgetting.rundir.storage import digest, write_atomically
 from forgetting.stages.base import Facts, Step, plan_steps
 
 # Part of every fingerprint: raise it when a stage's result changes with the same recipe.

@@ -38,7 +38,8 @@ _DTYPES: dict[str, Any] = {"is_greedy": np.bool_, "rank": np.int32}
 class Scores:
     """Statistics of each response token's prediction; every array has shape (response tokens,).
 
-    Fields that were not requested are None. `TokenStatistics` has the formulas.
+    Natural logarithms. The prediction p is a distribution over the vocabulary; fields that were not
+    requested are None.
     """
 
     log_probs: NDArray[np.float32]
@@ -46,9 +47,10 @@ class Scores:
     is_greedy: NDArray[np.bool_]
     """Whether no other token is more likely."""
     entropy: NDArray[np.float32] | None = None
-    """Entropy of the prediction in nats."""
+    """Entropy H of the prediction in nats."""
     surprise_std: NDArray[np.float32] | None = None
-    """Standard deviation of the prediction's surprise in nats."""
+    """Standard deviation of the surprise -log p(v) for v drawn from p, in nats:
+    sqrt(sum_v p(v) log(p(v))^2 - H^2)."""
     best_other_log_prob: NDArray[np.float32] | None = None
     """Largest log-probability among all other tokens, in nats, at least -10,000."""
     rank: NDArray[np.int32] | None = None

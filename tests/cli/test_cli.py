@@ -16,7 +16,12 @@ from forgetting.config import load_recipe, shipped_recipes
 from forgetting.errors import DivergenceError
 from forgetting.stages import STAGES
 
-COMMANDS = typer.main.get_command(app).commands
+# The hidden one is for `forgetting.launch`.
+COMMANDS = {
+    name: command
+    for name, command in typer.main.get_command(app).commands.items()
+    if not command.hidden
+}
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
 
@@ -199,7 +204,7 @@ def test_processes_are_started_with_the_recipe_as_it_was_read(
     second = {"processes": None, "config": "fsdp2", "quiet": False}
     assert started == [
         (load_recipe(path, ["seed=2"]), run, ("score",), first),
-        (load_recipe(recipe), Path("runs/tiny"), (), second),
+        (load_recipe(recipe), Path("runs/tiny"), None, second),
     ]
 
 

@@ -21,8 +21,9 @@ from tokenizers import (
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from forgetting.data.alignment import Tokenization
-from forgetting.data.records import Message, Record
+from forgetting.data.records import Record
 from forgetting.data.sources import Origin
+from forgetting.formats import Message
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}

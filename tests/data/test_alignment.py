@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forgetting.data.alignment import IGNORE_INDEX, Tokenization, Tokens, cut
-from forgetting.data.records import Unusable
 from forgetting.errors import InputError
+from forgetting.formats import Unusable
 from tests.data.families import (
     FAMILIES,
     SHARED,
@@ -62,10 +62,12 @@ def responses(tokens, tokenizer):
     return runs
 
 
-def spells(tokenizer, text, expected):
-    """Whether decoded text is what is expected. Tokenizers of the first Llama put a space after
-    every special token, also where the text has none."""
-    if tokenizer("</s>a", add_special_tokens=False).tokens()[1:] == ["▁", "a"]:
+def spells(name, text, expected):
+    """Whether decoded text is what is expected, apart from what the tokenizer does to white space:
+    those of the first Llama put a space after every special token, and marks may absorb some."""
+    if name == "stripping":
+        return "".join(text.split()) == "".join(expected.split())
+    if name in ("llama", "stories260K"):
         return text.replace(" ", "") == expected.replace(" ", "")
     return text == expected
 
@@ -87,12 +89,15 @@ def test_labels_are_what_a_model_generates(name, family, contents, system):
     contents = contents[: len(contents) // 2 * 2]
     given_family, tokenizer = FAMILIES[family], tokenizer_of(name, *FAMILIES[family].marks)
     tokens = tokenization(name, family).encode(record(*contents, system=system))
-    expected = [given_family.generated(contents[-1])]
-    if given_family.earlier:
-        expected[:0] = map(given_family.earlier, contents[1:-1:2])
-    assert tokens.num_context_turns == len(contents) // 2 - len(expected)
-    text = "".join(responses(tokens, tokenizer))
-    assert spells(tokenizer, text, "".join(expected).replace("</s>", tokenizer.eos_token))
+    eos_token = tokenizer.eos_token
+    *earlier, last = responses(tokens, tokenizer)
+    assert spells(name, last, given_family.generated(contents[-1]).replace("</s>", eos_token))
+    expected = map(given_family.earlier, contents[1:-1:2]) if given_family.earlier else ()
+    for text, generated in zip(earlier, expected, strict=True):
+        whole = generated.replace("</s>", eos_token)
+        # The last token of a turn without an end mark may merge with what follows.
+        assert spells(name, text, whole) or (family == "alpaca" and whole.startswith(text))
+    assert tokens.num_context_turns == len(contents) // 2 - 1 - len(earlier)
     assert tokens.labels[-1] in (IGNORE_INDEX, *tokenization(name, family).end_token_ids)
 
 
@@ -147,14 +152,11 @@ def test_text_of_the_data_never_becomes_a_special_token(name, family, prompt, re
     expected = FAMILIES[family].generated(response)[: -len("</s>")]
     if FAMILIES[family].generated("").endswith("</s>"):
         text = "".join(responses(tokens, tokenizer)).removesuffix(tokenizer.eos_token)
-        assert spells(tokenizer, text, expected)
+        assert spells(name, text, expected)
 
 
 def test_turns_that_join_into_a_special_token_are_refused():
-    template = (
-        "{{- messages[0].content + messages[1].content -}}"
-        "{%- if messages | length > 2 -%}{{- messages[2].content -}}{%- endif -%}{{- eos_token -}}"
-    )
+    template = "{%- for m in messages -%}{{- m.content -}}{%- endfor -%}{{- eos_token -}}"
     tokens = Tokenization(tokenizer_of("merging", "<|eot|>"), template)
     joined, ordinary = tokens.encode_batch(
         [record("|> b", "c", system="a <|eot"), record("b", "c", system="a <|eot")]
@@ -288,13 +290,12 @@ def test_a_response_has_the_same_ids_after_an_empty_prompt(name, family):
         assert whole.input_ids[end - len(response) : end] == response
         assert empty.noise == whole.noise[-len(response) :]
         assert sum(empty.noise) > 0
-        # Prompts differ in what the user says only.
+        # Only what the user says differs.
         other = tokens.encode(record("\u00e9", some.messages[-1].content))
         asked = other.input_ids[: other.labels.index(response[0])]
-        assert len(prompt) < len(asked) or family in ("mistral", "llama-2", "deepseek-r1")
-        assert (
-            tokenizer.decode(prompt)[-4:] == tokenizer.decode(asked)[-4:] or whole.has_other_prompt
-        )
+        assert prompt[0] == asked[0]
+        ends = {tokenizer.decode(ids)[-1] for ids in (prompt, asked)}
+        assert len(ends) == 1 or whole.has_other_prompt
 
 
 def test_a_text_has_no_prompt_to_empty():
@@ -340,7 +341,7 @@ def test_one_of_several_named_templates_is_used():
     with pytest.raises(InputError, match=r"no chat template named x\. .* one of default, rag"):
         Tokenization(tokenizer, template_name="x")
     tokenizer.chat_template = {"rag": template}
-    with pytest.raises(InputError, match="no chat template named default.* one of rag"):
+    with pytest.raises(InputError, match=r"no chat template named default\. .* one of rag"):
         Tokenization(tokenizer)
     tokenizer.chat_template = template
     with pytest.raises(InputError, match=r"Remove model\.template_name"):

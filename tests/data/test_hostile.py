@@ -50,11 +50,13 @@ UNUSABLE = {
 ORDINARY = [{"prompt": f"q{i}", "completion": f"r{i}"} for i in range(40)]
 
 
-def build(folder, path, max_length=4000, **more):
+def build(folder, path, max_length=4000, max_rejected_share=0.2, **more):
     """The account, samples and rejections of a corpus of three samples."""
     source = SourceSettings(path=str(path), name="hostile", **more)
     sizes = {"num_reference": 1, "num_train": 1, "num_heldout": 1}
-    data = DataSettings(sources=[source], max_length=max_length, **sizes)
+    data = DataSettings(
+        sources=[source], max_length=max_length, max_rejected_share=max_rejected_share, **sizes
+    )
     (folder / "output").mkdir(exist_ok=True)
     account = build_corpus(data, Tokenization(TOKENIZER), 0, folder / "output", folder)
     samples = {name: Samples.read(folder / f"output/{name}.parquet") for name in SPLITS}
@@ -132,18 +134,20 @@ records = (
 
 
 def outcome(folder, path, form):
-    """Builds; every record that was read must be accounted for."""
+    """Builds; every record that was read must be accounted for. Whether it came to samples."""
     try:
-        account, samples, rejected = build(folder, path, format=form)
+        account, samples, rejected = build(folder, path, format=form, max_rejected_share=1.0)
     except InputError:
-        return
+        return False
     counts = account.of("hostile")
     num_rejected = sum(counts.rejected.values())
     assert num_rejected == len(rejected)
+    assert all(row["file"] == path.name and row["record"] <= counts.read for row in rejected)
     lost = num_rejected + counts.duplicates + counts.prompt_too_long
     assert counts.used == 3
     assert counts.read >= counts.used + lost
     assert len(texts_of(samples)) == 3
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -152,13 +156,33 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("hostile")
 
 
-@settings(max_examples=120, deadline=None)
-@given(st.lists(records, max_size=6), st.sampled_from(["auto", "messages", "text"]))
-def test_hostile_records_are_accounted_for(folder, hostile, form):
-    path = folder / "hostile.jsonl"
-    few = [*ORDINARY[:20], *hostile, *ORDINARY[20:]] if form == "auto" else hostile
-    path.write_text("".join(json.dumps(record) + "\n" for record in few))
-    outcome(folder, path, form)
+GOOD = {
+    "auto": ORDINARY[:20],
+    "prompt_completion": ORDINARY[:20],
+    "text": [{"text": f"text {i}"} for i in range(20)],
+    "messages": [
+        {"messages": [{"role": "user", "content": f"q{i}"}, {"role": "gpt", "content": f"r{i}"}]}
+        for i in range(20)
+    ],
+}
+
+
+@pytest.mark.parametrize("form", GOOD)
+def test_hostile_records_are_accounted_for(folder, form):
+    reached = []
+
+    @settings(max_examples=40, deadline=None)
+    @given(st.lists(records, max_size=6))
+    def check(hostile):
+        path = folder / "hostile.jsonl"
+        few = [*GOOD[form][:10], *hostile, *GOOD[form][10:]]
+        path.write_text("".join(json.dumps(record) + "\n" for record in few))
+        reached.append(outcome(folder, path, form))
+        # Good records come first, so that there is a format, and all of the file is JSON.
+        assert reached[-1]
+
+    check()
+    assert len(reached) >= 40
 
 
 def good_files():
@@ -186,11 +210,9 @@ def good_files():
 GOOD_FILES = good_files()
 
 
-@pytest.mark.parametrize("name", GOOD_FILES)
-@settings(max_examples=40, deadline=None)
-@given(data=st.data())
-def test_damaged_files_are_an_error_or_read(folder, name, data):
-    content = bytearray(GOOD_FILES[name])
+def damaged(content, data):
+    """Bytes set, inserted, or cut off anywhere."""
+    content = bytearray(content)
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(content) - 1))
         kind = data.draw(st.sampled_from(["set", "cut", "insert"]))
@@ -200,9 +222,48 @@ def test_damaged_files_are_an_error_or_read(folder, name, data):
             content[at:at] = data.draw(st.binary(min_size=1, max_size=5))
         else:
             content = content[: max(at, 1)]
-    path = folder / name
-    path.write_bytes(content)
-    outcome(folder, path, "auto")
+    return content
+
+
+def misspelled(content, data):
+    """Letters and digits replaced by others: in values, in names of fields, in what is binary."""
+    content = bytearray(content)
+    places = [at for at, byte in enumerate(content) if chr(byte).isascii() and chr(byte).isalnum()]
+    for _ in range(data.draw(st.integers(1, 8))):
+        content[data.draw(st.sampled_from(places))] = ord(data.draw(st.sampled_from("aZ09")))
+    return content
+
+
+# How many of 40 files at least are read to their end, in which the accounts must agree. Most of
+# what is damaged anywhere is an error; a misspelled text is not, unless it is the header.
+@pytest.mark.parametrize(
+    ("name", "damage", "at_least"),
+    [
+        *((name, damaged, 0) for name in GOOD_FILES),
+        ("hostile.json", misspelled, 40),
+        ("hostile.jsonl", misspelled, 40),
+        ("hostile.jsonl.gz", misspelled, 40),
+        ("hostile.csv", misspelled, 25),
+        ("hostile.tsv", misspelled, 25),
+        ("hostile.parquet", misspelled, 5),
+        ("hostile.arrow", misspelled, 5),
+    ],
+)
+def test_damaged_files_are_an_error_or_read(folder, name, damage, at_least):
+    reached = []
+
+    @settings(max_examples=40, deadline=None, derandomize=True)
+    @given(data=st.data())
+    def check(data):
+        path = folder / name
+        if damage is misspelled and name.endswith(".gz"):
+            path.write_bytes(gzip.compress(damage(GOOD_FILES["hostile.jsonl"], data)))
+        else:
+            path.write_bytes(damage(GOOD_FILES[name], data))
+        reached.append(outcome(folder, path, "prompt_completion"))
+
+    check()
+    assert sum(reached) >= at_least
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl"])

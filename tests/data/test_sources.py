@@ -178,9 +178,9 @@ def test_limit_takes_the_first(tmp_path):
         ("a.json", '[{"a": "x', "broken JSON at line 1: Unterminated string"),
         ("a.json", "3", "found int"),
         ("a.jsonl", '{"a": 1}\n' + "[" * 100_000, "(nested too deeply|broken JSON) at line 2"),
-        ("a.arrow", b"nothing", "no readable Arrow"),
-        ("a.parquet", b"nothing", "no readable Parquet"),
-        ("a.txt", "text", "expected a file that ends in"),
+        ("a.arrow", b"nothing", "not a readable Arrow"),
+        ("a.parquet", b"nothing", "not a readable Parquet"),
+        ("a.txt", "text", "unknown file type"),
     ],
 )
 def test_a_broken_file_says_what_and_where(tmp_path, name, content, message):
@@ -202,13 +202,13 @@ def test_a_cut_off_or_false_archive_is_an_error_of_the_input(tmp_path, ending):
 def test_a_missing_file_is_named_and_so_is_a_folder_without_data(tmp_path):
     with pytest.raises(InputError, match=r"no data file at .*gone.jsonl"):
         read(tmp_path / "gone.jsonl")
-    with pytest.raises(InputError, match=f"the folder {tmp_path} cannot be read as a data set"):
+    with pytest.raises(InputError, match=f"the folder {tmp_path} cannot be read as a dataset"):
         read(tmp_path)
 
 
 def test_what_is_no_file_may_be_a_hub_id():
     assert not is_local(SourceSettings(path="someone/some-data"))
-    with pytest.raises(InputError, match=r"someone/some-data .*cannot be read from the hub"):
+    with pytest.raises(InputError, match=r"someone/some-data .*cannot be read from the Hub"):
         read("someone/some-data")
 
 

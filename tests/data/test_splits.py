@@ -1,6 +1,7 @@
 """The corpus: nothing in two splits, nothing lost without a count."""
 
 import json
+import logging
 import sys
 import tempfile
 import tracemalloc
@@ -15,8 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forgetting.config import DataSettings, SourceSettings
+from forgetting.data.account import Account
 from forgetting.data.alignment import Tokenization
-from forgetting.data.splits import SPLITS, Account, Spool, build_corpus, read_records
+from forgetting.data.splits import SPLITS, build_corpus, read_records
+from forgetting.data.spool import Spool
 from forgetting.errors import InputError
 from forgetting.rundir.samples import IGNORE_INDEX, Samples, read_table
 from tests.conftest import byte_tokenizer
@@ -280,11 +283,14 @@ def test_records_that_the_template_cannot_render_are_rejected(tmp_path):
     one = write(tmp_path, [{"messages": [system, *turns[0]]}, *records])
     corpus = build(one, tokenizer=tokenizer, seed=3)
     (row,) = corpus.rejected
-    assert (row["reason"], row["detail"]) == ("the chat template fails", "no system")
+    assert (row["reason"], row["detail"]) == (
+        "the chat template has no system role. Set model.system_role: fold",
+        "no system",
+    )
     assert row["line"] == 1
     assert corpus.counts["records"].rejected == {row["reason"]: 1}
     many = write(tmp_path, [{"messages": [system, *pair]} for pair in turns])
-    with pytest.raises(InputError, match=r"12 of the 12 records .*\n.* template fails: no system"):
+    with pytest.raises(InputError, match=r"12 of the 12 records .*\n.* fold: no system"):
         build(many, tokenizer=tokenizer)
 
 
@@ -394,3 +400,63 @@ def test_held_out_samples_take_the_right_response_and_no_others_do(tmp_path):
     assert all(text.endswith("bad.</s>") for text in prompts(tables["train"]))
     assert Samples(tables["train"]).noise().sum() == 6 * 3
     assert Samples(tables["heldout"]).noise().sum() == 0
+
+
+def test_keys_that_no_reader_uses_are_counted_with_an_example(tmp_path):
+    turns = [
+        {"role": "user", "content": "q", "name": "Ann"},
+        {"role": "assistant", "content": "r", "weight": 0},
+    ]
+    records = [
+        {"messages": [{**turns[0], "content": f"q{i}"}, {**turns[1]}], "id": i, "tools": []}
+        for i in range(12)
+    ]
+    del records[0]["messages"][1]["weight"]
+    corpus = build(write(tmp_path, records))
+    found = corpus.counts["records"].unused_keys
+    assert {path: (key.count, key.example) for path, key in found.items()} == {
+        "messages[].name": (12, '"Ann"'),
+        "messages[].weight": (11, "0"),
+        "id": (12, "0"),
+    }
+    (source,) = json.loads(corpus.account.summary([]).model_dump_json())["sources"]
+    assert source["unused_keys"]["messages[].weight"] == {"count": 11, "example": "0"}
+
+
+def test_a_renamed_key_is_used_and_its_namesake_is_not(tmp_path):
+    records = [{"q": f"Q{i}", "a": f"A{i}", "context": f"C{i}"} for i in range(12)]
+    source = write(tmp_path, records)
+    named = source.model_copy(update={"fields": {"prompt": "q", "completion": "a"}})
+    assert list(build(named).counts["records"].unused_keys) == ["context"]
+
+
+def test_written_out_template_marks_are_counted_and_warned_of(tmp_path, caplog):
+    logging.getLogger("forgetting").propagate = True
+    records = [raw(i) for i in range(200)]
+    for record in records[:3]:
+        record["completion"] = "[INST] Hi [/INST] " + record["completion"]
+    corpus = build(write(tmp_path, records), train=194)
+    assert corpus.counts["records"].template_marks == 3
+    (warning,) = caplog.messages
+    assert warning.startswith(
+        "records: 3 of 200 records hold marks of a chat template, such as [INST]"
+    )
+    caplog.clear()
+    assert build(write(tmp_path, records[2:])).counts["records"].template_marks == 1
+    assert not caplog.messages
+
+
+def test_what_the_template_does_to_turns_is_counted(tmp_path):
+    tokenizer = byte_tokenizer()
+    # A response begins with a space in history, and with none where it is the last.
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}:"
+        "{{ ' ' if m.role == 'assistant' and not loop.last }}{{ m.content }}</s>"
+        "{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    records = [
+        {"messages": [{"role": ("user", "gpt")[i % 2], "content": f"{n} {i}"} for i in range(4)]}
+        for n in range(12)
+    ]
+    counts = build(write(tmp_path, records), tokenizer=tokenizer).counts["records"]
+    assert (counts.used, counts.context_turns, counts.other_prompts) == (12, 12, 0)

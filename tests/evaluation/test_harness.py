@@ -143,7 +143,7 @@ def test_an_unknown_task_is_named(tokenizer, local_task, monkeypatch):
 
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", without_defaults)
     settings = EvaluationSettings(tasks=["no_such_task"], include_path=str(local_task[0]))
-    with pytest.raises(InputError, match="knows no task no_such_task"):
+    with pytest.raises(InputError, match="has no task no_such_task"):
         Harness(settings, tokenizer)
 
 

@@ -80,11 +80,11 @@ def test_another_variant_is_had_by_its_name(exported, finished_run):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"what": "model", "format": "jsonl"}, "--format is for --what data or clean"),
-        ({"drop_worst": 0.2}, "--drop-worst is for --what clean"),
-        ({"by": "negatives"}, "--by is for --what clean"),
+        ({"what": "model", "format": "jsonl"}, "--format applies to --what data or clean only"),
+        ({"drop_worst": 0.2}, "--drop-worst applies to --what clean only"),
+        ({"by": "negatives"}, "--by applies to --what clean only"),
         ({"what": "clean", "drop_worst": 1.0}, "--drop-worst must be at least 0 and below 1"),
-        ({"public": True}, "--public .* give --push-to-hub"),
+        ({"public": True}, "--public needs --push-to-hub"),
         ({"variant": "nope"}, "no variant nope"),
     ],
     ids=str,
@@ -98,7 +98,7 @@ def test_what_does_not_go_together_is_refused(options, message, finished_run, tm
 def test_what_is_out_of_date_is_refused(own_run, tmp_path):
     recipe = own_run / "recipe.yaml"
     recipe.write_text(recipe.read_text().replace("t_max: 0.25", "t_max: 0.2"))
-    with pytest.raises(InputError, match=r"train:forgetting is not done .* as its recipe asks for"):
+    with pytest.raises(InputError, match=r"train:forgetting is not done .* for its recipe"):
         export_run(own_run, "adapter", output=tmp_path / "out")
     # The selection does not depend on it.
     export_run(own_run, "data", output=tmp_path / "out")
@@ -115,7 +115,7 @@ def test_whole_weights_are_copied_and_have_no_adapter(write_recipe, tmp_path):
     run = run_stages(
         load_recipe(write_recipe(), changes), tmp_path / "run", stages=["prepare", "train"]
     )
-    with pytest.raises(InputError, match="export them with --what model"):
+    with pytest.raises(InputError, match="Export it with --what model"):
         export_run(run, "adapter", output=tmp_path / "out")
     export = export_run(run, "model", output=tmp_path / "out")
     for name in ("model.safetensors", "config.json", "tokenizer.json"):

@@ -72,7 +72,7 @@ def test_what_is_no_export_is_never_replaced(tmp_path):
 
 def test_a_parent_that_is_a_file_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="file is no folder"):
+    with pytest.raises(InputError, match="file is not a folder"):
         write(tmp_path / "file" / "out", "one")
 
 

@@ -121,7 +121,7 @@ def test_the_command_makes_a_public_one_only_when_asked(hub, finished_run, tmp_p
     arguments = ["export", str(finished_run[1]), "--push-to-hub", "me/open"]
     hub.private["datasets/me/open"] = False
     assert main([*arguments, "--output", str(tmp_path / "one")]) == 2
-    assert "everybody can read it. Add --public" in capsys.readouterr().err
+    assert "this repository is public. Add --public" in capsys.readouterr().err
     assert not (tmp_path / "one").exists()
     hub.private.clear()
     assert main([*arguments, "--public", "--output", str(tmp_path / "two")]) == 0

@@ -205,7 +205,7 @@ def test_the_slider_moves_the_marks_without_new_scores(
     assert page.marked("negative") == wanted != own[0]
     noisy, dropped = either.noise > 0, either.quality < threshold
     precision, recall = (dropped & noisy).sum() / dropped.sum(), dropped[noisy].mean()
-    assert f"precision {100 * precision:.1f} %, recall {100 * recall:.1f} %" in page.text("figures")
+    assert f"precision {100 * precision:.1f}%, recall {100 * recall:.1f}%" in page.text("figures")
     page.driver.find_element("id", "own").click()
     assert (page.marked("negative"), page.text("figures")) == own
 
@@ -224,8 +224,8 @@ def test_keys_walk_through_samples_and_tokens(page: Page, either: Inspection) ->
     page.press("/")
     page.press("jk")  # letters in a field are text
     assert page.run("return document.getElementById('text').value") == "jk"
-    page.wait_for_text("place", "no sample fits")
-    assert page.text("title") == "No sample fits"
+    page.wait_for_text("place", "no matching sample")
+    assert page.text("title") == "No matching sample"
 
 
 def test_filters_and_order(page: Page, either: Inspection) -> None:

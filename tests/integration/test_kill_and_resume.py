@@ -124,23 +124,23 @@ def killed(attempt) -> dict[str, Attempt]:
         # One of three tables is written.
         "prepare": attempt(("forgetting.data.splits.TableWriter", 3, "before")),
         # Two checkpoints are whole, the third lacks its seal.
-        "reference": attempt(("forgetting.training.trainer.seal", 3, "before")),
+        "reference": attempt(("forgetting.training.safe_trainer.seal", 3, "before")),
         # The base model has scored all three shards, the reference one.
         "score": attempt(("forgetting.stages.corpus_scores.score_samples", 5, "before")),
         # One more shard.
         "score again": attempt(("forgetting.stages.corpus_scores.score_samples", 2, "before")),
         # The polarity is written, the summary is not.
         "select": attempt(("forgetting.stages.corpus_selection.select_corpus", 1, "after")),
-        "train": attempt(("forgetting.training.trainer.seal", 3, "after")),
+        "train": attempt(("forgetting.training.safe_trainer.seal", 3, "after")),
     }
     (newest,) = (attempt.run / ".work").glob("train_full-*/checkpoints/checkpoint-3")
     torn = newest / "optimizer.safetensors"
     torn.write_bytes(torn.read_bytes()[:-1])
     # Four steps of the first variant from checkpoint 2 on, two of the second.
     attempts["interrupted"] = attempt(
-        ("forgetting.training.trainer.seal", 4 + 2, "after"), signal.SIGINT
+        ("forgetting.training.safe_trainer.seal", 4 + 2, "after"), signal.SIGINT
     )
-    attempts["evaluate"] = attempt(("forgetting.evaluation.bench.write_atomically", 2, "before"))
+    attempts["evaluate"] = attempt(("forgetting.rundir.results.write_atomically", 2, "before"))
     attempts["report"] = attempt(("forgetting.report.build_report", 1, "after"))
     attempts["last"] = attempt()
     return attempts

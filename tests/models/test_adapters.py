@@ -37,7 +37,7 @@ def test_an_adapter_shares_the_base_weights(tiny_model, tmp_path):
     layer = model.get_base_model().model.layers[0].self_attn.q_proj
     assert layer.base_layer.weight.data_ptr() == before
     (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
-    with pytest.raises(InputError, match="no adapter"):
+    with pytest.raises(InputError, match="no safetensors adapter"):
         adapters.attach_adapter(base, tmp_path / "adapter")
 
 

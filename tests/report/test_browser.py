@@ -151,5 +151,5 @@ def test_a_table_is_had_as_csv(page: Any, tmp_path: Path) -> None:
     )
     assert len(rows) == len(shown) > 3
     for row, cells in zip(rows, shown, strict=True):
-        share = f"{100 * float(row['forgetting: share']):.1f} %"
+        share = f"{100 * float(row['forgetting: share']):.1f}%"
         assert [row["type"], f"{int(row['tokens']):,}", share] == [*cells[:2], cells[3]]

@@ -16,9 +16,9 @@ from forgetting.errors import InputError
 from forgetting.report import counts
 from forgetting.report.counts import Share, count_lengths, count_negatives
 from forgetting.rundir import layout
-from forgetting.rundir import selection as selection_module
+from forgetting.rundir import selections as selection_module
 from forgetting.rundir.samples import Samples, write_table
-from forgetting.rundir.selection import PolarityWriter
+from forgetting.rundir.selections import PolarityWriter
 from tests.written_run import write_run
 
 Decode = Callable[[Sequence[int]], str]

@@ -22,10 +22,10 @@ from forgetting.report.figures import (
     result_bars,
     series_styles,
 )
-from forgetting.report.results import tabulate
+from forgetting.report.result_table import tabulate
 from forgetting.rundir import layout
 from forgetting.rundir.reader import RunReader
-from forgetting.rundir.selection import MixtureCurve, MixtureFit, MixtureSummary
+from forgetting.rundir.selections import MixtureCurve, MixtureFit, MixtureSummary
 from tests.written_run import change_selection
 
 STEPS = np.arange(5.0)

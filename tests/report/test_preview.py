@@ -87,4 +87,4 @@ def test_the_table_has_every_count_of_a_source(run):
     row = printed(source_table(run)).splitlines()[3].split()
     assert row == ["s[red]", "2", "1,234", "500", "1", "9", "3", "3", "1"]
     (line,) = rejection_lines(run)
-    assert str(line) == "rejected of s[red]: 3, empty ⟨U+001B⟩response"
+    assert str(line) == "s[red]: 3 rejected, empty ⟨U+001B⟩response"

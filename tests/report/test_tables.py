@@ -12,7 +12,7 @@ import pytest
 
 from forgetting.report import tables
 from forgetting.report.counts import Negatives, NegativeToken, Share, SplitLengths
-from forgetting.report.results import results_table
+from forgetting.report.result_table import results_table
 from forgetting.rundir.reader import RunReader
 from forgetting.rundir.stats import StageCost
 
@@ -52,12 +52,12 @@ def test_shares_of_negatives_by_source(run_dir: Path) -> None:
             share = counts.num_negative / counts.num_tokens
             assert int(row[f"{selection.variant}: negative"]) == counts.num_negative
             assert float(row[f"{selection.variant}: share"]) == share
-            assert cells[place].text == f"{100 * share:.1f} %"
+            assert cells[place].text == f"{100 * share:.1f}%"
 
 
 def test_a_group_without_tokens_has_no_share() -> None:
     table = tables.negative_shares("x", "x", "type", {"a": {"one": (0, 0), "two": (4, 1)}})
-    assert [cell.text for cell in table.rows[0]] == ["a", "4", "–", "25.0 %"]
+    assert [cell.text for cell in table.rows[0]] == ["a", "4", "–", "25.0%"]
     assert rows_of(table)[0]["one: share"] == ""
 
 
@@ -65,8 +65,8 @@ def test_tokens_show_their_spaces() -> None:
     tokens = [NegativeToken(7, " a\n", Share(8, 2)), NegativeToken(9, "", Share(1, 1))]
     table = tables.token_rows("own", Negatives({}, tokens))
     assert [[cell.text for cell in row] for row in table.rows] == [
-        ["␣a↵", "7", "8", "2", "25.0 %"],
-        ["(no text)", "9", "1", "1", "100.0 %"],
+        ["␣a↵", "7", "8", "2", "25.0%"],
+        ["(no text)", "9", "1", "1", "100.0%"],
     ]
 
 
@@ -94,7 +94,7 @@ def test_costs_with_and_without_accelerators() -> None:
     assert [[cell.text for cell in row] for row in table.rows] == [
         ["score", "1 min 30 s", "1,000", "3.00 GiB"],
         ["train:own", "30.0 s", "–", "1.00 GiB"],
-        ["together", "2 min 00 s", "–", "3.00 GiB"],
+        ["total", "2 min 00 s", "–", "3.00 GiB"],
     ]
     stages.append(StageCost("evaluate:own", 1.0, 5, GIB, 7 * GIB))
     assert [row[-1].text for row in tables.cost_rows(stages).rows] == [

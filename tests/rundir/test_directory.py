@@ -12,8 +12,8 @@ import pytest
 
 from forgetting.errors import InputError
 from forgetting.rundir.directory import RunDir
-from forgetting.rundir.files import digest, file_sha256, write_atomically
 from forgetting.rundir.manifest import FORMAT_VERSION, Manifest, read_manifest, stage_is_done
+from forgetting.rundir.storage import digest, file_sha256, write_atomically
 
 FIRST, SECOND = "1" * 64, "2" * 64
 
@@ -174,6 +174,17 @@ def test_stages_that_the_recipe_no_longer_has_are_forgotten(path):
     assert (path / "models" / "x" / "weights").exists()
 
 
+def test_entries_are_in_the_order_of_the_plan_whenever_they_were_done(path):
+    plan = ["prepare", "score", "train:x"]
+    with RunDir(path, "mine") as directory:
+        for stage in ("train:x", "score", "prepare", "old"):
+            do(directory, stage=stage, target=stage.replace(":", "/"), a="one")
+        directory.forget_stages(plan)
+        assert list(read_manifest(path).stages) == plan
+        do(directory, stage="score", fingerprint=SECOND, target="score", a="two")
+    assert list(read_manifest(path).stages) == plan
+
+
 HOLD_THE_LOCK = """
 import sys
 from pathlib import Path
@@ -254,6 +265,16 @@ def test_a_damaged_manifest_is_refused(path, text):
     (path / "manifest.json").write_text(text)
     with pytest.raises(InputError, match=r"manifest\.json cannot be read"):
         RunDir(path, "mine").__enter__()
+
+
+def test_a_manifest_of_an_older_version_is_refused_and_left_alone(path):
+    path.mkdir(parents=True)
+    older = json.dumps({"version": FORMAT_VERSION - 1, "name": "mine", "stages": {}})
+    (path / "manifest.json").write_text(older)
+    with pytest.raises(InputError, match=r"older version of forgetting.*--run-dir"):
+        RunDir(path, "mine").__enter__()
+    assert [f.name for f in path.iterdir()] == ["manifest.json"]
+    assert (path / "manifest.json").read_text() == older
 
 
 def test_a_manifest_of_a_newer_version_is_refused_without_advice_to_remove_it(path):

@@ -88,7 +88,7 @@ def test_a_checkpoint_of_another_number_of_processes_is_refused(tmp_path):
     for index in range(3):
         save_state(random_state(), tmp_path / f"{RANDOM_STATE}_{index}")
     check_num_processes(tmp_path, 3)
-    with pytest.raises(InputError, match=r"saved by 3 processes .* Run with --processes 3, or"):
+    with pytest.raises(InputError, match=r"written by 3 processes .* Run with --processes 3, or"):
         check_num_processes(tmp_path, 2)
 
 

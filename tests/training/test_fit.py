@@ -65,7 +65,9 @@ def test_terms_reach_the_training_of_a_run_with_the_scores_they_need(
         stages=["prepare", "reference", "score", "select", "train"],
     )
     args, dataset = seen[term]
-    assert (args.beta, args.floor, args.normalization) == (0.3, 0.01, "token")
+    # A parameter of another term is inherited and not used.
+    assert args.forgetting_term.parameters == ({"beta": 0.3} if term == "tnpo" else {})
+    assert (args.floor, args.normalization) == (0.01, "token")
     assert ("base_log_probs" in dataset.column_names) == (term == "tnpo")
     if term == "tnpo":
         samples = Samples.read(path / "data" / "train.parquet")

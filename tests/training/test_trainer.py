@@ -246,7 +246,7 @@ def test_a_term_that_compares_with_the_base_needs_its_column(train):
 
 
 def test_npo_is_not_normalised_by_tokens(tmp_path):
-    with pytest.raises(ValueError, match="one value a sample"):
+    with pytest.raises(ValueError, match="one value per sample"):
         ForgettingConfig(**config(tmp_path, term="npo", normalization="token"))
 
 
@@ -411,7 +411,7 @@ def test_evaluation_is_the_mean_cross_entropy_of_all_labels(train, tiny_model):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"packing": True, "max_length": None}, "packing needs a max_length"),
+        ({"packing": True, "max_length": None}, "packing needs max_length"),
         ({"loss_type": "dft"}, "loss_type"),
         ({"truncation_mode": "keep_end"}, "truncation_mode"),
         ({"average_tokens_across_devices": False}, "average_tokens_across_devices"),
@@ -432,9 +432,9 @@ def test_a_missing_column_is_named(train, column):
 @pytest.mark.parametrize(
     ("options", "column", "message"),
     [
-        ({"term": "npo"}, {"token_weights": 1.0}, "drop token_weights"),
-        ({"term": "npo", "packing": True, "packing_strategy": "wrapped"}, {}, "takes samples"),
-        ({}, {"images": []}, "for text alone"),
+        ({"term": "npo"}, {"token_weights": 1.0}, "Remove token_weights"),
+        ({"term": "npo", "packing": True, "packing_strategy": "wrapped"}, {}, "splits samples"),
+        ({}, {"images": []}, "for text only"),
     ],
 )
 def test_what_a_term_or_the_objective_cannot_do_is_refused(train, options, column, message):

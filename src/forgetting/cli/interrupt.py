@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 from typer.core import TyperGroup
@@ -23,4 +24,6 @@ class InterruptibleGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as interrupt:
+            # Another one on the way to `report_errors` would become Typer's exit after all.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             raise Interrupted(*interrupt.args) from interrupt

@@ -15,8 +15,14 @@ from datetime import date
 
 from transformers import PreTrainedTokenizerBase
 
-from forgetting.data.encoding import Encoded, SpecialTokens, TextEncoder, first_from, is_boundary
-from forgetting.data.records import Record, Unusable
+from forgetting.data.encoding import (
+    EncodedText,
+    SpecialTokens,
+    TextEncoder,
+    first_from,
+    is_boundary,
+)
+from forgetting.data.records import Record
 from forgetting.data.templates import (
     PLAIN,
     ChatTemplate,
@@ -27,6 +33,7 @@ from forgetting.data.templates import (
     reads_clock,
 )
 from forgetting.errors import InputError
+from forgetting.formats import Unusable
 from forgetting.rundir.samples import IGNORE_INDEX
 
 DEFAULT_TEMPLATE = "default"
@@ -183,7 +190,7 @@ class Tokenization:
         except Unusable as why:
             return why
 
-    def _labeled(self, record: Record, rendering: Rendering, encoded: Encoded) -> Tokens:
+    def _labeled(self, record: Record, rendering: Rendering, encoded: EncodedText) -> Tokens:
         # Where a token spans prompt and response, neither label would be right for it.
         spanned = [turn.start for turn in rendering.turns if not is_boundary(encoded, turn.start)]
         if spanned:
@@ -230,7 +237,7 @@ def _named_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> str
     return str(found)
 
 
-def _token_range(encoded: Encoded, turn: TurnSpan) -> tuple[int, int]:
+def _token_range(encoded: EncodedText, turn: TurnSpan) -> tuple[int, int]:
     """The tokens [first, last) of a span.
 
     The end mark may reach beyond the span, as some special tokens absorb white space.
@@ -242,7 +249,9 @@ def _token_range(encoded: Encoded, turn: TurnSpan) -> tuple[int, int]:
     return first, last
 
 
-def _flags(encoded: Encoded, first: int, last: int, noise: Iterable[tuple[int, int]]) -> list[int]:
+def _flags(
+    encoded: EncodedText, first: int, last: int, noise: Iterable[tuple[int, int]]
+) -> list[int]:
     """Whether each of the tokens [first, last) overlaps a range of noise."""
     spans = list(noise)
     return [

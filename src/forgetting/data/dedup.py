@@ -1,7 +1,7 @@
-"""Which records say what an earlier one has said.
+"""Finds duplicate records.
 
-Goes in: records, one after the other. Comes out: the number of the earlier record that each
-repeats, if any. Keeps hashes, never records.
+In: records, one after the other. Out: the number of the earlier record that each one repeats, if
+any. Keeps hashes, never records.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ Kind = Literal["exact", "near"]
 class Duplicates:
     """Finds records that repeat an earlier one.
 
-    exact: the same conversation after Unicode NFC and white-space normalisation. near: also those
-    whose sets of word 5-grams have about the Jaccard similarity `threshold` (MinHash, 128
-    permutations; Broder 1997). A record whose right response is known repeats with either.
+    `exact` finds the same conversation after Unicode NFC and white-space normalization. `near` also
+    finds conversations whose sets of word 5-grams have a Jaccard similarity of about `threshold`
+    or more (MinHash, 128 permutations; Broder 1997). If the right response of a record is known,
+    the record is a duplicate with either response.
 
     Raises:
-        InputError: near duplicates are asked for and datasketch is not installed.
+        InputError: `kind` is `near` and datasketch is not installed.
     """
 
     def __init__(self, kind: Kind = "exact", threshold: float = 0.8) -> None:
@@ -34,7 +35,10 @@ class Duplicates:
         self._near = _NearDuplicates(threshold) if kind == "near" else None
 
     def repeats(self, record: Record, number: int) -> tuple[Kind, int] | None:
-        """How and which earlier record this one repeats; a new one is kept as `number`."""
+        """The kind of duplicate and the number of the earlier record.
+
+        A new record gives None and is kept as `number`.
+        """
         keys = record.keys()
         earlier = next((self._seen[key] for key in keys if key in self._seen), None)
         if earlier is not None:
@@ -54,7 +58,7 @@ class _NearDuplicates:
             from datasketch import MinHash, MinHashLSH
         except ImportError as error:
             raise InputError(
-                "data.duplicates: near needs the package datasketch. Install it with "
+                "data.duplicates: near requires the package datasketch. Install it with "
                 "`pip install 'forgetting[near]'`, or set data.duplicates to exact"
             ) from error
         self._threshold = threshold
@@ -65,7 +69,7 @@ class _NearDuplicates:
     def find_or_add(self, record: Record, number: int) -> int | None:
         minhash = self._new_hash(num_perm=NUM_PERMUTATIONS, seed=1)
         minhash.update_batch([shingle.encode() for shingle in sorted(shingles(record))])
-        # The index proposes; only what is similar enough by all permutations counts.
+        # The index only proposes candidates; the similarity over all permutations decides.
         for candidate in sorted(self._index.query(minhash)):
             if minhash.jaccard(self._hashes[candidate]) >= self._threshold:
                 return candidate
@@ -75,7 +79,8 @@ class _NearDuplicates:
 
 
 def shingles(record: Record) -> set[str]:
-    """The word 5-grams of a conversation, in lower case; of a shorter one, all its words."""
+    """The word 5-grams of a conversation, in lower case. A shorter one has one shingle: all its
+    words."""
     text = normalised(" ".join(message.content for message in record.messages))
     words = _WORD.findall(text.lower()) or [text]
     last = max(len(words) - SHINGLE_WORDS, 0)

@@ -1,6 +1,6 @@
 """Text to token ids with character offsets.
 
-In: text, and the ranges of it in which special tokens are ordinary text. Out: `Encoded`, the ids
+In: text, and the ranges of it in which special tokens are ordinary text. Out: the token ids
 and the character range of each. Without such ranges the ids are those of
 `tokenizer(text, add_special_tokens=False)`. Knows nothing about conversations or labels.
 """
@@ -22,7 +22,7 @@ Range = tuple[int, int]
 _LEADS = ("\n", "a", ".")
 
 
-class Encoded(NamedTuple):
+class EncodedText(NamedTuple):
     """The tokens of a text."""
 
     ids: list[int]
@@ -73,15 +73,15 @@ class TextEncoder:
         text = "a b"
         return self.encode(f"{token}{text}").ids[1:] != self.encode(text).ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
+    def encode_batch(self, texts: Sequence[str]) -> list[EncodedText]:
         """Encode texts in parallel, every special token in them as a token."""
         self._backend.encode_special_tokens = False
         encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
-        return [Encoded(encoding.ids, encoding.offsets) for encoding in encodings]
+        return [EncodedText(encoding.ids, encoding.offsets) for encoding in encodings]
 
     def encode(
         self, text: str, literals: Sequence[Range] = (), boundaries: Sequence[int] = ()
-    ) -> Encoded:
+    ) -> EncodedText:
         """Encode one text.
 
         Args:
@@ -91,7 +91,7 @@ class TextEncoder:
         """
         if not literals and not boundaries:
             return self.encode_batch([text])[0]
-        whole = Encoded([], [])
+        whole = EncodedText([], [])
         for start, end in pairwise((0, *boundaries, len(text))):
             inside = [(a - start, b - start) for a, b in literals if start <= a and b <= end]
             part = self._encode_part(text[start:end], inside, is_first=not start)
@@ -99,10 +99,10 @@ class TextEncoder:
             whole.offsets.extend((a + start, b + start) for a, b in part.offsets)
         return whole
 
-    def _encode_part(self, text: str, literals: Sequence[Range], *, is_first: bool) -> Encoded:
+    def _encode_part(self, text: str, literals: Sequence[Range], *, is_first: bool) -> EncodedText:
         if not literals:
             return self._encode_text(text, as_text=False, is_continued=not is_first)
-        part = Encoded([], [])
+        part = EncodedText([], [])
         for run in self._runs(text, literals):
             if run.special_id is not None:
                 part.ids.append(run.special_id)
@@ -132,7 +132,7 @@ class TextEncoder:
         if begin < len(text):
             yield _Run(begin, len(text), None)
 
-    def _encode_text(self, text: str, *, as_text: bool, is_continued: bool) -> Encoded:
+    def _encode_text(self, text: str, *, as_text: bool, is_continued: bool) -> EncodedText:
         """Encode text; a continued one is not marked as the beginning of a text.
 
         Some tokenizers put a token or a space before every text. A continued text is therefore
@@ -147,17 +147,17 @@ class TextEncoder:
                 if joined.ids[:size] == alone.ids and joined.offsets[size - 1][1] <= len(lead):
                     offsets = joined.offsets[size:]
                     shifted = [(max(a - len(lead), 0), b - len(lead)) for a, b in offsets]
-                    return Encoded(joined.ids[size:], shifted)
+                    return EncodedText(joined.ids[size:], shifted)
         encoding = self._backend.encode(text, add_special_tokens=False)
-        return Encoded(encoding.ids, encoding.offsets)
+        return EncodedText(encoding.ids, encoding.offsets)
 
 
-def first_from(encoded: Encoded, position: int) -> int:
+def first_from(encoded: EncodedText, position: int) -> int:
     """Index of the first token that begins at or after a character."""
     return bisect_left(encoded.offsets, (position,))
 
 
-def is_boundary(encoded: Encoded, position: int) -> bool:
+def is_boundary(encoded: EncodedText, position: int) -> bool:
     """Whether no token spans a position."""
     index = first_from(encoded, position)
     return index == 0 or encoded.offsets[index - 1][1] <= position

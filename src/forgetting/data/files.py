@@ -1,8 +1,8 @@
-"""Local data files, record by record.
+"""Reads local data files, record by record.
 
-Goes in: the path of a file and how its table is laid out. Comes out: (line, raw record) pairs in
-order, `line` being where the record begins, counted from 1, or None where a file has no lines.
-No more than a batch of a file is ever in memory. Knows nothing of formats of records.
+In: the path of a file and the layout of its table. Out: (line, raw record) pairs in order. `line`
+is where the record begins, counted from 1, or None if the file has no lines. At most one batch of
+a file is in memory. Knows nothing about formats of records.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _OPENERS: dict[str, Callable[[Path], Any]] = {
     ".xz": lzma.open,
     ".zst": lambda path: io.BufferedReader(pa.input_stream(str(path), compression="zstd")),
 }
-# What the libraries of compression and of columns raise for content that is broken.
+# Raised by the compression and column libraries for broken content.
 _BROKEN = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 _ESCAPE = re.compile(r"\\([nt\\])")
 _UNESCAPED = {"n": "\n", "t": "\t", "\\": "\\"}
@@ -47,7 +47,7 @@ Pairs = Iterator[tuple[int | None, Any]]
 
 
 def form_of(path: str) -> str | None:
-    """The ending that says how a file is read, without that of its compression; None: unknown."""
+    """The file name extension without that of the compression; None if it is unknown."""
     for ending in BINARY_FORMS:
         if path.endswith(ending):
             return ending
@@ -59,9 +59,9 @@ def read_file(path: Path, columns: Sequence[str] | None = None, escaped: bool = 
     r"""Yield (line, raw record) pairs.
 
     Args:
-        columns: names of the columns of a .csv or .tsv file that has no header.
-        escaped: a quote in a .csv or .tsv file is mere text, and `\n`, `\t` and `\\` stand for a
-            line break, a tab and a backslash.
+        columns: column names of a .csv or .tsv file without a header.
+        escaped: quotes in a .csv or .tsv file are ordinary text, and `\n`, `\t` and `\\` stand
+            for a line break, a tab and a backslash.
 
     Raises:
         InputError: the file is broken; the message says at which line.
@@ -69,8 +69,8 @@ def read_file(path: Path, columns: Sequence[str] | None = None, escaped: bool = 
     form = form_of(path.name)
     if form is None:
         raise InputError(
-            f"{path}: expected a file that ends in {', '.join((*TEXT_FORMS, *BINARY_FORMS))}, or "
-            f"in one of the first {len(TEXT_FORMS)} and .gz, .bz2, .xz or .zst"
+            f"{path}: unknown file type. Supported: {', '.join((*TEXT_FORMS, *BINARY_FORMS))}; the "
+            f"first {len(TEXT_FORMS)} also with .gz, .bz2, .xz or .zst"
         )
     if form in BINARY_FORMS:
         yield from _read_columnar(path, form)
@@ -120,7 +120,7 @@ def _read_jsonl(file: IO[bytes], path: Path) -> Pairs:
 
 
 class _JsonText:
-    """The text of a JSON file, of which only the part that is being read is in memory."""
+    """The text of a JSON file. Only the part being read is in memory."""
 
     def __init__(self, file: IO[bytes], path: Path) -> None:
         self.file = file
@@ -133,7 +133,7 @@ class _JsonText:
         self._ended = False
 
     def peek(self) -> str:
-        """The next character that is no white space; empty at the end."""
+        """The next character other than white space; empty at the end."""
         while True:
             match = _SPACE.match(self.text, self.position)
             assert match is not None
@@ -142,18 +142,18 @@ class _JsonText:
                 return self.text[self.position : self.position + 1]
 
     def skip(self) -> None:
-        """Go past the character that `peek` gave."""
+        """Skip the character that `peek` returned."""
         self._go_to(self.position + 1)
 
     def value(self) -> Any:
-        """The value that begins at the next character that is no white space."""
+        """The value that begins at the next character other than white space."""
         self.peek()
         size = CHUNK_BYTES
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.position)
             except json.JSONDecodeError as error:
-                # A value that only the end of what has been read cut off needs more of the file.
+                # If only the end of the text read so far cut the value off, read more.
                 cut_off = error.pos > len(self.text) - 16 or error.msg.startswith("Unterminated")
                 if not cut_off or not self._read_more(size):
                     raise self.broken(error.msg, error.pos) from error
@@ -162,16 +162,16 @@ class _JsonText:
                     f"{self.path} is nested too deeply in the record of line {self.line}"
                 ) from error
             else:
-                # Of a number cut off after `1`, as much as `e+` may be left unread.
+                # A number cut off after `1` may continue with `e+`.
                 if end < len(self.text) - 2 or not self._read_more(size):
                     self._go_to(end)
                     return value
             size *= 2
 
     def broken(self, message: str, position: int) -> InputError:
-        """The error that says at which line."""
+        """An error that names the line."""
         if position == len(self.text):
-            # What is missing at the end is missing where the text ends, not lines below it.
+            # Something missing at the end is reported on the last line with text.
             position = len(self.text.rstrip())
         line = self.line + self.text.count("\n", self.position, position)
         return InputError(f"{self.path} is broken JSON at line {line}: {message}")
@@ -201,7 +201,7 @@ def _read_json(file: IO[bytes], path: Path) -> Pairs:
     text = _JsonText(file, path)
     first = text.peek()
     if first == "{":
-        # Many a .json file holds one object after the other.
+        # Some .json files hold one object after another.
         line, record = text.line, text.value()
         if text.peek() == "":
             raise InputError(f"{path}: expected a list of records, found one dict")
@@ -262,7 +262,7 @@ def _read_columnar(path: Path, form: str) -> Pairs:
                     yield None, record
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         kind = "Parquet" if form == ".parquet" else "Arrow"
-        raise InputError(f"{path} is no readable {kind} file: {error}") from error
+        raise InputError(f"{path} is not a readable {kind} file: {error}") from error
 
 
 def _parquet_batches(path: Path) -> Iterator[Any]:
@@ -271,7 +271,7 @@ def _parquet_batches(path: Path) -> Iterator[Any]:
 
 
 def _arrow_batches(path: Path) -> Iterator[Any]:
-    """Of both layouts: the stream (which `datasets` writes) and the file (Feather)."""
+    """Batches of both layouts: the stream, as `datasets` writes it, and the file (Feather)."""
     with pa.OSFile(str(path)) as source:
         try:
             file = pa.ipc.open_file(source)
@@ -281,6 +281,6 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
         else:
             batches = map(file.get_batch, range(file.num_record_batches))
         for batch in batches:
-            # Arrow trusts its buffers: one that is damaged would be read beyond its end.
+            # Arrow trusts its buffers and would read beyond the end of a damaged one.
             batch.validate(full=True)
             yield batch

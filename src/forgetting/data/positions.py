@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
 
 from forgetting.data.encoding import Range
-from forgetting.data.records import Unusable
+from forgetting.formats import Unusable
 
 # Characters without a meaning, to mark places in texts that do not hold them.
 _FIRST_PRIVATE, _LAST_PRIVATE = 0xE000, 0xF8FF
@@ -64,18 +64,17 @@ def ends_with(text: str, end: int, content: str) -> bool:
 
 
 def noise_ranges(
-    spans: Sequence[Range], content: str, text: str, body_end: int, end: int
+    spans: Sequence[Range], content: str, text: str, body_end: int, mark: Range
 ) -> tuple[Range, ...]:
     """Where spans of a response are in the rendered text.
 
-    The character after the last one of the response stands for its end mark, together with what
-    the template writes before that.
+    The character after the last one of the response stands for its end mark.
 
     Args:
         spans: ranges [start, end) of `content`.
         content: the response.
         body_end: where the response ends in `text`.
-        end: where its end mark ends.
+        mark: where its end mark is.
     """
     found: list[Range] = []
     places = _places(content, text, body_end) if spans else []
@@ -84,7 +83,7 @@ def noise_ranges(
         if known:
             found.append((known[0], known[-1] + 1))
         if last > len(content):
-            found.append((body_end, end))
+            found.append(mark)
     return tuple(found)
 
 

@@ -1,7 +1,7 @@
-"""Where raw records come from: local files, data sets on the hub, the demo's world.
+"""Reads raw records from local files, datasets on the Hub, and the demo's world.
 
-Goes in: the settings of one source. Comes out: (origin, raw record) pairs, in order. Knows
-nothing of formats or of what the records are used for.
+In: the settings of one source. Out: (origin, raw record) pairs, in order. Knows nothing about
+formats or about what the records are used for.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from forgetting.config import SourceSettings
 from forgetting.data.files import BINARY_FORMS, TEXT_FORMS, Pairs, form_of, read_file
 from forgetting.demo.world import chat_records
 from forgetting.errors import InputError
-from forgetting.rundir.files import digest, file_sha256
+from forgetting.rundir.storage import digest, file_sha256
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 class Origin(NamedTuple):
-    """Where a record comes from."""
+    """The place a record was read from."""
 
     name: str
-    """Of the file or data set."""
+    """Name of the file or dataset."""
     record: int
-    """Its number, from 1."""
+    """Number of the record, from 1."""
     line: int | None = None
-    """Of the file at which it begins, from 1; None where there are no lines."""
+    """Line of the file at which the record begins, from 1; None if the file has no lines."""
 
     def __str__(self) -> str:
         line = "" if self.line is None else f" (line {self.line})"
@@ -59,7 +59,7 @@ def read_source(source: SourceSettings, seed: int) -> Iterator[tuple[Origin, Any
 
 
 def is_local(source: SourceSettings) -> bool:
-    """Whether a source's path names a file or folder here; anything else may be a hub id."""
+    """Whether a source's path is a local file or folder; anything else may be a Hub id."""
     path = str(source.path)
     if Path(path).exists():
         return True
@@ -69,7 +69,7 @@ def is_local(source: SourceSettings) -> bool:
 
 
 def source_fingerprint(source: SourceSettings) -> dict[str, Any]:
-    """What identifies a source's content: settings, and the bytes of local files."""
+    """Identifies a source's content: its settings, and the bytes of local files."""
     settings = source.model_dump(mode="json")
     if source.world is None and is_local(source):
         path = Path(str(source.path))
@@ -100,7 +100,7 @@ def _read_world(source: SourceSettings, seed: int) -> Pairs:
 
 
 def _read_dataset(source: SourceSettings) -> Pairs:
-    """A data set on the hub, a folder laid out like one, or a folder of `save_to_disk`."""
+    """Read a dataset on the Hub, a folder laid out like one, or a folder of `save_to_disk`."""
     # Imported here: it takes seconds, and local files do not need it.
     import datasets
 
@@ -121,10 +121,10 @@ def _read_dataset(source: SourceSettings) -> Pairs:
     except Exception as error:
         reason = " ".join(str(error).split())[:300]
         where = (
-            f"the folder {path} cannot be read as a data set"
+            f"the folder {path} cannot be read as a dataset"
             if Path(path).is_dir()
-            else f"{path} is no local file, and cannot be read from the hub"
+            else f"{path} is not a local file and cannot be read from the Hub"
         )
         forms = ", ".join((*TEXT_FORMS, *BINARY_FORMS))
-        hint = f" (a data file would end in {forms})" if not Path(path).exists() else ""
+        hint = f" (data files end in {forms})" if not Path(path).exists() else ""
         raise InputError(f"{where}: {reason}{hint}") from error

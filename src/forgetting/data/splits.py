@@ -1,161 +1,53 @@
-"""The corpus of a run: all sources mixed, stripped of duplicates, split without overlap.
+"""Builds the corpus of a run: mixes the sources, drops duplicates, and splits without overlap.
 
-Goes in: the data settings of a recipe, a `Tokenization` and two folders. Comes out: a table of
-samples for each split, the rejected records, and the counts of all that was dropped. Every source
-is read once; usable records wait in a scratch file, and only their hashes and places in memory.
-Knows nothing of models.
+In: the data settings of a recipe, a `Tokenization` and two folders. Out: a table of samples for
+each split, the rejected records, and the counts of everything that was dropped. Every source is
+read once. Usable records wait in a scratch file; only their hashes and positions are in memory.
+Knows nothing about models.
 """
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from forgetting.config import DataSettings, SourceSettings
+from forgetting.data.account import ROW_GROUP, Account, too_many_rejected
 from forgetting.data.alignment import Tokenization, Tokens, cut
 from forgetting.data.dedup import Duplicates
-from forgetting.data.mixture import interleaved, quotas
-from forgetting.data.records import Record, Rejected, Unusable, parse_record, recognise
+from forgetting.data.quotas import interleaved, quotas
+from forgetting.data.records import Record, Rejected, parse_record, recognise
 from forgetting.data.sources import read_source
+from forgetting.data.spool import Spool
+from forgetting.data.usage import TrackedFields, renamed
 from forgetting.errors import InputError, TooFewSamples
+from forgetting.formats import Unusable
 from forgetting.rundir import layout
 from forgetting.rundir.layout import SPLITS
 from forgetting.rundir.samples import IGNORE_INDEX, SAMPLE_SCHEMA, TableWriter, rows_in_parts
-from forgetting.rundir.stats import DataSummary, SourceCounts, SplitCounts
 from forgetting.rundir.train_records import TrainRecord, write_records
 
-REJECTED_SCHEMA = pa.schema(
-    [
-        ("source", pa.string()),
-        ("file", pa.string()),
-        ("record", pa.int64()),
-        ("line", pa.int64()),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-    ]
-)
 TRUSTED = " (trusted)"
-"""After the names of the sources of D_ref that are not in the corpus."""
+"""Suffix for the names of sources from which only D_ref is taken."""
 BATCH_RECORDS = 1000
 BATCH_CHARACTERS = 2_000_000
-ROW_GROUP = 1000
 NUM_SHOWN = 5
 Advance = Callable[[int, str], None]
-_Row = tuple[dict[str, Any], bool]
-"""A row of `SAMPLE_SCHEMA`, and whether it was cut to `max_length`."""
 
 
-class Account:
-    """Counts of all records, and the list of those that could not be used."""
+class _Row(NamedTuple):
+    """A sample that is written."""
 
-    def __init__(self, settings: DataSettings, rejected_path: Path) -> None:
-        self.settings = settings
-        self.sources: dict[str, SourceCounts] = {}
-        self.splits = {name: SplitCounts() for name in SPLITS}
-        self._suffix = ""
-        self._writer = TableWriter(rejected_path, REJECTED_SCHEMA, ROW_GROUP)
-
-    def __enter__(self) -> Account:
-        self._writer.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._writer.__exit__(kind, error, traceback)
-
-    def turn_to(self, settings: DataSettings, suffix: str) -> None:
-        """Count what follows for other settings, the sources under names with a suffix."""
-        self.settings = settings
-        self._suffix = suffix
-
-    def of(self, source: str) -> SourceCounts:
-        """The counts of a source."""
-        name = f"{source}{self._suffix}"
-        return self.sources.setdefault(name, SourceCounts(name))
-
-    def reject(self, record: Rejected) -> None:
-        """Count and list a record that cannot be used."""
-        rejected = self.of(record.source).rejected
-        rejected[record.reason] = rejected.get(record.reason, 0) + 1
-        row = {"source": record.source, "reason": record.reason, "detail": record.detail}
-        origin = record.origin
-        place = {"file": origin.name, "record": origin.record, "line": origin.line}
-        self._writer.write({**row, **place})
-
-    def take(self, split: str, row: dict[str, Any], was_cut: bool) -> None:
-        """Count a sample."""
-        tokens = len(row["input_ids"])
-        response_tokens = tokens - row["labels"].count(IGNORE_INDEX)
-        count, part = self.of(row["source"]), self.splits[split]
-        count.used += 1
-        count.cut += was_cut
-        part.samples += 1
-        for counted in (count, part):
-            counted.tokens += tokens
-            counted.response_tokens += response_tokens
-
-    def num_dropped(self) -> int:
-        """Records that were read and are in no split because something is wrong with them."""
-        return sum(
-            sum(c.rejected.values()) + c.duplicates + c.near_duplicates + c.prompt_too_long
-            for c in self.sources.values()
-        )
-
-    def summary(self, end_token_ids: Iterable[int], date: str | None = None) -> DataSummary:
-        """The counts, as the run keeps them, with what is known of the tokenization."""
-        return DataSummary(
-            max_length=self.settings.max_length,
-            sources=list(self.sources.values()),
-            splits=self.splits,
-            end_token_ids=sorted(end_token_ids),
-            date=date,
-        )
-
-
-class Spool:
-    """Records in a scratch file, to be read again in any order; in memory are only their places."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = path.open("w+b")
-        self._ends = array("q", [0])
-        self.source_index = array("l")
-        """The source of each record, by its place in the recipe."""
-        self.copies = array("l")
-        """How many records there were of each, repeats included."""
-
-    def __len__(self) -> int:
-        return len(self.copies)
-
-    def append(self, record: Record, source_index: int) -> None:
-        """Keep a record."""
-        self._ends.append(self._ends[-1] + self._file.write(record.dump()))
-        self.source_index.append(source_index)
-        self.copies.append(1)
-
-    def __getitem__(self, index: int) -> Record:
-        begin, end = self._ends[index], self._ends[index + 1]
-        self._file.seek(begin)
-        return Record.load(self._file.read(end - begin))
-
-    def __enter__(self) -> Spool:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._file.close()
-        self._path.unlink(missing_ok=True)
+    values: dict[str, Any]
+    """By the columns of `SAMPLE_SCHEMA`."""
+    tokens: Tokens
+    was_cut: bool
+    """Whether it was longer than `max_length`."""
 
 
 def build_corpus(
@@ -170,18 +62,18 @@ def build_corpus(
     """Read, clean, split and tokenize; writes `<split>.parquet`, `rejected.parquet` and
     `train-records.parquet` into `output`.
 
-    The records of every source are shuffled with the seed, and the sources interleaved so that
-    every split holds each of them in the same proportion. Held-out samples take the right
-    response where a noisy one is known. Nothing depends on the number of processes.
+    The records of each source are shuffled with the seed, and the sources are interleaved so that
+    every split holds them in the same proportion. If a record has a noisy and a right response,
+    held-out samples use the right one. Nothing depends on the number of processes.
 
     Args:
-        advance: called with the number of samples tokenised since the last call.
-        trusted: sources that D_ref is taken from, in place of the corpus. What D_train or the
-            held-out samples hold too is left out, and counted as a duplicate of its source.
+        advance: called with the number of samples tokenized since the last call.
+        trusted: sources from which D_ref is taken instead of the corpus. Records that are also in
+            D_train or held out are dropped and counted as duplicates.
 
     Raises:
-        InputError: a source cannot be read, too many of its records cannot be used, or nothing is
-            left of D_ref.
+        InputError: a source cannot be read, too many of its records cannot be used, or D_ref is
+            empty.
         TooFewSamples: there are fewer usable records than the splits ask for.
     """
     own = settings.model_copy(update={"num_reference": 0}) if trusted else settings
@@ -215,20 +107,25 @@ def _train_records(spool: Spool, output: Path) -> Iterator[TrainRecord]:
 
 
 def read_records(settings: DataSettings, seed: int, spool: Spool, account: Account) -> None:
-    """Put every usable record into the spool, once.
+    """Append every usable record to the spool, once.
 
     Raises:
         InputError: as `build_corpus`.
     """
     duplicates = Duplicates(settings.duplicates, settings.near_threshold)
     for index, source in enumerate(settings.sources):
+        # Keys get the names of the format here, so that each one is known to be read or not.
+        reader = source.model_copy(update={"fields": {}})
         form = None
         first_rejected: list[Rejected] = []
         num_read = num_rejected = 0
         for origin, raw in read_source(source, seed):
             if form is None:
                 form = recognise(raw, source, source.path or source.label)
-            record = parse_record(raw, form, source, origin)
+            fields = raw
+            if isinstance(raw, Mapping):
+                fields = TrackedFields(renamed(raw, source.fields))
+            record = parse_record(fields, form, reader, origin)
             num_read += 1
             count = account.of(record.source)
             count.read += 1
@@ -238,6 +135,10 @@ def read_records(settings: DataSettings, seed: int, spool: Spool, account: Accou
                 if len(first_rejected) < NUM_SHOWN:
                     first_rejected.append(record)
                 continue
+            # The demo's world says more about its records than any format reads.
+            if isinstance(fields, TrackedFields) and source.world is None:
+                account.note_unread(record.source, fields)
+            account.note_marks(record)
             repeat = duplicates.repeats(record, len(spool))
             if repeat is None:
                 spool.append(record, index)
@@ -248,12 +149,13 @@ def read_records(settings: DataSettings, seed: int, spool: Spool, account: Accou
                 spool.copies[repeat[1]] += 1
         if num_rejected > settings.max_rejected_share * num_read:
             raise InputError(
-                _too_many_rejected(source.label, first_rejected, num_rejected, num_read, settings)
+                too_many_rejected(source.label, first_rejected, num_rejected, num_read, settings)
             )
+    account.warn()
 
 
 class _Stream:
-    """The usable samples of one source, in an order of its records, tokenised by the batch."""
+    """The usable samples of one source, in the given order of its records, tokenized in batches."""
 
     def __init__(
         self,
@@ -273,7 +175,7 @@ class _Stream:
         self._first_rejected: list[Rejected] = []
 
     def take(self, split: str, number: int) -> Iterator[_Row]:
-        """The next samples that have a labelled token: `number`, or as many as are left."""
+        """The next `number` samples with at least one labeled token, or all that are left."""
         while number > 0:
             batch = self._next_records(number)
             if not batch:
@@ -289,7 +191,7 @@ class _Stream:
                     yield row
 
     def _next_records(self, number: int) -> list[tuple[int, Record]]:
-        """As many records, or fewer where these are many or long."""
+        """At most `number` records, and at most one batch."""
         batch = []
         size = 0
         for index in islice(self._order, min(number, BATCH_RECORDS)):
@@ -321,13 +223,13 @@ class _Stream:
             "noise": tokens.noise,
             "noise_kind": record.noise_kind,
         }
-        return row, len(result.input_ids) > max_length
+        return _Row(row, tokens, len(result.input_ids) > max_length)
 
     def check_rejected(self) -> None:
-        """Stop where the template cannot render too many of the records."""
+        """Raise an error if the template cannot render too many of the records."""
         if self._num_rejected > self._account.settings.max_rejected_share * self._num_tried:
             raise InputError(
-                _too_many_rejected(
+                too_many_rejected(
                     self.source.label,
                     self._first_rejected,
                     self._num_rejected,
@@ -338,7 +240,7 @@ class _Stream:
 
 
 class _Splits:
-    """Writes the splits: which source has its turn, and what is taken from it."""
+    """Writes the splits: chooses the source of each sample and takes it from there."""
 
     def __init__(
         self,
@@ -364,7 +266,7 @@ class _Splits:
         if sum(counts) > settings.num_samples:
             raise InputError(
                 f"num_samples and share of the sources come to {sum(counts)} samples, more than "
-                f"the {settings.num_samples} that are taken from them"
+                f"the {settings.num_samples} of the recipe. Lower them"
             )
         for source, count, size in zip(settings.sources, counts, sizes, strict=True):
             if count > size:
@@ -383,7 +285,7 @@ class _Splits:
             begin += len(window)
             rows = self._rows(window, split, streams)
             if split == "reference" and self.settings.duplicates_in_reference:
-                # Passed over, so that the other splits are what they are without this.
+                # Skipped, so that the other splits do not depend on this option.
                 for _ in rows:
                     pass
             else:
@@ -396,31 +298,31 @@ class _Splits:
             stream.check_rejected()
 
     def write_reference(self, taken: set[bytes], output: Path, advance: Advance) -> None:
-        """Write D_ref alone, without records of the keys in `taken`."""
+        """Write only D_ref, without records whose keys are in `taken`."""
         streams = self._streams(np.random.default_rng(self.seed).permutation(len(self.spool)))
         rows = self._rows(self._slots, "reference", streams)
         if not self._write(self._new(rows, taken), "reference", output, advance):
             raise InputError(
-                "reference.sources: all samples are in the corpus too, so none is left to train "
-                "the reference model on"
+                "reference.sources: all samples are in the corpus too, so there is none to train "
+                "the reference model on. Add other records"
             )
         for stream in streams:
             stream.check_rejected()
 
     def _new(self, rows: Iterator[_Row], taken: set[bytes]) -> Iterator[_Row]:
-        for row, was_cut in rows:
-            if taken.isdisjoint(self.spool[row["sample_id"]].keys()):
-                yield row, was_cut
+        for row in rows:
+            if taken.isdisjoint(self.spool[row.values["sample_id"]].keys()):
+                yield row
             else:
-                self.account.of(row["source"]).duplicates += 1
+                self.account.of(row.values["source"]).duplicates += 1
 
     def keys(self) -> set[bytes]:
-        """Of the content of all that has been written."""
+        """Keys of all records that have been written."""
         written = chain.from_iterable(self._written.values())
         return set(chain.from_iterable(self.spool[index].keys() for index in written))
 
     def _streams(self, order: NDArray[np.int64]) -> list[_Stream]:
-        """A stream for each source, of the records in this order."""
+        """A stream for each source, with its records in this order."""
         return [
             _Stream(
                 source,
@@ -433,7 +335,7 @@ class _Splits:
         ]
 
     def _with_repeats(self, heldout: Sequence[int]) -> NDArray[np.int64]:
-        """All records but the held-out ones, each as often as it was read, shuffled."""
+        """All records except the held-out ones, each as often as it was read, shuffled."""
         copies = np.array(self.spool.copies, dtype=np.int64)
         copies[heldout] = 0
         rng = np.random.default_rng([self.seed, 1])
@@ -442,7 +344,7 @@ class _Splits:
     def _rows(
         self, window: NDArray[np.int64], split: str, streams: Sequence[_Stream]
     ) -> Iterator[_Row]:
-        """A sample for each place, of its source."""
+        """The sample of each slot of a window, from the slot's source."""
         counts = np.bincount(window, minlength=len(streams)).tolist()
         taken = [stream.take(split, count) for stream, count in zip(streams, counts, strict=True)]
         num_missing = 0
@@ -457,7 +359,7 @@ class _Splits:
                 used = self.account.of(settings.label).used
                 raise InputError(_too_few_of(settings, int((self._slots == source).sum()), used))
             num_missing += 1
-        # What a source no longer has, others give that were asked for no number of their own.
+        # Sources without a number or share of their own make up for those that ran short.
         for stream in streams:
             if stream.source.num_samples is None and stream.source.share is None:
                 for row in stream.take(split, num_missing):
@@ -470,28 +372,16 @@ class _Splits:
             raise TooFewSamples(_too_few(self.account, usable, len(self.spool)), usable)
 
     def _write(self, rows: Iterator[_Row], split: str, output: Path, advance: Advance) -> list[int]:
-        """Write a split; the numbers of its records."""
+        """Write a split and return the numbers of its records."""
         written = []
         with TableWriter(layout.split_file(output, split), SAMPLE_SCHEMA, ROW_GROUP) as writer:
-            for row, was_cut in rows:
-                self.account.take(split, row, was_cut)
-                writer.write(row)
-                written.append(row["sample_id"])
+            for row in rows:
+                self.account.take(split, row.values["source"], row.tokens, row.was_cut)
+                writer.write(row.values)
+                written.append(row.values["sample_id"])
                 if len(written) % ROW_GROUP == 0:
                     advance(ROW_GROUP, "")
         return written
-
-
-def _too_many_rejected(
-    source: str, first: Sequence[Rejected], number: int, num_read: int, settings: DataSettings
-) -> str:
-    shown = "\n".join(f"  {record}" for record in first)
-    return (
-        f"{number} of the {num_read} records of source {source} cannot be used, more than "
-        f"data.max_rejected_share ({settings.max_rejected_share:g}) allows. The first:\n"
-        f"{shown}\nMend the records, map their fields with the source's `fields`, or allow a "
-        "larger share"
-    )
 
 
 def _too_few_of(source: SourceSettings, asked: int, usable: int) -> str:

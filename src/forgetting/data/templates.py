@@ -26,8 +26,10 @@ from forgetting.data.positions import (
     unmarked,
     unused_characters,
 )
-from forgetting.data.records import Message, Record, Unusable
+from forgetting.data.records import Record
+from forgetting.data.sources import Origin
 from forgetting.errors import InputError
+from forgetting.formats import Message, Unusable
 
 SystemRole = Literal["keep", "fold"]
 PLAIN = (
@@ -73,8 +75,8 @@ class _Ending(NamedTuple):
 
     tail: str
     """What it writes there."""
-    mark_end: int
-    """Where the end mark ends, in `tail + appended`."""
+    mark: Range
+    """The end mark, in `tail + appended`."""
     appended: str
     """The end mark, if the template does not write it."""
     token_id: int
@@ -90,7 +92,8 @@ class _LastTurn(NamedTuple):
     start: int
     body_end: int
     """Where the content ends."""
-    end: int
+    mark: Range
+    """The end mark, with which the turn ends."""
     token_id: int
     has_other_prompt: bool
 
@@ -134,7 +137,8 @@ class ChatTemplate:
         """Tokens that end a response or a turn, in the records rendered so far."""
         try:
             self._template = _compiled(source, today)
-            self._locate([_turn("user", "Is it so?"), _turn("assistant", "It is.")])
+            messages = Message("user", "Is it so?"), Message("assistant", "It is.")
+            self.render(Record(messages, "", Origin("", 1)))
         except Unusable as why:
             raise InputError(f"{why}. Set another template in model.chat_template") from why
         except TemplateError as error:
@@ -162,8 +166,8 @@ class ChatTemplate:
         if self._literal_special_tokens:
             self._check_special_tokens(turns, last.text, marks)
         spans, num_context_turns = self._earlier_turns(turns, last.text)
-        spans.append(TurnSpan(last.start, last.end, True))
-        text, body_end = last.text, last.body_end
+        spans.append(TurnSpan(last.start, last.mark[1], True))
+        text, body_end, mark = last.text, last.body_end, last.mark
         literals: tuple[Range, ...] = ()
         if marks:
             places = [match.start() for match in re.finditer(f"[{marks}]", text)]
@@ -171,10 +175,10 @@ class ChatTemplate:
             text = text.translate(dict.fromkeys(map(ord, marks)))
             spans = [TurnSpan(unmarked(places, a), unmarked(places, b), c) for a, b, c in spans]
             body_end = unmarked(places, body_end)
-        span = spans[-1]
-        self._check_text(messages, text, span.start, body_end)
+            mark = unmarked(places, mark[0]), unmarked(places, mark[1])
+        self._check_text(messages, text, spans[-1].start, body_end)
         spoiled = record.noise_spans or ()
-        noise = noise_ranges(spoiled, messages[-1].content, text, body_end, span.end)
+        noise = noise_ranges(spoiled, messages[-1].content, text, body_end, mark)
         return Rendering(
             text, tuple(spans), literals, noise, num_context_turns, last.has_other_prompt
         )
@@ -201,7 +205,8 @@ class ChatTemplate:
         if self._literal_special_tokens:
             literals = tuple(match.span() for match in self._special.pattern.finditer(content))
         span = TurnSpan(0, len(text), True)
-        noise = noise_ranges(record.noise_spans or (), content, text, len(content), len(text))
+        spoiled = record.noise_spans or ()
+        noise = noise_ranges(spoiled, content, text, len(content), (len(content), len(text)))
         return Rendering(text, (span,), literals, noise)
 
     def _folded(self, messages: Sequence[Message]) -> Sequence[Message]:
@@ -259,7 +264,7 @@ class ChatTemplate:
             text + ending.appended,
             start,
             body_end,
-            body_end + ending.mark_end,
+            (body_end + ending.mark[0], body_end + ending.mark[1]),
             ending.token_id,
             has_other_prompt,
         )
@@ -299,9 +304,9 @@ class ChatTemplate:
                 continue
             if alone.has_other_prompt or not text.startswith(alone.text[: alone.body_end]):
                 num_context_turns += 1
-            elif text.startswith(alone.text[: alone.end]):
+            elif text.startswith(alone.text[: alone.mark[1]]):
                 self.end_token_ids.add(alone.token_id)
-                spans.append(TurnSpan(alone.start, alone.end, True))
+                spans.append(TurnSpan(alone.start, alone.mark[1], True))
             else:
                 spans.append(TurnSpan(alone.start, alone.body_end, False))
         return spans, num_context_turns
@@ -325,15 +330,15 @@ class ChatTemplate:
         special = self._special
         for pattern in (special.pattern, special.added_pattern):
             if match := pattern.search(tail):
-                return _Ending(tail, match.end(), "", special.added_ids[match[0]])
+                return _Ending(tail, match.span(), "", special.added_ids[match[0]])
         if turns is not None and (after := self._next_turn(turns)).startswith(tail):
             for pattern in (special.pattern, special.added_pattern):
                 match = pattern.search(after)
                 if match and match[0] not in self._never_ends:
                     appended = after[len(tail) : match.end()]
-                    return _Ending(tail, match.end(), appended, special.added_ids[match[0]])
+                    return _Ending(tail, match.span(), appended, special.added_ids[match[0]])
         token, id_ = self._eos
-        return _Ending(tail, len(tail) + len(token), token, id_)
+        return _Ending(tail, (len(tail), len(tail) + len(token)), token, id_)
 
     def _next_turn(self, turns: Sequence[dict[str, str]]) -> str:
         """What the template writes between a response and the content of a user turn after it."""

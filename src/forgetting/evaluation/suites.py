@@ -26,8 +26,8 @@ from forgetting.evaluation.benchmarks import (
     missing_files,
     read_items,
 )
-from forgetting.rundir.files import file_sha256
 from forgetting.rundir.results import Group, Metric, TaskResult
+from forgetting.rundir.storage import file_sha256
 
 AVERAGE = "average"
 

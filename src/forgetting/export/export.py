@@ -1,8 +1,8 @@
-"""From what a person asks for to a folder, and to the hub.
+"""Exports a part of a run to a folder, and to the Hub.
 
-Goes in: a run directory and the name of what is to be had of it. Comes out: a folder with the
-files, a card for people (`README.md`) and one for programs (`export.json`), nothing of which names
-a folder of this machine. The run is only read.
+Goes in: a run directory and what to export. Comes out: a folder with the files, a card for people
+(`README.md`) and one for programs (`export.json`). None of them contains a local path. The run is
+read-only.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from forgetting import __version__
 from forgetting.config import Recipe, VariantSettings, load_recipe
 from forgetting.console import logger, progress
 from forgetting.errors import InputError
-from forgetting.export import records, tokens
+from forgetting.export import conversations, tokens
+from forgetting.export.conversations import By
 from forgetting.export.folder import Format, check_output, whole_folder, write_rows
 from forgetting.export.hub import check_repo, push
-from forgetting.export.records import By
 from forgetting.method.terms import TERMS
 from forgetting.models import loading
 from forgetting.models.adapters import is_adapter as is_adapter_folder
@@ -28,31 +28,31 @@ from forgetting.models.adapters import merge_adapter
 from forgetting.models.tokenization import load_tokenization, tokenizer_threads
 from forgetting.pipeline import plan_with_state
 from forgetting.report.card import RunFacts, data_card, model_card
-from forgetting.report.results import tabulate
+from forgetting.report.result_table import tabulate
 from forgetting.rundir import layout
 from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.reader import RunReader
 from forgetting.rundir.samples import SampleFile
-from forgetting.rundir.selection import SelectionSummary, read_selection
+from forgetting.rundir.selections import SelectionSummary, read_selection
 from forgetting.rundir.stats import DataSummary
 
 What = Literal["data", "clean", "model", "adapter"]
 PREFERRED = "forgetting"
-# Of a model's folder: weights, settings, tokenizer, and the figures of its training.
+# Files of a model: weights, settings, tokenizer and training log.
 MODEL_FILES = {".safetensors", ".json", ".jsonl", ".jinja", ".model", ".txt"}
 
 
 @dataclass(frozen=True)
 class Export:
-    """What was exported."""
+    """A finished export."""
 
     path: Path
     sentence: str
-    """What it is, in numbers."""
+    """Its content and size."""
     loading: tuple[str, ...]
-    """Lines of Python that read it."""
+    """Python code that loads it, line by line."""
     url: str | None
-    """On the hub."""
+    """Its address on the Hub; None if it was not uploaded."""
 
 
 def export_run(
@@ -68,23 +68,24 @@ def export_run(
     push_to_hub: str | None = None,
     public: bool = False,
 ) -> Export:
-    """Take something along from a run.
+    """Export a corpus or a model from a run.
 
     Args:
-        what: `data`, the corpus with its selection; `clean`, its conversations without the worst
-            samples; `model`, whole weights; `adapter`, what was trained.
-        variant: default `forgetting`, or the first.
-        output: default `exports/<recipe>-<variant>-<what>`.
-        format: of a corpus; default `parquet` for `data`, `jsonl` for `clean`.
-        drop_worst: share of D_train's samples that `clean` leaves out; default 0.1.
-        by: how `clean` finds them, see `SampleJudgments.worst`; default `quality`.
-        force: replace an earlier export at `output`.
-        push_to_hub: id of a repository on the hub, which is made if there is none.
-        public: everybody can read it; else it must be, or is made, private.
+        run_dir: the run directory.
+        what: `data` is the corpus with its selection, `clean` its conversations without the worst
+            samples, `model` full weights, `adapter` the adapter alone.
+        variant: default: `forgetting`, or the first.
+        output: default: `exports/<recipe>-<variant>-<what>`.
+        format: file format of a corpus; default: `parquet` for `data`, `jsonl` for `clean`.
+        drop_worst: share of D_train's samples that `clean` drops; default: 0.1.
+        by: how `clean` ranks samples, see `SampleJudgments.worst`; default: `quality`.
+        force: whether to replace an earlier export at `output`.
+        push_to_hub: id of a repository on the Hub, which is created if it does not exist.
+        public: whether everybody may read the repository. If False, it must be private.
 
     Raises:
-        InputError: no such run or variant, what is asked for is not done in it, an option does not
-            go with it, there is something at `output`, or the repository cannot be written to.
+        InputError: there is no such run or variant, its stage is not done, an option does not apply
+            to `what`, `output` exists, or the repository cannot be written to.
     """
     run = Path(run_dir)
     if not layout.recipe_file(run).is_file():
@@ -100,7 +101,7 @@ def export_run(
     if drop_worst is not None and not 0 <= drop_worst < 1:
         raise InputError(f"--drop-worst must be at least 0 and below 1, got {drop_worst:g}")
     if public and push_to_hub is None:
-        raise InputError("--public says who can read it on the hub: give --push-to-hub as well")
+        raise InputError("--public needs --push-to-hub")
     recipe = load_recipe(layout.recipe_file(run))
     variant = _variant(recipe, variant, recipe.selecting_variants if is_corpus else None)
     if output is None:
@@ -112,7 +113,7 @@ def export_run(
     needed = f"{'select' if is_corpus else 'train'}:{variant}"
     if needed not in done:
         raise InputError(
-            f"{needed} is not done in {run} as its recipe asks for. Do it with "
+            f"{needed} is not done in {run} for its recipe. Run it with "
             f"`forgetting run {layout.recipe_file(run)} --run-dir {run}`"
         )
     job = _Job(recipe, run, variant, output, _facts(recipe, run, done))
@@ -130,20 +131,20 @@ def export_run(
     if push_to_hub is not None:
         if what == "adapter" and Path(recipe.model.name_or_path).exists():
             logger.warning(
-                "adapter_config.json names the base model's folder on this machine: others need a "
-                "base model that they can get"
+                "adapter_config.json names a local folder as the base model. Others cannot load "
+                "the adapter without that model"
             )
         url = push(output, push_to_hub, "dataset" if is_corpus else "model", public=public)
     return Export(output, sentence, usage, url)
 
 
 _Result = tuple[str, tuple[str, ...]]
-"""What was written, in a sentence, and lines of Python that read it."""
+"""A sentence about the content, and Python code that loads it."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What all exports of a run have in common."""
+    """What all exports of a run share."""
 
     recipe: Recipe
     run: Path
@@ -164,7 +165,7 @@ class _Job:
         for name in set(tokens.SCORES).difference(tokens.stored_scores(self.run)):
             del columns[name]
         if TERMS[self.settings.forgetting.term].is_per_sample:
-            # The trainer refuses them with such a term.
+            # The trainer refuses weights with such a term.
             del columns["token_weights"]
         decode = loading.decoder(self.recipe.model)
         quality = self.settings.selection.quality
@@ -174,17 +175,19 @@ class _Job:
             write_rows(tables, folder / f"train.{format}", format, advance)
         sentence = (
             f"{num_samples:,} samples with {selection.num_tokens:,} response tokens: "
-            f"{selection.num_positive:,} to learn, {selection.num_negative:,} negative, "
-            f"{selection.num_ignored:,} to ignore."
+            f"{selection.num_positive:,} positive, {selection.num_negative:,} negative, "
+            f"{selection.num_ignored:,} ignored."
         )
         title = "the corpus with its selection"
         return self._corpus(folder, title, sentence, columns, num_samples)
 
     def clean(self, folder: Path, format: Format, share: float, by: By) -> _Result:
-        quality = records.sample_quality(self.run, self.variant, self.settings.selection.quality)
+        quality = conversations.sample_quality(
+            self.run, self.variant, self.settings.selection.quality
+        )
         is_kept = ~quality.worst(share, by)
         tokenization = load_tokenization(self.recipe)
-        tables = records.record_tables(
+        tables = conversations.record_tables(
             self.recipe, self.run, tokenization, quality, is_kept, folder
         )
         first: list[str] = []
@@ -199,10 +202,10 @@ class _Job:
             write_rows(noted(), folder / f"train.{format}", format, advance)
         judged = "lowest mean quality" if by == "quality" else "highest share of negative tokens"
         sentence = (
-            f"{total:,} of {len(is_kept):,} samples: the {len(is_kept) - total:,} of the "
-            f"{judged} are left out."
+            f"{total:,} of {len(is_kept):,} samples, without the {len(is_kept) - total:,} that "
+            f"have the {judged}."
         )
-        columns = {name: records.COLUMNS[name] for name in first}
+        columns = {name: conversations.COLUMNS[name] for name in first}
         title = "the corpus without its worst samples"
         return self._corpus(folder, title, sentence, columns, total)
 
@@ -238,8 +241,8 @@ class _Job:
         has_adapter = is_adapter_folder(trained)
         if is_adapter and not has_adapter:
             raise InputError(
-                f"{self.variant} was trained or merged to whole weights, so there is no adapter: "
-                "export them with --what model"
+                f"{self.variant} has no adapter, because it was trained or merged to full weights. "
+                "Export it with --what model"
             )
         if has_adapter and not is_adapter:
             dtype = loading.pick_dtype(self.recipe.model)
@@ -272,18 +275,22 @@ class _Job:
 
 
 def _refuse_unread(options: Mapping[str, tuple[str, Any, bool]]) -> None:
-    """Refuse options that what is asked for does not read: (what does, value, is read)."""
+    """Refuse options that do not apply.
+
+    Args:
+        options: by name, (where it applies, its value, whether it applies here).
+    """
     for option, (where, value, is_read) in options.items():
         if value is not None and not is_read:
-            raise InputError(f"{option} is for --what {where}: leave it out")
+            raise InputError(f"{option} applies to --what {where} only. Remove it")
 
 
 def _variant(recipe: Recipe, asked: str | None, selecting: list[str] | None) -> str:
     known = list(recipe.variants) if selecting is None else selecting
     if not known:
         raise InputError(
-            "no variant of this run selects tokens (all are `full`), so its corpus is the one that "
-            "went in"
+            "no variant of this run selects tokens (all are `full`), so there is no selection to "
+            "export"
         )
     if asked is None:
         return PREFERRED if PREFERRED in known else known[0]
@@ -294,7 +301,7 @@ def _variant(recipe: Recipe, asked: str | None, selecting: list[str] | None) -> 
 
 
 def _facts(recipe: Recipe, run: Path, done: set[str]) -> RunFacts:
-    """Of results, only those that belong to the recipe as it is."""
+    """Facts for the cards. Results are included only if they are up to date with the recipe."""
     evaluations = [e for e in RunReader(run).evaluations if f"evaluate:{e.variant}" in done]
     return RunFacts(
         recipe,

@@ -1,6 +1,6 @@
-"""An output folder that is there whole or not at all, and the files of rows in it.
+"""Output folders that are complete or absent, and files of rows in them.
 
-Knows nothing of what is written.
+Knows nothing of their content.
 """
 
 from __future__ import annotations
@@ -20,40 +20,39 @@ from forgetting.rundir.samples import ROWS_PER_GROUP
 
 Format = Literal["parquet", "jsonl"]
 MARK = "export.json"
-"""What makes a folder one of ours, which may be replaced."""
+"""Marks a folder as an export, which may be replaced."""
 ROWS_AT_ONCE = 100
 
 
 def check_output(output: Path, replace: bool) -> None:
-    """Refuse an output folder before any work is done for it.
+    """Refuse an output folder that cannot be written, before any work.
 
     Raises:
-        InputError: there is something, and it is not to be replaced or no export.
+        InputError: `output` exists and is not an export, or may not be replaced.
     """
     if not output.exists() and not output.is_symlink():
         return
     if output.is_symlink() or not output.is_dir():
-        raise InputError(f"{output} is no folder. Choose another place with --output")
+        raise InputError(f"{output} is not a folder. Choose another one with --output")
     if not any(output.iterdir()):
         return
     if not replace:
         raise InputError(
-            f"{output} exists. Replace it with --force, or choose another place with --output"
+            f"{output} exists. Replace it with --force, or choose another folder with --output"
         )
     if not (output / MARK).is_file():
         raise InputError(
-            f"{output} was not written by `forgetting export`, so it is not replaced. Choose "
-            "another place with --output"
+            f"{output} was not written by `forgetting export` and is not replaced. Choose another "
+            "folder with --output"
         )
 
 
 @contextmanager
 def whole_folder(output: Path, about: Mapping[str, Any]) -> Iterator[Path]:
-    """A folder to write into, which takes the place of `output` when the context ends without an
-    error.
+    """A folder to write into. It replaces `output` if the context ends without an error.
 
     Args:
-        about: what it holds, for programs; written as `export.json`.
+        about: facts for programs, written as `export.json`.
     """
     partial = output.with_name(f".{output.name}.partial")
     replaced = output.with_name(f".{output.name}.replaced")
@@ -62,7 +61,9 @@ def whole_folder(output: Path, about: Mapping[str, Any]) -> Iterator[Path]:
     try:
         partial.mkdir(parents=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"{output.parent} is no folder. Choose another with --output") from error
+        raise InputError(
+            f"{output.parent} is not a folder. Choose another one with --output"
+        ) from error
     try:
         yield partial
         (partial / MARK).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
@@ -80,7 +81,7 @@ def write_rows(
     format: Format,
     advance: Callable[[int, str], None] = lambda amount, note: None,
 ) -> int:
-    """Write tables of one schema to a file, one after the other; gives the number of rows."""
+    """Write tables of one schema to a file, in order; returns the number of rows."""
     num_rows = 0
     if format == "parquet":
         writer = None

@@ -1,4 +1,4 @@
-"""A folder on the Hugging Face hub, by its own client. Knows nothing of what is in the folder."""
+"""Uploads a folder to the Hugging Face Hub. Knows nothing of its content."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ RepoType = Literal["model", "dataset"]
 
 
 def check_repo(repo_id: str, repo_type: RepoType, *, public: bool) -> None:
-    """Refuse, before any work is done for it, a repository that cannot be written to.
+    """Refuse a repository that cannot be written to, before any work.
 
     Raises:
-        InputError: no such name can be, nobody is logged in, or it is public and was not meant to
-            be.
-        ForgettingError: the hub cannot be asked.
+        InputError: the name is invalid, nobody is logged in, or the repository is public and
+            `public` is False.
+        ForgettingError: the Hub cannot be reached.
     """
     try:
         validate_repo_id(repo_id)
@@ -37,19 +37,19 @@ def check_repo(repo_id: str, repo_type: RepoType, *, public: bool) -> None:
         )
     if is_public and not public:
         raise InputError(
-            f"--push-to-hub {repo_id}: it exists and everybody can read it. Add --public if that "
-            "is what you want, or choose another name"
+            f"--push-to-hub {repo_id}: this repository is public. Add --public if you want that, "
+            "or choose another name"
         )
 
 
 def push(folder: Path, repo_id: str, repo_type: RepoType, *, public: bool) -> str:
-    """Put all files of a folder into a repository, in one commit; gives its address.
+    """Upload a folder in one commit; returns the address of the repository.
 
     Args:
-        public: a repository that has to be made first can be read by everybody.
+        public: whether a new repository is public.
 
     Raises:
-        ForgettingError: the hub refuses, or cannot be reached.
+        ForgettingError: the Hub refuses or cannot be reached.
     """
     api = HfApi()
     with _explained(repo_id, f". The export is in {folder}"):
@@ -58,7 +58,7 @@ def push(folder: Path, repo_id: str, repo_type: RepoType, *, public: bool) -> st
             repo_id=url.repo_id,
             repo_type=repo_type,
             folder_path=folder,
-            commit_message="Export of forgetting",
+            commit_message="Export from forgetting",
         )
     return str(url)
 
@@ -69,10 +69,10 @@ def _explained(repo_id: str, more: str = "") -> Iterator[None]:
         yield
     except LocalTokenNotFoundError as error:
         raise InputError(
-            f"--push-to-hub {repo_id}: nobody is logged in to the hub. Log in with "
-            "`hf auth login`, or set HF_TOKEN"
+            f"--push-to-hub {repo_id}: you are not logged in to the Hub. Run `hf auth login`, or "
+            "set HF_TOKEN"
         ) from error
-    # The client raises whatever the network and the hub do.
+    # The client passes on any error of the network or of the Hub.
     except Exception as error:
         raise ForgettingError(
             f"--push-to-hub {repo_id}: {' '.join(str(error).split())[:300]}{more}"

@@ -1,8 +1,7 @@
-"""The corpus with its selection, as `ForgettingTrainer` and other trainers read it.
+"""The corpus with its selection, in the form that `ForgettingTrainer` and other trainers read.
 
-Goes in: a run directory in which a variant is selected. Comes out: tables with a row for each
-sample of D_train, in its order, in the schema of `COLUMNS`. Memory is bounded by a shard of the
-scores.
+Goes in: a run directory with a selection. Comes out: tables with one row per sample of D_train, in
+order, with the columns of `COLUMNS`. Memory is bounded by one shard of scores.
 """
 
 from __future__ import annotations
@@ -18,28 +17,28 @@ from forgetting.method.columns import POSTERIOR
 from forgetting.rundir.findings import has_findings
 from forgetting.rundir.samples import Samples
 from forgetting.rundir.scores import LOG_PROBS, ScoredCorpus
-from forgetting.rundir.selection import TOKENS, selected_parts
+from forgetting.rundir.selections import TOKENS, selected_parts
 from forgetting.training.dataset import trainer_columns
 
 COLUMNS = {
-    "sample_id": "number of the sample, as in the run",
-    "source": "the data set that it comes from",
-    "prompt": "text before the first response token, special tokens included",
-    "completion": "text from the first response token on; of several turns, all that follow",
+    "sample_id": "number of the sample in the run",
+    "source": "data set of the sample",
+    "prompt": "text before the first response token, with special tokens",
+    "completion": "text from the first response token on",
     "input_ids": "token ids of the whole sample",
-    "labels": "the token where it is to be predicted, -100 elsewhere",
-    "completion_mask": "1 where a token is to be predicted, 0 elsewhere",
+    "labels": "token id where the token is predicted, else -100",
+    "completion_mask": "1 where the token is predicted, else 0",
     "polarity": "+1 learn, -1 forget, 0 ignore",
-    "token_weights": "weight of the token in the mean of its polarity: 1, or 0 where it is ignored",
-    "quality": "by the measure of the selection; higher is better",
+    "token_weights": "weight in the mean of its polarity: 1, or 0 if ignored",
+    "quality": "quality by the selected measure; higher is better",
     "base_log_probs": "log-probability under the base model, in nats",
     "reference_log_probs": "log-probability under the reference model, in nats",
     "posterior": "the detector's probability that the token is bad",
-    "noise": "1 where the token is known to be noise",
-    "noise_kind": "the kind of noise of the sample; empty where there is none",
+    "noise": "1 if the token is known noise",
+    "noise_kind": "kind of noise of the sample, or empty",
 }
-"""What each column holds. Those from `labels` on, the last apart, have one value for each token of
-`input_ids`, zero (in `labels` -100) outside the responses."""
+"""Content of each column. The columns from `labels` to `noise` have one value per token of
+`input_ids`. Outside the responses it is 0, in `labels` -100."""
 NOISE = ("noise", "noise_kind")
 SCORES = (*LOG_PROBS, POSTERIOR)
 """Columns of scores, of which a run has those that its recipe needs."""
@@ -58,16 +57,16 @@ def token_tables(
     decode: Callable[[Sequence[int]], str],
     columns: Sequence[str] = tuple(COLUMNS),
 ) -> Iterator[pa.Table]:
-    """D_train with what a variant selected, a table for each shard of the scores.
+    """D_train with a variant's selection, one table per shard of scores.
 
     Args:
-        quality: the measure.
+        quality: name of the measure.
         decode: text of token ids, special tokens included.
-        columns: among `COLUMNS`; those of noise only where it is known for every sample, and those
-            of `SCORES` only if `stored_scores` names them.
+        columns: names in `COLUMNS`. Those of `NOISE` need noise that is known for every sample.
+            Those of `SCORES` must be in `stored_scores`.
 
     Raises:
-        InputError: as `selected_parts`.
+        InputError: see `selected_parts`.
     """
     measure = MEASURES[quality]
     own = [name for name in SCORES if name in columns]
@@ -97,10 +96,10 @@ def token_tables(
 
 
 def _texts(samples: Samples, row: int, decode: Callable[[Sequence[int]], str]) -> tuple[str, str]:
-    """Of a sample: what comes before its first response token, and the rest."""
+    """Text of a sample before its first response token, and the rest."""
     tokens = slice(samples.token_starts[row], samples.token_starts[row + 1])
     ids = samples.input_ids[tokens].tolist()
     begin = int(np.argmax(samples.is_response[tokens]))
     prompt, whole = decode(ids[:begin]), decode(ids)
-    # Some tokenizers leave out the space before a text's first token, which is one within it.
+    # Some tokenizers drop a space at the start of a text, but not inside it.
     return prompt, whole[len(prompt) :] if whole.startswith(prompt) else decode(ids[begin:])

@@ -1,12 +1,12 @@
-"""The token inspector: every response token of D_train coloured by its quality.
+"""The token inspector: every response token of D_train, colored by its quality.
 
-Goes in: a run in which tokens were scored and selected, and the tokenizer's `decode`. Comes out:
-one page in two uses (a file of its own with some samples; served, with all of them) and a view
-for terminals. `corpus` reads the run and answers questions about it; the others only show.
+Goes in: a run with scores and a selection, and the tokenizer's `decode`. Comes out: a page, either
+as a file with some samples or served with all of them, and a view for terminals. `corpus` reads the
+run and answers questions about it; the other modules only show the answers.
 """
 
 from forgetting.inspector.corpus import Inspection, open_inspection
-from forgetting.inspector.page import static_page
+from forgetting.inspector.rendering import static_page
 from forgetting.inspector.server import InspectorServer
 from forgetting.inspector.terminal import show_in_terminal
 

@@ -35,7 +35,7 @@ from forgetting.inspector.thresholds import (
 from forgetting.rundir.reader import RunReader
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, list_column
 from forgetting.rundir.scores import LOG_PROBS, ScoredCorpus, has_scores
-from forgetting.rundir.selection import SelectionSummary, selected_parts
+from forgetting.rundir.selections import SelectionSummary, selected_parts
 
 COLOR_LEVELS = 10
 CLIP = (0.02, 0.98)
@@ -131,7 +131,8 @@ class Inspection:
         self.has_base, self.has_reference = (name in columns for name in LOG_PROBS)
         """Whether the corpus was scored by the base, and by another model as the reference."""
         if self.has_base and self.has_reference:
-            self.has_reference = not np.array_equal(*(columns[name] for name in LOG_PROBS))
+            base, reference = (columns[name] for name in LOG_PROBS)
+            self.has_reference = not np.array_equal(base, reference)
         self.thresholds = self._thresholds()
         """One per source if `by_source`, else one."""
         self.scale = self._scale()
@@ -181,7 +182,7 @@ class Inspection:
         if not len(self.quality):
             return Scale(0.0, 0.0, 0.0)
         low, high = (float(q) for q in np.quantile(self.quality, CLIP))
-        # A measure that is never above 0 has no natural middle.
+        # If 0 does not divide good from bad tokens, the quality has no natural middle.
         has_zero = self.selection.measure.has_zero
         center = 0.0 if has_zero else float(np.median(self.quality))
         return Scale(min(low, center), center, max(high, center))

@@ -1,7 +1,6 @@
-"""Token ids cut into pieces of text that a person can read.
+"""Cuts token ids into readable pieces of text.
 
-Goes in: ids and a `decode`. Comes out: the shortest runs of tokens that are whole characters.
-Knows nothing of scores or pages.
+Goes in: ids and a `decode`. Comes out: the shortest runs of tokens that form whole characters.
 """
 
 from __future__ import annotations
@@ -9,14 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 Decode = Callable[[Sequence[int]], str]
-"""Text of token ids, special tokens included. It must only ever add to the text when tokens are
-added, but for the bytes of a character that is not complete."""
+"""Text of token ids, special tokens included. Appending tokens may only append text, except for the
+bytes of an incomplete character."""
 
 
 def piece_spans(ids: Sequence[int], decode: Decode) -> list[tuple[int, int, str]]:
-    """Cut `ids` into (start, stop, text) with whole characters; the texts join to the whole.
+    """Cut `ids` into (start, stop, text) at character boundaries. The texts join to the whole text.
 
-    Each piece is decoded after the piece before it, as tokenizers treat the first token apart.
+    Each piece is decoded together with the one before it, because tokenizers treat a first token
+    differently.
     """
     spans: list[tuple[int, int, str]] = []
     before, start = 0, 0

@@ -1,9 +1,8 @@
-"""Serves an inspection to a browser on this machine, read only.
+"""A read-only localhost server for the inspector.
 
-Goes in: an `Inspection`. Comes out: three routes on 127.0.0.1 (the page, a page of its list, a
-sample) under a path that nobody can guess. Everything else is refused: other methods, other
-paths, requests that another site makes or that come in under another host's name. No file is
-ever opened on request.
+Goes in: an `Inspection`. Comes out: three routes on 127.0.0.1 (the page, a part of the list, one
+sample) below a random path. Everything else is refused: other methods and paths, requests from
+other sites, and requests for another host name. No request opens a file.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from urllib.parse import parse_qs, urlsplit
 
 from forgetting.errors import InputError
 from forgetting.inspector.corpus import Inspection, Query, Sort
-from forgetting.inspector.page import served_page
+from forgetting.inspector.rendering import served_page
 
 HOST = "127.0.0.1"
-# A page that another site loads under its own name and then points here has that name in Host.
+# Stops DNS rebinding: a site that points its own name at this machine sends that name as Host.
 OWN_HOSTS = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?", re.IGNORECASE)
 MAX_TOKENS_SHOWN = 4096
 MAX_LIMIT = 200
@@ -38,14 +37,14 @@ HEADERS = {
 
 
 class InspectorServer(ThreadingHTTPServer):
-    """A server for one inspection; `serve_forever` until `shutdown`.
+    """Serves one inspection, with `serve_forever` until `shutdown`.
 
     Args:
-        inspection: what is served.
-        port: 0 takes a free one.
+        inspection: the corpus.
+        port: 0 chooses a free port.
 
     Raises:
-        InputError: the port is taken.
+        InputError: the port cannot be used.
     """
 
     daemon_threads = True
@@ -58,16 +57,16 @@ class InspectorServer(ThreadingHTTPServer):
             super().__init__((HOST, port), _Handler)
         except (OSError, OverflowError) as error:
             raise InputError(
-                f"port {port} cannot be used: {error}. Leave --port out to take a free one"
+                f"port {port} cannot be used: {error}. Omit --port to use a free one"
             ) from error
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """Address of the page."""
         return f"http://{HOST}:{self.server_port}{self.prefix}"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A browser that leaves in the middle of an answer is no error."""
+        """Ignore a browser that disconnects during a response."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -82,7 +81,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.MISDIRECTED_REQUEST)
             return
         is_own = self.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin")
-        # Who follows a link to the page sees it; what another site's script asks for is refused.
+        # A link to the page may be followed. Requests by other sites' scripts are refused.
         if not is_own and self.headers.get("Sec-Fetch-Mode") != "navigate":
             self._refuse(HTTPStatus.FORBIDDEN)
             return
@@ -126,14 +125,14 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status.phrase.encode(), "text/plain; charset=utf-8", status)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the terminal says where the page is, and no more."""
+        """Log nothing to the terminal."""
 
 
 def read_query(given: dict[str, str]) -> Query:
-    """A query from the fields of an address.
+    """The query in the fields of a URL.
 
     Raises:
-        ValueError, KeyError: a field that is unknown or outside its range.
+        ValueError, KeyError: a field is unknown or out of range.
     """
     unknown = set(given) - {"rho", "source", "text", "min", "sort", "offset", "limit"}
     rho = float(given["rho"]) if "rho" in given else None

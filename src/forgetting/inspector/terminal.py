@@ -1,8 +1,8 @@
-"""The inspector in a terminal: a sample at a time, coloured and underlined.
+"""The inspector in a terminal: one sample at a time, colored and underlined.
 
-Goes in: an `Inspection` and a console. Comes out: text. Control and formatting characters of the
-data are placeholders before they get here, and no text is read as markup: a sample can neither
-move the cursor nor hide a part of itself.
+Goes in: an `Inspection` and a console. Comes out: text. Control and formatting characters were
+replaced by placeholders before, and no text is read as markup, so a sample can neither move the
+cursor nor hide a part of itself.
 """
 
 from __future__ import annotations
@@ -17,17 +17,19 @@ from rich.text import Text
 from forgetting.inspector.corpus import Inspection, Query, Sort
 
 MAX_TOKENS_SHOWN = 2048
-HELP = "Enter or n: next · p: previous · w, b, d: worst, best, in D_train's order · q: leave"
+HELP = (
+    "Enter or n: next · p: previous · w: worst first · b: best first · d: D_train order · q: quit"
+)
 SORTS: dict[str, Sort] = dict(zip("wbd", get_args(Sort), strict=True))
-# Orange and blue, as on the page; text on them is black, whatever the terminal's own colours.
+# Orange and blue, as on the page, with black text in every terminal theme.
 BAD, GOOD = (224, 112, 0), (66, 140, 214)
 PAPER = (255, 255, 255)
 
 
 def show_in_terminal(inspection: Inspection, console: Console) -> None:
-    """Show samples until the user leaves; all of standard input is commands.
+    """Show samples until the user quits. Reads commands from standard input.
 
-    Where standard input is no terminal, the worst sample is shown and that is all.
+    If the console is not a terminal, only the worst sample is shown.
     """
     sort: Sort = "worst"
     place = 0
@@ -51,7 +53,7 @@ def show_in_terminal(inspection: Inspection, console: Console) -> None:
 
 
 def sample_text(inspection: Inspection, row: int, place: str) -> Group:
-    """One sample as coloured text."""
+    """One sample as colored text."""
     sample = inspection.sample(row, MAX_TOKENS_SHOWN)
     source = inspection.source_names[sample["source"]]
     title = Text(f"\nSample {sample['id']} · {source}", style="bold")
@@ -59,7 +61,7 @@ def sample_text(inspection: Inspection, row: int, place: str) -> Group:
     mean = "–" if sample["mean"] is None else f"{sample['mean']:+.3f}"
     facts = f"mean quality {mean} · {sample['num_negative']} of {sample['num_tokens']} negative"
     if sample["num_noisy"]:
-        facts += f" · {sample['num_noisy']} noisy, overlined: {sample['noise_kind']}"
+        facts += f" · {sample['num_noisy']} noisy (overlined): {sample['noise_kind']}"
     body = Text()
     token = 0
     for block in sample["blocks"]:

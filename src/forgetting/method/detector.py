@@ -36,16 +36,16 @@ SMALLEST_NUM_SAMPLES = 50
 SMALLEST_AUROC = 0.7
 
 _TREES = {
-    "learning_rate": 0.06,
-    "max_iter": 150,
-    "max_leaf_nodes": 15,
+    "learning_rate": 0.15,
+    "max_iter": 60,
+    "max_leaf_nodes": 8,
     "min_samples_leaf": 30,
     "l2_regularization": 5.0,
     "max_features": 0.2,
     # It would stop on tokens of samples that it has seen.
     "early_stopping": False,
 }
-_KIND_TREES = _TREES | {"max_iter": 40, "learning_rate": 0.1, "max_leaf_nodes": 8}
+_KIND_TREES = _TREES | {"max_iter": 20, "min_samples_leaf": 20}
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ class Measure:
     """Function from arrays of shape (tokens,) to quality of the same shape, higher for a better
     token."""
     has_zero: bool = False
-    """Whether 0 separates better from worse. If not, the quality is never above 0."""
+    """Whether 0 separates better from worse tokens."""
     is_stepped: bool = False
     """Whether the quality takes few distinct values, so that its distribution has no peaks."""
 

@@ -1,7 +1,7 @@
-"""How well a quality score finds tokens that are known to be noise; mean and spread over seeds.
+"""Metrics: how well quality detects known noise, and mean and deviation over seeds.
 
-Goes in: quality, polarity and the known noise of the same tokens, a chunk at a time. Comes out:
-detection figures. Knows nothing of where any of them come from.
+Goes in: quality, polarity and known noise of the same tokens, in chunks. Comes out: AUROC, average
+precision, precision and recall. Knows nothing of where they come from.
 """
 
 from __future__ import annotations
@@ -20,29 +20,29 @@ KEY_BITS = 22
 
 @dataclass(frozen=True)
 class NoiseDetection:
-    """Detection of known noise; a figure is None where it is undefined (an empty set)."""
+    """Detection of known noise. A metric of an empty set is undefined and None."""
 
     num_noisy: int
     share_noisy: float
     auroc: float | None
-    """Chance that a noisy token scores below a clean one; 0.5 is chance, below it misleads."""
+    """Probability that a noisy token has a lower quality than a clean one; 0.5 is chance level."""
     average_precision: float | None
-    """Area under precision over recall, worst tokens first; chance is `share_noisy`."""
+    """Area under the precision-recall curve, worst tokens first; chance level is `share_noisy`."""
     precision: float | None
-    """Share of the tokens that are not positive which are noisy."""
+    """Share of noisy tokens among those that are not positive."""
     recall: float | None
     """Share of the noisy tokens that are not positive."""
     precision_negative: float | None
-    """Share of the negative tokens which are noisy."""
+    """Share of noisy tokens among the negative ones."""
     recall_negative: float | None
     """Share of the noisy tokens that are negative."""
 
 
 class NoiseTally:
-    """Measures how well low quality predicts noise, and what the selection made of it.
+    """Measures how well low quality predicts noise, and how the selection treats the noise.
 
-    Memory is fixed: qualities are sorted into bins an 8,192nd of their size wide, and those of one
-    bin are ties to the areas under curves. All counts are exact.
+    Memory is constant: qualities fall into bins with a relative width of 1/8192, and qualities in
+    one bin count as ties in the areas under curves. All counts are exact.
     """
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class NoiseTally:
 
     @property
     def detection(self) -> NoiseDetection:
-        """The figures over all tokens so far."""
+        """Metrics over all tokens so far."""
         clean, noisy = (int(total) for total in self._counts.sum(1))
         dropped, negative = self._counts[:, :2].sum(1), self._counts[:, 0]
         both = bool(clean and noisy)

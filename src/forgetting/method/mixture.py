@@ -33,10 +33,10 @@ MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Sketch:
-    """A sample of values that come a chunk at a time, of at most `SKETCH_SIZE`.
+    """A sample of at most `SKETCH_SIZE` values that come in chunks.
 
-    Which are kept depends on their places alone, by multiplicative hashing, so the sample is
-    the same however the values are cut into chunks.
+    The choice depends only on their positions, by multiplicative hashing, so the sample is
+    independent of the chunks.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Sketch:
         self._level = 0
 
     def add(self, values: NDArray) -> None:
-        """Take note of the next values."""
+        """Add the next values."""
         places = np.arange(self._num_seen + 1, self._num_seen + 1 + values.size, dtype=np.uint64)
         self._num_seen += values.size
         hashes = places * MULTIPLIER
@@ -60,7 +60,7 @@ class Sketch:
 
     @property
     def values(self) -> NDArray[np.float64]:
-        """The sample, in order of place."""
+        """The sample, in order of position."""
         return self._values
 
     def _is_kept(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
@@ -90,19 +90,19 @@ class Component:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Two components, of which the tokens of lower quality are the `bad` one."""
+    """Two components; `bad` is the one of lower quality."""
 
     weight: float
-    """Share of the bad component."""
+    """Weight of the bad component."""
     bad: Component
     good: Component
     centers: NDArray[np.float64]
-    """Of the bins that it was fitted to, shape (bins,)."""
+    """Centers of the bins of the fit, shape (bins,)."""
     posterior: NDArray[np.float64]
-    """Of being bad, in each bin; never rises with quality."""
+    """Posterior probability of the bad component in each bin; never rises with quality."""
 
     def threshold(self, posterior: float) -> float:
-        """The quality from which on the posterior is below `posterior`."""
+        """The quality above which the posterior is below `posterior`."""
         above = int(np.count_nonzero(self.posterior >= posterior))
         half = (self.centers[1] - self.centers[0]) / 2
         if above == 0:
@@ -110,7 +110,7 @@ class Mixture:
         return float(self.centers[above - 1] + half)
 
     def densities(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Of the bad and of the good component at the centers, weighted; their sum is the fit."""
+        """Weighted densities of the bad and the good component at the centers."""
         bad, good = (np.exp(c.log_density(self.centers)) for c in (self.bad, self.good))
         return self.weight * bad, (1 - self.weight) * good
 

@@ -1,9 +1,9 @@
-"""Where to cut an ordered set that does not fit in memory, exactly.
+"""Exact quantiles of a set of numbers that does not fit in memory.
 
-Goes in: the same finite numbers, a chunk at a time, as often as asked. Comes out: the cut that
-leaves exactly k of them above. A radix search: the numbers are read as integers of the same
-order, and each pass settles 16 bits of the one at the cut. So float32 takes two passes and
-float64 four, whatever the numbers are, and memory is one table of 65,536 counts a cut.
+Goes in: the same finite numbers in chunks, in as many passes as needed. Comes out: the cut with
+exactly k of them above it. A radix search: the numbers are read as integers of the same order, and
+each pass determines 16 bits of the number at the cut. So float32 takes two passes and float64 four,
+and memory is one table of 65,536 counts per cut.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BLOCK_SIZE = 1 << 18
 
 @dataclass(frozen=True)
 class Cut:
-    """The best of an ordered set: all above `value`, and the first `num_equal` that equal it."""
+    """The best part of a set: all numbers above `value`, and the first `num_equal` equal to it."""
 
     value: float
     num_equal: int
@@ -34,7 +34,7 @@ NONE = Cut(math.inf, 0)
 
 
 def order_keys(values: NDArray) -> NDArray:
-    """Unsigned integers that are ordered as the floats are; 0.0 and -0.0 are equal.
+    """Unsigned integers in the same order as the floats; 0.0 and -0.0 are equal.
 
     Args:
         values: float32 or float64, finite.
@@ -46,13 +46,13 @@ def order_keys(values: NDArray) -> NDArray:
     signed, unsigned = np.dtype(f"i{bits // 8}").type, np.dtype(f"u{bits // 8}").type
     # Adding zero makes -0.0 positive.
     pattern = (values + values.dtype.type(0)).view(signed)
-    # The more negative a float, the larger its pattern: all bits but the sign are turned around.
+    # The more negative a float, the larger its pattern: flip all bits except the sign.
     ordered = pattern ^ ((pattern >> signed(bits - 1)) & signed(np.iinfo(signed).max))
     return ordered.view(unsigned) ^ unsigned(1 << (bits - 1))
 
 
 def value_of_key(key: int, dtype: np.dtype) -> float:
-    """The float whose key this is."""
+    """The float that has this key."""
     bits = dtype.itemsize * 8
     sign = 1 << (bits - 1)
     pattern = key ^ sign if key & sign else key ^ (2 * sign - 1)
@@ -60,7 +60,7 @@ def value_of_key(key: int, dtype: np.dtype) -> float:
 
 
 class CutFinder:
-    """Finds cuts of one set of numbers: `survey` all of them, `aim`, then `refine` while asked.
+    """Finds cuts of a set of numbers: `survey` all, `aim`, then `refine` all while `needs_pass`.
 
     Args:
         dtype: float32 or float64, of all numbers.
@@ -87,18 +87,18 @@ class CutFinder:
         self.num_values += values.size
 
     def aim(self, counts: Sequence[int]) -> None:
-        """Say how many numbers are to lie in the best part, for each cut."""
+        """Set the number of values in the best part, for each cut."""
         self._targets = [_Target(count, self.num_values) for count in counts]
         for target in self._targets:
             target.settle(self._first, self._bits)
 
     @property
     def needs_pass(self) -> bool:
-        """Whether all numbers have to be refined once more."""
+        """Whether another pass over all numbers is needed."""
         return any(target.is_open(self._bits) for target in self._targets)
 
     def refine(self, values: NDArray) -> None:
-        """One further pass; `end_pass` ends it."""
+        """Another pass, completed by `end_pass`."""
         open_targets = [target for target in self._targets if target.is_open(self._bits)]
         for block in _blocks(values):
             keys = order_keys(block)
@@ -106,7 +106,7 @@ class CutFinder:
                 target.count_digits(keys, self._bits)
 
     def end_pass(self) -> None:
-        """All numbers have been refined."""
+        """Complete a pass of `refine`."""
         for target in self._targets:
             if target.is_open(self._bits):
                 target.settle(target.digits, self._bits)
@@ -155,14 +155,14 @@ class _Target:
 
 
 class CutReader:
-    """Applies a cut to chunks in their order, as ties are divided by it."""
+    """Applies a cut to chunks in order, which decides ties."""
 
     def __init__(self, cut: Cut) -> None:
         self._cut = cut
         self._num_equal_left = cut.num_equal
 
     def is_above(self, values: NDArray) -> NDArray[np.bool_]:
-        """Which of the next chunk's numbers are in the best part, shape of `values`."""
+        """Mask of the next chunk's numbers that are in the best part, shape of `values`."""
         edge = values.dtype.type(self._cut.value)
         mask = values > edge
         if self._num_equal_left:

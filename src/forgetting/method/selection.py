@@ -1,8 +1,8 @@
-"""Which tokens to learn, to forget and to ignore: from quality to polarity.
+"""Turns token quality into polarity: learn, ignore or forget.
 
-Goes in: quality of the response tokens in (sample, position) order, whole or a chunk at a time.
+Goes in: quality of the response tokens in (sample, position) order, all at once or in chunks.
 Comes out: one int8 per token, +1 learn, -1 forget, 0 ignore. Equations 6 and 7 of
-arXiv 2508.04329. Knows nothing of what quality measures, nor of files.
+arXiv 2508.04329. Knows nothing of how quality is measured, nor of files.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ Granularity = Literal["token", "sequence"]
 Threshold = Literal["quantile", "zero", "mixture", "posterior"]
 
 Chunk = tuple[NDArray, NDArray[np.integer] | None]
-"""Quality of neighbouring tokens, float32 or float64, and the group of each; None: group 0."""
+"""Quality of consecutive tokens, float32 or float64, and the group of each; None: group 0."""
 Chunks = Callable[[], Iterable[Chunk]]
-"""Gives all chunks from the start, in their order, each time it is called."""
+"""Function that returns all chunks in order, from the start, each time it is called."""
 
 
 def share_above_zero(quality: ArrayLike) -> float:
-    """The share of tokens with quality above 0: the rho that `rho: auto` takes."""
+    """The share of tokens with quality above 0, which `rho: auto` uses as rho."""
     quality = np.asarray(quality)
     return float(np.mean(quality > 0)) if quality.size else 0.0
 
@@ -48,32 +48,32 @@ def select_tokens(
 
     Args:
         quality: shape (tokens,), in (sample, position) order; finite.
-        rho: share of all tokens (with `granularity="sequence"`: of all samples) that is
-            positive, strictly between 0 and 1; exactly `round(rho * n)` of them, halves up.
-            `"auto"` takes the share whose quality is above 0. Not read with `threshold="zero"`.
-        granularity: `"token"`, or `"sequence"`: a sample's tokens share one fate, decided by
-            their mean quality.
-        sample_ids: shape (tokens,), the sample of each token; needed for `"sequence"`.
-        forget_rate: only this share of worst tokens (or samples) is negative; those between it
-            and the positives are ignored. Default: all that are not positive are negative.
-        threshold: `"quantile"` as above; `"zero"`: positive where quality is above 0;
-            `"mixture"`: two components are fitted to the quality (`selection.mixture`), and a
-            token is negative where its posterior of being in the lower one is at least
-            `posterior`, positive where it is below 1/2, ignored between. Where there are no two
-            components all are positive. `"posterior"`: the same for a quality that is 1 minus a
-            posterior. rho and forget_rate are not read with these two, groups not taken.
-        posterior: from 1/2 to 1; read with `threshold="mixture"` and `threshold="posterior"`.
-        groups: shape (tokens,), small integers from 0 on, such as the source of each token; all
-            shares are then taken within each group. Of a sample, the group of its first token
-            counts. Default: one group.
+        rho: share of tokens that are positive, strictly between 0 and 1: exactly
+            `round(rho * n)` of them, halves rounded up. With `granularity="sequence"`, the share
+            of samples. `"auto"` uses the share with a quality above 0. Ignored with
+            all other thresholds than `"quantile"`.
+        granularity: `"token"`, or `"sequence"` to select whole samples by their mean quality.
+        sample_ids: shape (tokens,), the sample of each token; required for `"sequence"`.
+        forget_rate: share of the worst tokens (or samples) that are negative. Those between them
+            and the positive ones are ignored. Default: all that are not positive are negative.
+        threshold: `"quantile"`: the best `rho` are positive. `"zero"`: a quality above 0 is
+            positive. `"mixture"`: two components are fitted to the quality; a token is negative
+            if its posterior of the lower one is at least `posterior`, positive if it is below
+            1/2, and ignored in between. If there is only one component, all are positive.
+            `"posterior"`: the same for a quality that is 1 minus a posterior. `"mixture"` and
+            `"posterior"` ignore forget_rate and do not accept groups.
+        posterior: from 1/2 to 1; used with `threshold="mixture"` and `"posterior"`.
+        groups: shape (tokens,), small integers from 0, for example the source of each token. All
+            shares then apply within each group. A sample belongs to the group of its first token.
+            Default: one group.
 
     Returns:
-        int8 array of shape (tokens,): +1 learn, -1 forget, 0 ignore. Equal qualities at a
-        threshold are divided in order of (sample, position), the earlier ones being the better,
-        so that the partition depends on the values alone.
+        int8 array of shape (tokens,): +1 learn, -1 forget, 0 ignore. Ties at a threshold are
+        broken by (sample, position), earlier tokens first, so the result depends on the values
+        alone.
 
     Raises:
-        ValueError: an argument outside its range, or a quality that is not finite.
+        ValueError: an argument is out of range, or a quality is not finite.
     """
     quality = np.asarray(quality)
     if quality.ndim != 1:
@@ -118,7 +118,8 @@ def mean_quality(quality: NDArray, lengths: NDArray[np.integer]) -> NDArray[np.f
 
     Args:
         quality: of all tokens of the samples, shape (tokens,).
-        lengths: response tokens of each sample; their sum is `tokens`. One without any has 0.
+        lengths: response tokens of each sample; they add up to `tokens`. The mean of a sample
+            without response tokens is 0.
     """
     means = np.zeros(len(lengths))
     counted = lengths > 0
@@ -157,20 +158,19 @@ def rho_thresholds(
 
 @dataclass(frozen=True)
 class Division:
-    """Where each group is divided: tokens in `positive` are learned, those outside `kept` are
-    forgotten, those between are ignored."""
+    """Thresholds of each group: tokens in `positive` are learned, tokens outside `kept` are
+    forgotten, tokens in between are ignored."""
 
     positive: tuple[Cut, ...]
     kept: tuple[Cut, ...]
 
     def threshold(self, group: int = 0) -> float | None:
-        """The lowest quality among a group's positive tokens; None where it has none, or all are
-        positive."""
+        """The lowest quality among a group's positive tokens; None if none or all are positive."""
         value = self.positive[group].value
         return value if math.isfinite(value) else None
 
     def polarity(self, chunks: Iterable[Chunk]) -> Iterator[NDArray[np.int8]]:
-        """Polarity of each chunk; all chunks must be given, in their order."""
+        """Polarity of each chunk. Pass all chunks, in order."""
         positive, kept = ([CutReader(cut) for cut in cuts] for cuts in (self.positive, self.kept))
         for quality, groups in chunks:
             polarity = np.empty(quality.size, np.int8)
@@ -190,14 +190,14 @@ def divide(
     num_groups: int = 1,
     dtype: np.dtype | type = np.float32,
 ) -> Division:
-    """Find where to divide tokens that are given a chunk at a time, in bounded memory.
+    """Find the thresholds of tokens that come in chunks, in bounded memory.
 
-    The arguments are those of `select_tokens`, and so is the result, whatever the chunks are:
-    two walks over the chunks where quality is float32, four where it is float64.
+    Arguments and result are those of `select_tokens`, independent of the chunks. Takes two passes
+    over the chunks if quality is float32, four if it is float64.
 
     Args:
-        num_groups: groups are numbered from 0 to this.
-        dtype: of the quality in all chunks.
+        num_groups: number of groups.
+        dtype: dtype of the quality in all chunks.
 
     Raises:
         ValueError: `forget_rate` asks for more tokens than are not positive.
@@ -227,13 +227,14 @@ def divide(
 
 
 def divide_by_mixture(chunks: Chunks, posterior: float) -> tuple[Division, Mixture | str]:
-    """Find where to divide by fitting two components, in one walk over the chunks.
+    """Find the thresholds by fitting two components, in one pass over the chunks.
 
     Args:
-        posterior: of being in the lower component, from which on a token is negative.
+        posterior: posterior probability of the lower component from which a token is negative.
 
     Returns:
-        The division, and the fit, or in words why there is none and all tokens are positive.
+        The division, and the fit. If there is no fit, all tokens are positive and a text says
+        why.
     """
     sketch = Sketch()
     for quality, _ in chunks():
@@ -241,7 +242,7 @@ def divide_by_mixture(chunks: Chunks, posterior: float) -> tuple[Division, Mixtu
     mixture = fit_mixture(sketch.values)
     if isinstance(mixture, str):
         return Division((ALL,), (ALL,)), mixture
-    # All that equal a threshold are on its upper side.
+    # Values equal to a threshold are on its upper side.
     cuts = (Cut(mixture.threshold(share), np.iinfo(np.int64).max) for share in (0.5, posterior))
     positive, kept = ((cut,) for cut in cuts)
     return Division(positive, kept), mixture
@@ -266,7 +267,7 @@ def divide_whole(
     threshold: Threshold,
     posterior: float,
 ) -> NDArray[np.int8]:
-    """Polarity of tokens that are in memory: a single chunk."""
+    """Polarity of tokens in memory, as a single chunk."""
     if threshold in ("mixture", "posterior"):
         if groups is not None or not 0.5 <= posterior <= 1:
             raise ValueError(
@@ -290,7 +291,7 @@ def divide_whole(
 
 def _num_negative(forget_rate: float, num_positive: int, total: int) -> int:
     wanted, left = _count(forget_rate, total), total - num_positive
-    # Shares that add up to 1 may both have been rounded up, which is one token too many.
+    # Two shares that add up to 1 may both have been rounded up, one token too many.
     if not 0 <= forget_rate <= 1 or wanted > left + 1:
         raise ValueError(
             f"forget_rate {forget_rate} asks for {wanted} negative tokens, but only "
@@ -306,7 +307,7 @@ def _count(share: float, total: int) -> int:
 def _members(
     groups: NDArray[np.integer] | None,
 ) -> Iterator[tuple[int, slice | NDArray[np.bool_]]]:
-    """Each group of a chunk with the places of its tokens."""
+    """Each group of a chunk with the positions of its tokens."""
     if groups is None:
         yield 0, slice(None)
         return

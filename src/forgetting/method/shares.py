@@ -23,10 +23,11 @@ RECALLS = np.linspace(0.05, 0.95, 19)
 """Shares of the planted tokens of a kind above the scores that are looked at."""
 NUM_RESAMPLES = 200
 LEVEL = 0.9
-LOOKALIKES = 0.1
+LOOKALIKES = 0.15
 """Share of a corpus without noise that looks like a kind of planted noise, relative to how badly
 that kind is told from clean tokens (1 - AUROC). Measured on Alpaca and Dolly records without
-injected noise: 0.0001 (swap, AUROC 0.99) to 0.010 (drop, 0.92). It is taken off each kind's share.
+injected noise: 0.0001 (swap, AUROC 0.98) to 0.015 (substitute, 0.90). It is taken off the share of
+each kind.
 """
 SMALLEST_SHARE = 0.005
 """A lower end of the interval below this share counts as 0."""
@@ -34,6 +35,9 @@ SMALLEST_NUM_COPIES = 8
 SMALLEST_AUROC = 0.85
 """A kind with fewer planted copies, or one that is told less well from clean tokens, has no share:
 its smallest ratio says how blind the detector is, not how much of it there is."""
+SMALLEST_CORRECTED_AUROC = 0.95
+"""The same for an AUROC without the ties that unmarked noise would make if there were as much of it
+as the ratio allows. A blind detector profits from this correction, so more is asked of it."""
 MISMATCH = 1.5
 """Factor by which the interval is widened on both sides, because real noise is never made like
 planted noise: the estimates for injected noise were off by up to that much."""
@@ -151,12 +155,12 @@ def _count(
         in_corpus = _above(scores[:, kind], edges, samples, len(lengths))
         above = in_corpus.sum(0) / max(len(scores), 1)
         most = min(float((above / RECALLS[::-1]).min()), 0.95)
-        # Unmarked noise of the same kind among the clean tokens is a tie.
         separation = auroc(found, probe_scores[probe_kinds < 0, kind])
-        separation = min((separation - most / 2) / (1 - most), 1.0)
-        if separation < SMALLEST_AUROC:
+        # Unmarked noise of the same kind among the clean tokens is a tie.
+        corrected = min((separation - most / 2) / (1 - most), 1.0)
+        if separation < SMALLEST_AUROC and corrected < SMALLEST_CORRECTED_AUROC:
             continue
-        lookalikes[kind] = LOOKALIKES * (1 - separation)
+        lookalikes[kind] = LOOKALIKES * (1 - corrected)
         planted[kind] = _above(found, edges, probe_samples[of_kind], len(probe_lengths))
         planted_total[kind] = np.bincount(probe_samples[of_kind], minlength=len(probe_lengths))
         corpus[kind] = in_corpus

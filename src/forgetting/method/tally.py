@@ -1,4 +1,4 @@
-"""What a selection did, counted a chunk of samples at a time.
+"""Statistics of a selection, accumulated over chunks of samples.
 
 Goes in: quality and polarity of response tokens, sample by sample. Comes out: counts by source
 and by position in the response, and a histogram of quality. Memory does not grow with the corpus.
@@ -19,7 +19,7 @@ NUM_POSITION_BINS = 16
 
 @dataclass(frozen=True)
 class PolarityCounts:
-    """Response tokens by what is done with them."""
+    """Numbers of response tokens by polarity."""
 
     num_tokens: int
     num_positive: int
@@ -31,7 +31,7 @@ class SelectionTally:
     """Counts a selection.
 
     Args:
-        num_sources: sources are numbered from 0 to this.
+        num_sources: number of sources.
         low: the smallest quality of all tokens.
         high: the largest.
     """
@@ -41,7 +41,7 @@ class SelectionTally:
         self._table = np.zeros((num_sources, NUM_POSITION_BINS, 3), np.int64)
         self._range = (low, high)
         self.edges = np.histogram_bin_edges([], HISTOGRAM_BINS, self._range)
-        """Of the histogram, shape (bins + 1,)."""
+        """Bin edges of the histogram, shape (bins + 1,)."""
         self.counts = np.zeros(HISTOGRAM_BINS, np.int64)
         """Tokens in each bin."""
 
@@ -72,12 +72,12 @@ class SelectionTally:
 
     @property
     def total(self) -> PolarityCounts:
-        """Of all tokens."""
+        """Counts of all tokens."""
         return _as_counts(self._table.sum((0, 1)))
 
     @property
     def by_source(self) -> list[PolarityCounts]:
-        """Of each source, in the order of their numbers."""
+        """Counts of each source, in order of their numbers."""
         return [_as_counts(row) for row in self._table.sum(1)]
 
     @property

@@ -33,7 +33,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from forgetting.config import LoraSettings, ModelSettings
 from forgetting.errors import InputError
-from forgetting.rundir.files import file_sha256
+from forgetting.rundir.storage import file_sha256
 
 
 def pick_device() -> torch.device:

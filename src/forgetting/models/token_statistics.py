@@ -403,6 +403,7 @@ def _join(
             found["entropy"] = binary + q * of_others
         if "surprise_std" in wanted:
             second = blocks.second / blocks.total.clamp(min=tiny)
+            # Rounding may leave a negative variance within a block of very many columns.
             spread = (second - within.square()).clamp(min=0) + (of_block - mean).square()
             variance = (share * spread).sum(0)
             between = p * q * (bounded + of_others).square()

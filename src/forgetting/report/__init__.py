@@ -1,11 +1,10 @@
-"""The report of a run: one page that tells what happened, the inspector of tokens, and the tables.
+"""The report of a run: one page with results and diagnostics, the token inspector, and tables.
 
-Goes in: a run directory, finished or partly so, and the tokenizer's `decode`. Comes out: HTML
-pages that need no network, results as JSON, CSV and Markdown. Knows the files of
-a run directory, not the code that wrote them.
+Goes in: a run directory, complete or not, and the tokenizer's `decode`. Comes out: HTML pages that
+need no network, and the results as JSON, CSV and Markdown. Reads runs through `rundir` only.
 """
 
 from forgetting.report.page import ReportSummary, build_report
-from forgetting.report.results import Cell, Column, ResultsTable, results_table
+from forgetting.report.result_table import Cell, Column, ResultsTable, results_table
 
 __all__ = ["Cell", "Column", "ReportSummary", "ResultsTable", "build_report", "results_table"]

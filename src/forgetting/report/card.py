@@ -1,8 +1,7 @@
-"""The cards of what a run gives away: what a model or a corpus was made from, on and how.
+"""Cards of trained models and exported corpora: what they were made from, and how.
 
-Goes in: what a run knows of itself. Comes out: Markdown with the metadata that the hub reads. All
-text that comes from data or recipes is escaped, and folders of this machine are left out. Knows no
-files but their names.
+Goes in: facts about a run. Comes out: Markdown with the metadata that the Hub reads. Text from data
+and recipes is escaped, and local folders are left out. Reads and writes no files.
 """
 
 from __future__ import annotations
@@ -23,26 +22,26 @@ from forgetting.data.sources import HUB_ID
 from forgetting.data.splits import TRUSTED
 from forgetting.escaping import visible
 from forgetting.models.loading import ModelFacts
-from forgetting.report.results import ResultsTable, plain
-from forgetting.rundir.selection import SelectionSummary, SourceSelection
+from forgetting.report.result_table import ResultsTable, plain
+from forgetting.rundir.selections import SelectionSummary, SourceSelection
 from forgetting.rundir.stats import DataSummary
 
 WAYS = {
-    "full": "learned all response tokens of its corpus (plain supervised fine-tuning).",
-    "ignoring": "learned the response tokens of its corpus that were selected as positive; the "
-    "others were left out of the loss.",
-    "forgetting": "learned the response tokens of its corpus that were selected as positive and "
-    "unlearned the negative ones.",
-    "weighted": "learned each response token of its corpus with the weight 1 minus the probability "
-    "that it is bad, as a detector of planted noise sees it.",
+    "full": "was trained on all response tokens of its corpus (plain supervised fine-tuning).",
+    "ignoring": "was trained on the response tokens that were selected as positive. The other "
+    "tokens had no loss.",
+    "forgetting": "was trained to learn the response tokens that were selected as positive and to "
+    "unlearn the negative ones.",
+    "weighted": "was trained on all response tokens of its corpus. The weight of each token was 1 "
+    "minus the probability that it is bad, estimated by a detector of planted noise.",
 }
 METHOD = (
     'Method: arXiv 2508.04329, "Forgetting: A New Mechanism Towards Better Large Language Model '
     'Fine-tuning".'
 )
 PACKAGES = ("forgetting", "torch", "transformers", "trl", "peft", "datasets")
-UNKNOWN_LICENCE = "not known here: look it up with its publisher"
-# Upper bounds of the sizes that the hub's filter knows.
+UNKNOWN_LICENSE = "unknown: ask the publisher"
+# Upper bounds of the size categories of the Hub.
 SIZES = {
     1_000: "n<1K",
     10_000: "1K<n<10K",
@@ -54,13 +53,13 @@ SIZES = {
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What holds for all that a run gives away."""
+    """Facts about a run that every card shows."""
 
     recipe: Recipe
     base: ModelFacts
     data: DataSummary
     results: ResultsTable | None = None
-    """None before anything is evaluated."""
+    """None if nothing has been evaluated."""
 
 
 def model_card(
@@ -71,19 +70,19 @@ def model_card(
     *,
     is_adapter: bool,
 ) -> str:
-    """Write the card of one variant's model.
+    """The card of a variant's model.
 
     Args:
         variant: name of one of the recipe's variants.
-        selection: of the variant; None if all tokens were learned.
-        details: figures of the training, by name.
-        is_adapter: an adapter, not whole weights.
+        selection: of the variant; None if it learned all tokens.
+        details: training figures by name.
+        is_adapter: whether it is an adapter rather than full weights.
     """
     recipe = facts.recipe
     settings = recipe.variants[variant]
     base_id = _hub_id(recipe.model.name_or_path)
     metadata = ModelCardData(
-        # The hub takes ids only; a folder means nothing there.
+        # The Hub accepts ids only, not folders.
         base_model=base_id,
         base_model_relation=base_id and ("adapter" if is_adapter else "finetune"),
         datasets=_hub_datasets(recipe),
@@ -117,7 +116,7 @@ def model_card(
     if details:
         lines += [f"- {name.replace('_', ' ')}: {value:,}" for name, value in details.items()]
         lines.append("")
-    lines += ["Every logged step is in `training.jsonl`.", "", *_about(facts)]
+    lines += ["`training.jsonl` has every logged step.", "", *_about(facts)]
     return _card(metadata, lines)
 
 
@@ -132,21 +131,21 @@ def data_card(
     columns: Mapping[str, str],
     num_samples: int,
 ) -> str:
-    """Write the card of an exported corpus.
+    """The card of an exported corpus.
 
     Args:
-        variant: whose selection it is.
+        variant: the variant whose selection it is.
         selection: of the variant.
         title: what the corpus is.
-        sentence: the same in numbers.
-        loading: lines of Python that read it.
-        columns: what each column holds, by its name.
-        num_samples: rows of the data.
+        sentence: its size.
+        loading: Python code that loads it.
+        columns: description of each column, by name.
+        num_samples: number of rows.
     """
     recipe = facts.recipe
     metadata = DatasetCardData(
-        # No `configs`: with them `datasets` keeps what it read of a folder by the folder's name
-        # alone, and gives an earlier export of that name in place of a newer one.
+        # No `configs`: with them, `datasets` caches a folder by its name alone and returns an
+        # earlier export of the same name.
         size_categories=[next((n for size, n in SIZES.items() if num_samples < size), "n>10M")],
         task_categories=["text-generation"],
         tags=["forgetting", "sft"],
@@ -154,14 +153,14 @@ def data_card(
     lines = [
         f"# {recipe.name}: {title}",
         "",
-        f"{sentence} Tokens were judged for the model {_base(facts)} by `forgetting`, and selected "
-        f"as for its variant `{variant}`. {METHOD}",
+        f"{sentence} `forgetting` scored the tokens with the model {_base(facts)} and selected "
+        f"them for the variant `{variant}`. {METHOD}",
         "",
         "```python",
         *loading,
         "```",
         "",
-        "| column | |",
+        "| column | content |",
         "|---|---|",
         *(f"| `{name}` | {meaning} |" for name, meaning in columns.items()),
         "",
@@ -178,7 +177,7 @@ def _card(metadata: CardData, lines: Sequence[str]) -> str:
 
 
 def _base(facts: RunFacts) -> str:
-    """The base model, with its revision where it has one."""
+    """The base model with its revision, if known."""
     settings = facts.recipe.model
     name = _code(_without_folders(settings.name_or_path))
     revision = facts.base.commit or settings.revision
@@ -186,7 +185,7 @@ def _base(facts: RunFacts) -> str:
 
 
 def _loading(facts: RunFacts, is_adapter: bool) -> list[str]:
-    path = 'path = "."  # this folder, or its id on the hub'
+    path = 'path = "."  # this folder, or its id on the Hub'
     if not is_adapter:
         return [
             "from transformers import AutoModelForCausalLM",
@@ -209,7 +208,7 @@ def _loading(facts: RunFacts, is_adapter: bool) -> list[str]:
 
 
 def _results(results: ResultsTable | None) -> list[str]:
-    """A line for each figure: variants are few, figures many."""
+    """One row per metric and one column per variant."""
     if results is None or not results.columns:
         return ["Not evaluated when this card was written.", ""]
     lines = [
@@ -217,8 +216,8 @@ def _results(results: ResultsTable | None) -> list[str]:
         "",
         plain(results.sentence),
         "",
-        "Values ± their standard error over the items; the best one is bold where it differs from "
-        "all others by more than the combined error. One run with one seed.",
+        "± is one standard error over the items. Bold marks a value that is better than all others "
+        "by more than the combined standard error. Results of one run with one seed.",
         "",
         "| | items | " + " | ".join(map(plain, results.variants)) + " |",
         "|---|---:|" + "---:|" * len(results.variants),
@@ -228,7 +227,7 @@ def _results(results: ResultsTable | None) -> list[str]:
         for variant in results.variants:
             cell, text = results.cell(variant, column), results.text(variant, column)
             texts.append(f"**{text}**" if cell is not None and cell.best else text)
-        title = plain(f"{column.task_title}: {column.title}{', %' if column.percent else ''}")
+        title = plain(f"{column.task_title}: {column.title}{' (%)' if column.percent else ''}")
         lines.append(f"| {title} | {column.num_items:,} | " + " | ".join(texts) + " |")
     return [*lines, ""]
 
@@ -242,7 +241,7 @@ def _selection(by: str, selection: SelectionSummary) -> list[str]:
     total = selection.num_tokens
     measure = "at random" if by == "random" else f"by the measure `{selection.quality}`"
     rows = [
-        f"| {name} | {number:,} | {100 * number / max(total, 1):.1f} % |"
+        f"| {name} | {number:,} | {100 * number / max(total, 1):.1f}% |"
         for name, number in counts.items()
     ]
     return [
@@ -262,47 +261,47 @@ def _by_source(sources: Sequence[SourceSelection]) -> list[str]:
         return []
     rows = [
         f"| {plain(source.source)} | {source.num_tokens:,} | "
-        f"{100 * source.num_negative / max(source.num_tokens, 1):.1f} % |"
+        f"{100 * source.num_negative / max(source.num_tokens, 1):.1f}% |"
         for source in sources
     ]
     return ["| source | tokens | negative |", "|---|---:|---:|", *rows, ""]
 
 
 def _about(facts: RunFacts) -> list[str]:
-    """Data, licences, versions and recipe, which every card ends with."""
+    """The end of every card: data, licenses, versions and recipe."""
     recipe = facts.recipe
     sources = [
         f"| {plain(source.name)} | {source.used:,} | {source.response_tokens:,} | "
-        f"{plain(_licence(recipe, source.name))} |"
+        f"{plain(_license(recipe, source.name))} |"
         for source in facts.data.sources
     ]
     splits = ", ".join(f"{name} {split.samples:,}" for name, split in facts.data.splits.items())
     versions = [f"Python {platform.python_version()}", *(f"{p} {version(p)}" for p in PACKAGES)]
-    licence = facts.base.licence
+    license = facts.base.licence
     return [
-        "## Data and licences",
+        "## Data and licenses",
         "",
-        "| source | samples | response tokens | licence |",
+        "| source | samples | response tokens | license |",
         "|---|---:|---:|---|",
         *sources,
         "",
-        f"Samples of all parts of the corpus ({splits}); duplicates were dropped.",
+        f"These are the samples of all parts of the corpus ({splits}), without duplicates.",
         "",
         f"- Base model {_base(facts)}: "
         + (
-            f"{plain(licence)}, by its own card."
-            if licence
-            else "its licence is not known here. Check it before you use or publish this."
+            f"{plain(license)}, according to its card."
+            if license
+            else "its license is unknown. Check it before you use or publish this."
         ),
-        "- A licence above is that of the data set under its known name; a copy or a version of it "
-        "may have other terms. Where none is known, check before you use or publish this.",
-        "- Which licence holds for what was made of them is for whoever publishes it to say.",
+        "- The licenses above are those of the named data sets. Copies or other versions may have "
+        "other terms. If a license is unknown, check it before you use or publish this.",
+        "- This card claims no license for the result. Whoever publishes it must choose one.",
         "",
         "## Versions and recipe",
         "",
         ", ".join(versions) + ".",
         "",
-        "<details><summary>The whole recipe</summary>",
+        "<details><summary>Full recipe</summary>",
         "",
         _fenced(_published(recipe)),
         "",
@@ -310,15 +309,15 @@ def _about(facts: RunFacts) -> list[str]:
     ]
 
 
-def _licence(recipe: Recipe, name: str) -> str:
-    """Of a source, by the name under which it is counted."""
+def _license(recipe: Recipe, name: str) -> str:
+    """The license of a source."""
     label = name.removesuffix(TRUSTED)
     sources = recipe.data.sources if label == name else recipe.reference.sources or []
     source = next((source for source in sources if source.label == label), None)
-    # Only the demo's world names the kinds of its records itself.
+    # Only the records of the demo world have source names that the recipe does not know.
     if source is None or source.world is not None:
-        return "made up by forgetting"
-    return named_sources().get(source.dataset or "", {}).get("license", UNKNOWN_LICENCE)
+        return "generated by forgetting"
+    return named_sources().get(source.dataset or "", {}).get("license", UNKNOWN_LICENSE)
 
 
 def _hub_id(name: str | None) -> str | None:
@@ -333,7 +332,7 @@ def _hub_datasets(recipe: Recipe) -> list[str] | None:
 
 
 def _published(recipe: Recipe) -> str:
-    """The recipe as YAML, without the folders of the machine that it ran on."""
+    """The recipe as YAML, without local folders."""
     content = _without_folders(recipe.model_dump(mode="json"))
     return visible(yaml.safe_dump(content, sort_keys=False, allow_unicode=True).rstrip())
 
@@ -347,7 +346,7 @@ def _without_folders(value: Any) -> Any:
 
 
 def _code(text: str) -> str:
-    """Text as it is, on one line, that can end no code span."""
+    """Text as a code span on one line; backticks become apostrophes."""
     return "`" + " ".join(visible(text).replace("`", "'").split()) + "`"
 
 

@@ -1,8 +1,7 @@
-"""What only a walk over the samples tells: their lengths, and which tokens are negative.
+"""Counts that need a pass over the samples: lengths, and negative tokens by type.
 
-Goes in: the tables of a run on disk, and the tokenizer's `decode`. Comes out: counts. A thousand
-samples are in memory at a time; what grows with the corpus is two numbers for each sample, and
-what grows with the vocabulary a few numbers for each token of it. Knows no page.
+Goes in: a run directory and the tokenizer's `decode`. Comes out: counts. Memory holds a thousand
+samples at a time, two numbers per sample of the corpus and a few per token of the vocabulary.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from forgetting.inspector.pieces import Decode
 from forgetting.rundir import layout
 from forgetting.rundir.samples import Samples, rows_in_parts
-from forgetting.rundir.selection import selected_parts
+from forgetting.rundir.selections import selected_parts
 
 Ints = npt.NDArray[np.integer]
 
@@ -38,7 +37,7 @@ NUM_TOKENS_SHOWN = 20
 
 @dataclass(frozen=True)
 class SourceShare:
-    """What a source gave to a part of the corpus."""
+    """The samples of one source in a part of the corpus."""
 
     num_samples: int
     num_tokens: int
@@ -47,11 +46,11 @@ class SourceShare:
 
 @dataclass(frozen=True)
 class SplitLengths:
-    """The samples of a split; both arrays have shape (samples,)."""
+    """Lengths of the samples in a part of the corpus; both arrays have shape (samples,)."""
 
     name: str
     lengths: Ints
-    """In tokens, prompt and response."""
+    """Tokens of prompt and response."""
     response_lengths: Ints
     by_source: Mapping[str, SourceShare]
 
@@ -66,7 +65,7 @@ class Share:
 
 @dataclass(frozen=True)
 class NegativeToken:
-    """A token of the vocabulary, wherever it is a response token."""
+    """A token of the vocabulary, over all responses."""
 
     token_id: int
     text: str
@@ -78,13 +77,13 @@ class Negatives:
     """Which response tokens of D_train a variant marks as negative."""
 
     by_type: Mapping[str, Share]
-    """By the types of `TOKEN_TYPES` that occur, in their order."""
+    """By type, for the types that occur, in the order of `TOKEN_TYPES`."""
     most_frequent: Sequence[NegativeToken]
-    """Those most often negative, the most frequent first; as many as `NUM_TOKENS_SHOWN`."""
+    """The `NUM_TOKENS_SHOWN` tokens that are most often negative, in descending order."""
 
 
 def count_lengths(run_dir: Path) -> list[SplitLengths]:
-    """Lengths and sources of the samples of every split that is there.
+    """Lengths and sources of the samples, for each part of the corpus that exists.
 
     Raises:
         InputError: a table cannot be read.
@@ -121,14 +120,15 @@ def count_negatives(
     special_ids: Collection[int] = (),
     fingerprint: str | None = None,
 ) -> Negatives | None:
-    """Negative tokens of a variant by type and by token; None before it has selected.
+    """Negative tokens of a variant by type and by token; None before its selection.
 
     Args:
         decode: text of token ids.
-        special_ids: of the tokens that stand for no text.
+        special_ids: ids of special tokens, which have no text.
+        fingerprint: of D_train, if the caller knows it.
 
     Raises:
-        InputError: a table cannot be read, or samples and polarity do not belong together.
+        InputError: a table cannot be read, or the polarity belongs to other tokens.
     """
     polarity = layout.polarity_file(layout.selection_dir(run_dir, variant))
     if not (layout.train_file(run_dir).is_file() and polarity.is_file()):
@@ -166,7 +166,7 @@ def count_negatives(
 
 
 def _added(counts: Ints, ids: Ints) -> Ints:
-    """Counts by id, with those of more ids."""
+    """Counts by id, increased by the given ids."""
     more = np.bincount(ids, minlength=len(counts))
     more[: len(counts)] += counts
     return more
@@ -178,25 +178,25 @@ def _most_frequent(counts: Ints) -> list[int]:
 
 
 class _Vocabulary:
-    """What kind of text each token stands for; each is decoded once, when it is first met."""
+    """The kind of text of each token. A token is decoded once, on first use."""
 
     def __init__(self, decode: Decode, special_ids: Collection[int]) -> None:
         self._decode = decode
         self._special_ids = frozenset(special_ids)
         self._kinds = np.zeros(0, np.int8)
-        # Of kind INSIDE: whether it goes on with the word of the token before it, if there is one.
+        # For kind INSIDE: whether it can continue the word of the token before it.
         self._goes_on = np.zeros(0, bool)
         self._ends_in_word = np.zeros(0, bool)
 
     def types(self, ids: Ints, before: Ints) -> Ints:
-        """Place in `TOKEN_TYPES` of each of some tokens, given those before them."""
+        """Index in `TOKEN_TYPES` of each token, given the tokens before them."""
         self._meet(np.union1d(ids, before))
         kinds = self._kinds[ids].astype(np.int64)
         is_start = (kinds == INSIDE) & ~(self._goes_on[ids] & self._ends_in_word[before])
         return np.where(is_start, START, kinds)
 
     def text(self, token_id: int) -> str:
-        """Of a token in the middle of a text, where tokenizers write the space before a word."""
+        """Text of a token inside a sentence. Some tokenizers drop the space before a first word."""
         alone, twice = self._decode([token_id]), self._decode([token_id, token_id])
         return twice[len(alone) :] if twice.startswith(alone) else alone
 
@@ -212,12 +212,12 @@ class _Vocabulary:
             text = self.text(token_id)
             self._kinds[token_id] = _kind(text)
             self._goes_on[token_id] = not text[:1].isspace()
-            # A part of a character is most often one of a letter.
+            # A part of a character usually belongs to a letter.
             self._ends_in_word[token_id] = text[-1:].isalnum() or "\ufffd" in text
 
 
 def _kind(text: str) -> int:
-    """INSIDE for whatever holds letters: the token before it tells whether a word starts."""
+    """INSIDE for any text with letters: the token before it decides whether a word starts."""
     if not text.strip():
         return SPACE
     if "\ufffd" in text:

@@ -1,8 +1,8 @@
-"""Figures as SVG text for a page: curves, histograms, bars.
+"""Figures as inline SVG: curves, histograms, bars.
 
-Goes in: arrays and a style per variant. Comes out: SVG that takes its colours from the page's
-CSS (with a fallback for each), holds no style that a content security policy would refuse, has
-ids of its own and is the same byte for byte each time.
+Goes in: arrays and a style per variant. Comes out: SVG that takes its colors from the page's CSS
+(with fallbacks), contains no style that a content security policy would block, has unique ids, and
+is reproducible byte for byte.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from matplotlib.figure import Figure
 
 from forgetting.escaping import shortened
 from forgetting.report.counts import SplitLengths
-from forgetting.report.results import ResultsTable
-from forgetting.rundir.selection import SelectionSummary
+from forgetting.report.result_table import ResultsTable
+from forgetting.rundir.selections import SelectionSummary
 
 Floats = npt.NDArray[np.floating]
 
-# Drawn in these colours, shown in the page's: SVG in HTML takes CSS variables.
+# Drawn in these colors, which are then replaced by the page's CSS variables.
 INK, MUTED, LINE = "#010101", "#020202", "#030303"
 CSS = {INK: "currentColor", MUTED: "var(--muted, #6b6f76)", LINE: "var(--line, #c9ccd1)"}
-# Okabe and Ito's palette, told apart under all common forms of colour blindness.
+# Okabe and Ito's palette, distinguishable with all common forms of color blindness.
 SERIES = ("#7f858d", "#0072b2", "#009e73", "#d55e00", "#cc79a7", "#a07d00", "#56b4e9", "#6a4c93")
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2))
 KNOWN = {"base": (0, ()), "full": (1, (5, 2)), "ignoring": (2, (1.5, 1.5)), "forgetting": (3, ())}
 MAX_GROUPS = 10
 NUM_LENGTH_BINS = 40
-# Only tags are rewritten: what stands between them can be text from the data.
+# Only tags are rewritten, because the text between them can come from the data.
 TAG = re.compile(r"<[^>]*>")
 STYLE = re.compile(r' style="([^"]*)"')
 SETTINGS = {
@@ -50,7 +50,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class SeriesStyle:
-    """How a variant looks in every figure: its colour and its dashes, in points."""
+    """Color and dashes (in points) of a variant, the same in every figure."""
 
     color: str
     css_color: str
@@ -58,12 +58,12 @@ class SeriesStyle:
 
     @property
     def css_dashes(self) -> str:
-        """For an SVG line twice as thick as matplotlib's unit, in which dashes are counted."""
+        """Dashes for an SVG line of width 2. matplotlib counts dashes in line widths."""
         return " ".join(f"{2 * length:g}" for length in self.dashes) or "none"
 
 
 def series_styles(variants: Sequence[str]) -> dict[str, SeriesStyle]:
-    """A style per variant; the known ones always look the same."""
+    """A style per variant. The default variants always look the same."""
     others = [name for name in variants if name not in KNOWN]
     styles = {}
     for name in variants:
@@ -82,12 +82,13 @@ def curve_figure(
     styles: Mapping[str, SeriesStyle],
     last_step: float | None = None,
 ) -> str | None:
-    """One line per variant of (steps, values); None where no value is finite.
+    """One line per variant; None if no value is finite.
 
-    A range of more than a hundredfold is drawn on a logarithmic scale.
+    If the largest value is more than 100 times the smallest, the scale is logarithmic.
 
     Args:
-        last_step: end of the axis, so that several figures have the same.
+        curves: (steps, values) by variant.
+        last_step: end of the step axis, to give several figures the same axis.
     """
     drawn = {name: xy for name, xy in curves.items() if np.isfinite(xy[1]).any()}
     if not drawn:
@@ -106,7 +107,7 @@ def curve_figure(
     finite = np.concatenate([values[np.isfinite(values)] for _, values in drawn.values()])
     if finite.min() > 0 and finite.max() > 100 * finite.min():
         axes.set_yscale("log")
-        # Text in an SVG is not typeset, so powers of ten are written out.
+        # SVG text is not typeset, so powers of ten are written out.
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         title += " (logarithmic)"
     if last_step is not None:
@@ -114,22 +115,22 @@ def curve_figure(
         axes.set_xlim(-margin, last_step + margin)
     axes.set_title(title, loc="left", fontsize=9, color=INK)
     axes.set_xlabel("optimizer step", color=MUTED)
-    return _svg(figure, figure_id, f"{title} over the optimizer steps: {', '.join(drawn)}")
+    return _svg(figure, figure_id, f"{title} by optimizer step: {', '.join(drawn)}")
 
 
 def quality_histogram(
     figure_id: str, selections: Sequence[SelectionSummary], styles: Mapping[str, SeriesStyle]
 ) -> str | None:
-    """A histogram of quality, and the thresholds; None without tokens.
+    """A histogram of quality with the thresholds; None without tokens.
 
     Args:
-        selections: at least one; all by the same measure, of which there is one histogram.
+        selections: at least one, all by the same measure.
     """
     edges, counts = _histogram(selections[0])
     if counts.sum() == 0:
         return None
     thresholds = {s.variant: s.threshold for s in selections if s.threshold is not None}
-    # The longest tails hold single tokens: 99.8 % of the tokens and all thresholds are shown.
+    # The tails hold single tokens, so the axis shows 99.8% of the tokens and all thresholds.
     share = np.cumsum(counts) / counts.sum()
     first = edges[int(np.searchsorted(share, 0.001))]
     last = edges[min(int(np.searchsorted(share, 0.999)) + 1, len(counts))]
@@ -158,7 +159,7 @@ def _histogram(selection: SelectionSummary) -> tuple[Floats, npt.NDArray[np.int6
 
 
 def mixture_figure(figure_id: str, selection: SelectionSummary) -> str | None:
-    """The two components over the histogram of quality; None where none were fitted."""
+    """The fitted components over the histogram of quality; None if there is no fit."""
     fit = selection.mixture_fit
     edges, counts = _histogram(selection)
     if fit is None or counts.sum() == 0:
@@ -173,15 +174,15 @@ def mixture_figure(figure_id: str, selection: SelectionSummary) -> str | None:
         if edge is not None:
             axes.axvline(edge, color=INK, linewidth=0.8)
     axes.set_xlim(curve.quality[0], curve.quality[-1])
-    # What few tokens there are at the worst is seen on no other scale.
+    # Only a logarithmic scale shows the few worst tokens.
     axes.set_yscale("log")
     floor = shares[shares > 0].min()
     axes.set_ylim(floor / 2, 2 * shares.max())
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    title = f"{selection.variant}: density of quality, fitted"
+    title = f"{selection.variant}: fitted density of quality"
     axes.set_title(shortened(title, 60), loc="left", fontsize=9, color=INK)
     axes.set_xlabel(f"{selection.quality}: {selection.measure.formula}", color=MUTED)
-    label = f"Two components fitted to the quality of {selection.variant}; bad: {fit.weight:.1%}"
+    label = f"Two-component fit to the quality of {selection.variant}; bad: {fit.weight:.1%}"
     return _svg(figure, figure_id, label)
 
 
@@ -208,19 +209,19 @@ def position_shares(
     bins = max((s.by_position for s in drawn), key=len)
     axes.set_xticks(range(len(bins)), [f"{bin.start:,}" for bin in bins])
     axes.set_ylim(0, 105)
-    axes.set_title("Negative tokens by position, %", loc="left", fontsize=9, color=INK)
-    axes.set_xlabel("position in the response, from", color=MUTED)
+    axes.set_title("Negative tokens by position (%)", loc="left", fontsize=9, color=INK)
+    axes.set_xlabel("first position of the bin", color=MUTED)
     names = ", ".join(s.variant for s in drawn)
-    label = f"Share of tokens that are negative by position in the response: {names}"
+    label = f"Share of negative tokens by position in the response: {names}"
     return _svg(figure, figure_id, label)
 
 
 def length_histogram(figure_id: str, split: SplitLengths, max_length: int) -> str | None:
-    """Samples of a split by their length, and by that of their response; None without samples."""
+    """Samples by total length and by response length; None without samples."""
     if not len(split.lengths):
         return None
     longest = int(split.lengths.max())
-    # Whole numbers in bins of one width, so that no bin holds more of them than another.
+    # Bins of equal integer width, so that every bin covers equally many lengths.
     width = longest // NUM_LENGTH_BINS + 1
     edges = np.arange(0, longest + width + 1, width)
     figure, axes = _axes(2.6)
@@ -233,13 +234,13 @@ def length_histogram(figure_id: str, split: SplitLengths, max_length: int) -> st
     axes.set_title("Samples by length", loc="left", fontsize=9, color=INK)
     axes.set_xlabel("tokens", color=MUTED)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    label = f"Histogram of the lengths of {len(split.lengths):,} samples; the table has figures"
+    label = f"Histogram of the lengths of {len(split.lengths):,} samples; see the table for numbers"
     return _svg(figure, figure_id, label)
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A value with its standard error, 0 where there is none, and how it is written."""
+    """A value with its standard error (0 if unknown) and its text."""
 
     value: float
     error: float
@@ -252,9 +253,9 @@ def bars(
     groups: Mapping[str, Mapping[str, Bar]],
     styles: Mapping[str, SeriesStyle],
 ) -> str | None:
-    """Bars of variants by group, the first `MAX_GROUPS` groups; None where there are none.
+    """Bars by group and variant for the first `MAX_GROUPS` groups; None if there are none.
 
-    The group without a name holds all.
+    The group with the empty name stands for all.
     """
     shown = dict(list(groups.items())[:MAX_GROUPS])
     variants = [name for name in styles if any(name in group for group in shown.values())]
@@ -290,17 +291,17 @@ def bars(
     axes.grid(axis="y", visible=False)
     axes.grid(axis="x", color=LINE, linewidth=0.5)
     axes.margins(x=0.1)
-    # Where all values are 0 there is no other end to take.
+    # If all values are 0, the axis has no natural end.
     is_flat = not any(bar.value for group in shown.values() for bar in group.values())
     axes.set_xlim(0, 1 if is_flat else None)
     axes.set_title(shortened(title, 60), loc="left", fontsize=9, color=INK)
-    return _svg(figure, figure_id, f"{title}, by variant; the table has the figures")
+    return _svg(figure, figure_id, f"{title}, by variant; see the table for numbers")
 
 
 def result_bars(
     figure_id: str, table: ResultsTable, styles: Mapping[str, SeriesStyle]
 ) -> str | None:
-    """The headline metric by variant, over all items and by group, with standard errors."""
+    """The headline metric by variant with standard errors, overall and by group."""
     head = table.headline
     if head is None:
         return None
@@ -309,13 +310,13 @@ def result_bars(
         if (column.task, column.metric) != (head.task, head.metric):
             continue
         scale = 100 if column.percent else 1
-        # A group of its own can be named "all".
+        # A real group may be named "all", so the whole has the empty name.
         groups[column.group or ""] = {
             variant: Bar(scale * cell.value, scale * (cell.stderr or 0), column.number(cell.value))
             for variant in table.variants
             if (cell := table.cell(variant, column)) is not None
         }
-    title = f"{head.task_title}: {head.metric_title}{', %' if head.percent else ''}"
+    title = f"{head.task_title}: {head.metric_title}{' (%)' if head.percent else ''}"
     return bars(figure_id, title, groups, styles)
 
 
@@ -325,7 +326,11 @@ def negative_bars(
     shares: Mapping[str, Mapping[str, tuple[int, int]]],
     styles: Mapping[str, SeriesStyle],
 ) -> str | None:
-    """Share of negative tokens by group; `shares` are (tokens, negative tokens) by variant."""
+    """Share of negative tokens by group.
+
+    Args:
+        shares: (tokens, negative tokens) by group and variant.
+    """
     groups = {
         group: {
             variant: Bar(100 * negative / number, 0, f"{100 * negative / number:.1f}")
@@ -338,7 +343,7 @@ def negative_bars(
 
 
 def _axes(height: float) -> tuple[Figure, Axes]:
-    """An empty plot 4.6 inches wide (as wide as a phone), transparent, with a quiet frame."""
+    """An empty transparent plot, 4.6 inches wide to fit a phone."""
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(4.6, height), layout="constrained")
         FigureCanvasSVG(figure)
@@ -360,7 +365,7 @@ def _svg(figure: Figure, figure_id: str, label: str) -> str:
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    # A style element of an inline SVG would rule the whole page.
+    # A style element in an inline SVG would apply to the whole page.
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, flags=re.DOTALL)
     colors = CSS | {color: f"var(--series-{i}, {color})" for i, color in enumerate(SERIES)}
 
@@ -375,8 +380,8 @@ def _svg(figure: Figure, figure_id: str, label: str) -> str:
 
 
 def _attributes(style: re.Match[str]) -> str:
-    """A style attribute as attributes of their own, which a policy does not count as styles; the
-    font is the page's."""
+    """A style attribute as presentation attributes, which a content security policy allows. Leaves
+    out the font, which is the page's."""
     pairs = (declaration.partition(":") for declaration in style[1].split(";") if declaration)
     declarations = [(name.strip(), value.strip()) for name, _, value in pairs]
     return "".join(f' {name}="{value}"' for name, value in declarations if name != "font-family")

@@ -1,8 +1,8 @@
-"""The report's page: what was read, counted and drawn, laid out by the template beside this file.
+"""Builds the report page from what was read, counted and drawn.
 
-Goes in: a run directory and the tokenizer's `decode`. Comes out: index.html, inspector.html where
-tokens were scored and selected, and results as JSON, CSV and Markdown. All text is escaped by
-the engine and stripped of invisible marks by `visible`; only our own SVG passes as it is.
+Goes in: a run directory and the tokenizer's `decode`. Comes out: index.html, inspector.html if
+tokens were scored and selected, and the results as JSON, CSV and Markdown. The template engine
+escapes all text, and `visible` replaces invisible characters; only our own SVG passes unchanged.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from markupsafe import Markup
 
 from forgetting.escaping import visible
 from forgetting.inspector.corpus import open_inspection
-from forgetting.inspector.page import content_policy, static_page
 from forgetting.inspector.pieces import Decode
+from forgetting.inspector.rendering import content_policy, static_page
 from forgetting.report import figures, tables
 from forgetting.report.counts import Negatives, SplitLengths, count_lengths, count_negatives
-from forgetting.report.results import ResultsTable, tabulate, to_csv, to_json, to_markdown
+from forgetting.report.result_table import ResultsTable, tabulate, to_csv, to_json, to_markdown
 from forgetting.report.sentences import base_name, noise_sentence, recipe_paragraph
 from forgetting.rundir import layout
 from forgetting.rundir.reader import RunReader, in_order
-from forgetting.rundir.selection import SelectionSummary
+from forgetting.rundir.selections import SelectionSummary
 
 PANELS = (
     ("positive_loss", "Loss of positive tokens"),
@@ -38,7 +38,7 @@ PANELS = (
 
 @dataclass(frozen=True)
 class ReportSummary:
-    """What was written."""
+    """The main finding and the files of a report."""
 
     sentence: str
     paths: Sequence[Path]
@@ -52,17 +52,18 @@ def build_report(
     special_ids: Collection[int] = (),
     seed: int = 0,
 ) -> ReportSummary:
-    """Write the report of a run into `output_dir`, which is made where it is missing.
+    """Write the report of a run.
 
     Args:
-        run_dir: a run, whole or partly done; sections whose stage is missing are left out.
-        output_dir: receives index.html, inspector.html, results.json, results.csv, results.md.
-        decode: text of token ids, with special tokens and spaces as they are.
-        special_ids: of the tokens that stand for no text.
-        seed: of the choice of random samples. The same run and seed give the same bytes.
+        run_dir: a run, complete or not. A section is omitted if its stage has not run.
+        output_dir: created if it does not exist. Receives index.html, inspector.html,
+            results.json, results.csv and results.md.
+        decode: text of token ids, special tokens and spaces included.
+        special_ids: ids of special tokens, which have no text.
+        seed: for the choice of random samples. The same run and seed give the same bytes.
 
     Raises:
-        InputError: no run there, or a file that cannot be read.
+        InputError: there is no run, or an artifact is damaged or belongs to other tokens.
     """
     run = RunReader(run_dir)
     table = tabulate(run.evaluations)
@@ -171,10 +172,10 @@ def _selection(
         "figures": [
             Markup(svg)
             for svg in (
-                figures.negative_bars("types", "Negative tokens by type, %", by_type, names),
+                figures.negative_bars("types", "Negative tokens by type (%)", by_type, names),
                 figures.position_shares("positions", shown, styles),
                 figures.negative_bars(
-                    "sources-bars", "Negative tokens by source, %", by_source, names
+                    "sources-bars", "Negative tokens by source (%)", by_source, names
                 ),
             )
             if svg is not None
@@ -187,7 +188,9 @@ def _selection(
         else None,
         "more": [
             tables.negative_shares("by-source", "By source", "source", by_source),
-            tables.negative_shares("by-position", "By position in the response", "from", position),
+            tables.negative_shares(
+                "by-position", "By position in the response", "position from", position
+            ),
             tables.sample_rows("lowest", first.worst, first.quality),
             tables.sample_rows("highest", first.best, first.quality),
         ],

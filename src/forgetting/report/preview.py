@@ -1,7 +1,7 @@
-"""What `prepare` made, to look at in a terminal: counts of each source, and samples token by token.
+"""Shows the result of `prepare` in a terminal: counts for each source, and samples with labels.
 
-Goes in: a run directory and the tokenizer. Comes out: tables and texts for rich. What is learned is
-marked by signs as well as by colours, for terminals without them.
+Goes in: a run directory and the tokenizer. Comes out: tables and texts for rich. Learned tokens are
+marked with brackets as well as colors, for terminals without color.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ STYLES = {"prompt": "cyan", "response": "green", "special": "bold magenta"}
 LEGEND = Text.assemble(
     ("prompt", STYLES["prompt"]),
     ", ⟦",
-    ("response: what the loss is taken on", STYLES["response"]),
+    ("response: has a loss", STYLES["response"]),
     "⟧, ‹",
     ("special token", STYLES["special"]),
     "›",
@@ -35,11 +35,11 @@ LEGEND = Text.assemble(
 
 
 def source_table(run_dir: Path) -> Table:
-    """What became of the records of each source."""
+    """What happened to the records of each source."""
     sources = DataSummary.load(layout.data_dir(run_dir)).sources
     table = Table(header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("source", overflow="fold")
-    columns = ("samples", "tokens", "response", "cut", "read", "rejected", "repeats", "too long")
+    columns = ("samples", "tokens", "response", "cut", "read", "rejected", "duplicates", "too long")
     for name in columns:
         table.add_column(name, justify="right")
     for source in sources:
@@ -58,16 +58,16 @@ def source_table(run_dir: Path) -> Table:
 
 
 def rejection_lines(run_dir: Path) -> Iterator[Text]:
-    """Why records were rejected, a line for each source and reason."""
+    """Why records were rejected: one line per source and reason."""
     for source in DataSummary.load(layout.data_dir(run_dir)).sources:
         for reason, count in sorted(source.rejected.items()):
-            yield Text(visible(f"rejected of {source.name}: {count:,}, {reason}"))
+            yield Text(visible(f"{source.name}: {count:,} rejected, {reason}"))
 
 
 def sample_texts(
     run_dir: Path, tokenizer: PreTrainedTokenizerBase, number: int, seed: int
 ) -> Iterator[Text]:
-    """A heading and a text for each of `number` samples of D_train, drawn with the seed."""
+    """A heading and a text for each of `number` random samples of D_train."""
     samples = Samples.read(layout.train_file(run_dir))
     special_ids = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
     special_ids.update(tokenizer.all_special_ids)
@@ -84,8 +84,8 @@ def sample_texts(
         is_response = samples.is_response[begin:end].tolist()
         source = samples.table["source"][index].as_py()
         heading = (
-            f"sample {samples.sample_ids[index]} of {visible(source)}: {len(ids)} tokens, "
-            f"{sum(is_response)} of them response"
+            f"sample {samples.sample_ids[index]} from {visible(source)}: {len(ids)} tokens, "
+            f"{sum(is_response)} response tokens"
         )
         yield Text(heading, style="bold")
         yield _marked(ids, is_response, special_ids, decode)

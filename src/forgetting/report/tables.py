@@ -1,7 +1,7 @@
-"""The tables of the report, each as people read it and as CSV.
+"""The tables of the report, for people and as CSV.
 
-Goes in: what was read and counted. Comes out: tables of cells, which have a text and the values
-behind it: a CSV holds the values, whole and without units. Knows no HTML.
+Goes in: what was read and counted. Comes out: tables whose cells have a text and the values behind
+it. A CSV holds the values, unrounded and without units. Knows no HTML.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import numpy as np
 from forgetting.escaping import visible
 from forgetting.method.tally import PolarityCounts
 from forgetting.report.counts import Ints, Negatives, SplitLengths
-from forgetting.report.results import ResultsTable
+from forgetting.report.result_table import ResultsTable
 from forgetting.rundir import layout
-from forgetting.rundir.selection import ExtremeSample, SelectionSummary
+from forgetting.rundir.selections import ExtremeSample, SelectionSummary
 from forgetting.rundir.stats import DataSummary, StageCost
 
 DASH = "–"
@@ -28,18 +28,18 @@ Value = str | int | float | None
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A column of a table."""
 
     title: str
     names: tuple[str, ...]
-    """Of the columns that a CSV has for it; none where it shows what another one says."""
+    """Names of its columns in a CSV; none if it repeats another column."""
     is_text: bool = False
 
 
 @dataclass(frozen=True)
-class Cell:
-    """What is read, and what a CSV holds: a value for each of the column's names."""
+class TableCell:
+    """The text that is shown, and the values in a CSV: one for each of the column's names."""
 
     text: str
     values: tuple[Value, ...]
@@ -48,17 +48,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """The first column names the rows."""
+    """A table. Its first column names the rows."""
 
     key: str
-    """Unique in a page, and the name of its file."""
+    """Unique in the page; also the name of the CSV file."""
     caption: str
-    columns: Sequence[Column]
-    rows: Sequence[Sequence[Cell]]
+    columns: Sequence[TableColumn]
+    rows: Sequence[Sequence[TableCell]]
     note: str = ""
 
     def to_csv(self) -> str:
-        """One line a row, after one of names."""
+        """A header and one line per row."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow([name for column in self.columns for name in column.names])
@@ -68,98 +68,100 @@ class Table:
 
     @property
     def csv_link(self) -> str:
-        """The CSV as an address that holds it."""
+        """A data URL with the CSV."""
         return f"data:text/csv;charset=utf-8,{quote(self.to_csv())}"
 
 
 def _plain(value: Value) -> Value:
-    """Text that a spreadsheet does not take for a formula, which it would run."""
+    """Text that a spreadsheet does not run as a formula."""
     if not isinstance(value, str):
         return value
     text = visible(value)
     return f"'{text}" if re.match(r"[=+\-@\t\r].", text, re.DOTALL) else text
 
 
-def text_column(title: str) -> Column:
-    """Of words."""
-    return Column(title, (title,), is_text=True)
+def text_column(title: str) -> TableColumn:
+    """A column of text."""
+    return TableColumn(title, (title,), is_text=True)
 
 
-def column(title: str, name: str | None = None) -> Column:
-    """Of numbers; `name` in a CSV, where it is not the title."""
-    return Column(title, (name or title,))
+def column(title: str, name: str | None = None) -> TableColumn:
+    """A column of numbers. `name` is its name in a CSV, by default the title."""
+    return TableColumn(title, (name or title,))
 
 
-def text(value: str) -> Cell:
-    """Words as they are."""
-    return Cell(value, (value,))
+def text(value: str) -> TableCell:
+    """A text."""
+    return TableCell(value, (value,))
 
 
-def count(number: int | None) -> Cell:
+def count(number: int | None) -> TableCell:
     """A whole number."""
-    return Cell(DASH if number is None else f"{number:,}", (number,))
+    return TableCell(DASH if number is None else f"{number:,}", (number,))
 
 
-def decimals(number: float | None, digits: int = 3) -> Cell:
+def decimals(number: float | None, digits: int = 3) -> TableCell:
     """A number."""
-    return Cell(DASH if number is None else f"{number:.{digits}f}", (number,))
+    return TableCell(DASH if number is None else f"{number:.{digits}f}", (number,))
 
 
-def percent(share: float | None) -> Cell:
-    """A share of 1, shown times 100."""
-    return Cell(DASH if share is None else f"{100 * share:.1f} %", (share,))
+def percent(share: float | None) -> TableCell:
+    """A share of 1, shown in percent."""
+    return TableCell(DASH if share is None else f"{100 * share:.1f}%", (share,))
 
 
-def memory(size: int | None) -> Cell:
-    """Bytes."""
-    return Cell(DASH if size is None else f"{size / 2**30:.2f} GiB", (size,))
+def memory(size: int | None) -> TableCell:
+    """A number of bytes."""
+    return TableCell(DASH if size is None else f"{size / 2**30:.2f} GiB", (size,))
 
 
-def duration(seconds: float) -> Cell:
-    """A time."""
+def duration(seconds: float) -> TableCell:
+    """A number of seconds."""
     if seconds < 60:
-        return Cell(f"{seconds:.1f} s", (seconds,))
+        return TableCell(f"{seconds:.1f} s", (seconds,))
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     shown = f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
-    return Cell(shown, (seconds,))
+    return TableCell(shown, (seconds,))
 
 
 def token_text(value: str) -> str:
-    """A token's text with its spaces and line breaks to be seen."""
+    """A token's text with visible spaces and line breaks."""
     return value.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥") or "(no text)"
 
 
 def results_rows(table: ResultsTable) -> Table:
     """Metrics by variants, with standard errors."""
-    columns = [Column("", ("task", "metric", "group"), is_text=True)]
-    columns += [Column(v, (v, f"{v}: standard error")) for v in table.variants]
+    columns = [TableColumn("", ("task", "metric", "group"), is_text=True)]
+    columns += [TableColumn(v, (v, f"{v}: standard error")) for v in table.variants]
     rows = []
     for metric in table.columns:
         arrow = "↑" if metric.higher_is_better else "↓"
         title = f"{metric.task_title}: {metric.metric_title} {arrow}"
         if metric.group is not None:
             title = f"   {metric.group}"
-        row = [Cell(title, (metric.task, metric.metric, metric.group or ""))]
+        row = [TableCell(title, (metric.task, metric.metric, metric.group or ""))]
         for variant in table.variants:
             cell = table.cell(variant, metric)
             values = (None, None) if cell is None else (cell.value, cell.stderr)
-            row.append(Cell(table.text(variant, metric), values, cell is not None and cell.best))
+            row.append(
+                TableCell(table.text(variant, metric), values, cell is not None and cell.best)
+            )
         rows.append([*row, count(metric.num_items)])
     return Table(
         "results",
         "Results",
         [*columns, column("items")],
         rows,
-        "↑ higher is better, ↓ lower is better; shares are in percent; ± is one standard error "
-        "over the items. Bold: the best, where it is ahead of every other by more than the two "
-        "standard errors combined. All variants answer the same items, so this errs on the side "
-        "of caution. One run is one seed: what another seed would change is not in these errors.",
+        "↑ higher is better, ↓ lower is better. Shares are in percent; ± is one standard error "
+        "over the items. Bold marks a value that is better than all others by more than the "
+        "combined standard error. All variants answer the same items, so this is conservative. "
+        "The errors do not include variation between seeds.",
     )
 
 
 def noise_rows(selections: Sequence[SelectionSummary]) -> Table:
-    """How well quality finds known noise, by variant."""
+    """How well quality finds known noise, for each variant."""
     known = [(s.variant, s.noise) for s in selections if s.noise is not None]
     recalls = {name: {kind.kind: kind.recall for kind in n.by_kind} for name, n in known}
     kinds = sorted({kind for recall in recalls.values() for kind in recall})
@@ -180,7 +182,7 @@ def noise_rows(selections: Sequence[SelectionSummary]) -> Table:
     if known:
         noise = known[0][1]
         share = percent(noise.share_noisy)
-        chance = [text("by chance"), count(noise.num_noisy), share, decimals(0.5)]
+        chance = [text("chance"), count(noise.num_noisy), share, decimals(0.5)]
         chance += [decimals(noise.share_noisy), share, percent(None), share]
         rows.append([*chance, *(percent(None) for _ in kinds)])
     titles = ["noisy tokens", "share noisy", "AUROC", "average precision", "precision", "recall"]
@@ -194,13 +196,14 @@ def noise_rows(selections: Sequence[SelectionSummary]) -> Table:
             *(column(f"recall, {kind}") for kind in kinds),
         ],
         rows,
-        "AUROC and average precision: of low quality as a sign of noise. Precision and recall: of "
-        "the tokens not learned; the next column: of those marked negative.",
+        "AUROC and average precision rank all tokens by quality, lowest first. Precision and "
+        "recall are those of the tokens that are not learned; “precision, negative” is that of the "
+        "negative tokens.",
     )
 
 
 def selection_rows(selections: Sequence[SelectionSummary]) -> Table:
-    """What each variant chose, and how."""
+    """What each variant selects, and how."""
     rows = []
     for s in selections:
         how = f"{s.granularity}, {'random' if s.by == 'random' else s.threshold_kind}"
@@ -217,7 +220,7 @@ def selection_rows(selections: Sequence[SelectionSummary]) -> Table:
                 percent(s.auto_rho),
             ]
         )
-    columns = [text_column("variant"), text_column("quality"), text_column("chosen by")]
+    columns = [text_column("variant"), text_column("quality"), text_column("selected by")]
     titles = ("rho", "threshold", "learned", "negative", "ignored", "quality > 0")
     return Table("chosen", "Response tokens by variant", [*columns, *map(column, titles)], rows)
 
@@ -225,29 +228,29 @@ def selection_rows(selections: Sequence[SelectionSummary]) -> Table:
 def negative_shares(
     key: str, caption: str, heading: str, rows: Mapping[str, Mapping[str, tuple[int, int]]]
 ) -> Table:
-    """Negative tokens of some groups of tokens, by variant.
+    """Negative tokens by group and variant.
 
     Args:
-        rows: by group and variant, (tokens, negative tokens).
+        rows: (tokens, negative tokens) by group and variant.
     """
     variants = list(dict.fromkeys(variant for row in rows.values() for variant in row))
     columns = [text_column(heading), column("tokens")]
-    columns += [Column(v, (f"{v}: negative", f"{v}: share")) for v in variants]
+    columns += [TableColumn(v, (f"{v}: negative", f"{v}: share")) for v in variants]
     cells = []
     for group, row in rows.items():
         line = [text(group), count(max((number for number, _ in row.values()), default=None))]
         for variant in variants:
             number, negative = row.get(variant, (0, 0))
             share = negative / number if number else None
-            line.append(Cell(percent(share).text, (negative, share)))
+            line.append(TableCell(percent(share).text, (negative, share)))
         cells.append(line)
-    return Table(key, caption, columns, cells, "Share of the group's tokens that is negative.")
+    return Table(key, caption, columns, cells, "Share of the group's tokens that are negative.")
 
 
 def shares_by_source(
     selections: Sequence[SelectionSummary],
 ) -> dict[str, dict[str, tuple[int, int]]]:
-    """(tokens, negative tokens) by source and variant, the largest source first."""
+    """(tokens, negative tokens) by source and variant, largest source first."""
     return _by_group(
         {s.variant: {c.source: c for c in s.by_source} for s in selections}, largest_first=True
     )
@@ -256,13 +259,13 @@ def shares_by_source(
 def shares_by_position(
     selections: Sequence[SelectionSummary],
 ) -> dict[str, dict[str, tuple[int, int]]]:
-    """(tokens, negative tokens) by the first position of a bin of positions, and variant."""
+    """(tokens, negative tokens) by variant and bin of positions, named by its first position."""
     bins = {s.variant: {str(c.start): c for c in s.by_position} for s in selections}
     return _by_group(bins)
 
 
 def shares_by_type(negatives: Mapping[str, Negatives]) -> dict[str, dict[str, tuple[int, int]]]:
-    """(tokens, negative tokens) by type of token and variant."""
+    """(tokens, negative tokens) by token type and variant."""
     found: dict[str, dict[str, tuple[int, int]]] = {}
     for variant, counted in negatives.items():
         for name, share in counted.by_type.items():
@@ -284,27 +287,27 @@ def _by_group(
 
 
 def token_rows(variant: str, negatives: Negatives) -> Table:
-    """The tokens that a variant most often marks as negative."""
+    """The tokens that are most often negative."""
     rows = []
     for token in negatives.most_frequent:
         number, negative = token.count.num_tokens, token.count.num_negative
-        shown = [text(token_text(token.text)), Cell(str(token.token_id), (token.token_id,))]
+        shown = [text(token_text(token.text)), TableCell(str(token.token_id), (token.token_id,))]
         rows.append([*shown, count(number), count(negative), percent(negative / number)])
-    titles = ("id", "times in a response", "negative", "share negative")
+    titles = ("id", "in responses", "negative", "share negative")
     return Table(
         "tokens",
-        f"The tokens that are most often negative in {variant}",
+        f"Tokens that are most often negative in {variant}",
         [text_column("token"), *map(column, titles)],
         rows,
-        "␣ is a space, ↵ a line break, � a part of a character.",
+        "␣ is a space, ↵ a line break, � part of a character.",
     )
 
 
 def sample_rows(title: str, samples: Sequence[ExtremeSample], quality: str) -> Table:
-    """Samples of extreme quality."""
+    """Samples with extreme mean quality."""
     rows = [
         [
-            Cell(str(sample.sample_id), (sample.sample_id,)),
+            TableCell(str(sample.sample_id), (sample.sample_id,)),
             text(sample.source),
             decimals(sample.mean_quality),
             count(sample.num_tokens),
@@ -314,7 +317,7 @@ def sample_rows(title: str, samples: Sequence[ExtremeSample], quality: str) -> T
     titles = ("mean quality", "response tokens")
     return Table(
         f"{title}-samples",
-        f"The {len(samples)} samples of {title} mean quality ({quality})",
+        f"Samples with the {title} mean quality ({quality})",
         [text_column("sample"), text_column("source"), *map(column, titles)],
         rows,
     )
@@ -332,7 +335,7 @@ def split_rows(data: DataSummary) -> Table:
 
 
 def source_rows(splits: Sequence[SplitLengths]) -> Table:
-    """Samples and tokens of every source, by split."""
+    """Samples and tokens of each source, for each part of the corpus."""
     names = sorted({source for split in splits for source in split.by_source})
     rows = []
     for name in names:
@@ -358,7 +361,7 @@ def length_rows(splits: Sequence[SplitLengths]) -> Table:
     columns = [
         column(f"{what}: {figure}")
         for what in ("sample", "response")
-        for figure in ("median", "95 %", "longest")
+        for figure in ("median", "95th percentile", "longest")
     ]
     return Table("lengths", "Lengths in tokens", [text_column("part"), *columns], rows)
 
@@ -368,7 +371,7 @@ def _quantiles(lengths: Ints) -> list[int]:
 
 
 def record_rows(data: DataSummary) -> Table:
-    """What became of the records of each source."""
+    """What happened to the records of each source."""
     rows = []
     for source in data.sources:
         reasons = ", ".join(f"{why} ({n:,})" for why, n in sorted(source.rejected.items()))
@@ -380,20 +383,22 @@ def record_rows(data: DataSummary) -> Table:
             source.cut,
             sum(source.rejected.values()),
         )
-        rows.append([text(source.name), *map(count, numbers), Cell(reasons or DASH, (reasons,))])
+        rows.append(
+            [text(source.name), *map(count, numbers), TableCell(reasons or DASH, (reasons,))]
+        )
     titles = ("read", "used", "duplicates", "prompt too long", "cut", "rejected")
     return Table(
         "records",
-        "What became of the records",
-        [text_column("source"), *map(column, titles), text_column("rejected for")],
+        "What happened to the records",
+        [text_column("source"), *map(column, titles), text_column("reasons")],
         rows,
-        f"Samples longer than {data.max_length:,} tokens are cut. Records that are neither used "
-        "nor left out for a reason were not needed.",
+        f"Samples longer than {data.max_length:,} tokens are cut. Records that were neither used "
+        "nor dropped for one of these reasons were not needed.",
     )
 
 
 def cost_rows(stages: Sequence[StageCost]) -> Table:
-    """What each stage cost, and all together."""
+    """The cost of each stage, and the total."""
     has_device = any(stage.peak_device_memory_bytes is not None for stage in stages)
     peaks = [s.peak_memory_bytes for s in stages]
     rows = []
@@ -401,7 +406,7 @@ def cost_rows(stages: Sequence[StageCost]) -> Table:
         cells = [text(stage.name), duration(stage.seconds), count(stage.num_tokens)]
         cells.append(memory(stage.peak_memory_bytes))
         rows.append([*cells, *([memory(stage.peak_device_memory_bytes)] if has_device else [])])
-    total = [text("together"), duration(sum(stage.seconds for stage in stages)), count(None)]
+    total = [text("total"), duration(sum(stage.seconds for stage in stages)), count(None)]
     total.append(memory(max(peaks, default=None)))
     if has_device:
         devices = [s.peak_device_memory_bytes or 0 for s in stages]
@@ -415,6 +420,6 @@ def cost_rows(stages: Sequence[StageCost]) -> Table:
         "Time, tokens and memory",
         columns,
         [*rows, total],
-        "Tokens: those that the stage read, prompts included, once for each pass; of an "
-        "evaluation those of the held-out samples. Memory: of the leading process at its peak.",
+        "Tokens include prompts and count once per pass. For an evaluation, they are the tokens of "
+        "the held-out samples. Memory is the peak of the main process.",
     )

@@ -25,9 +25,9 @@ from filelock import FileLock, Timeout
 
 from forgetting.errors import InputError
 from forgetting.rundir import layout
-from forgetting.rundir.files import write_atomically
 from forgetting.rundir.manifest import Manifest, Output, StageEntry, check_owner, stage_is_done
 from forgetting.rundir.processes import ALONE, Processes
+from forgetting.rundir.storage import write_atomically
 
 
 class Work:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from forgetting.errors import InputError
 from forgetting.rundir import layout
-from forgetting.rundir.files import StageSummary
 from forgetting.rundir.samples import (
     FINGERPRINT_KEY,
     check_fingerprint,
@@ -27,6 +26,7 @@ from forgetting.rundir.samples import (
     lists,
     rows_in_parts,
 )
+from forgetting.rundir.storage import StageSummary
 
 AGAIN = "Detect again with `forgetting detect`"
 

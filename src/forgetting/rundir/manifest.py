@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from forgetting.errors import InputError
 from forgetting.rundir import layout
-from forgetting.rundir.files import file_sha256
+from forgetting.rundir.storage import file_sha256
 
 FORMAT_VERSION = 2
 """Raised whenever a reader of this package no longer understands an older run directory."""

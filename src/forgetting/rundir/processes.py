@@ -1,8 +1,8 @@
-"""The processes that work on one run together, started by `accelerate launch`.
+"""Processes that work on one run together, started by `accelerate launch`.
 
-The first leads: it alone decides what is done next and writes the manifest. The others do what
-they are told and wait for the next order, however long that takes. A process alone leads itself.
-Knows nothing of stages or runs.
+The main process alone decides what comes next and writes the manifest. The others follow its orders
+and wait for the next one without a time limit. A single process is the main process. Knows nothing
+of stages or runs.
 """
 
 from __future__ import annotations
@@ -18,35 +18,39 @@ from typing import Any
 
 from forgetting.errors import InputError
 
-# Stages of one process can take days, and nobody waits for them in vain: a process that ends
-# closes its connections.
+# A stage of one process can take days. A process that ends closes its connections, so nobody waits
+# in vain.
 WAITING = timedelta(days=365)
-# Inside a step, where all work: as transformers' `ddp_timeout`.
+# Inside a shared stage; the default of transformers' `ddp_timeout`.
 WORKING = timedelta(minutes=30)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """How many there are, and which of them this one is."""
+    """The number of processes, and the index of this one."""
 
     index: int = 0
     count: int = 1
     group: Any = None
-    """Of torch.distributed, on the CPU; None for a process alone."""
+    """A CPU process group of torch.distributed; None for a single process."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this one leads."""
+        """Whether this is the main process."""
         return self.index == 0
 
     def share(self, order: Any = None) -> Any:
-        """The order of the leading process, to all; only that one gives it. Plain JSON values."""
+        """Send a JSON value from the main process to all; returns it everywhere.
+
+        Args:
+            order: the value. Only the main process passes it.
+        """
         if self.group is None:
             return order
         import torch
         import torch.distributed as dist
 
-        # JSON in a tensor of bytes: torch's own way to send an object is a pickle.
+        # JSON in a tensor of bytes, because torch sends objects as pickles.
         text = torch.frombuffer(bytearray(json.dumps(order).encode()), dtype=torch.uint8)
         size = torch.tensor([len(text)])
         dist.broadcast(size, 0, self.group)
@@ -56,7 +60,7 @@ class Processes:
         return json.loads(bytes(text.tolist()))
 
     def wait(self) -> None:
-        """Until all are here."""
+        """Wait until all processes are here."""
         if self.group is not None:
             import torch.distributed as dist
 
@@ -67,20 +71,20 @@ ALONE = Processes()
 
 
 def num_processes() -> int:
-    """How many processes were started together with this one."""
+    """The number of processes that were started together."""
     return int(os.environ.get("WORLD_SIZE", 1)) if "LOCAL_RANK" in os.environ else 1
 
 
 def process_index() -> int:
-    """Which of them this one is; 0 leads."""
+    """The index of this process; 0 is the main process."""
     return int(os.environ.get("RANK", 0)) if num_processes() > 1 else 0
 
 
 def join_processes(device_type: str) -> Processes:
-    """Meet the processes that were started together with this one, to compute on `device_type`.
+    """Join the processes that were started together, to compute on `device_type`.
 
     Raises:
-        InputError: a model is to be spread over processes that cannot.
+        InputError: FSDP or DeepSpeed is configured on a machine without accelerators.
     """
     if num_processes() == 1:
         return ALONE
@@ -89,10 +93,10 @@ def join_processes(device_type: str) -> Processes:
 
     if device_type == "cpu":
         if share_one_model():
-            # Accelerate would say nothing and give each process the whole model.
+            # Accelerate would silently give each process the whole model.
             raise InputError(
-                "FSDP and DeepSpeed need accelerators, and this machine has none: start the "
-                "processes with another configuration, such as ddp"
+                "FSDP and DeepSpeed need accelerators, and this machine has none. Use another "
+                "configuration, such as ddp"
             )
         PartialState(cpu=True)
     else:
@@ -102,13 +106,13 @@ def join_processes(device_type: str) -> Processes:
 
 
 def share_one_model() -> bool:
-    """Whether each process holds a part of the model in training, by FSDP or ZeRO-3."""
+    """Whether FSDP or ZeRO-3 splits the model over the processes in training."""
     names = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
     return num_processes() > 1 and any(os.environ.get(name) == "true" for name in names)
 
 
 def leave_processes() -> None:
-    """Part in peace, after the last step."""
+    """Leave the process group after the last stage."""
     if num_processes() == 1:
         return
     import torch.distributed as dist
@@ -118,10 +122,10 @@ def leave_processes() -> None:
 
 
 def end_with_the_others() -> None:
-    """End at Ctrl-C at once, and when the process that started this one is gone.
+    """Exit at once on Ctrl-C, and when the parent process is gone.
 
-    Whoever started it says what happened. A process in a collective operation hears of neither:
-    the operation waits outside of Python.
+    The parent reports what happened. A process in a collective operation waits outside of Python
+    and would notice neither.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = os.getppid()

@@ -14,13 +14,13 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from forgetting.config.schema import Recipe
+from forgetting.config import Recipe
 from forgetting.errors import InputError
 from forgetting.rundir import layout
 from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.results import Evaluation, read_results
 from forgetting.rundir.samples import SampleFile
-from forgetting.rundir.selection import SelectionSummary, read_selection
+from forgetting.rundir.selections import SelectionSummary, read_selection
 from forgetting.rundir.stats import (
     DataSummary,
     StageCost,

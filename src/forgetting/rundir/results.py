@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator
 
 from forgetting.rundir import layout
-from forgetting.rundir.files import readable, write_atomically
+from forgetting.rundir.storage import readable, write_atomically
 
 # JSON has no NaN and no infinity: both are written as null.
 _Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]

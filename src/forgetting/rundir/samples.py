@@ -1,8 +1,8 @@
-"""Tables of samples on disk, and what travels with them.
+"""Tables of samples on disk, and the fingerprint of their tokens.
 
-One order of tokens everywhere: the response tokens of a sample (labels other than -100), left
-to right, samples in the order of the table. Whatever is derived from a table (scores, polarity)
-carries the fingerprint of its tokens; a mismatch is an error, never a silent shift.
+The order of tokens is the same everywhere: samples in the order of the table, and the response
+tokens of a sample (labels other than -100) from left to right. Everything that is derived from a
+table (scores, polarity) carries the fingerprint of its tokens. A mismatch is an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from forgetting.errors import InputError
 IGNORE_INDEX = -100
 FINGERPRINT_KEY = b"forgetting.tokens"
 ROWS_PER_GROUP = 1000
-"""Rows that are written, and can be read, by themselves."""
+"""Rows of a row group, the unit of reading."""
 READ_BUFFER = 1 << 20
 SAMPLE_SCHEMA = pa.schema(
     [
@@ -41,7 +41,7 @@ SAMPLE_SCHEMA = pa.schema(
 
 
 def write_table(table: pa.Table, path: Path, fingerprint: str | None = None) -> None:
-    """Write a table as Parquet, whole or not at all, with the tokens it belongs to."""
+    """Write a table as Parquet, atomically, with the fingerprint of its tokens."""
     if fingerprint is not None:
         table = table.replace_schema_metadata({FINGERPRINT_KEY: fingerprint.encode()})
     partial = path.with_name(f".{path.name}.partial")
@@ -53,7 +53,7 @@ def write_table(table: pa.Table, path: Path, fingerprint: str | None = None) -> 
 
 
 class TableWriter:
-    """Writes rows as Parquet by groups, of which one is in memory; whole or not at all.
+    """Writes rows as Parquet with one row group in memory.
 
     The file appears when the context ends without an error.
     """
@@ -101,7 +101,7 @@ class TableWriter:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """What goes wrong with a file is bad input."""
+    """Turn an error of reading a file into an `InputError`."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
@@ -112,7 +112,7 @@ def read_table(path: Path, fingerprint: str | None = None) -> pa.Table:
     """Read a table that `write_table` wrote.
 
     Args:
-        fingerprint: of the tokens that it must belong to.
+        fingerprint: of the tokens that it must belong to; None: any.
 
     Raises:
         InputError: the file is missing or broken, or belongs to other tokens.
@@ -125,7 +125,7 @@ def read_table(path: Path, fingerprint: str | None = None) -> pa.Table:
 
 
 def check_fingerprint(path: Path, fingerprint: str) -> None:
-    """Refuse a table of other tokens, without reading its rows.
+    """Refuse a table that belongs to other tokens, without reading its rows.
 
     Raises:
         InputError: the file is missing or broken, or belongs to other tokens.
@@ -154,7 +154,7 @@ class Samples:
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table.combine_chunks()
-        # All tokens of the table in a row; sample i is [token_starts[i], token_starts[i + 1]).
+        # All tokens of the table, concatenated; sample i is [token_starts[i], token_starts[i + 1]).
         self.input_ids, self.token_starts = list_column(self.table, "input_ids")
         self.labels, _ = list_column(self.table, "labels")
         self.is_response = response_mask(self.labels, self.token_starts)
@@ -177,10 +177,10 @@ class Samples:
         """Samples from token ids and labels.
 
         Args:
-            sample_ids: identity of each sample; default: sample i has the identity i.
+            sample_ids: id of each sample. Default: sample i has the id i.
 
         Raises:
-            ValueError: a sample's ids and labels differ in length, or it is empty.
+            ValueError: ids and labels of a sample differ in length, or a sample is empty.
         """
         if len(input_ids) != len(labels):
             raise ValueError(f"{len(input_ids)} samples, but labels for {len(labels)}")
@@ -202,7 +202,7 @@ class Samples:
 
     @property
     def sample_ids(self) -> NDArray[np.int64]:
-        """Identity of each sample, shape (samples,)."""
+        """Id of each sample, shape (samples,)."""
         return self.table["sample_id"].to_numpy()
 
     @property
@@ -226,11 +226,11 @@ class Samples:
         return _fingerprint([self])
 
     def per_response_token(self, per_sample: NDArray) -> NDArray:
-        """Repeat a value of each sample for each of its response tokens."""
+        """Values per sample, repeated for each response token."""
         return np.repeat(per_sample, self.num_response_tokens)
 
     def noise(self) -> NDArray[np.bool_] | None:
-        """Known noise of each response token; None unless it is known for every sample."""
+        """Known noise, shape (response tokens,); None unless it is known for every sample."""
         column = self.table["noise"]
         if column.null_count or not len(self):
             return None
@@ -238,14 +238,14 @@ class Samples:
         return flags.astype(bool)
 
     def aligned(self, per_response: NDArray, fill: int = 0) -> pa.ListArray:
-        """Values of response tokens as lists as long as `input_ids`, `fill` elsewhere."""
+        """Values of response tokens as lists as long as `input_ids`, with `fill` elsewhere."""
         values = np.full(self.input_ids.size, fill, dtype=per_response.dtype)
         values[self.is_response] = per_response
         return pa.ListArray.from_arrays(pa.array(self.token_starts, pa.int32()), pa.array(values))
 
 
 class SampleFile:
-    """A split on disk, of which a range of samples is in memory at a time.
+    """A part of the corpus on disk, read by ranges of samples.
 
     Args:
         path: a table that `write_table` wrote, with the columns of `SAMPLE_SCHEMA`.
@@ -267,7 +267,7 @@ class SampleFile:
 
     def read(self, begin: int, end: int) -> Samples:
         """Samples `begin` to `end`, not included."""
-        # A group holds a row of the range if it starts before its end and ends after its start.
+        # A group overlaps the range if it starts before its end and ends after its start.
         first = int(np.searchsorted(self._group_starts, begin, side="right")) - 1
         last = int(np.searchsorted(self._group_starts, end, side="left"))
         with _reading(self.path):
@@ -277,13 +277,13 @@ class SampleFile:
 
     @cached_property
     def fingerprint(self) -> str:
-        """That of the whole table, as `Samples.fingerprint`."""
+        """Fingerprint of the whole table, equal to `Samples.fingerprint`."""
         ranges = zip(self._group_starts[:-1].tolist(), self._group_starts[1:].tolist(), strict=True)
         return _fingerprint(self.read(begin, end) for begin, end in ranges)
 
 
 def _fingerprint(parts: Iterable[Samples]) -> str:
-    """One checksum for each column, so that it does not matter where the table is cut."""
+    """One checksum per column, so that the result does not depend on how the table is cut."""
     columns = [hashlib.sha256() for _ in range(4)]
     for samples in parts:
         arrays = (samples.sample_ids, samples.lengths, samples.input_ids, samples.labels)
@@ -295,18 +295,18 @@ def _fingerprint(parts: Iterable[Samples]) -> str:
 def rows_in_parts(
     path: Path, columns: Sequence[str], sizes: Iterable[int] | None = None
 ) -> Iterator[pa.Table]:
-    """Columns of a table that `write_table` wrote, a part at a time, in bounded memory.
+    """Columns of a table that `write_table` wrote, in parts, in bounded memory.
 
     Args:
-        sizes: rows of each part; default: parts of at most 1,000 rows.
+        sizes: rows of each part; by default at most 1,000.
 
     Raises:
         InputError: the file is missing or broken.
     """
-    # Read through a buffer: a row group can be as large as the file.
+    # Buffered, because a row group can be as large as the file.
     with _reading(path), pq.ParquetFile(path, buffer_size=READ_BUFFER) as file:
         schema = file.schema_arrow
-        # One row group after the other: a walk over several keeps the pages of all before.
+        # One row group at a time: an iterator over several keeps all earlier pages in memory.
         batches = chain.from_iterable(
             file.iter_batches(ROWS_PER_GROUP, row_groups=[group], columns=list(columns))
             for group in range(file.num_row_groups)
@@ -327,7 +327,7 @@ def rows_in_parts(
 def response_mask(labels: NDArray, token_starts: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which tokens are response tokens, shape (tokens,)."""
     mask = labels != IGNORE_INDEX
-    # The first token of a sample has no context to be predicted from.
+    # The first token of a sample has no context.
     mask[token_starts[:-1]] = False
     return mask
 
@@ -340,7 +340,7 @@ def num_response_tokens(
 
 
 def list_column(table: pa.Table, name: str) -> tuple[NDArray, NDArray[np.int64]]:
-    """A list column as one flat array and the starts of its rows (one more than rows)."""
+    """A list column as a flat array and the starts of its rows, shape (rows + 1,)."""
     column = table[name].combine_chunks()
     lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     starts = np.r_[0, np.cumsum(lengths, dtype=np.int64)]

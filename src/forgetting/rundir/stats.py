@@ -13,8 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forgetting.rundir import layout
-from forgetting.rundir.files import StageSummary, readable, write_atomically
 from forgetting.rundir.manifest import Manifest
+from forgetting.rundir.storage import StageSummary, readable, write_atomically
+
+
+@dataclass
+class UnusedKey:
+    """A key of a source's records or turns that no reader used."""
+
+    count: int
+    """How many times it held something."""
+    example: str
+    """The first value, as JSON, cut to 60 characters."""
 
 
 @dataclass
@@ -33,6 +43,16 @@ class SourceCounts:
     used: int = 0
     tokens: int = 0
     response_tokens: int = 0
+    context_turns: int = 0
+    """Earlier responses without labels, because the chat template drops or changes them."""
+    split_tokens: int = 0
+    """Tokens of the rendered text that span a prompt and its response, and were split there."""
+    other_prompts: int = 0
+    """Samples whose prompt differs from the chat template's generation prompt."""
+    template_marks: int = 0
+    """Records that hold written-out marks of a chat template."""
+    unused_keys: dict[str, UnusedKey] = field(default_factory=dict)
+    """By path, such as `messages[].weight`."""
 
 
 @dataclass

@@ -37,7 +37,7 @@ from forgetting.method.selection import (
 from forgetting.method.tally import SelectionTally
 from forgetting.rundir.samples import list_column, num_response_tokens, response_mask
 from forgetting.rundir.scores import ScoredCorpus
-from forgetting.rundir.selection import (
+from forgetting.rundir.selections import (
     ExtremeSample,
     KnownNoise,
     MixtureCurve,

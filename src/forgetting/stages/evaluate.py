@@ -52,7 +52,7 @@ def settings(step: Step) -> Mapping[str, Any]:
 
 def _task_files(folder: str | None) -> dict[str, str]:
     """Checksums of the user's own task files, by their path in the folder."""
-    from forgetting.rundir.files import file_sha256
+    from forgetting.rundir.storage import file_sha256
 
     if folder is None:
         return {}

@@ -66,7 +66,7 @@ def check_length(recipe: Recipe) -> None:
 
 def settings(step: Step) -> Mapping[str, Any]:
     """Sources, tokenizer and template, by their content."""
-    from forgetting.rundir.files import file_sha256
+    from forgetting.rundir.storage import file_sha256
 
     recipe = step.recipe
     template = _template_file(recipe)

@@ -53,7 +53,7 @@ def _tables(path: Path, kept: NDArray) -> Iterator[pa.Table]:
     import pyarrow as pa
 
     from forgetting.rundir.samples import Samples, rows_in_parts
-    from forgetting.rundir.selection import TOKENS
+    from forgetting.rundir.selections import TOKENS
     from forgetting.training.dataset import trainer_columns
 
     begin = 0

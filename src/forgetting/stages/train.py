@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from forgetting.config import Recipe
     from forgetting.rundir.directory import Work
-    from forgetting.rundir.selection import SelectedPart
+    from forgetting.rundir.selections import SelectedPart
 
 
 def run(step: Step, run_dir: Path, work: Work) -> None:
@@ -27,7 +27,7 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     import pyarrow as pa
 
     from forgetting.method.columns import POSTERIOR
-    from forgetting.rundir.selection import selected_parts
+    from forgetting.rundir.selections import selected_parts
     from forgetting.training.dataset import trainer_columns
     from forgetting.training.fit import fine_tune
 
@@ -59,7 +59,7 @@ def _write_card(recipe: Recipe, variant: str, run_dir: Path, work: Work) -> None
     from forgetting.report.card import RunFacts, model_card
     from forgetting.rundir import layout
     from forgetting.rundir.samples import SampleFile
-    from forgetting.rundir.selection import read_selection
+    from forgetting.rundir.selections import read_selection
     from forgetting.rundir.stats import DataSummary
 
     selection = None

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from forgetting.console import logger
-from forgetting.rundir.files import write_atomically
 from forgetting.rundir.reader import RunReader
 from forgetting.rundir.results import Evaluation, Metric
-from forgetting.rundir.selection import SelectionSummary
+from forgetting.rundir.selections import SelectionSummary
+from forgetting.rundir.storage import write_atomically
 from forgetting.studies.execute import (
     diverged_variants,
     execute,

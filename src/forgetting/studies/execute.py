@@ -18,7 +18,7 @@ from forgetting.config import Recipe, dump_recipe
 from forgetting.console import duration, logger
 from forgetting.errors import DivergenceError, InputError
 from forgetting.pipeline import check_inputs, plan_with_state, run
-from forgetting.rundir.files import digest, write_atomically
+from forgetting.rundir.storage import digest, write_atomically
 from forgetting.studies.grid import StudyRun
 
 MARKER = "study.json"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from forgetting.report.results import plain
+from forgetting.report.result_table import plain
 
 DIVERGED = "diverged"
 NO_VALUE = "–"

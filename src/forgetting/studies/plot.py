@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from forgetting.escaping import shortened
 from forgetting.report.figures import SETTINGS, series_styles
-from forgetting.report.results import Column
+from forgetting.report.result_table import Column
 from forgetting.studies.grid import short_names
 from forgetting.studies.study_table import Row, StudyTable
 

@@ -27,8 +27,8 @@ from forgetting.method.metrics import mean_and_deviation
 from forgetting.models.loading import load_config, max_positions
 from forgetting.pipeline import run as run_stages
 from forgetting.rundir import layout
-from forgetting.rundir.files import write_atomically
 from forgetting.rundir.samples import Samples
+from forgetting.rundir.storage import write_atomically
 from forgetting.studies.detection import ALL_KINDS, DetectionScore, detect_noise, read_qualities
 from forgetting.studies.execute import open_study
 from forgetting.studies.markup import NO_VALUE, as_latex, as_markdown

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 from forgetting.errors import InputError, did_you_mean
 from forgetting.method.metrics import mean_and_deviation
-from forgetting.report.results import Cell as Value
-from forgetting.report.results import Column, ResultsTable, plain, tabulate
+from forgetting.report.result_table import Cell as Value
+from forgetting.report.result_table import Column, ResultsTable, plain, tabulate
 from forgetting.rundir.results import Evaluation, Group, Metric
 from forgetting.studies.grid import Levels, StudyCell, short_names
 from forgetting.studies.markup import DIVERGED, NO_VALUE, as_latex, as_markdown

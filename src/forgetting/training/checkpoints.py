@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from forgetting.errors import InputError
-from forgetting.rundir.files import write_atomically
+from forgetting.rundir.storage import write_atomically
 
 SEAL = "sealed.json"
 RANDOM_STATE = "random_state"

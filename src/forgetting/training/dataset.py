@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from forgetting.rundir.samples import Samples
-from forgetting.rundir.selection import TOKENS
+from forgetting.rundir.selections import TOKENS
 
 
 def trainer_columns(

@@ -1,19 +1,19 @@
-// The inspector. Text reaches the page only as text (textContent), never as HTML. Samples come
-// from the page itself (a file) or, a page of the list at a time, from the server behind it.
+// The token inspector. Text is inserted as textContent only, never as HTML. Samples come from the
+// page itself (a file), or from the server, one page of the list at a time.
 "use strict";
 (() => {
   const corpus = JSON.parse(document.getElementById("data").textContent);
   const PAGE = 50;
   const state = { rho: null, text: "", source: "", min: 0, sort: "worst", offset: 0 };
   let listed = { total: 0, num_searched: 0, rows: [] };
-  let chosen = -1; // place in the whole list
+  let chosen = -1; // index in the whole list
   let sample = null;
-  let asked = 0; // number of the latest request of each kind: an older answer is dropped
+  let asked = 0; // number of the latest request of each kind; older answers are dropped
   let askedSample = 0;
 
   const at = (id) => document.getElementById(id);
   const count = (number) => number.toLocaleString("en");
-  const percent = (share) => `${(100 * share).toFixed(1)} %`;
+  const percent = (share) => `${(100 * share).toFixed(1)}%`;
   const signed = (number, digits = 3) =>
     number === null ? "–" : (number < 0 ? "−" : "+") + Math.abs(number).toFixed(digits);
 
@@ -54,7 +54,7 @@
 
   const numNegative = (of) => polarity(of).filter((sign) => sign < 0).length;
 
-  // ---- Where samples come from: both sources have `list` and `load` ----
+  // ---- Sources of samples: both have `list` and `load` ----
 
   function fileSource(samples) {
     const texts = samples.map((one) =>
@@ -128,7 +128,7 @@
     if (place >= 0) chosen = state.offset + place;
     drawList();
     if (place < 0 && !keep) await choose(state.offset);
-    // Texts are decoded in the background: what has been found so far is shown, then the rest.
+    // Texts are decoded in the background: show what was found so far, then ask again.
     if (state.text && listed.num_searched < corpus.num_samples) {
       setTimeout(() => number === asked && refresh(true), 700);
     }
@@ -138,7 +138,7 @@
     const last = state.offset + listed.rows.length;
     let place = listed.total
       ? `${count(state.offset + 1)}–${count(last)} of ${count(listed.total)}`
-      : "no sample fits";
+      : "no matching sample";
     if (listed.num_searched < corpus.num_samples) {
       place += ` (searched ${percent(listed.num_searched / corpus.num_samples)})`;
     }
@@ -204,7 +204,7 @@
       sample = loaded;
       drawSample();
     } catch (error) {
-      at("note").textContent = `The sample cannot be read (${error.message}). Is the server running?`;
+      at("note").textContent = `The sample cannot be loaded (${error.message}). Is the server running?`;
     }
     at("pane").setAttribute("aria-busy", "false");
   }
@@ -218,12 +218,12 @@
     });
   }
 
-  function colour(quality) {
+  function color(quality) {
     const [low, center, high] = corpus.scale;
     const distance = quality - center;
     const end = distance > 0 ? high - center : center - low;
     const share = end > 0 ? Math.min(Math.abs(distance) / end, 1) : Number(distance !== 0);
-    // The root: of the tokens, most lie near the middle of a long range.
+    // The square root, because most tokens are near the middle of a long range.
     const level = Math.round(Math.sqrt(share) * corpus.color_levels);
     return level ? `${distance > 0 ? "g" : "b"}${level}` : "";
   }
@@ -232,8 +232,8 @@
     at("blocks").replaceChildren();
     drawToken(null);
     if (!sample) {
-      at("title").textContent = "No sample fits";
-      at("note").textContent = "Widen the filters.";
+      at("title").textContent = "No matching sample";
+      at("note").textContent = "Relax the filters.";
       return;
     }
     at("title").textContent = `Sample ${sample.id} · ${corpus.sources[sample.source]}`;
@@ -254,7 +254,7 @@
       response.setAttribute("aria-label", "Response tokens");
       for (const [text, length] of block) {
         const quality = sample.quality.slice(token, token + length).reduce((a, b) => a + b) / length;
-        const piece = element("span", `t ${colour(quality)}`, ...withLineBreaks(text));
+        const piece = element("span", `t ${color(quality)}`, ...withLineBreaks(text));
         piece.dataset.start = token;
         piece.dataset.stop = token + length;
         piece.tabIndex = isFirst ? 0 : -1;
@@ -274,14 +274,14 @@
 
   const pieces = () => [...at("blocks").querySelectorAll(".t")];
 
-  // Underlines what is negative now: the only thing on a sample that depends on rho.
+  // Marks negative tokens: the only thing in a sample that depends on rho.
   function mark() {
     if (!sample) return;
     const signs = polarity(sample);
     for (const piece of pieces()) {
       const { start, stop } = piece.dataset;
       const inside = signs.slice(start, stop);
-      const lowest = Math.min(...inside); // no negative token is hidden by its neighbour
+      const lowest = Math.min(...inside); // a piece with one negative token is negative
       piece.classList.toggle("negative", lowest < 0);
       piece.classList.toggle("ignored", lowest === 0);
       piece.classList.toggle(
@@ -306,14 +306,14 @@
   function drawToken(piece) {
     for (const other of at("blocks").querySelectorAll(".shown")) other.classList.remove("shown");
     if (!piece) {
-      at("token").replaceChildren(element("p", "", "Point at a token, or walk along with ← and →."));
+      at("token").replaceChildren(element("p", "", "Point at a token, or move with ← and →."));
       return;
     }
     piece.classList.add("shown");
     const signs = polarity(sample);
     const text = piece.textContent.replaceAll(" ", "␣");
     const fact = (name, value) => element("div", "", element("dt", "", name), element("dd", "", value));
-    const facts = [fact("token", text || "(no text of its own)")];
+    const facts = [fact("token", text || "(no text)")];
     for (let index = Number(piece.dataset.start); index < Number(piece.dataset.stop); index++) {
       const noisy = sample.noise !== null && sample.noise[index] ? " · known noise" : "";
       facts.push(
@@ -327,7 +327,7 @@
           "rank from the worst",
           `${count(sample.rank[index])} of ${count(corpus.num_tokens)} (${percent(sample.rank[index] / corpus.num_tokens)})`,
         ),
-        fact("this token is", SIGNS[signs[index]] + noisy),
+        fact("selection", SIGNS[signs[index]] + noisy),
       );
     }
     at("token").replaceChildren(...facts);
@@ -351,15 +351,15 @@
     at("rho-value").textContent = rho.toFixed(3);
     at("rho").setAttribute("aria-valuetext", rho.toFixed(3));
     at("own").disabled = own;
-    at("own").textContent = `the run’s ${corpus.rho.toFixed(3)}`;
+    at("own").textContent = `reset to ${corpus.rho.toFixed(3)}`;
     const parts = [];
     if (own) {
       parts.push(`As selected: ${percent(corpus.own_negative / corpus.num_tokens)} of ${count(corpus.num_tokens)} tokens negative`);
     } else if (corpus.by_source) {
-      parts.push(`At rho ${rho.toFixed(3)}: a threshold for each source`);
+      parts.push(`At rho ${rho.toFixed(3)}: one threshold per source`);
     } else {
       const value = signed(bounds(0).positive);
-      parts.push(`At rho ${rho.toFixed(3)}: not learned where ${corpus.by_sample ? "a sample’s mean quality" : "quality"} is below ${value}`);
+      parts.push(`At rho ${rho.toFixed(3)}: not learned if ${corpus.by_sample ? "the sample’s mean quality" : "quality"} is below ${value}`);
     }
     if (corpus.noise) {
       const noise = corpus.noise;
@@ -368,7 +368,7 @@
         : [noise.num_not_positive[stepOf(rho)], noise.num_found[stepOf(rho)]];
       const precision = marked ? percent(found / marked) : "–";
       parts.push(
-        `known noise among the tokens not learned: precision ${precision}, recall ${percent(found / noise.num_noisy)} (by chance: ${percent(noise.num_noisy / noise.num_known)}, ${percent(marked / noise.num_known)})`,
+        `known noise among the tokens not learned: precision ${precision}, recall ${percent(found / noise.num_noisy)} (chance: ${percent(noise.num_noisy / noise.num_known)}, ${percent(marked / noise.num_known)})`,
       );
     }
     at("figures").textContent = parts.join(" · ");
@@ -434,7 +434,7 @@
     const field = event.target.closest("input, select, textarea");
     if (event.key === "Escape" && field) field.blur();
     const isArrow = event.key.startsWith("Arrow");
-    // A slider keeps its arrows, a field of text or a choice all its keys, long context its scrolling.
+    // A slider keeps its arrow keys, text fields and menus keep all keys, long context keeps scrolling.
     if (field && (field.type !== "range" || isArrow)) return;
     if (isArrow && event.target.closest(".context")) return;
     const actions = {

@@ -10,7 +10,7 @@ import pytest
 from forgetting.config import load_recipe
 from forgetting.errors import InputError
 from forgetting.export import export_run
-from forgetting.export.records import COLUMNS, SampleJudgments
+from forgetting.export.conversations import COLUMNS, SampleJudgments
 from forgetting.pipeline import run as run_stages
 from forgetting.rundir.samples import Samples, read_table
 from tests.conftest import all_scores, alpaca_records

@@ -1,9 +1,9 @@
 """The corpus without its worst samples, as conversations.
 
-Goes in: a run directory in which a variant is selected, and the sources of its recipe, which are
-read again: a run keeps tokens, not texts. Comes out: tables with the conversations of D_train that
-are kept. A record whose tokens are not those that were scored is an error, never a wrong row. In
-memory is a part of the corpus, and a few numbers for each sample.
+Goes in: a run directory with a selection, and the sources of its recipe. They are read again,
+because a run keeps tokens, not texts. Comes out: tables with the conversations that are kept. A
+record whose tokens differ from the scored ones is an error, never a wrong row. Memory holds a part
+of the corpus and a few numbers per sample.
 """
 
 from __future__ import annotations
@@ -18,29 +18,31 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from forgetting.config import Recipe
+from forgetting.data.account import Account
 from forgetting.data.alignment import Tokenization, cut
 from forgetting.data.records import Record, Unusable
-from forgetting.data.splits import Account, Spool, read_records
+from forgetting.data.splits import read_records
+from forgetting.data.spool import Spool
 from forgetting.errors import InputError
 from forgetting.method import MEASURES, QualityName
 from forgetting.method.selection import mean_quality
 from forgetting.rundir import layout
 from forgetting.rundir.samples import rows_in_parts
-from forgetting.rundir.selection import selected_parts
+from forgetting.rundir.selections import selected_parts
 
 By = Literal["quality", "negatives"]
 COLUMNS = {
-    "prompt": "what is asked, where every sample is one question and its answer",
-    "completion": "the answer",
-    "messages": "the turns, with `role` and `content`, where some samples have more of them",
-    "text": "the text, where every sample is a plain one",
-    "source": "the data set that it comes from",
-    "sample_id": "number of the sample, as in the run",
+    "prompt": "the user's turn, if every sample is a single exchange",
+    "completion": "the assistant's turn",
+    "messages": "the turns, with `role` and `content`, if some samples have more than one exchange",
+    "text": "the text, if every sample is a plain text",
+    "source": "data set of the sample",
+    "sample_id": "number of the sample in the run",
     "mean_quality": "mean quality of its response tokens; higher is better",
-    "share_negative": "share of negative tokens among its response tokens",
+    "share_negative": "share of its response tokens that are negative",
 }
-"""What each column holds; a corpus has those of one form: prompt and completion, messages, or
-text."""
+"""Content of each column. A corpus has the columns of one form: prompt and completion, messages,
+or text."""
 Form = Literal["text", "exchange", "messages"]
 _FORMS: dict[Form, list[tuple[str, pa.DataType]]] = {
     "text": [("text", pa.string())],
@@ -59,17 +61,18 @@ _NUMBERS = [
 
 @dataclass(frozen=True)
 class SampleJudgments:
-    """Of each sample of D_train, in its order; both of shape (samples,)."""
+    """Figures of each sample of D_train, in order; both of shape (samples,)."""
 
     mean: NDArray[np.float64]
     share_negative: NDArray[np.float64]
 
     def worst(self, share: float, by: By) -> NDArray[np.bool_]:
-        """Which samples are the worst `share` of all, rounded to whole samples.
+        """A mask of the worst samples, shape (samples,).
 
         Args:
-            by: the lowest mean quality first; or the highest share of negative tokens, between
-                equal ones the lowest mean quality. The order of the corpus decides what is left.
+            share: share of all samples, rounded to whole samples.
+            by: `quality` ranks by mean quality, lowest first. `negatives` ranks by the share of
+                negative tokens, highest first, then by mean quality. Ties keep the corpus order.
         """
         first = self.mean if by == "quality" else -self.share_negative
         order = np.lexsort((self.mean, first))
@@ -79,10 +82,10 @@ class SampleJudgments:
 
 
 def sample_quality(run: Path, variant: str, quality: QualityName) -> SampleJudgments:
-    """Judge every sample of D_train by its tokens.
+    """Mean quality and share of negative tokens of every sample of D_train.
 
     Raises:
-        InputError: as `selected_parts`.
+        InputError: see `selected_parts`.
     """
     measure = MEASURES[quality]
     means, shares = [np.zeros(0)], [np.zeros(0)]
@@ -102,15 +105,15 @@ def record_tables(
     is_kept: NDArray[np.bool_],
     scratch: Path,
 ) -> Iterator[pa.Table]:
-    """The conversations of D_train that are kept, in its order.
+    """The conversations of D_train that are kept, in order.
 
     Args:
-        tokenization: that of the recipe.
+        tokenization: of the recipe.
         is_kept: shape (samples,).
-        scratch: a folder, in which nothing is left.
+        scratch: a folder for temporary files, which are removed.
 
     Raises:
-        InputError: a source cannot be read, or no longer holds what was scored.
+        InputError: a source cannot be read, or has changed since it was scored.
     """
     train = layout.train_file(run)
     rejected = layout.rejected_file(scratch)
@@ -143,7 +146,7 @@ def record_tables(
 
 
 def _form(spool: Spool, train: Path, is_kept: NDArray[np.bool_]) -> Form:
-    """The simplest form that all samples which are kept have in common."""
+    """The simplest form that fits all kept samples."""
     found: set[Form] = set()
     begin = 0
     for part in rows_in_parts(train, ["sample_id"]):
@@ -167,7 +170,7 @@ def _record(spool: Spool, number: int) -> Record:
 def _records(
     spool: Spool, rows: Sequence[dict[str, Any]], tokenization: Tokenization, max_length: int
 ) -> list[Record]:
-    """The records of some samples, whose tokens are still the same."""
+    """The records of some samples, after a check that their tokens are unchanged."""
     records = [_record(spool, row["sample_id"]) for row in rows]
     for row, result in zip(rows, tokenization.encode_batch(records), strict=True):
         if isinstance(result, Unusable) or cut(result, max_length).input_ids != row["input_ids"]:
@@ -177,8 +180,8 @@ def _records(
 
 def _changed(number: int) -> str:
     return (
-        f"the sources no longer hold sample {number} as it was scored: they have changed since. "
-        "Put the data back as it was, or run the recipe again"
+        f"the sources no longer hold sample {number} as it was scored. Restore the data, or run "
+        "the recipe again"
     )
 
 

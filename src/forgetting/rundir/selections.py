@@ -26,7 +26,6 @@ from forgetting.method.metrics import NoiseDetection
 from forgetting.method.mixture import Component
 from forgetting.method.tally import PolarityCounts
 from forgetting.rundir import layout
-from forgetting.rundir.files import StageSummary
 from forgetting.rundir.samples import (
     FINGERPRINT_KEY,
     ROWS_PER_GROUP,
@@ -39,6 +38,7 @@ from forgetting.rundir.samples import (
     rows_in_parts,
 )
 from forgetting.rundir.scores import ScoredCorpus
+from forgetting.rundir.storage import StageSummary
 
 AGAIN = "Select again with `forgetting select`"
 TOKENS = ("input_ids", "labels")

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgetting.data.mixture import interleaved, quotas
+from forgetting.data.quotas import interleaved, quotas
 
 
 @pytest.mark.parametrize(

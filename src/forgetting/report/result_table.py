@@ -1,8 +1,7 @@
-"""The answer of a run: variants by metrics with standard errors, and one sentence.
+"""The results of a run: variants by metrics with standard errors, and one sentence.
 
-Goes in: evaluations. Comes out: a `ResultsTable` and its form as JSON, CSV and Markdown. What
-counts as a difference is decided here and nowhere else: more than the combined standard error
-of the two values. Knows no page.
+Goes in: evaluations. Comes out: a `ResultsTable`, also as JSON, CSV and Markdown. This module
+alone decides what counts as a difference: more than the combined standard error of two values.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from forgetting.rundir.results import Evaluation, Group, Metric
 
 HELDOUT = "heldout"
 HELDOUT_METRICS = ("exact_match", "loss", "perplexity")
-# Below this every model fails nearly every question: what differs is chance, and loss says more.
+# Below this a model answers almost nothing correctly, differences are chance, and loss says more.
 LEAST_EXACT_MATCH = 0.02
 SHARES = re.compile(r"acc|exact_match|^em$|^f1$|^mc[12]$|^average$")
 SPOKEN = {
@@ -35,7 +34,7 @@ SPOKEN = {
 
 @dataclass(frozen=True)
 class Column:
-    """One metric of one task, over all its items or one group of them."""
+    """One metric of one task, over all items or one group of items."""
 
     task: str
     metric: str
@@ -43,9 +42,9 @@ class Column:
     num_items: int
     higher_is_better: bool
     percent: bool
-    """Values are shares of 1, shown times 100."""
+    """Whether values are shares of 1 that are shown in percent."""
     local: bool = False
-    """The items are a build from local files."""
+    """Whether items come from local files."""
 
     @property
     def key(self) -> str:
@@ -70,7 +69,7 @@ class Column:
         return self.metric_title if self.group is None else f"{self.metric_title}, {self.group}"
 
     def number(self, value: float) -> str:
-        """`value` with the digits that are worth showing in this column."""
+        """`value` with the digits that this column shows."""
         if not math.isfinite(value):
             return "not finite"
         if self.percent:
@@ -91,7 +90,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class ResultsTable:
-    """Variants by columns; `cells` has no entry where a variant lacks a metric."""
+    """Variants by columns. `cells` has no entry if a variant lacks a metric."""
 
     variants: Sequence[str]
     columns: Sequence[Column]
@@ -102,26 +101,26 @@ class ResultsTable:
     sentence: str
 
     def cell(self, variant: str, column: Column) -> Cell | None:
-        """The result of a variant, None where there is none."""
+        """The result of a variant; None if there is none."""
         return self.cells.get((variant, column.key))
 
     def text(self, variant: str, column: Column) -> str:
-        """The cell as `62.1 ± 1.9`, percent without its sign; a dash where there is none."""
+        """The cell as `62.1 ± 1.9`, percentages without a sign; a dash if there is no result."""
         cell = self.cell(variant, column)
         return "–" if cell is None else _text(column, cell)
 
 
 def results_table(run_dir: Path) -> ResultsTable:
-    """The results of a run, whole or partly done.
+    """The results of a run, complete or not.
 
     Raises:
-        InputError: `run_dir` is no run directory, or a result in it cannot be read.
+        InputError: `run_dir` is not a run directory, or a result cannot be read.
     """
     return tabulate(RunReader(run_dir).evaluations)
 
 
 def tabulate(evaluations: Sequence[Evaluation]) -> ResultsTable:
-    """Arrange evaluations: held-out first, its groups by the headline metric, then the tasks."""
+    """Arrange evaluations: held-out first, with groups for the headline metric, then the tasks."""
     variants = in_order({evaluation.variant for evaluation in evaluations})
     exact = [e.metrics.get("exact_match") for e in evaluations if e.task == HELDOUT]
     answers = any(metric is not None and metric.value >= LEAST_EXACT_MATCH for metric in exact)
@@ -150,7 +149,8 @@ def tabulate(evaluations: Sequence[Evaluation]) -> ResultsTable:
 
 
 def _metrics(evaluations: Sequence[Evaluation], grouped: str) -> list[tuple[str, str | None]]:
-    """Metrics of a task in the order of its columns; a single held-out group repeats the whole."""
+    """Metrics of a task in the order of its columns. A single held-out group is omitted, because it
+    would repeat the whole."""
     names = list(dict.fromkeys(name for e in evaluations for name in e.metrics))
     if evaluations[0].task != HELDOUT:
         # The members of a suite follow its average.
@@ -198,7 +198,7 @@ def _cells(metrics: Mapping[str, Metric]) -> dict[str, Cell]:
 
 
 def _differs(one: Cell, other: Cell) -> bool:
-    """Whether two values differ by more than their combined standard error; unknown: no."""
+    """Whether two values differ by more than their combined standard error; False if unknown."""
     if one.stderr is None or other.stderr is None:
         return False
     return abs(one.value - other.value) > math.hypot(one.stderr, other.stderr)
@@ -227,9 +227,9 @@ def _sentence(
         return "Nothing has been evaluated yet."
     cell, spoken = cells[subject, column.key], SPOKEN.get(subject, subject)
     if rival is None:
-        return f"{where}, {spoken} has {measure} {_text(column, cell)}; nothing else was evaluated."
+        return f"{where}, {spoken} has {measure} {_text(column, cell)}. Nothing else was evaluated."
     rival_cell, rival_spoken = cells[rival, column.key], SPOKEN.get(rival, rival)
-    both = f"{_text(column, cell)} against {_text(column, rival_cell)}"
+    both = f"{_text(column, cell)} versus {_text(column, rival_cell)}"
     for name, value in ((spoken, cell.value), (rival_spoken, rival_cell.value)):
         if not math.isfinite(value):
             return (
@@ -237,12 +237,12 @@ def _sentence(
             )
     if cell.stderr is None or rival_cell.stderr is None:
         return (
-            f"{where}, {spoken} and {rival_spoken} have {measure} {both}; without standard errors "
-            "it is open whether this is a difference."
+            f"{where}, {spoken} and {rival_spoken} have {measure} {both}. Without standard errors, "
+            "this may or may not be a real difference."
         )
     if not _differs(cell, rival_cell):
         return (
-            f"{where}, there is no difference beyond the error between {spoken} and {rival_spoken} "
+            f"{where}, {spoken} and {rival_spoken} do not differ beyond the standard error "
             f"({measure} {both})."
         )
     difference = cell.value - rival_cell.value
@@ -254,8 +254,8 @@ def _sentence(
         return f"{where}, {spoken} is {points} ({note}{both})."
     direction = "higher" if difference > 0 else "lower"
     return (
-        f"{where}, the {measure} of {spoken} is {abs(difference):.3g} {direction} than that of "
-        f"{rival_spoken}, which is {verdict} ({both})."
+        f"{where}, the {measure} of {spoken} is {abs(difference):.3g} {direction} than the "
+        f"{measure} of {rival_spoken}, which is {verdict} ({both})."
     )
 
 
@@ -264,7 +264,7 @@ def _first(wanted: Sequence[str], present: Sequence[str]) -> str | None:
 
 
 def to_json(table: ResultsTable) -> str:
-    """One object with the sentence and one entry per cell; what is not finite is null."""
+    """One object with the sentence and one entry per cell. Values that are not finite are null."""
 
     def finite(value: float | None) -> float | None:
         return value if value is not None and math.isfinite(value) else None
@@ -302,7 +302,7 @@ def to_csv(table: ResultsTable) -> str:
 
 
 def to_markdown(table: ResultsTable) -> str:
-    """The sentence and the table as people see it."""
+    """The sentence and the table, formatted for people."""
     lines = [plain(table.sentence)]
     if table.columns:
         titles = [plain(f"{column.task_title}: {column.title}") for column in table.columns]
@@ -327,5 +327,5 @@ def _entries(table: ResultsTable) -> list[tuple[str, Column, Cell]]:
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Escape text so that Markdown shows it unchanged, on one line."""
     return re.sub(r"([\\`*_{}\[\]<>#|!&])", r"\\\1", visible(" ".join(text.split())))

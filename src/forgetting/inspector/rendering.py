@@ -1,8 +1,8 @@
-"""The inspector's page: one front end, with samples in it or with a server behind it.
+"""The inspector's page: one front end that holds its samples or asks a server for them.
 
-Goes in: an `Inspection`. Comes out: HTML with its style and script in it, whose policy lets
-nothing else run. Data is JSON that cannot end its element; the script puts it on the page as
-text. Knows nothing of run directories.
+Goes in: an `Inspection`. Comes out: HTML with inline style and script and a content security policy
+that allows nothing else. The data is JSON that cannot close its script element; the script inserts
+it as text. Knows nothing of run directories.
 """
 
 from __future__ import annotations
@@ -20,37 +20,37 @@ from markupsafe import Markup
 from forgetting.inspector.corpus import COLOR_LEVELS, Inspection, Ints
 
 NUM_WORST, NUM_BEST, NUM_RANDOM = 20, 20, 200
-# A page of 240 whole samples of 2,048 tokens would be a hundred megabytes.
+# With 240 whole samples of 2,048 tokens, the page would have 100 MB.
 MAX_TOKENS_IN_FILE = 512
 
 
 def static_page(inspection: Inspection, seed: int = 0) -> str:
-    """The page as a file of its own: the worst, the best and some random samples in it.
+    """The page as one file with the worst, the best and random samples.
 
     Args:
-        inspection: of the run.
-        seed: of the choice of random samples. The same run and seed give the same bytes.
+        inspection: the corpus.
+        seed: for the choice of random samples. The same run and seed give the same bytes.
     """
     chosen = choose_samples(inspection, seed)
     samples = [inspection.sample(int(row), MAX_TOKENS_IN_FILE) for rows in chosen for row in rows]
     whole = inspection.whole()
     worst, best, random = (len(rows) for rows in chosen)
     whole["about"] += (
-        f" Here are the {worst} worst, the {best} best and {random} random samples; "
-        "forgetting inspect shows all."
+        f" This page has the {worst} worst, the {best} best and {random} random samples; "
+        "forgetting inspect shows all samples."
     )
     return _render({**whole, "samples": samples}, is_served=False)
 
 
 def served_page(inspection: Inspection) -> str:
-    """The page with a server behind it, which has the samples."""
+    """The page that asks its server for samples."""
     return _render({**inspection.whole(), "samples": None}, is_served=True)
 
 
 def choose_samples(inspection: Inspection, seed: int) -> tuple[Ints, Ints, Ints]:
-    """Rows of the worst, the best and random samples, no row twice.
+    """Rows of the worst, the best and random samples, without repetition.
 
-    Where noise is known, half of the random ones hold noisy tokens, as far as there are any.
+    If noise is known, half of the random samples have noisy tokens, if there are enough of them.
     """
     mean_quality, has_noise = inspection.mean_quality, inspection.num_noisy > 0
     order = np.argsort(mean_quality, kind="stable")
@@ -65,7 +65,12 @@ def choose_samples(inspection: Inspection, seed: int) -> tuple[Ints, Ints, Ints]
 
 
 def content_policy(style: str, script: str, *, is_served: bool) -> str:
-    """Only this style and this script, if any; no network but, where served, the page's server."""
+    """A policy that allows only this style, this script and the page's own server.
+
+    Args:
+        script: may be empty.
+        is_served: whether the page has a server.
+    """
     rules = [
         "default-src 'none'",
         f"style-src {_hash(style)}",
@@ -103,7 +108,7 @@ def _render(data: dict[str, Any], *, is_served: bool) -> str:
 
 
 def embedded_json(value: Any) -> str:
-    """JSON that is safe inside a script element: it holds no character that HTML reads."""
+    """JSON without the characters that have a meaning in HTML, safe inside a script element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgetting.inspector import open_inspection, page
-from forgetting.inspector.page import (
+from forgetting.inspector import open_inspection, rendering
+from forgetting.inspector.rendering import (
     choose_samples,
     embedded_json,
     served_page,
@@ -41,20 +41,23 @@ def test_worst_and_best_are_chosen_and_no_row_twice() -> None:
     mean_quality = np.random.default_rng(1).normal(size=500)
     worst, best, random = choose(mean_quality, np.zeros(500, dtype=bool))
     order = np.argsort(mean_quality)
-    assert worst.tolist() == order[: page.NUM_WORST].tolist()
-    assert best.tolist() == order[::-1][: page.NUM_BEST].tolist()
-    assert len(random) == page.NUM_RANDOM
-    assert len({*worst, *best, *random}) == page.NUM_WORST + page.NUM_BEST + page.NUM_RANDOM
+    assert worst.tolist() == order[: rendering.NUM_WORST].tolist()
+    assert best.tolist() == order[::-1][: rendering.NUM_BEST].tolist()
+    assert len(random) == rendering.NUM_RANDOM
+    assert (
+        len({*worst, *best, *random})
+        == rendering.NUM_WORST + rendering.NUM_BEST + rendering.NUM_RANDOM
+    )
 
 
 @pytest.mark.parametrize(("share", "num_noisy"), [(0.5, 100), (0.03, 30), (1.0, 200), (0.0, 0)])
 def test_half_of_the_random_samples_hold_noise(share: float, num_noisy: int) -> None:
     has_noise = np.zeros(1040, dtype=bool)
-    first = page.NUM_WORST  # by quality: the worst, the 1,000 to draw from, the best
+    first = rendering.NUM_WORST  # by quality: the worst, the 1,000 to draw from, the best
     has_noise[first : first + round(share * 1000)] = True
     random = choose(np.arange(1040.0), has_noise)[2]
     assert has_noise[random].sum() == num_noisy
-    assert len(random) == page.NUM_RANDOM
+    assert len(random) == rendering.NUM_RANDOM
 
 
 @given(st.lists(st.floats(-5, 5) | st.just(float("nan")), max_size=60), st.integers(0, 9))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from forgetting.errors import InputError
-from forgetting.report.results import (
+from forgetting.report.result_table import (
     ResultsTable,
     results_table,
     tabulate,
@@ -46,37 +46,37 @@ def bold(table: ResultsTable, key: str) -> list[str]:
         (
             [heldout("full", 0.744, stderr=0.017), heldout("forgetting", 0.621, stderr=0.019)],
             "On held-out questions, forgetting is 12.3 points below training on all tokens "
-            "(62.1 ± 1.9 against 74.4 ± 1.7).",
+            "(62.1 ± 1.9 versus 74.4 ± 1.7).",
         ),
         (
             [heldout("full", 0.5), heldout("forgetting", 0.625), heldout("base", 0.9)],
             "On held-out questions, forgetting is 12.5 points above training on all tokens "
-            "(62.5 ± 2.0 against 50.0 ± 2.0).",
+            "(62.5 ± 2.0 versus 50.0 ± 2.0).",
         ),
         (
             [heldout("full", 0.62), heldout("forgetting", 0.63)],
-            "On held-out questions, there is no difference beyond the error between forgetting "
-            "and training on all tokens (exact match 63.0 ± 2.0 against 62.0 ± 2.0).",
+            "On held-out questions, forgetting and training on all tokens do not differ beyond the "
+            "standard error (exact match 63.0 ± 2.0 versus 62.0 ± 2.0).",
         ),
         (
             [heldout("base", 0.1), heldout("full", 0.5), heldout("ignoring", 0.7)],
             "On held-out questions, ignoring is 20.0 points above training on all tokens "
-            "(70.0 ± 2.0 against 50.0 ± 2.0).",
+            "(70.0 ± 2.0 versus 50.0 ± 2.0).",
         ),
         (
             [heldout("base", 0.1), heldout("forgetting", 0.5)],
             "On held-out questions, forgetting is 40.0 points above the base model without "
-            "fine-tuning (50.0 ± 2.0 against 10.0 ± 2.0).",
+            "fine-tuning (50.0 ± 2.0 versus 10.0 ± 2.0).",
         ),
         (
             [heldout("full", 0.0, loss=1.5), heldout("forgetting", 0.001, loss=2.0)],
-            "On held-out responses, the loss of forgetting is 0.5 higher than that of training on "
-            "all tokens, which is worse (2.000 ± 0.020 against 1.500 ± 0.020).",
+            "On held-out responses, the loss of forgetting is 0.5 higher than the loss of training "
+            "on all tokens, which is worse (2.000 ± 0.020 versus 1.500 ± 0.020).",
         ),
         (
             [heldout("full", 0.0, loss=1.5), heldout("forgetting", 0.0, loss=1.25)],
-            "On held-out responses, the loss of forgetting is 0.25 lower than that of training on "
-            "all tokens, which is better (1.250 ± 0.020 against 1.500 ± 0.020).",
+            "On held-out responses, the loss of forgetting is 0.25 lower than the loss of training "
+            "on all tokens, which is better (1.250 ± 0.020 versus 1.500 ± 0.020).",
         ),
         (
             [heldout("full", 0.0, loss=1.5), heldout("forgetting", 0.0, loss=math.inf)],
@@ -86,17 +86,17 @@ def bold(table: ResultsTable, key: str) -> list[str]:
         (
             [heldout("full", 0.7), heldout("forgetting", 0.5, stderr=None)],
             "On held-out questions, forgetting and training on all tokens have exact match 50.0 "
-            "against 70.0 ± 2.0; without standard errors it is open whether this is a difference.",
+            "versus 70.0 ± 2.0. Without standard errors, this may or may not be a real difference.",
         ),
         (
             [heldout("forgetting", 0.5)],
-            "On held-out questions, forgetting has exact match 50.0 ± 2.0; nothing else was "
+            "On held-out questions, forgetting has exact match 50.0 ± 2.0. Nothing else was "
             "evaluated.",
         ),
         (
             [task("full", "boolq", 0.6), task("forgetting", "boolq", 0.7)],
             "On boolq, forgetting is 10.0 points above training on all tokens "
-            "(70.0 ± 2.0 against 60.0 ± 2.0).",
+            "(70.0 ± 2.0 versus 60.0 ± 2.0).",
         ),
         ([], "Nothing has been evaluated yet."),
     ],
