@@ -162,7 +162,6 @@ def test_workers_get_the_recipe_as_a_file(write_recipe, monkeypatch, tmp_path, s
     assert (command, arguments) == (
         "worker",
         [
-            file,
             "--run-dir",
             str(tmp_path / "run"),
             *more,

@@ -126,7 +126,7 @@ def test_a_tokenizer_without_end_of_sequence(refused, tmp_path, tiny_model):
     (model / "tokenizer_config.json").write_text(json.dumps(config))
     (model / "special_tokens_map.json").unlink(missing_ok=True)
     message = refused(f"model.name_or_path={model}")
-    assert f"{model}: its tokenizer has no end-of-sequence token" in message
+    assert f"{model}: the tokenizer has no end-of-sequence token" in message
     assert "Set `eos_token`" in message
 
 
