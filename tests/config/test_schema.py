@@ -162,8 +162,8 @@ def test_a_limit_is_a_number_of_items_or_a_share(write_recipe, limit, read):
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        ({"quality": "base_loss", "rho": "auto"}, "base_loss is never above 0"),
-        ({"quality": "min_loss", "threshold": "zero"}, "min_loss is never above 0"),
+        ({"quality": "base_loss", "rho": "auto"}, "0 does not divide good from bad tokens by quality base_loss"),
+        ({"quality": "min_loss", "threshold": "zero"}, "0 does not divide good from bad tokens by quality min_loss"),
         ({"balance": "source", "rho": "auto"}, "nothing to balance"),
         ({"balance": "source", "threshold": "zero"}, "nothing to balance"),
         ({"quality": "beauty"}, "influence"),
@@ -185,7 +185,9 @@ def test_scores_are_those_that_the_measures_need(write_recipe):
         "b": {"objective": "forgetting", "selection": {"quality": "min_loss"}},
     }
     recipe = load_recipe(write_recipe(variants=variants))
-    assert recipe.score_columns == ["base_entropy", "base_log_probs", "reference_log_probs"]
+    assert recipe.score_columns == ["base_log_probs", "base_entropy", "reference_log_probs"]
+    assert recipe.needs_reference
+    assert not recipe.needs_detector
 
 
 @pytest.mark.parametrize(
