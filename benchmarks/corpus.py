@@ -24,7 +24,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import torch
-from forgetting.rundir.selections import selected_parts
 from selection import PROMPT_LENGTH, RESPONSE_LENGTH, select, write_run
 from transformers import LlamaConfig, LlamaForCausalLM
 from workload import peak_bytes, word_tokenizer
@@ -36,6 +35,7 @@ from forgetting.models import loading
 from forgetting.rundir import layout
 from forgetting.rundir.directory import Work
 from forgetting.rundir.samples import SampleFile
+from forgetting.rundir.selections import selected_parts
 from forgetting.rundir.stats import DataSummary
 from forgetting.stages.train import TRAIN
 from forgetting.training.dataset import trainer_columns

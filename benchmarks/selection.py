@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from forgetting.rundir.selections import SelectionSummary
 
 from forgetting.config import SelectionSettings
 from forgetting.method.selection import divide
@@ -42,6 +41,7 @@ from forgetting.rundir.samples import (
     write_table,
 )
 from forgetting.rundir.scores import ScoredCorpus
+from forgetting.rundir.selections import SelectionSummary
 from forgetting.stages.corpus_selection import select_corpus
 
 RHO = 0.7

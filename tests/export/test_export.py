@@ -11,7 +11,6 @@ from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from forgetting.cli import main
-from forgetting.cli.interrupt import MESSAGE
 from forgetting.config import load_recipe
 from forgetting.errors import InputError
 from forgetting.export import export_run
@@ -159,5 +158,5 @@ def test_ctrl_c_leaves_nothing(finished_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("forgetting.export.export.write_rows", interrupted)
     arguments = ["export", str(finished_run[1]), "--output", str(tmp_path / "out")]
     assert main(arguments) == 130
-    assert capsys.readouterr().err.endswith(f"{MESSAGE}\n")
+    assert capsys.readouterr().err.endswith("Interrupted. Nothing was written.\n")
     assert not list(tmp_path.iterdir())

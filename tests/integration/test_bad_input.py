@@ -142,8 +142,8 @@ GOOD = {"instruction": "Say yes.", "output": "Yes."}
         ('[\n{"instruction": "a", "output": "b"},\n{"output": \n]', "broken JSON at line 4"),
         ('{"instruction": "a", "output": "b"}\n{"instruction": \n', "broken JSON at line 2"),
         ('{"instruction": "a"}', "found one dict"),
-        ([{"body": "a", "title": "b"}], "Its first record has the fields body, title"),
-        ([3], "Its first record has no fields"),
+        ([{"body": "a", "title": "b"}], "The first record has the fields body, title"),
+        ([3], "The first record has no fields"),
         (
             [GOOD, *[{"instruction": str(n)} for n in range(3)]],
             "records.json, record 2 (line 1): no field `output`",

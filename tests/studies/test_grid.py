@@ -82,7 +82,7 @@ def test_names_are_those_of_folders_and_never_the_same(write_recipe):
 def test_two_variants_never_share_a_name(write_recipe):
     fixed = {"objective": "ignoring", "selection": {"rho": 0.5}}
     path = write_recipe(variants={"forgetting": {}, "forgetting-rho-0.6": fixed})
-    with pytest.raises(InputError, match="two variants would be called"):
+    with pytest.raises(InputError, match="two variants would be named"):
         expand({"tiny": path}, {"selection.rho": ["0.6", "0.7"]})
 
 

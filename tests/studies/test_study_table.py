@@ -103,7 +103,7 @@ def test_a_diverged_training_is_counted_and_shown(results):
 
 
 def test_an_unknown_metric_names_those_that_were_measured(results):
-    with pytest.raises(InputError, match=r"no metric 'paper/acc'.*paper/average, .*paper/loss"):
+    with pytest.raises(InputError, match=r"no metric 'paper/acc'.*paper/average.*paper/loss"):
         build_table(results, [RHO], metric="paper/acc")
 
 

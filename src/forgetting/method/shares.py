@@ -116,6 +116,9 @@ def estimate_shares(
     low = float(np.percentile(np.maximum(resampled - counts.lookalikes, 0).sum(1), edge)) / MISMATCH
     high = min(float(np.percentile(resampled.sum(1), 100 - edge)) * MISMATCH, 1.0)
     low = low if low >= SMALLEST_SHARE else 0.0
+    if not counts.planted_total.any():
+        # No kind is told from clean tokens well enough to say how much of it there is.
+        high = 1.0
     shift = posterior_shift(log_odds, share)
     posterior = posterior_of(log_odds, shift)
     bad_samples = _any_above(posterior, lengths, 0.5)

@@ -137,11 +137,9 @@ def build_table(
     if metric is not None and table.columns:
         column = next((c for c in table.columns if c.key == metric), None)
         if column is None:
-            known_keys = ", ".join(c.key for c in table.columns)
-            hint = did_you_mean(metric, [c.key for c in table.columns])
-            raise InputError(
-                f"there is no metric {metric!r}. {hint or f'The metrics are: {known_keys}'}"
-            )
+            keys = [c.key for c in table.columns]
+            hints = [did_you_mean(metric, keys), f"The metrics are: {', '.join(keys)}"]
+            raise InputError(f"there is no metric {metric!r}. {' '.join(filter(None, hints))}")
     return StudyTable(list(rows.values()), fields, table, column)
 
 

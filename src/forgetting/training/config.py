@@ -32,11 +32,8 @@ class ForgettingConfig(TermParameters, SFTConfig):
         t_max: upper end of lambda's range; default 0.25. With `schedule="constant"` and `t_max=0`,
             negative tokens are ignored.
         term: what is minimized on negative tokens, a name in `TERMS`; default `ga`. Terms that
-            compare with the base model need a column `base_log_probs`.
-        alpha: parameter of the terms `wga` and `wtnpo`; default 1.
-        beta: parameter of the terms `npo`, `tnpo` and `wtnpo`; default 0.1.
-        beta1: parameter of the term `satimp`; default 5.
-        beta2: parameter of the term `satimp`; default 1.
+            compare with the base model need a column `base_log_probs`. The parameters of the
+            built-in terms are fields as well, as their entries declare them.
         term_parameters: parameters of the term by name, for terms that you registered; default:
             as the term declares them.
         floor: probability below which a token is no longer unlearned; default: none.
