@@ -273,7 +273,9 @@ def save_findings(run: Path, posterior: Any, found: bool = True, **changes: Any)
     summary: dict[str, Any] = {
         "fingerprint": samples.fingerprint,
         "found": found,
-        "verdict": "About half of the tokens look bad." if found else "Nothing found. It is hidden.",
+        "verdict": "About half of the tokens look bad."
+        if found
+        else "Nothing found. It is hidden.",
         "passes": ["base", "base_empty"],
         "num_copies": 200,
         "num_clean_copies": 66,
@@ -326,7 +328,7 @@ def _restored_ctrl_c() -> Iterator[None]:
 
 
 def all_scores(run: Path) -> dict[str, Any]:
-    """Every score of a run, and the posterior, by its column, each an array over all response tokens."""
+    """Every score of a run by its column, and the posterior; arrays over all response tokens."""
     tables = [read_table(file) for file in layout.score_files(layout.scores_dir(run))]
     names = tables[0].column_names[1:]
     found = {name: np.concatenate([list_column(t, name)[0] for t in tables]) for name in names}

@@ -139,7 +139,7 @@ def test_a_posterior_of_other_tokens_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"posterior.parquet belongs to other tokens"):
         read_scores(scored, ["posterior"])
     fingerprint = Samples.read(layout.train_file(scored)).fingerprint
-    values, starts = list_column(table, "posterior")
+    _, starts = list_column(table, "posterior")
     starts[3:] -= 1
     with PosteriorWriter(file, fingerprint) as writer:
         ids = table["sample_id"].to_numpy()
