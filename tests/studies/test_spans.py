@@ -93,7 +93,7 @@ def test_without_a_reference_the_measures_of_the_base_are_computed(tiny_model, t
     assert main([*words, "--output", str(output)]) == 0
     assert "Results are in" in capsys.readouterr().out
     rows = list(csv.DictReader((output / "results.csv").open()))
-    assert {row["measure"] for row in rows} == {"base_loss", "entropy_gap"}
+    assert {row["measure"] for row in rows} == {"base_loss", "entropy_gap", "detector"}
     samples = Samples.read(output / "run" / "data" / "train.parquet")
     (shard,) = (output / "run" / "scores").glob("*.parquet")
     log_probs, _ = list_column(read_table(shard), "base_log_probs")
