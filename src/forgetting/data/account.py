@@ -7,6 +7,7 @@ of the records that could not be used. Knows nothing about how records become sa
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import date
 from pathlib import Path
 from types import TracebackType
 
@@ -133,13 +134,16 @@ class Account:
             for c in self.sources.values()
         )
 
-    def summary(self, end_token_ids: Iterable[int]) -> DataSummary:
+    def summary(
+        self, end_token_ids: Iterable[int], template_date: date | None = None
+    ) -> DataSummary:
         """The counts, as `data/summary.json` holds them."""
         return DataSummary(
             max_length=self.settings.max_length,
             sources=list(self.sources.values()),
             splits=self.splits,
             end_token_ids=sorted(end_token_ids),
+            template_date=template_date,
         )
 
 

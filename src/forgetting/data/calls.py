@@ -16,6 +16,8 @@ from forgetting.turns import REASONING
 
 Turn = dict[str, Any]
 """A message as a chat template gets it."""
+Tools = Sequence[Mapping[str, Any]]
+"""Tools as a chat template gets them."""
 
 
 def turn_of(message: Message) -> Turn:
@@ -48,9 +50,7 @@ def texts_of(value: Any) -> Iterator[str]:
             yield from texts_of(item)
 
 
-def check_rendered(
-    messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], text: str, start: int
-) -> None:
+def check_rendered(messages: Sequence[Message], tools: Tools, text: str, start: int) -> None:
     """Refuse a text that lacks tools, calls, their results, or the reasoning of the last response.
 
     Args:

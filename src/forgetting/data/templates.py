@@ -8,7 +8,7 @@ the turn's end mark. Positions are characters. Knows nothing about token boundar
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from typing import Any, Literal, NamedTuple
@@ -17,7 +17,7 @@ from jinja2 import Template, TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from forgetting.data.calls import Turn, check_rendered, map_texts, texts_of, turn_of
+from forgetting.data.calls import Tools, Turn, check_rendered, map_texts, texts_of, turn_of
 from forgetting.data.encoding import Range, SpecialTokens
 from forgetting.data.positions import (
     between,
@@ -43,8 +43,6 @@ PLAIN = (
     "{%- if add_generation_prompt -%}{{- '\n<|assistant|>\n' -}}{%- endif -%}"
 )
 """The format of conversations for tokenizers without a chat template."""
-Tools = Sequence[Mapping[str, Any]]
-_EXCHANGE = ("user", "assistant")
 _PROBE = "\ue000{}\ue001"
 
 
@@ -171,8 +169,8 @@ class ChatTemplate:
         self.end_token_ids.add(last.token_id)
         if self._literal_special_tokens:
             self._check_special_tokens(turns, tools, last.text, marks)
-        is_context = [message.is_context for message in messages]
-        spans, num_context_turns = self._earlier_turns(turns, tools, is_context, last.text)
+        is_learned = [m.role == "assistant" and not m.is_context for m in messages]
+        spans, num_context_turns = self._earlier_turns(turns, tools, is_learned, last.text)
         spans.append(TurnSpan(last.start, last.mark[1], True))
         text, body_end, mark = last.text, last.body_end, last.mark
         literals: tuple[Range, ...] = ()
@@ -306,7 +304,7 @@ class ChatTemplate:
         return start
 
     def _earlier_turns(
-        self, turns: Sequence[Turn], tools: Tools, is_context: Sequence[bool], text: str
+        self, turns: Sequence[Turn], tools: Tools, is_learned: Sequence[bool], text: str
     ) -> tuple[list[TurnSpan], int]:
         """The spans of responses before the last one, and the number of those without one.
 
@@ -314,9 +312,7 @@ class ChatTemplate:
         """
         spans: list[TurnSpan] = []
         num_context_turns = 0
-        for index, turn in enumerate(turns[:-1]):
-            if turn["role"] != "assistant" or is_context[index]:
-                continue
+        for index in (index for index in range(len(turns) - 1) if is_learned[index]):
             try:
                 alone = self._locate(turns[: index + 1], tools)
             except Unusable:
@@ -336,7 +332,7 @@ class ChatTemplate:
         roles = tuple(turn["role"] for turn in given)
         if "tool" in roles:
             # Results without calls are not for every template.
-            roles = _EXCHANGE
+            roles = ("user", "assistant")
         if roles not in self._endings:
             turns = [_turn(role, _PROBE.format(index)) for index, role in enumerate(roles)]
             text = self._render(turns)
@@ -396,11 +392,9 @@ class ChatTemplate:
     ) -> None:
         """Refuse a template that drops the question, the system text or the response."""
         content = messages[-1].content
-        is_kept = ends_with(text, body_end, content)
-        if "tool_calls" in messages[-1].extra:
-            # A call may follow its text.
-            is_kept = holds(text[start:], body_end - start, content)
-        if not is_kept:
+        # A call may follow its text.
+        is_followed = "tool_calls" in messages[-1].extra and content in text[start:body_end]
+        if not is_followed and not ends_with(text, body_end, content):
             raise Unusable("the chat template drops or changes the text of the response")
         for index, message in enumerate(messages[:-1]):
             is_last = index == len(messages) - 2

@@ -184,7 +184,8 @@ class _Job:
             self.run, self.variant, self.settings.selection.quality
         )
         is_kept = ~quality.worst(share, by)
-        tokenization = load_tokenization(self.recipe)
+        summary = DataSummary.load(layout.data_dir(self.run))
+        tokenization = load_tokenization(self.recipe, summary.template_date)
         tables = conversations.record_tables(
             self.recipe, self.run, tokenization, quality, is_kept, folder
         )

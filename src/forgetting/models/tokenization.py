@@ -5,28 +5,44 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 
 from forgetting.config import PLAIN_TEMPLATE, Recipe
 from forgetting.data.alignment import Tokenization
+from forgetting.errors import InputError
 from forgetting.models.loading import load_tokenizer
 
 
-def load_tokenization(recipe: Recipe) -> Tokenization:
+def load_tokenization(recipe: Recipe, today: date | None = None) -> Tokenization:
     """The tokenization of a recipe.
 
+    Args:
+        today: the date for templates that read the clock, unless the recipe sets one. Default:
+            the current date.
+
     Raises:
-        InputError: the tokenizer cannot be used, see `load_tokenizer`.
+        InputError: the tokenizer or the chat template cannot be used, or the recipe sets a date
+            that the template does not read.
     """
     tokenizer = load_tokenizer(recipe.model)
     template = recipe.model.chat_template
     if template == PLAIN_TEMPLATE:
         tokenizer.chat_template = template = None
-    return Tokenization(
+    given = recipe.model.template_date
+    tokenization = Tokenization(
         tokenizer,
         Path(template).read_text(encoding="utf-8") if template else None,
+        template_name=recipe.model.template_name,
         special_tokens_in_text=recipe.data.special_tokens_in_text,
+        system_role=recipe.model.system_role,
+        now=given or today,
     )
+    if given is not None and not tokenization.reads_clock:
+        raise InputError(
+            "model.template_date: the chat template does not print a date. Remove the setting"
+        )
+    return tokenization
 
 
 @contextmanager
