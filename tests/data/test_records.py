@@ -208,6 +208,15 @@ FIELD_NAMES = [
     "text",
     "replies",
     "rank",
+    "tools",
+    "tool_calls",
+    "history",
+    "system",
+    "chosen",
+    "rejected",
+    "weight",
+    "label",
+    "type",
 ]
 json_like = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -36,8 +36,8 @@ COLUMNS = {
     "prompt": "the user's turn, if every sample is a single exchange",
     "completion": "the assistant's turn",
     "messages": "the turns, with `role` and `content`, if some samples have more than one exchange",
-    "tools": "tools of the sample, as JSON; if a sample has tools, tool calls, reasoning or context, "
-    "`messages` is JSON, too",
+    "tools": "the sample's tools, as JSON; `messages` is JSON, too, if turns have tool calls, "
+    "reasoning or a weight",
     "text": "the text, if every sample is a plain text",
     "source": "data set of the sample",
     "sample_id": "number of the sample in the run",
