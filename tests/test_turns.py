@@ -9,6 +9,7 @@ import pytest
 from forgetting.config import SourceSettings
 from forgetting.data.records import Record, Rejected, parse_record, recognise
 from forgetting.data.sources import Origin
+from forgetting.turns import Message
 
 USER, RIGHT = ("user", "Say", {}), ("assistant", "Hi", {})
 CALL = {"id": "1", "function": {"name": "clock", "arguments": '{"zone": "UTC"}'}}
@@ -120,6 +121,12 @@ def test_tools_calls_and_reasoning_travel_along():
     assert record.key() != read({"messages": turns}).key()
     assert read({"messages": turns[:2]}).messages[-1].extra["reasoning_content"] == "Hm"
     assert read(exchange(USER, RIGHT, tools=[])).key() == read(exchange(USER, RIGHT)).key()
+
+
+def test_a_message_without_more_is_dumped_as_role_and_content():
+    assert Message("user", "a").dump() == {"role": "user", "content": "a"}
+    for message in (Message("user", "a"), Message("assistant", "", True, {"tool_calls": [CALL]})):
+        assert Message.load(message.dump()) == message
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,19 @@ class Message:
     is_context: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
+    def dump(self) -> dict[str, Any]:
+        """As a JSON object, from which `load` makes an equal message."""
+        turn: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.is_context:
+            turn["is_context"] = True
+        return {**turn, "extra": dict(self.extra)} if self.extra else turn
+
+    @classmethod
+    def load(cls, turn: Mapping[str, Any]) -> Message:
+        """The inverse of `dump`."""
+        extra = turn.get("extra", {})
+        return cls(turn["role"], turn["content"], turn.get("is_context", False), extra)
+
 
 class Unusable(Exception):
     """A record cannot be used.

@@ -70,6 +70,23 @@ def interrupt(*processes):
             process.send_signal(signal.SIGINT)
 
 
+def test_a_worker_whose_launcher_is_gone_before_it_looks_does_not_wait_for_the_others(
+    finished_run, tmp_path
+):
+    recipe, _ = finished_run
+    launcher = subprocess.Popen([sys.executable, "-c", ""])
+    launcher.wait()
+    command = [sys.executable, "-m", "forgetting", "worker", str(recipe)]
+    command += ["--run-dir", str(tmp_path / "run"), "--launcher", str(launcher.pid)]
+    # Nobody listens there: without the launcher it would wait for half an hour.
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    ranks = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    done = subprocess.run(
+        command, env={**os.environ, **place, **ranks}, timeout=MINUTES, capture_output=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+
+
 def check_one_line(process, workers):
     output, errors = process.communicate(timeout=MINUTES)
     assert (process.returncode, output, errors.splitlines()) == (130, "", [MESSAGE])

@@ -54,12 +54,12 @@ def test_a_run_keeps_the_date_of_its_first_day(write_recipe, tmp_path, on_day):
         run = pipeline.run(write_recipe(), tmp_path / name, stages=["prepare"], overrides=given)
         ids = Samples.read(layout.train_file(run)).input_ids
         entry = read_manifest(run).stages["prepare"]
-        date_ = DataSummary.load(layout.data_dir(run)).template_date
+        date_ = DataSummary.load(layout.data_dir(run)).date
         return bytes(ids.astype("uint8")), entry, date_
 
     on_day(30)
     ids, entry, first = prepared("run")
-    assert first == date(2026, 1, 30)
+    assert first == "2026-01-30"
     on_day(31)
     assert prepared("run") == (ids, entry, first)
     # Prepared again on another day for another reason: with the date of the run.
@@ -67,7 +67,7 @@ def test_a_run_keeps_the_date_of_its_first_day(write_recipe, tmp_path, on_day):
     assert other.fingerprint != entry.fingerprint
     assert second == first
     assert again == ids
-    assert prepared("new")[2] == date(2026, 1, 31)
+    assert prepared("new")[2] == "2026-01-31"
     fixed = prepared("fixed", "model.template_date=2026-01-30")
     assert (fixed[0], fixed[2]) == (ids, first)
     assert fixed[1].fingerprint != entry.fingerprint
@@ -75,4 +75,4 @@ def test_a_run_keeps_the_date_of_its_first_day(write_recipe, tmp_path, on_day):
 
 def test_a_template_without_a_clock_has_no_date(write_recipe, tmp_path):
     run = pipeline.run(write_recipe(), tmp_path / "run", stages=["prepare"])
-    assert DataSummary.load(layout.data_dir(run)).template_date is None
+    assert DataSummary.load(layout.data_dir(run)).date is None

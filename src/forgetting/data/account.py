@@ -7,7 +7,6 @@ of the records that could not be used. Knows nothing about how records become sa
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import date
 from pathlib import Path
 from types import TracebackType
 
@@ -134,16 +133,18 @@ class Account:
             for c in self.sources.values()
         )
 
-    def summary(
-        self, end_token_ids: Iterable[int], template_date: date | None = None
-    ) -> DataSummary:
-        """The counts, as `data/summary.json` holds them."""
+    def summary(self, end_token_ids: Iterable[int], date: str | None = None) -> DataSummary:
+        """The counts, as `data/summary.json` holds them.
+
+        Args:
+            date: that the chat template read from the clock, ISO 8601.
+        """
         return DataSummary(
             max_length=self.settings.max_length,
             sources=list(self.sources.values()),
             splits=self.splits,
             end_token_ids=sorted(end_token_ids),
-            template_date=template_date,
+            date=date,
         )
 
 

@@ -62,7 +62,7 @@ class Record:
 
     def dump(self) -> bytes:
         """As one line, from which `load` makes an equal record."""
-        turns = [(m.role, m.content, m.is_context, m.extra) for m in self.messages]
+        turns = [message.dump() for message in self.messages]
         noise = (self.noise_spans, self.noise_kind, self.clean_response)
         values = (turns, self.source, self.origin, *noise, self.tools)
         return json.dumps(values, ensure_ascii=False).encode()
@@ -71,7 +71,7 @@ class Record:
     def load(cls, line: bytes) -> Record:
         """The inverse of `dump`."""
         turns, source, origin, spans, kind, clean, tools = json.loads(line)
-        messages = tuple(Message(*turn) for turn in turns)
+        messages = tuple(map(Message.load, turns))
         known = None if spans is None else tuple((start, end) for start, end in spans)
         return cls(messages, source, Origin(*origin), known, kind, clean, tuple(tools))
 

@@ -14,12 +14,12 @@ from forgetting.errors import InputError
 from forgetting.models.loading import load_tokenizer
 
 
-def load_tokenization(recipe: Recipe, today: date | None = None) -> Tokenization:
+def load_tokenization(recipe: Recipe, now: str | None = None) -> Tokenization:
     """The tokenization of a recipe.
 
     Args:
-        today: the date for templates that read the clock, unless the recipe sets one. Default:
-            the current date.
+        now: date for templates that read the clock, ISO 8601, as in `DataSummary.date`, unless
+            the recipe sets one. Default: today.
 
     Raises:
         InputError: the tokenizer or the chat template cannot be used, or the recipe sets a date
@@ -36,7 +36,7 @@ def load_tokenization(recipe: Recipe, today: date | None = None) -> Tokenization
         template_name=recipe.model.template_name,
         special_tokens_in_text=recipe.data.special_tokens_in_text,
         system_role=recipe.model.system_role,
-        now=given or today,
+        now=given or (date.fromisoformat(now) if now else None),
     )
     if given is not None and not tokenization.reads_clock:
         raise InputError(

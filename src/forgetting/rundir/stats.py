@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +74,8 @@ class DataSummary(StageSummary):
     """By the names of `layout.SPLITS`."""
     end_token_ids: list[int]
     """Tokens that end a response or a turn."""
-    template_date: date | None = None
-    """Date that the chat template printed; None if it prints none."""
+    date: str | None = None
+    """Date that the chat template read from the clock, ISO 8601; None if it reads none."""
 
     @classmethod
     def stage(cls) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +35,8 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
             advance,
             recipe.reference.sources or (),
         )
-    template_date = tokenization.now if tokenization.reads_clock else None
-    account.summary(tokenization.end_token_ids, template_date).save(work.output)
+    day = tokenization.now.isoformat() if tokenization.reads_clock else None
+    account.summary(tokenization.end_token_ids, day).save(work.output)
     work.details["tokens"] = sum(counts.tokens for counts in account.splits.values())
     for name, counts in account.splits.items():
         work.details[f"{name}_samples"] = counts.samples
@@ -48,14 +47,14 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
         )
 
 
-def _earlier_date(run_dir: Path) -> date | None:
+def _earlier_date(run_dir: Path) -> str | None:
     """The date that this run's data has, so that another preparation has the same."""
     from forgetting.rundir import layout
     from forgetting.rundir.stats import DataSummary
 
     folder = layout.data_dir(run_dir)
     try:
-        return DataSummary.load(folder).template_date
+        return DataSummary.load(folder).date
     except InputError:
         return None
 
