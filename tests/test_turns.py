@@ -53,8 +53,8 @@ ASKED, ANSWERED = {"role": "user", "content": "a"}, {"role": "assistant", "conte
         (exchange(("system", "s", {}), USER, RIGHT, system=" s"), "s|Say|Hi"),
         (
             exchange(
-                ("user", [{"type": "text", "text": "Sa"}, {"text": "y"}], {}),
-                ("assistant", ["Hi"], {}),
+                ("user", [{"type": "text", "text": "Sa"}, {"type": "text", "text": "y"}], {}),
+                ("assistant", [{"type": "text", "text": "Hi"}], {}),
             ),
             "Say|Hi",
         ),
@@ -136,6 +136,9 @@ def test_a_message_without_more_is_dumped_as_role_and_content():
         (exchange(USER, ("assistant", "Hi", {"train": False})), "every response is marked"),
         (exchange(USER, ("assistant", [{"type": "image"}], {})), "not of type text: 'image'"),
         (exchange(USER, ("assistant", [3], {})), "field `content` is not text"),
+        (exchange(USER, ("assistant", ["Hi", "Ho"], {})), "field `content` is not text"),
+        (exchange(USER, ("assistant", [{"text": "Hi"}], {})), "not of type text: None"),
+        (exchange(USER, ("assistant", [{"type": "text"}], {})), "no field `text`"),
         (exchange(("system", "s", {}), USER, RIGHT, system="t"), "the field `system` and a system"),
         (exchange(USER, RIGHT, tools="[x]"), "field `tools` is not JSON"),
         (exchange(USER, RIGHT, tools={"a": 1}), "field `tools` is not a list of objects"),

@@ -108,16 +108,13 @@ def text_field(fields: Fields, *names: str, optional: bool = False) -> str:
 def _joined_parts(parts: list[Any], name: str) -> str:
     texts = []
     for part in parts:
-        if isinstance(part, Mapping):
-            kind = part.get("type", "text")
-            if kind != "text":
-                raise Unusable(
-                    f"field `{name}` has a part that is not of type text", f"{kind!a:.40}"
-                )
-            part = part.get("text")
-        if not isinstance(part, str):
+        # A list of texts may hold alternatives, which nobody wants joined.
+        if not isinstance(part, Mapping):
             raise Unusable(f"field `{name}` is not text")
-        texts.append(part)
+        if part.get("type") != "text":
+            kind = f"{part.get('type')!a:.40}"
+            raise Unusable(f"field `{name}` has a part that is not of type text", kind)
+        texts.append(text_field(part, "text"))
     return "".join(texts)
 
 
