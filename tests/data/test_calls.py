@@ -101,6 +101,8 @@ def test_reasoning_is_labeled_with_its_response():
     [
         (conversation(ASKED, ANSWERED), FAMILIES["chatml"].template, "does not render tools"),
         (conversation(ASKED, ANSWERED), None, "does not render tools"),
+        (conversation(ASKED, ANSWERED, tools=[{"type": "search"}]), None, "not render tools"),
+        (conversation(ASKED, ANSWERED, tools=[{"a": "b"}]), FULL, "not render tools"),
         (
             conversation(ASKED, call(zone="UTC"), RESULT, ANSWERED, tools=()),
             FAMILIES["chatml"].template,

@@ -60,7 +60,9 @@ def check_rendered(messages: Sequence[Message], tools: Tools, text: str, start: 
         Unusable: the template does not render them.
     """
     for tool in tools:
-        if not _holds(text[:start], _inner(tool).get("name", "")):
+        # A tool of the provider has a type alone.
+        name = _inner(tool).get("name") or tool.get("type")
+        if not name or not _holds(text[:start], name):
             raise Unusable("the chat template does not render tools")
     for index, message in enumerate(messages):
         is_last = index == len(messages) - 1
