@@ -42,9 +42,12 @@ def run(finished_run, tmp_path):
 
 
 def workers_of(process):
-    return [
-        child for child in psutil.Process(process.pid).children() if "worker" in child.cmdline()
-    ]
+    found = []
+    for child in psutil.Process(process.pid).children():
+        # The launcher has other children too, which end soon.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [child] if "worker" in child.cmdline() else []
+    return found
 
 
 def wait_for_workers(process):
