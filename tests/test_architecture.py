@@ -21,6 +21,7 @@ ORDER = (
     "escaping",
     "registry",
     "method",
+    "turns",
     "formats",
     "config",
     "rundir",

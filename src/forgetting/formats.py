@@ -9,52 +9,22 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from forgetting.registry import Registry
+from forgetting.turns import (
+    ROLES,
+    Fields,
+    is_true,
+    is_turns,
+    read_turns,
+    role_of,
+    text_field,
+)
+from forgetting.turns import Message as Message
+from forgetting.turns import Unusable as Unusable
 
-Fields = Mapping[str, Any]
-
-ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "model": "assistant",
-}
-"""What data sets call the three roles."""
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation.
-
-    Args:
-        role: `system`, `user` or `assistant`.
-        content: its text.
-    """
-
-    role: str
-    content: str
-
-
-class Unusable(Exception):
-    """A record cannot be used.
-
-    Args:
-        reason: what is wrong, in the same words for all records with this fault.
-        detail: what this record has, at most 40 ASCII characters.
-    """
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}{detail and ': '}{detail}")
-        self.reason = reason
-        self.detail = detail
+LABELED_FALSE = "the response is labeled false, so it is not learned"
+"""Reason for records that are left out on purpose."""
 
 
 @dataclass(frozen=True)
@@ -76,44 +46,79 @@ class DataFormat:
         return all(any(name in fields for name in names) for names in self.needs)
 
 
-def text_field(fields: Fields, *names: str, optional: bool = False) -> str:
-    """The text of the first of the named fields that is present.
-
-    Raises:
-        Unusable: it is not text, or no field is present and it is not optional.
-    """
-    for name in names:
-        value = fields.get(name)
-        if isinstance(value, str):
-            return value
-        if value is not None:
-            raise Unusable(f"field `{name}` is not text")
-    if optional:
-        return ""
-    raise Unusable(f"no field `{names[0]}`")
+def _with_system(fields: Fields, messages: list[Message]) -> list[Message]:
+    """The messages after the record's own system text, if it has one."""
+    system = text_field(fields, "system", optional=True)
+    if not system.strip():
+        return messages
+    if messages and messages[0].role == "system":
+        if messages[0].content.strip() == system.strip():
+            return messages
+        raise Unusable("both the field `system` and a system turn")
+    return [Message("system", system), *messages]
 
 
-def _exchange(prompt: str, context: str, response: str) -> list[Message]:
+def _exchange(fields: Fields, prompt: str, context: str, response: str) -> list[Message]:
     prompt = f"{prompt}\n\n{context}" if context.strip() else prompt
-    return [Message("user", prompt), Message("assistant", response)]
+    return _with_system(fields, [Message("user", prompt), Message("assistant", response)])
 
 
 def _read_alpaca(fields: Fields) -> list[Message]:
     context = text_field(fields, "input", optional=True)
-    return _exchange(text_field(fields, "instruction"), context, text_field(fields, "output"))
+    messages = _exchange(
+        fields, text_field(fields, "instruction"), context, text_field(fields, "output")
+    )
+    return [*messages[:-2], *_read_history(fields), *messages[-2:]]
+
+
+def _read_history(fields: Fields) -> list[Message]:
+    """Earlier turns: a list of pairs of question and answer."""
+    history = fields.get("history") or []
+    if not isinstance(history, list):
+        raise Unusable("field `history` is not a list of pairs")
+    for pair in history:
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise Unusable("field `history` is not a list of pairs")
+        if not all(isinstance(text, str) for text in pair):
+            raise Unusable("field `history` is not a list of pairs of texts")
+    roles = ("user", "assistant")
+    return [Message(role, text) for pair in history for role, text in zip(roles, pair, strict=True)]
 
 
 def _read_dolly(fields: Fields) -> list[Message]:
     context = text_field(fields, "context", optional=True)
-    return _exchange(text_field(fields, "instruction"), context, text_field(fields, "response"))
+    return _exchange(
+        fields, text_field(fields, "instruction"), context, text_field(fields, "response")
+    )
 
 
 def _read_prompt_completion(fields: Fields) -> list[Message]:
-    if isinstance(fields.get("prompt"), list):
+    if not is_true(fields.get("label"), "label"):
+        # Negative feedback, as in KTO.
+        raise Unusable(LABELED_FALSE)
+    response = "completion" if fields.get("completion") is not None else "response"
+    if is_turns(fields.get("prompt")):
         # Turns on both sides, as in TRL.
-        return [*_read_turns(fields, "prompt"), *_read_turns(fields, "completion")]
-    response = text_field(fields, "completion", "response")
-    return _exchange(text_field(fields, "prompt"), "", response)
+        turns = [*read_turns(fields, "prompt"), *read_turns(fields, response)]
+        return _with_system(fields, turns)
+    return _exchange(
+        fields, text_field(fields, "prompt"), "", text_field(fields, "completion", "response")
+    )
+
+
+def _read_preference(fields: Fields) -> list[Message]:
+    """The preferred response. It may hold the prompt, or follow it."""
+    prompt = fields.get("prompt")
+    if not is_turns(fields.get("chosen")):
+        if is_turns(prompt):
+            last = Message("assistant", text_field(fields, "chosen"))
+            return _with_system(fields, [*read_turns(fields, "prompt"), last])
+        return _exchange(fields, text_field(fields, "prompt"), "", text_field(fields, "chosen"))
+    turns = read_turns(fields, "chosen")
+    if turns[0].role == "assistant":
+        before = [Message("user", prompt)] if isinstance(prompt, str) else None
+        turns = [*(before or read_turns(fields, "prompt")), *turns]
+    return _with_system(fields, turns)
 
 
 def _read_question_answer(fields: Fields) -> list[Message]:
@@ -126,28 +131,15 @@ def _read_question_answer(fields: Fields) -> list[Message]:
     rationale = text_field(fields, "rationale", optional=True)
     response = f"{rationale}\n{answer}" if rationale.strip() else answer
     context = text_field(fields, "context", optional=True)
-    return _exchange(text_field(fields, "question"), context, response)
+    return _exchange(fields, text_field(fields, "question"), context, response)
 
 
 def _read_text(fields: Fields) -> list[Message]:
     return [Message("assistant", text_field(fields, "text"))]
 
 
-def _read_turns(fields: Fields, name: str) -> list[Message]:
-    turns = fields.get(name)
-    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
-        raise Unusable(f"field `{name}` is not a list of turns")
-    return [
-        Message(_role(turn, "role", "from"), text_field(turn, "content", "value")) for turn in turns
-    ]
-
-
-def _role(turn: Fields, *names: str) -> str:
-    given = next((turn[name] for name in names if turn.get(name) is not None), None)
-    role = ROLES.get(given) if isinstance(given, str) else None
-    if role is None:
-        raise Unusable("unknown role", f"{given!a:.40}")
-    return role
+def _read_conversation(fields: Fields, name: str) -> list[Message]:
+    return _with_system(fields, read_turns(fields, name))
 
 
 def _read_oasst(fields: Fields) -> list[Message]:
@@ -157,7 +149,7 @@ def _read_oasst(fields: Fields) -> list[Message]:
         raise Unusable("field `prompt` is not a tree of messages")
     messages: list[Message] = []
     while node is not None:
-        messages.append(Message(_role(node, "role"), text_field(node, "text")))
+        messages.append(Message(role_of(node, "role"), text_field(node, "text")))
         node = min(_replies(node), key=lambda reply: reply[0], default=(0.0, None))[1]
     # A user's last words that nobody answered have no response to learn.
     while messages and messages[-1].role != "assistant":
@@ -186,13 +178,13 @@ FORMATS: Registry[DataFormat] = Registry(
             "messages",
             "messages: turns with role and content",
             (("messages",),),
-            functools.partial(_read_turns, name="messages"),
+            functools.partial(_read_conversation, name="messages"),
         ),
         DataFormat(
             "sharegpt",
             "conversations: turns with from and value",
             (("conversations",),),
-            functools.partial(_read_turns, name="conversations"),
+            functools.partial(_read_conversation, name="conversations"),
         ),
         DataFormat(
             "prompt_completion",
@@ -201,8 +193,14 @@ FORMATS: Registry[DataFormat] = Registry(
             _read_prompt_completion,
         ),
         DataFormat(
+            "preference",
+            "chosen, rejected; prompt",
+            (("chosen",), ("rejected",)),
+            _read_preference,
+        ),
+        DataFormat(
             "alpaca",
-            "instruction, output; input",
+            "instruction, output; input, history",
             (("instruction",), ("output",)),
             _read_alpaca,
         ),
@@ -274,6 +272,6 @@ def _guarded(name: str, read: Callable[[Fields], list[Message]], fields: Fields)
     for message in messages:
         if not isinstance(message, Message) or not isinstance(message.content, str):
             raise Unusable(f"the format {name} returns something other than messages with text")
-        if message.role not in ("system", "user", "assistant"):
+        if message.role not in ROLES.values():
             raise Unusable("unknown role", f"{message.role!a:.40}")
     return messages

@@ -43,7 +43,7 @@ UNUSABLE = {
     "empty": ("", "empty response"),
     "blank": (" \n\t\u00a0\u3000", "empty response"),
     "number": (3.5, "field `completion` is not text"),
-    "nothing": (None, "no field `completion`"),
+    "nothing": (None, "field `completion` is null"),
     "list": (["a"], "field `completion` is not text"),
     "object": ({"a": "b"}, "field `completion` is not text"),
 }

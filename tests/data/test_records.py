@@ -124,6 +124,16 @@ def test_fields_are_renamed_before_they_are_read():
     assert [m.content for m in record.messages] == ["Say", "Hi"]
 
 
+def test_other_names_of_system_texts_are_mapped():
+    raw = {"system_prompt": "Be", "question": "Say", "response": "Hi"}
+    record = read(raw, fields={"system": "system_prompt", "prompt": "question"})
+    assert [f"{m.role}:{m.content}" for m in record.messages] == [
+        "system:Be",
+        "user:Say",
+        "assistant:Hi",
+    ]
+
+
 def test_an_unknown_form_names_its_fields_and_an_example():
     with pytest.raises(InputError, match=r"some.json: .* fields body, title.*fields: \{prompt"):
         recognise({"title": "a", "body": "b"}, SOURCE, "some.json")
@@ -208,6 +218,15 @@ FIELD_NAMES = [
     "text",
     "replies",
     "rank",
+    "tools",
+    "tool_calls",
+    "history",
+    "system",
+    "chosen",
+    "rejected",
+    "weight",
+    "label",
+    "type",
 ]
 json_like = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -1,5 +1,6 @@
 """The corpus: nothing in two splits, nothing lost without a count."""
 
+import csv
 import json
 import logging
 import sys
@@ -405,22 +406,50 @@ def test_held_out_samples_take_the_right_response_and_no_others_do(tmp_path):
 def test_keys_that_no_reader_uses_are_counted_with_an_example(tmp_path):
     turns = [
         {"role": "user", "content": "q", "name": "Ann"},
-        {"role": "assistant", "content": "r", "weight": 0},
+        {"role": "assistant", "content": "r", "score": 0},
     ]
     records = [
         {"messages": [{**turns[0], "content": f"q{i}"}, {**turns[1]}], "id": i, "tools": []}
         for i in range(12)
     ]
-    del records[0]["messages"][1]["weight"]
+    del records[0]["messages"][1]["score"]
     corpus = build(write(tmp_path, records))
     found = corpus.counts["records"].unused_keys
     assert {path: (key.count, key.example) for path, key in found.items()} == {
         "messages[].name": (12, '"Ann"'),
-        "messages[].weight": (11, "0"),
+        "messages[].score": (11, "0"),
         "id": (12, "0"),
     }
     (source,) = json.loads(corpus.account.summary([]).model_dump_json())["sources"]
-    assert source["unused_keys"]["messages[].weight"] == {"count": 11, "example": "0"}
+    assert source["unused_keys"]["messages[].score"] == {"count": 11, "example": "0"}
+
+
+def test_responses_labeled_false_are_left_out_and_are_no_fault_of_the_data(tmp_path):
+    records = [raw(i, label=i % 2 == 0) for i in range(24)]
+    corpus = build(write(tmp_path, records))
+    count = corpus.counts["records"]
+    assert count.rejected == {"the response is labeled false, so it is not learned": 12}
+    assert len(corpus.rejected) == 12
+    assert count.unused_keys == {}
+    texts = [text for table in corpus.tables.values() for text in prompts(table)]
+    assert len(texts) == 12
+    assert not any(f"Question {i}?" in text for text in texts for i in range(1, 24, 2))
+
+
+def test_a_table_with_turns_as_json_text_is_read_and_its_keys_are_tracked(tmp_path):
+    turns = [
+        [
+            {"role": "user", "content": f"q{i}"},
+            {"role": "assistant", "content": f"r{i}", "score": 1},
+        ]
+        for i in range(12)
+    ]
+    path = tmp_path / "records.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["messages"], *[[json.dumps(pair)] for pair in turns]])
+    corpus = build(SourceSettings(path=str(path)))
+    assert corpus.counts["records"].used == 12
+    assert list(corpus.counts["records"].unused_keys) == ["messages[].score"]
 
 
 def test_a_renamed_key_is_used_and_its_namesake_is_not(tmp_path):

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from forgetting.data.usage import TrackedFields, example_of, find_template_mark, renamed
+from forgetting.data.usage import TrackedFields, example_of, find_template_mark, renamed, tracked
 
 RECORD = {
     "prompt": "q",
@@ -67,6 +67,15 @@ def test_renaming_moves_values_and_keeps_the_rest():
     assert renamed(raw, {"question": "q"}) == {"question": 1, "a": 2, "prompt": 3}
     assert renamed(raw, {"prompt": "q", "q": "a"}) == {"prompt": 1, "q": 2}
     assert renamed(raw, {"x": "missing"}) == {**raw, "x": None}
+
+
+def test_lists_as_json_text_are_decoded_and_tracked():
+    record = tracked({"turns": '[{"role": "user", "weight": 0}]'}, {"messages": "turns"})
+    assert record["messages"][0]["role"] == "user"
+    assert unread(record) == [("messages[].weight", 0)]
+    for text in ("[broken", "plain", "3", "{}"):
+        assert tracked({"messages": text}, {})["messages"] == text
+    assert tracked({"prompt": "[1]"}, {})["prompt"] == "[1]"
 
 
 def test_examples_are_short_json():

@@ -15,6 +15,7 @@ from forgetting.pipeline import run as run_stages
 from forgetting.rundir import layout
 from forgetting.rundir.samples import Samples, read_table, write_table
 from tests.conftest import all_scores, alpaca_records
+from tests.data.test_calls import FULL
 
 
 def judged(run):
@@ -85,14 +86,14 @@ def test_a_recipe_reads_what_was_exported_and_makes_the_same_tokens(
     assert all(row in before for row in after)
 
 
-def selected(write_recipe, folder, records, name="records.jsonl"):
+def selected(write_recipe, folder, records, *overrides, name="records.jsonl"):
     """A run up to the selection, over records of one's own."""
     file = folder / name
     file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     sizes = {"num_reference": 4, "num_train": 12, "num_heldout": 0, "max_length": 256}
     recipe = write_recipe(data={"sources": [{"path": str(file)}], **sizes})
     stages = ["prepare", "reference", "score", "select"]
-    return run_stages(load_recipe(recipe), folder / "run", stages=stages)
+    return run_stages(load_recipe(recipe, overrides), folder / "run", stages=stages)
 
 
 HOSTILE = "<script>alert(1)</script>\u2028\u202e\"'\\ \x07 é 🙂 | `x`"
@@ -115,6 +116,46 @@ def test_turns_and_hostile_texts_come_back_as_they_are(write_recipe, read, tmp_p
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| `messages` | " + COLUMNS["messages"] in card
     assert "| `prompt`" not in card
+
+
+def test_calls_tools_and_weights_are_exported_as_json_that_is_read_again(
+    write_recipe, read, tmp_path
+):
+    template = tmp_path / "tools.jinja"
+    template.write_text(FULL, encoding="utf-8")
+    overrides = [f"model.chat_template={template}"]
+    call = {"function": {"name": "clock", "arguments": {"zone": "UTC"}}}
+    turns = [
+        [
+            {"role": "user", "content": f"{i}?"},
+            {"role": "assistant", "content": "No.", "weight": 0},
+            {"role": "user", "content": "Again."},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": f"{i}:00"},
+            {"role": "assistant", "content": f"{i}."},
+        ]
+        for i in range(16)
+    ]
+    tools = [{"name": "clock"}]
+    records = [{"messages": each, "tools": tools} for each in turns]
+    run = selected(write_recipe, tmp_path, records, *overrides)
+    export = export_run(run, "clean", output=tmp_path / "out", drop_worst=0, format="jsonl")
+    rows = read(export).to_list()
+    assert len(rows) == 12
+    for row in rows:
+        assert json.loads(row["messages"]) == turns[row["sample_id"]]
+        assert json.loads(row["tools"]) == tools
+    sizes = {"num_reference": 0, "num_train": 12, "num_heldout": 0, "max_length": 256}
+    file = str(export.path / "train.jsonl")
+    recipe = write_recipe(
+        data={"sources": [{"path": file}], **sizes}, reference={"name_or_path": "none/none"}
+    )
+    again = run_stages(load_recipe(recipe, overrides), tmp_path / "again", stages=["prepare"])
+    before, after = (
+        read_table(each / "data" / "train.parquet").select(["input_ids", "labels"]).to_pylist()
+        for each in (run, again)
+    )
+    assert sorted(map(str, after)) == sorted(map(str, before))
 
 
 def test_plain_texts_stay_texts(write_recipe, read, tmp_path):

@@ -10,10 +10,10 @@ from rich.console import Console
 from forgetting.data.alignment import Tokenization
 from forgetting.data.records import Message, Record
 from forgetting.data.sources import Origin
-from forgetting.report.preview import rejection_lines, sample_texts, source_table
+from forgetting.report.preview import rejection_lines, sample_texts, source_table, unused_key_lines
 from forgetting.rundir import layout
 from forgetting.rundir.samples import Samples, write_table
-from forgetting.rundir.stats import DataSummary, SourceCounts
+from forgetting.rundir.stats import DataSummary, SourceCounts, UnusedKey
 from tests.conftest import byte_tokenizer
 
 HOSTILE = "a [bold]b[/]\x1b[31m\u202ec</s>\x00"
@@ -41,6 +41,7 @@ def run(tmp_path):
         duplicates=2,
         near_duplicates=1,
         prompt_too_long=1,
+        unused_keys={"id": UnusedKey(1, "3"), "turns[].\x1b": UnusedKey(1200, '"[x]"')},
     )
     DataSummary(max_length=9, sources=[source], splits={}, end_token_ids=[]).save(data)
     return tmp_path
@@ -88,3 +89,11 @@ def test_the_table_has_every_count_of_a_source(run):
     assert row == ["s[red]", "2", "1,234", "500", "1", "9", "3", "3", "1"]
     (line,) = rejection_lines(run)
     assert str(line) == "s[red]: 3 rejected, empty ⟨U+001B⟩response"
+
+
+def test_unused_keys_are_listed_with_count_and_example(run):
+    text = printed(*unused_key_lines(run), no_color=True)
+    assert text.splitlines() == [
+        's[red]: turns[].⟨U+001B⟩ not used, 1,200 times, such as "[x]"',
+        "s[red]: id not used, 1 time, such as 3",
+    ]

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from datetime import date
+
 import pytest
 
+from forgetting import pipeline
 from forgetting.config import load_recipe
 from forgetting.errors import InputError
+from forgetting.rundir import layout
+from forgetting.rundir.manifest import read_manifest
+from forgetting.rundir.samples import Samples
+from forgetting.rundir.stats import DataSummary
 from forgetting.stages.prepare import check_length
 
 
@@ -13,3 +20,59 @@ def test_max_length_beyond_the_positions_is_refused(write_recipe):
     recipe = load_recipe(write_recipe(), ["data.max_length=257"])
     with pytest.raises(InputError, match=r"max_length 257 is more than the 256 positions"):
         check_length(recipe)
+
+
+DATED = (
+    "{{- strftime_now('%d %b %Y') + '\\n' -}}{%- for m in messages -%}"
+    "{{- m.role + ': ' + m.content + eos_token -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- 'assistant: ' -}}{%- endif -%}"
+)
+
+
+@pytest.fixture
+def on_day(monkeypatch):
+    """A function that sets the current date."""
+    from forgetting.data import alignment
+
+    def set_day(day):
+        class Today(date):
+            @classmethod
+            def today(cls):
+                return date(2026, 1, day)
+
+        monkeypatch.setattr(alignment, "date", Today)
+
+    return set_day
+
+
+def test_a_run_keeps_the_date_of_its_first_day(write_recipe, tmp_path, on_day):
+    template = tmp_path / "dated.jinja"
+    template.write_text(DATED, encoding="utf-8")
+
+    def prepared(name, *overrides):
+        given = [f"model.chat_template={template}", *overrides]
+        run = pipeline.run(write_recipe(), tmp_path / name, stages=["prepare"], overrides=given)
+        ids = Samples.read(layout.train_file(run)).input_ids
+        entry = read_manifest(run).stages["prepare"]
+        date_ = DataSummary.load(layout.data_dir(run)).date
+        return bytes(ids.astype("uint8")), entry, date_
+
+    on_day(30)
+    ids, entry, first = prepared("run")
+    assert first == "2026-01-30"
+    on_day(31)
+    assert prepared("run") == (ids, entry, first)
+    # Prepared again on another day for another reason: with the date of the run.
+    again, other, second = prepared("run", "data.special_tokens_in_text=true")
+    assert other.fingerprint != entry.fingerprint
+    assert second == first
+    assert again == ids
+    assert prepared("new")[2] == "2026-01-31"
+    fixed = prepared("fixed", "model.template_date=2026-01-30")
+    assert (fixed[0], fixed[2]) == (ids, first)
+    assert fixed[1].fingerprint != entry.fingerprint
+
+
+def test_a_template_without_a_clock_has_no_date(write_recipe, tmp_path):
+    run = pipeline.run(write_recipe(), tmp_path / "run", stages=["prepare"])
+    assert DataSummary.load(layout.data_dir(run)).date is None

@@ -252,10 +252,16 @@ def print_plan(request: RunRequest) -> None:
 def print_corpus(path: Path, num_samples: int) -> None:
     """Print what each source gave, and some samples token by token."""
     from forgetting.config import load_recipe
-    from forgetting.report.preview import LEGEND, rejection_lines, sample_texts, source_table
+    from forgetting.report.preview import (
+        LEGEND,
+        rejection_lines,
+        sample_texts,
+        source_table,
+        unused_key_lines,
+    )
 
     out.print(source_table(path))
-    for line in rejection_lines(path):
+    for line in (*rejection_lines(path), *unused_key_lines(path)):
         out.print(line, soft_wrap=True, highlight=False)
     if not num_samples:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
+from datetime import date
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,8 +38,22 @@ class ModelSettings(Section):
     chat_template: str | None = None
     """Jinja file, or `plain` for the lines `<|user|>` and `<|assistant|>` as text. `null` uses the
     tokenizer's chat template, or the plain one if it has none."""
+    template_name: str | None = None
+    """Name of one of the tokenizer's chat templates, if it has several. `null` uses `default`."""
+    template_date: date | None = None
+    """Date for chat templates that print the current one, such as `2026-01-31`. `null` uses the day
+    on which the run prepares its data."""
+    system_role: Literal["keep", "fold"] = "keep"
+    """Where system text goes. `keep` passes it to the chat template; `fold` puts it before the
+    first user turn, for templates without a system role."""
     architecture: dict[str, Any] | None = None
     """Fields of the model's configuration, for a `--dry-run` without access to the model."""
+
+    @model_validator(mode="after")
+    def _one_template(self) -> ModelSettings:
+        if self.chat_template is not None and self.template_name is not None:
+            raise ValueError("set either `chat_template` or `template_name`, not both")
+        return self
 
 
 class WorldSettings(Section):

@@ -10,13 +10,15 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from forgetting.config import SourceSettings
 from forgetting.data.sources import Origin
+from forgetting.data.usage import TrackedFields, renamed, tracked
 from forgetting.errors import InputError
-from forgetting.formats import FORMATS, Message, Unusable, text_field
+from forgetting.formats import FORMATS, Message, Unusable
+from forgetting.turns import text_field, tool_objects
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +35,25 @@ class Record:
     noise_kind: str | None = None
     clean_response: str | None = None
     """The right response, where the last one is known to be noisy."""
+    tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    """Tools that the responses may call, as JSON objects."""
 
     def with_clean_response(self) -> Record:
         """The same conversation with the right response in place of a noisy one."""
         if self.clean_response is None:
             return self
-        last = Message("assistant", self.clean_response)
-        return Record((*self.messages[:-1], last), self.source, self.origin, ())
+        last = replace(self.messages[-1], content=self.clean_response)
+        messages = (*self.messages[:-1], last)
+        return replace(
+            self, messages=messages, noise_spans=(), noise_kind=None, clean_response=None
+        )
 
     def key(self) -> bytes:
         """Equal for conversations that differ in Unicode form and white space only; 16 bytes."""
-        normal = (f"{m.role}\x1f{normalised(m.content)}" for m in self.messages)
+        normal = [f"{m.role}\x1f{normalised(m.content)}" for m in self.messages]
+        more = [(m.is_context, m.extra) for m in self.messages if m.is_context or m.extra]
+        if more or self.tools:
+            normal.append(json.dumps((more, self.tools), sort_keys=True, default=str))
         return hashlib.blake2b("\x1e".join(normal).encode(), digest_size=16).digest()
 
     def keys(self) -> set[bytes]:
@@ -52,17 +62,18 @@ class Record:
 
     def dump(self) -> bytes:
         """As one line, from which `load` makes an equal record."""
-        turns = [(message.role, message.content) for message in self.messages]
+        turns = [message.dump() for message in self.messages]
         noise = (self.noise_spans, self.noise_kind, self.clean_response)
-        return json.dumps((turns, self.source, self.origin, *noise), ensure_ascii=False).encode()
+        values = (turns, self.source, self.origin, *noise, self.tools)
+        return json.dumps(values, ensure_ascii=False).encode()
 
     @classmethod
     def load(cls, line: bytes) -> Record:
         """The inverse of `dump`."""
-        turns, source, origin, spans, kind, clean = json.loads(line)
-        messages = tuple(Message(role, content) for role, content in turns)
+        turns, source, origin, spans, kind, clean, tools = json.loads(line)
+        messages = tuple(map(Message.load, turns))
         known = None if spans is None else tuple((start, end) for start, end in spans)
-        return cls(messages, source, Origin(*origin), known, kind, clean)
+        return cls(messages, source, Origin(*origin), known, kind, clean, tuple(tools))
 
 
 def normalised(text: str) -> str:
@@ -89,16 +100,21 @@ def parse_record(raw: Any, form: str, source: SourceSettings, origin: Origin) ->
     try:
         if not isinstance(raw, Mapping):
             raise Unusable("not an object with fields")
-        fields = _renamed(raw, source.fields)
-        messages = tuple(FORMATS[form].read(fields))
-        _check(messages, form)
+        fields = raw if isinstance(raw, TrackedFields) else tracked(raw, source.fields)
+        turns = tuple(FORMATS[form].read(fields))
+        tools = tuple(tool_objects(fields, "tools")) if FORMATS[form].has_prompt else ()
+        _check(turns, form)
+        _check_text(turns, tools)
+        messages = _learned(turns)
         spans, kind, clean = _known_noise(fields, messages[-1].content)
+        if spans is not None and (len(messages) < len(turns) or messages[-1].extra):
+            raise Unusable("`noise_spans` of a record that ends with a tool call or context")
     except Unusable as why:
         return Rejected(source.label, origin, why.reason, why.detail)
-    # A data set that mixes kinds of records may name them itself.
-    named = fields.get("source")
-    label = named if source.world is not None and isinstance(named, str) else source.label
-    return Record(messages, label, origin, spans, kind, clean)
+    # The demo's world mixes kinds of records and names them itself.
+    named = fields.get("source") if source.world is not None else None
+    label = named if isinstance(named, str) else source.label
+    return Record(messages, label, origin, spans, kind, clean, tools)
 
 
 def recognise(raw: Any, source: SourceSettings, where: str) -> str:
@@ -109,7 +125,7 @@ def recognise(raw: Any, source: SourceSettings, where: str) -> str:
     """
     if source.format != "auto":
         return source.format
-    fields = _renamed(raw, source.fields) if isinstance(raw, Mapping) else {}
+    fields = renamed(raw, source.fields) if isinstance(raw, Mapping) else {}
     for name, form in FORMATS.items():
         if form.fits(fields):
             return name
@@ -122,27 +138,49 @@ def recognise(raw: Any, source: SourceSettings, where: str) -> str:
     )
 
 
-def _renamed(raw: Mapping[str, Any], mapping: Mapping[str, str]) -> Mapping[str, Any]:
-    return {**raw, **{name: raw.get(given) for name, given in mapping.items()}} if mapping else raw
-
-
 def _check(messages: tuple[Message, ...], form: str) -> None:
-    """Alternating turns that end with a response which says something."""
+    """Alternating turns that end with a response which says something.
+
+    Between a call and the next response are the results of the tools.
+    """
     turns = messages[1:] if messages and messages[0].role == "system" else messages
     if FORMATS[form].has_prompt:
-        expected = ("user", "assistant")
-        if not turns or len(turns) % 2:
+        expected = {"user"}
+        for turn in turns:
+            if turn.role not in expected:
+                raise Unusable("turns do not alternate from user to assistant")
+            expected = {
+                "user": {"assistant"},
+                "assistant": {"tool"} if "tool_calls" in turn.extra else {"user"},
+                "tool": {"tool", "assistant"},
+            }[turn.role]
+        if not turns or turns[-1].role != "assistant":
             raise Unusable("turns do not alternate from user to assistant")
-        if any(m.role != expected[i % 2] for i, m in enumerate(turns)):
-            raise Unusable("turns do not alternate from user to assistant")
-    for message in turns:
-        if not message.content.strip():
-            raise Unusable("empty response" if message.role == "assistant" else "empty prompt")
-    for message in messages:
+    for turn in turns:
+        if turn.content.strip() or "tool_calls" in turn.extra or turn.role == "tool":
+            continue
+        raise Unusable("empty response" if turn.role == "assistant" else "empty prompt")
+
+
+def _check_text(messages: tuple[Message, ...], tools: tuple[Mapping[str, Any], ...]) -> None:
+    """Refuse lone surrogates, which no file can hold."""
+    extras = [message.extra for message in messages if message.extra]
+    texts = [message.content for message in messages]
+    if extras or tools:
+        texts.append(json.dumps((extras, tools), ensure_ascii=False, default=str))
+    for text in texts:
         try:
-            message.content.encode()
+            text.encode()
         except UnicodeEncodeError as error:
             raise Unusable("text is not valid Unicode") from error
+
+
+def _learned(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages up to the last response that is learned: no loss depends on what follows."""
+    for end in range(len(messages), 0, -1):
+        if messages[end - 1].role == "assistant" and not messages[end - 1].is_context:
+            return messages[:end]
+    raise Unusable("every response is marked as context")
 
 
 def _known_noise(

@@ -24,9 +24,9 @@ from forgetting.data.quotas import interleaved, quotas
 from forgetting.data.records import Record, Rejected, parse_record, recognise
 from forgetting.data.sources import read_source
 from forgetting.data.spool import Spool
-from forgetting.data.usage import TrackedFields, renamed
+from forgetting.data.usage import TrackedFields, tracked
 from forgetting.errors import InputError, TooFewSamples
-from forgetting.formats import Unusable
+from forgetting.formats import LABELED_FALSE, Unusable
 from forgetting.rundir import layout
 from forgetting.rundir.layout import SPLITS
 from forgetting.rundir.samples import IGNORE_INDEX, SAMPLE_SCHEMA, TableWriter, rows_in_parts
@@ -101,9 +101,8 @@ def _train_records(spool: Spool, output: Path) -> Iterator[TrainRecord]:
         for sample_id in part["sample_id"].to_pylist():
             record = spool[sample_id]
             place = record.origin
-            yield TrainRecord(
-                sample_id, record.source, place.name, place.record, place.line, record.messages
-            )
+            origin = place.name, place.record, place.line
+            yield TrainRecord(sample_id, record.source, *origin, record.messages, record.tools)
 
 
 def read_records(settings: DataSettings, seed: int, spool: Spool, account: Account) -> None:
@@ -114,26 +113,24 @@ def read_records(settings: DataSettings, seed: int, spool: Spool, account: Accou
     """
     duplicates = Duplicates(settings.duplicates, settings.near_threshold)
     for index, source in enumerate(settings.sources):
-        # Keys get the names of the format here, so that each one is known to be read or not.
-        reader = source.model_copy(update={"fields": {}})
         form = None
         first_rejected: list[Rejected] = []
         num_read = num_rejected = 0
         for origin, raw in read_source(source, seed):
             if form is None:
                 form = recognise(raw, source, source.path or source.label)
-            fields = raw
-            if isinstance(raw, Mapping):
-                fields = TrackedFields(renamed(raw, source.fields))
-            record = parse_record(fields, form, reader, origin)
+            fields = tracked(raw, source.fields) if isinstance(raw, Mapping) else raw
+            record = parse_record(fields, form, source, origin)
             num_read += 1
             count = account.of(record.source)
             count.read += 1
             if isinstance(record, Rejected):
                 account.reject(record)
-                num_rejected += 1
-                if len(first_rejected) < NUM_SHOWN:
-                    first_rejected.append(record)
+                # Left out on purpose, which is no fault of the data.
+                if record.reason != LABELED_FALSE:
+                    num_rejected += 1
+                    if len(first_rejected) < NUM_SHOWN:
+                        first_rejected.append(record)
                 continue
             # The demo's world says more about its records than any format reads.
             if isinstance(fields, TrackedFields) and source.world is None:

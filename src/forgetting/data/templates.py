@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jinja2 import Template, TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from forgetting.data.calls import Tools, Turn, check_rendered, map_texts, texts_of, turn_of
 from forgetting.data.encoding import Range, SpecialTokens
 from forgetting.data.positions import (
     between,
@@ -130,7 +132,7 @@ class ChatTemplate:
         self._never_ends = {str(tokenizer.bos_token)} - {self._eos[0]}
         self._system_role = system_role
         self._literal_special_tokens = literal_special_tokens
-        self._variables = {"tools": None, "documents": None, **tokenizer.special_tokens_map}
+        self._variables = {"documents": None, **tokenizer.special_tokens_map}
         self._endings: dict[tuple[str, ...], _Ending] = {}
         self._takes_system: bool | None = None
         self.end_token_ids = {self._eos[1]}
@@ -156,16 +158,19 @@ class ChatTemplate:
         if is_text(record):
             return self._render_text(record)
         messages = self._folded(record.messages)
-        turns = [_turn(message.role, message.content) for message in messages]
-        marks = self._mark_special_tokens(turns)
+        turns, tools = [turn_of(message) for message in messages], list(record.tools)
+        marks = self._marks_for(turns, tools)
+        if marks:
+            turns, tools = self._marked(turns, marks), self._marked(tools, marks)
         try:
-            last = self._locate(turns)
+            last = self._locate(turns, tools)
         except Unusable as why:
             raise self._explained(why, messages) from why
         self.end_token_ids.add(last.token_id)
         if self._literal_special_tokens:
-            self._check_special_tokens(turns, last.text, marks)
-        spans, num_context_turns = self._earlier_turns(turns, last.text)
+            self._check_special_tokens(turns, tools, last.text, marks)
+        is_learned = [m.role == "assistant" and not m.is_context for m in messages]
+        spans, num_context_turns = self._earlier_turns(turns, tools, is_learned, last.text)
         spans.append(TurnSpan(last.start, last.mark[1], True))
         text, body_end, mark = last.text, last.body_end, last.mark
         literals: tuple[Range, ...] = ()
@@ -177,6 +182,8 @@ class ChatTemplate:
             body_end = unmarked(places, body_end)
             mark = unmarked(places, mark[0]), unmarked(places, mark[1])
         self._check_text(messages, text, spans[-1].start, body_end)
+        if tools or any(message.extra for message in messages):
+            check_rendered(messages, record.tools, text[:body_end], spans[-1].start)
         spoiled = record.noise_spans or ()
         noise = noise_ranges(spoiled, messages[-1].content, text, body_end, mark)
         return Rendering(
@@ -214,41 +221,52 @@ class ChatTemplate:
             return messages
         system, first, *others = messages
         text = f"{system.content}\n\n{first.content}" if system.content.strip() else first.content
-        return [Message(first.role, text), *others]
+        return [replace(first, content=text), *others]
 
-    def _mark_special_tokens(self, turns: list[dict[str, str]]) -> str:
-        """Put marks around special tokens written out in the turns; the two marks, or nothing."""
-        contents = [turn["content"] for turn in turns]
-        if not self._literal_special_tokens or not any(map(self._special.pattern.search, contents)):
+    def _marks_for(self, turns: Sequence[Turn], tools: Tools) -> str:
+        """Two characters for `_marked`; none if no special token is written out in the record."""
+        texts = list(texts_of([*turns, *tools]))
+        if not self._literal_special_tokens or not any(map(self._special.pattern.search, texts)):
             return ""
-        first, last = unused_characters(contents, 2)
-        for turn in turns:
-            turn["content"] = self._special.pattern.sub(rf"{first}\g<0>{last}", turn["content"])
-        return first + last
+        return "".join(unused_characters(texts, 2))
 
-    def _check_special_tokens(self, turns: Sequence[dict[str, str]], text: str, marks: str) -> None:
+    def _marked(self, objects: Sequence[Any], marks: str) -> list[Any]:
+        """The objects with marks around the special tokens that are written out in them."""
+        pattern, marked = self._special.pattern, rf"{marks[0]}\g<0>{marks[1]}"
+        return [map_texts(item, lambda text: pattern.sub(marked, text)) for item in objects]
+
+    def _check_special_tokens(
+        self, turns: Sequence[Turn], tools: Tools, text: str, marks: str
+    ) -> None:
         """Refuse turns that a template joins into a special token, of which each holds a part."""
         pattern = self._special.pattern
         num_found = len(pattern.findall(text))
         num_written_out = text.count(marks[0]) if marks else 0
-        ending = self._ending(tuple(turn["role"] for turn in turns))
-        if num_found - num_written_out == ending.num_special:
+        has_more = tools or any(len(turn) > len(_turn("", "")) for turn in turns)
+        if not has_more and num_found - num_written_out == self._ending(turns).num_special:
             return
-        (edge,) = unused_characters([*marks, *(turn["content"] for turn in turns)], 1)
-        edged_turns = [_turn(turn["role"], between(turn["content"], edge)) for turn in turns]
-        edged = self._render(edged_turns)
+        (edge,) = unused_characters([*marks, *texts_of([*turns, *tools])], 1)
+        edged_turns = [
+            {**turn, "content": turn["content"] and between(turn["content"], edge)}
+            for turn in turns
+        ]
+        edged = self._render(edged_turns, tools)
         plain = edged.replace(edge, "")
         # What is appended to the rendered text is no part of it.
         num_joined = num_found - len(pattern.findall(edged + text[len(plain) :]))
         if text.startswith(plain) and num_joined > 0:
             raise Unusable("the chat template joins turns into a special token")
 
-    def _locate(self, turns: Sequence[dict[str, str]]) -> _LastTurn:
+    def _locate(self, turns: Sequence[Turn], tools: Tools = ()) -> _LastTurn:
         """Render turns and find the last one, a response, in the text."""
-        text = self._render(turns)
-        prompt = self._render(turns[:-1], generation_prompt=True)
-        ending = self._ending(tuple(turn["role"] for turn in turns))
-        if not text.endswith(ending.tail):
+        text = self._render(turns, tools)
+        prompt = self._render(turns[:-1], tools, generation_prompt=True)
+        ending = self._ending(turns)
+        if not text.endswith(ending.tail) and "tool_calls" in turns[-1]:
+            # A call may end in another way than an answer. Text after it is part of its end.
+            marks = list(self._special.pattern.finditer(text))
+            ending = self._find_ending(text[marks[-1].start() :] if marks else "", None)
+        elif not text.endswith(ending.tail):
             content = turns[-1]["content"].strip()
             _, found, tail = text.rpartition(content)
             if not found:
@@ -256,7 +274,7 @@ class ChatTemplate:
             ending = self._find_ending(tail, None)
         start, has_other_prompt = len(prompt), False
         if not text.startswith(prompt):
-            start, has_other_prompt = self._prompt_end(turns, text, prompt), True
+            start, has_other_prompt = self._prompt_end(turns, tools, text, prompt), True
         body_end = len(text) - len(ending.tail)
         if start > body_end:
             raise Unusable("the chat template changes the text of the messages")
@@ -269,13 +287,13 @@ class ChatTemplate:
             has_other_prompt,
         )
 
-    def _prompt_end(self, turns: Sequence[dict[str, str]], text: str, prompt: str) -> int:
+    def _prompt_end(self, turns: Sequence[Turn], tools: Tools, text: str, prompt: str) -> int:
         """Where the last response begins in a text that does not begin with the prompt for it.
 
         Some templates write more into the generation prompt (`<think>`) than into the rendering
         of a response without reasoning. The response then begins where the two part.
         """
-        probe = self._render([*turns[:-1], _turn("assistant", _PROBE.format(0))])
+        probe = self._render([*turns[:-1], _turn("assistant", _PROBE.format(0))], tools)
         start = _common_length(probe, prompt)
         question = turns[-2]["content"].strip() if len(turns) > 1 else ""
         if not text.startswith(prompt[:start]) or question not in prompt[:start]:
@@ -286,7 +304,7 @@ class ChatTemplate:
         return start
 
     def _earlier_turns(
-        self, turns: Sequence[dict[str, str]], text: str
+        self, turns: Sequence[Turn], tools: Tools, is_learned: Sequence[bool], text: str
     ) -> tuple[list[TurnSpan], int]:
         """The spans of responses before the last one, and the number of those without one.
 
@@ -294,11 +312,9 @@ class ChatTemplate:
         """
         spans: list[TurnSpan] = []
         num_context_turns = 0
-        for index, turn in enumerate(turns[:-1]):
-            if turn["role"] != "assistant":
-                continue
+        for index in (index for index in range(len(turns) - 1) if is_learned[index]):
             try:
-                alone = self._locate(turns[: index + 1])
+                alone = self._locate(turns[: index + 1], tools)
             except Unusable:
                 num_context_turns += 1
                 continue
@@ -311,8 +327,12 @@ class ChatTemplate:
                 spans.append(TurnSpan(alone.start, alone.body_end, False))
         return spans, num_context_turns
 
-    def _ending(self, roles: tuple[str, ...]) -> _Ending:
-        """How the template ends a conversation of these roles."""
+    def _ending(self, given: Sequence[Turn]) -> _Ending:
+        """How the template ends a conversation with the roles of these turns."""
+        roles = tuple(turn["role"] for turn in given)
+        if "tool" in roles:
+            # Results without calls are not for every template.
+            roles = ("user", "assistant")
         if roles not in self._endings:
             turns = [_turn(role, _PROBE.format(index)) for index, role in enumerate(roles)]
             text = self._render(turns)
@@ -324,7 +344,7 @@ class ChatTemplate:
             self._endings[roles] = ending._replace(num_special=num_special)
         return self._endings[roles]
 
-    def _find_ending(self, tail: str, turns: Sequence[dict[str, str]] | None) -> _Ending:
+    def _find_ending(self, tail: str, turns: Sequence[Turn] | None) -> _Ending:
         """The end mark: the first special token after the content, or else the one that the next
         turn begins with, or else the end of sequence."""
         special = self._special
@@ -340,7 +360,7 @@ class ChatTemplate:
         token, id_ = self._eos
         return _Ending(tail, (len(tail), len(tail) + len(token)), token, id_)
 
-    def _next_turn(self, turns: Sequence[dict[str, str]]) -> str:
+    def _next_turn(self, turns: Sequence[Turn]) -> str:
         """What the template writes between a response and the content of a user turn after it."""
         question = _PROBE.format(len(turns))
         try:
@@ -371,7 +391,10 @@ class ChatTemplate:
         self, messages: Sequence[Message], text: str, start: int, body_end: int
     ) -> None:
         """Refuse a template that drops the question, the system text or the response."""
-        if not ends_with(text, body_end, messages[-1].content):
+        content = messages[-1].content
+        # A call may follow its text.
+        is_followed = "tool_calls" in messages[-1].extra and content in text[start:body_end]
+        if not is_followed and not ends_with(text, body_end, content):
             raise Unusable("the chat template drops or changes the text of the response")
         for index, message in enumerate(messages[:-1]):
             is_last = index == len(messages) - 2
@@ -383,10 +406,15 @@ class ChatTemplate:
                     )
                 raise Unusable("the chat template drops or changes the text of the prompt")
 
-    def _render(self, turns: Sequence[dict[str, str]], *, generation_prompt: bool = False) -> str:
+    def _render(
+        self, turns: Sequence[Turn], tools: Tools = (), *, generation_prompt: bool = False
+    ) -> str:
         try:
             return self._template.render(
-                messages=turns, add_generation_prompt=generation_prompt, **self._variables
+                messages=turns,
+                tools=list(tools) or None,
+                add_generation_prompt=generation_prompt,
+                **self._variables,
             )
         # A template is a program: it may divide by zero, or index what is not there.
         except (TemplateError, ArithmeticError, LookupError, ValueError, TypeError) as error:
@@ -411,7 +439,7 @@ def _compiled(source: str, today: date) -> Template:
     return environment.from_string(source)
 
 
-def _turn(role: str, content: str) -> dict[str, str]:
+def _turn(role: str, content: str) -> Turn:
     return {"role": role, "content": content}
 
 

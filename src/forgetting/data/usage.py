@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 EXAMPLE_LENGTH = 60
+DECODED = frozenset({"messages", "conversations", "history", "tools"})
+"""Fields with lists, which may be JSON text."""
 TEMPLATE_MARKS = (
     "<|im_start|>",
     "<|start_header_id|>",
@@ -95,6 +98,24 @@ class TrackedFields(dict[str, Any]):
             for part in value if isinstance(value, list) else (value,):
                 if isinstance(part, TrackedFields):
                     yield from part.unread()
+
+
+def tracked(raw: Mapping[str, Any], fields: Mapping[str, str]) -> TrackedFields:
+    """A record with the names of its format, with JSON text in place of lists decoded.
+
+    Tables hold turns, tools and histories as JSON text.
+
+    Args:
+        fields: as in `renamed`.
+    """
+    record = dict(renamed(raw, fields))
+    for name in DECODED.intersection(record):
+        value = record[name]
+        if isinstance(value, str) and value.lstrip().startswith("["):
+            # What is not JSON is reported by the reader of the field.
+            with suppress(ValueError, RecursionError):
+                record[name] = json.loads(value)
+    return TrackedFields(record)
 
 
 def renamed(raw: Mapping[str, Any], fields: Mapping[str, str]) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ as `prepare` read them. Memory holds a part of the corpus and a few numbers per 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ COLUMNS = {
     "prompt": "the user's turn, if every sample is a single exchange",
     "completion": "the assistant's turn",
     "messages": "the turns, with `role` and `content`, if some samples have more than one exchange",
+    "tools": "the sample's tools, as JSON; `messages` is JSON, too, if turns have tool calls, "
+    "reasoning or a weight",
     "text": "the text, if every sample is a plain text",
     "source": "data set of the sample",
     "sample_id": "number of the sample in the run",
@@ -35,13 +38,15 @@ COLUMNS = {
 }
 """Content of each column. A corpus has the columns of one form: prompt and completion, messages,
 or text."""
-Form = Literal["text", "exchange", "messages"]
+Form = Literal["text", "exchange", "messages", "json"]
 _FORMS: dict[Form, list[tuple[str, pa.DataType]]] = {
     "text": [("text", pa.string())],
     "exchange": [("prompt", pa.string()), ("completion", pa.string())],
     "messages": [
         ("messages", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())])))
     ],
+    # A table cannot hold turns whose keys differ.
+    "json": [("messages", pa.string()), ("tools", pa.string())],
 }
 _NUMBERS = [
     ("source", pa.string()),
@@ -136,6 +141,8 @@ def _form(run: Path, fingerprint: str, is_kept: NDArray[np.bool_]) -> Form:
     for part in _kept(run, fingerprint, is_kept):
         for _, record in part:
             roles = [message.role for message in record.messages]
+            if record.tools or any(m.extra or m.is_context for m in record.messages):
+                return "json"
             if len(roles) == 1:
                 found.add("text")
             else:
@@ -149,4 +156,15 @@ def _fields(record: TrainRecord, form: Form) -> dict[str, Any]:
         return {"text": messages[0].content}
     if form == "exchange":
         return {"prompt": messages[0].content, "completion": messages[1].content}
-    return {"messages": [{"role": m.role, "content": m.content} for m in messages]}
+    turns: list[dict[str, Any]] = [{"role": m.role, "content": m.content} for m in messages]
+    if form == "messages":
+        return {"messages": turns}
+    for turn, message in zip(turns, messages, strict=True):
+        turn.update(message.extra)
+        if message.is_context:
+            turn["weight"] = 0
+    tools = [dict(tool) for tool in record.tools]
+    return {
+        "messages": json.dumps(turns, ensure_ascii=False),
+        "tools": json.dumps(tools, ensure_ascii=False) if tools else None,
+    }

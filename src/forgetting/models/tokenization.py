@@ -10,6 +10,7 @@ from pathlib import Path
 
 from forgetting.config import PLAIN_TEMPLATE, Recipe
 from forgetting.data.alignment import Tokenization
+from forgetting.errors import InputError
 from forgetting.models.loading import load_tokenizer
 
 
@@ -17,22 +18,31 @@ def load_tokenization(recipe: Recipe, now: str | None = None) -> Tokenization:
     """The tokenization of a recipe.
 
     Args:
-        now: date for templates that read the clock, ISO 8601, as in `DataSummary.date`. Default:
-            today.
+        now: date for templates that read the clock, ISO 8601, as in `DataSummary.date`, unless
+            the recipe sets one. Default: today.
 
     Raises:
-        InputError: the tokenizer cannot be used, see `load_tokenizer`.
+        InputError: the tokenizer or the chat template cannot be used, or the recipe sets a date
+            that the template does not read.
     """
     tokenizer = load_tokenizer(recipe.model)
     template = recipe.model.chat_template
     if template == PLAIN_TEMPLATE:
         tokenizer.chat_template = template = None
-    return Tokenization(
+    given = recipe.model.template_date
+    tokenization = Tokenization(
         tokenizer,
         Path(template).read_text(encoding="utf-8") if template else None,
+        template_name=recipe.model.template_name,
         special_tokens_in_text=recipe.data.special_tokens_in_text,
-        now=date.fromisoformat(now) if now else None,
+        system_role=recipe.model.system_role,
+        now=given or (date.fromisoformat(now) if now else None),
     )
+    if given is not None and not tokenization.reads_clock:
+        raise InputError(
+            "model.template_date: the chat template does not print a date. Remove the setting"
+        )
+    return tokenization
 
 
 @contextmanager

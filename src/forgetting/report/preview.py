@@ -64,6 +64,15 @@ def rejection_lines(run_dir: Path) -> Iterator[Text]:
             yield Text(visible(f"{source.name}: {count:,} rejected, {reason}"))
 
 
+def unused_key_lines(run_dir: Path) -> Iterator[Text]:
+    """The keys of records and turns that nothing read: one line per source and key."""
+    for source in DataSummary.load(layout.data_dir(run_dir)).sources:
+        keys = sorted(source.unused_keys.items(), key=lambda item: (-item[1].count, item[0]))
+        for path, key in keys:
+            times = f"{key.count:,} time" + "s" * (key.count != 1)
+            yield Text(visible(f"{source.name}: {path} not used, {times}, such as {key.example}"))
+
+
 def sample_texts(
     run_dir: Path, tokenizer: PreTrainedTokenizerBase, number: int, seed: int
 ) -> Iterator[Text]:

@@ -7,9 +7,10 @@ A run keeps them because the detector plants noise into texts, and an export hol
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -33,6 +34,7 @@ _COLUMNS = [
     ("record", pa.int64()),
     ("line", pa.int64()),
     ("messages", pa.string()),
+    ("tools", pa.string()),
 ]
 
 
@@ -49,6 +51,8 @@ class TrainRecord:
     line: int | None
     """The line where it begins; None if the file has no lines."""
     messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Tools that the responses may call, as JSON objects."""
 
 
 def write_records(data: Path, records: Iterable[TrainRecord]) -> None:
@@ -60,9 +64,11 @@ def write_records(data: Path, records: Iterable[TrainRecord]) -> None:
     schema = pa.schema(_COLUMNS, {FINGERPRINT_KEY: fingerprint.encode()})
     with TableWriter(layout.train_records_file(data), schema, ROWS_PER_GROUP) as writer:
         for record in records:
-            turns = [{"role": m.role, "content": m.content} for m in record.messages]
-            row = {name: getattr(record, name) for name, _ in _COLUMNS[:-1]}
-            writer.write({**row, "messages": json.dumps(turns, ensure_ascii=False)})
+            row = {name: getattr(record, name) for name, _ in _COLUMNS}
+            turns = [message.dump() for message in record.messages]
+            row["messages"] = json.dumps(turns, ensure_ascii=False)
+            row["tools"] = json.dumps(record.tools, ensure_ascii=False)
+            writer.write(row)
 
 
 def train_records(
@@ -85,10 +91,10 @@ def train_records(
 
 def _record(file: Path, row: dict[str, object]) -> TrainRecord:
     try:
-        turns = json.loads(str(row["messages"]))
-        messages = tuple(Message(turn["role"], turn["content"]) for turn in turns)
+        messages = tuple(map(Message.load, json.loads(str(row["messages"]))))
+        tools = tuple(json.loads(str(row["tools"])))
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
             f"{file}: the messages of sample {row['sample_id']} cannot be read. {AGAIN}"
         ) from error
-    return TrainRecord(**{**row, "messages": messages})  # type: ignore[arg-type]
+    return TrainRecord(**{**row, "messages": messages, "tools": tools})  # type: ignore[arg-type]

@@ -134,9 +134,15 @@ def _rows(
 
 def _record(copy: Planted, of: TrainRecord) -> Record:
     """A copy as a record whose noise is known."""
-    messages = tuple(Message(role, content) for role, content in copy.turns)
-    kind = None if copy.kind == CLEAN else copy.kind
-    return Record(messages, of.source, Origin(of.file, of.record, of.line), copy.spans, kind)
+    messages = of.messages
+    kind = None
+    if copy.kind != CLEAN:
+        kind = copy.kind
+        # What was called or thought next to the response does not belong to its noise.
+        last = Message(*copy.turns[-1])
+        messages = (*messages[: len(copy.turns) - 1], last)
+    origin = Origin(of.file, of.record, of.line)
+    return Record(messages, of.source, origin, copy.spans, kind, tools=of.tools)
 
 
 def probe_job(recipe: Recipe, run: Path, probe: Path) -> ScoringJob:

@@ -21,11 +21,10 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     from forgetting.data.splits import build_corpus
     from forgetting.models.tokenization import load_tokenization, tokenizer_threads
 
-    del run_dir
     recipe = step.recipe
     check_length(recipe)
     settings = recipe.data.model_copy(update={"num_reference": recipe.num_reference})
-    tokenization = load_tokenization(recipe)
+    tokenization = load_tokenization(recipe, _earlier_date(run_dir))
     with progress("Preparing samples", settings.num_samples) as advance, tokenizer_threads():
         account = build_corpus(
             settings,
@@ -46,6 +45,18 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
         logger.info(
             "%d records were dropped; data/summary.json and data/rejected.parquet say why", dropped
         )
+
+
+def _earlier_date(run_dir: Path) -> str | None:
+    """The date that this run's data has, so that another preparation has the same."""
+    from forgetting.rundir import layout
+    from forgetting.rundir.stats import DataSummary
+
+    folder = layout.data_dir(run_dir)
+    try:
+        return DataSummary.load(folder).date
+    except InputError:
+        return None
 
 
 def check_length(recipe: Recipe) -> None:
@@ -70,7 +81,11 @@ def settings(step: Step) -> Mapping[str, Any]:
 
     recipe = step.recipe
     template = _template_file(recipe)
+    own = recipe.model.model_dump(
+        mode="json", include={"template_name", "template_date", "system_role"}
+    )
     return {
+        **own,
         "data": recipe.data.model_dump(mode="json", exclude={"sources", "num_reference"}),
         "num_reference": recipe.num_reference,
         "sources": [_source(source) for source in recipe.data.sources],
