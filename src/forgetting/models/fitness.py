@@ -220,7 +220,8 @@ def _check_adapter_sizes(settings: ModelSettings, config: PretrainedConfig, fold
     sizes = {_saved_name(name): tuple(v.shape) for name, v in adapted.state_dict().items()}
     try:
         with safe_open(file, framework="pt") as tensors:
-            saved = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}
+            names = tensors.keys()
+            saved = {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
     except SafetensorError as error:
         raise InputError(f"{file} is damaged: {error}") from error
     for name, shape in saved.items():
