@@ -22,7 +22,7 @@ from hypothesis import settings
 
 from forgetting.rundir import layout
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, list_column, read_table, write_table
-from forgetting.rundir.scores import MODELS, join_scores, write_scores
+from forgetting.rundir.scores import write_scores
 from forgetting.rundir.stats import DataSummary, SplitCounts
 
 # Tests never ask a network, and two processes on two cores must not fight over threads.
@@ -199,19 +199,9 @@ def write_shards(
     for shard, size in enumerate(shard_sizes):
         part = Samples(samples.table.slice(begin, size))
         tokens = slice(samples.response_starts[begin], samples.response_starts[begin + size])
-        files = {}
-        for model in MODELS:
-            files[model] = run / f"{model}.parquet"
-            own = {
-                name.removeprefix(f"{model}_"): values[tokens]
-                for name, values in columns.items()
-                if name.startswith(model)
-            }
-            write_scores(files[model], part, np.arange(size), own, samples.fingerprint)
+        own = {name: values[tokens] for name, values in columns.items()}
         target = layout.score_file(folder, shard, len(shard_sizes))
-        join_scores(files["base"], [files["reference"]], target, samples.fingerprint)
-        for file in files.values():
-            file.unlink()
+        write_scores(target, part, np.arange(size), own, samples.fingerprint)
         begin += size
 
 
@@ -360,7 +350,8 @@ def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forgets after the test what it registered."""
     from forgetting.formats import FORMATS
     from forgetting.method import MEASURES
+    from forgetting.method.corruptions import CORRUPTIONS
     from forgetting.method.terms import TERMS
 
-    for registry in (MEASURES, TERMS, FORMATS):
+    for registry in (MEASURES, TERMS, FORMATS, CORRUPTIONS):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))

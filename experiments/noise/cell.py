@@ -195,7 +195,7 @@ def run_recipes(cell: Cell, recipes: CorpusRecipes, path: Path) -> None:
         for name in MEASURES
     }
     recipe = recipes.run.model_copy(update={"variants": variants})
-    forgetting.run(recipe, path / "run", stages=("reference", "score", "select"))
+    forgetting.run(recipe, path / "run", stages=("reference", "score", "probe", "detect", "select"))
 
 
 def measure_detection(noise: KnownNoise, path: Path) -> Detection:

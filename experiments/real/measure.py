@@ -26,7 +26,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from forgetting.data.planting import default_num_copies, plant
 from forgetting.method.detector import Detector, Findings, Probe, fit_detector
-from forgetting.method.features import TokenStatistics, compute_features
+from forgetting.method.features import PassStatistics, compute_features
 
 Item = tuple[str, str, str, Sequence[noise.Span]]
 """Prompt, response, kind of noise, spans."""
@@ -53,7 +53,7 @@ def load(items: Sequence[Item], cache_path: Path, tokenizer: Any) -> Table:
     scoring.score([*pairs, *empty], cache_path)
     cache = scoring.Cache(cache_path)
     passes = {
-        name: TokenStatistics(*np.concatenate([cache.get(pair) for pair in chosen], axis=1))
+        name: PassStatistics(*np.concatenate([cache.get(pair) for pair in chosen], axis=1))
         for name, chosen in (("base", pairs), ("base_empty", empty))
     }
     kinds, ends, lengths = [], [], []

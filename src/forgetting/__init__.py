@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from forgetting.config import Recipe, load_recipe
     from forgetting.formats import Message, register_format
     from forgetting.method import select_tokens, token_quality
+    from forgetting.method.corruptions import Corrupted, register_corruption
     from forgetting.method.loss import forgetting_loss
     from forgetting.method.measures import register_measure
     from forgetting.method.schedule import LambdaSchedule
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __version__ = version("forgetting")
 __all__ = [
+    "Corrupted",
     "ForgettingConfig",
     "ForgettingTerm",
     "ForgettingTrainer",
@@ -29,6 +31,7 @@ __all__ = [
     "Recipe",
     "forgetting_loss",
     "load_recipe",
+    "register_corruption",
     "register_format",
     "register_measure",
     "register_term",
@@ -38,6 +41,7 @@ __all__ = [
     "token_quality",
 ]
 _HOMES = {
+    "Corrupted": "method.corruptions",
     "ForgettingConfig": "training.config",
     "ForgettingTerm": "method.terms",
     "ForgettingTrainer": "training.trainer",
@@ -46,6 +50,7 @@ _HOMES = {
     "Recipe": "config",
     "forgetting_loss": "method.loss",
     "load_recipe": "config",
+    "register_corruption": "method.corruptions",
     "register_format": "formats",
     "register_measure": "method.measures",
     "register_term": "method.terms",

@@ -95,8 +95,7 @@ def score_data(
         name="inspect-" + re.sub(r"[^A-Za-z0-9_.-]", "-", source.label)[:80],
         model=base,
         data=settings,
-        # Scores always have both models, so the base takes the place of a missing reference.
-        reference=ReferenceSettings(name_or_path=_resolved(reference or model)),
+        reference=ReferenceSettings(name_or_path=reference and _resolved(reference)),
         variants={"inspected": VariantSettings(objective="ignoring", selection=selection)},
     )
     path = default_run_dir(recipe) if run_dir is None else run_dir

@@ -7,8 +7,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from forgetting.data.corruptions import CLEAN, CORRUPTIONS, Turn
 from forgetting.data.planting import default_num_copies, plant
+from forgetting.errors import InputError
+from forgetting.method.corruptions import (
+    CLEAN,
+    CORRUPTIONS,
+    Corrupted,
+    Turn,
+    register_corruption,
+)
 
 OTHERS: list[list[Turn]] = [
     [
@@ -91,3 +98,18 @@ def test_small_and_empty_corpora() -> None:
 )
 def test_default_number_of_copies(records: int, copies: int) -> None:
     assert default_num_copies(records) == copies
+
+
+def test_a_registered_kind_is_planted_and_what_it_returns_is_checked() -> None:
+    made = Corrupted("LOUD", ((0, 4),))
+    register_corruption("shout", lambda *_: made, words="upper case")
+    try:
+        kinds = {"shout": CORRUPTIONS["shout"]}
+        copies = plant(conversations(60), np.random.default_rng(0), 30, kinds)
+        assert {copy.turns[-1][1] for copy in copies if copy.kind == "shout"} == {"LOUD"}
+        for spans in ([(0, 9)], [(2, 1)], [(1, 3), (2, 4)]):
+            made = Corrupted("LOUD", tuple(spans))
+            with pytest.raises(InputError, match="the corruption shout returned the spans"):
+                plant(conversations(60), np.random.default_rng(0), 30, kinds)
+    finally:
+        CORRUPTIONS.remove("shout")

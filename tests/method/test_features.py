@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 
-from forgetting.method.features import Neighborhood, TokenStatistics, compute_features
+from forgetting.method.features import Neighborhood, PassStatistics, compute_features
 
 LENGTHS = [1, 0, 5, 23, 2, 40]
 
 
-def statistics(seed: int, vocabulary: int = 11) -> tuple[TokenStatistics, np.ndarray, np.ndarray]:
+def statistics(seed: int, vocabulary: int = 11) -> tuple[PassStatistics, np.ndarray, np.ndarray]:
     """Statistics of random predictions; also the log-probabilities and the targets."""
     rng = np.random.default_rng(seed)
     count = sum(LENGTHS)
@@ -26,7 +26,7 @@ def statistics(seed: int, vocabulary: int = 11) -> tuple[TokenStatistics, np.nda
         std = math.sqrt((p * (-row - mean) ** 2).sum())
         other = max(v for i, v in enumerate(row) if i != index)
         rows.append((row[index], mean, std, other, (row > row[index]).sum(), (p**2).sum()))
-    return TokenStatistics(*np.array(rows).T), log_p, target
+    return PassStatistics(*np.array(rows).T), log_p, target
 
 
 def column(matrix: np.ndarray, names: tuple[str, ...], name: str) -> np.ndarray:
@@ -166,13 +166,13 @@ def test_a_shard_gives_the_rows_of_the_whole() -> None:
 
 def test_infinite_statistics_become_finite_features() -> None:
     values = np.array([-np.inf, -1.0])
-    broken = TokenStatistics(values, np.zeros(2), np.zeros(2), values, np.zeros(2), np.zeros(2))
+    broken = PassStatistics(values, np.zeros(2), np.zeros(2), values, np.zeros(2), np.zeros(2))
     matrix, _ = compute_features({"base": broken, "base_empty": broken}, [2])
     assert np.isfinite(matrix).all()
 
 
 def test_nothing_has_no_rows() -> None:
-    nothing = TokenStatistics(*[np.zeros(0)] * 6)
+    nothing = PassStatistics(*[np.zeros(0)] * 6)
     for ends in (None, np.zeros(0, bool)):
         matrix, names = compute_features({"base": nothing, "base_empty": nothing}, [0, 0], ends)
         assert matrix.shape == (0, len(names))
@@ -187,7 +187,7 @@ def test_wrong_input_is_refused() -> None:
     with pytest.raises(ValueError, match="71 tokens"):
         compute_features({"base": base, "base_empty": base}, [3])
     with pytest.raises(ValueError, match="shapes"):
-        TokenStatistics(*[np.zeros(2)] * 5, np.zeros(3))
+        PassStatistics(*[np.zeros(2)] * 5, np.zeros(3))
 
 
 def test_a_window_that_holds_nothing_gives_the_token_itself() -> None:

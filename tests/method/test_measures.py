@@ -22,6 +22,7 @@ scores = st.fixed_dictionaries(
         "base_rank": st.integers(0, 2**31 - 1),
         "reference_rank": st.integers(0, 2**31 - 1),
         "base_entropy": st.floats(0, 20, width=32),
+        "posterior": st.floats(0, 1, width=32),
     }
 )
 FORMULAS = {
@@ -34,6 +35,7 @@ FORMULAS = {
     ),
     "rank_gap": lambda s: math.log((1 + s["base_rank"]) / (1 + s["reference_rank"])),
     "entropy_gap": lambda s: s["base_entropy"] - -s["base_log_probs"],
+    "detector": lambda s: 1 - s["posterior"],
 }
 
 
@@ -49,7 +51,7 @@ def test_a_measure_is_its_formula(name, rows):
     quality = measure.compute(*arrays(rows, measure.columns))
     assert quality.dtype == np.float32
     assert quality.tolist() == pytest.approx([FORMULAS[name](row) for row in rows], 1e-5, 1e-5)
-    if not measure.has_zero:
+    if not measure.has_zero and measure.columns != ("posterior",):
         assert (quality <= 0).all()
 
 
@@ -63,6 +65,7 @@ def test_extreme_scores_have_a_finite_quality(name):
             "base_rank": rank,
             "reference_rank": 2**31 - 1 - rank,
             "base_entropy": 0.0,
+            "posterior": float(base < 0),
         }
         for base in (0.0, -1e-45, lowest)
         for reference in (0.0, lowest)
@@ -83,6 +86,7 @@ def test_extreme_scores_have_a_finite_quality(name):
         ("relative", {"reference_log_probs": -3.0}, {"reference_log_probs": -1.0}),
         ("rank_gap", {"reference_rank": 9}, {"reference_rank": 1}),
         ("entropy_gap", {"base_entropy": 0.5}, {"base_entropy": 4.0}),
+        ("detector", {"posterior": 0.9}, {"posterior": 0.2}),
     ],
 )
 def test_higher_is_better(name, worse, better):

@@ -28,11 +28,16 @@ from forgetting.config.schema import (
     TrainingSettings,
     VariantSettings,
 )
-from forgetting.config.unlearning import ForgettingSettings, SelectionSettings
+from forgetting.config.unlearning import (
+    DetectorSettings,
+    ForgettingSettings,
+    SelectionSettings,
+)
 
 __all__ = [
     "PLAIN_TEMPLATE",
     "DataSettings",
+    "DetectorSettings",
     "EvaluationSettings",
     "ForgettingSettings",
     "ItemLimit",

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchem
 from pydantic_core import core_schema
 
 from forgetting.formats import FORMATS
+from forgetting.method.corruptions import CORRUPTIONS
 from forgetting.method.measures import MEASURES
 from forgetting.method.terms import TERMS
 from forgetting.registry import Registry
@@ -72,6 +73,11 @@ def _number_or_share(value: Any) -> Any:
     return int(value) if value >= 1 else float(value)
 
 
+def _every_corruption(value: Any) -> Any:
+    """`all` as the names that are known when the recipe is read."""
+    return list(CORRUPTIONS) if value == "all" else value
+
+
 Share = Annotated[float, Field(gt=0, lt=1)]
 ShareOrAuto = Annotated[float | Literal["auto"], BeforeValidator(_share_or_auto)]
 Positive = Annotated[int, Field(gt=0)]
@@ -80,5 +86,11 @@ ItemLimit = Annotated[int | float, BeforeValidator(_number_or_share)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$")]
 """A name that becomes a folder of the run directory, so it must not lead out of it."""
 MeasureName = Annotated[str, NameIn(MEASURES)]
+CorruptionName = Annotated[str, NameIn(CORRUPTIONS)]
+CorruptionNames = Annotated[
+    list[CorruptionName],
+    Field(min_length=1, validate_default=True),
+    BeforeValidator(_every_corruption),
+]
 TermName = Annotated[str, NameIn(TERMS)]
 FormatName = Annotated[str, NameIn(FORMATS, ("auto",))]

@@ -21,6 +21,7 @@ from forgetting.config.inputs import PLAIN_TEMPLATE
 from forgetting.config.schema import DEFAULT_VARIANTS, Recipe, TrainingSettings
 from forgetting.errors import InputError
 from forgetting.formats import FORMATS
+from forgetting.method.corruptions import CORRUPTIONS
 from forgetting.method.measures import MEASURES
 from forgetting.method.terms import TERMS
 from forgetting.registry import Registry
@@ -230,7 +231,8 @@ def check_batches(recipe: Recipe, num_processes: int) -> None:
         InputError: the message names the field of the recipe and what to set.
     """
     for section in ("training", "reference"):
-        if section == "reference" and recipe.reference.name_or_path:
+        is_trained = recipe.needs_reference and not recipe.reference.name_or_path
+        if section == "reference" and not is_trained:
             continue
         settings: TrainingSettings = getattr(recipe, section)
         together = settings.micro_batch_size * num_processes
@@ -249,7 +251,7 @@ def check_installed(recipe: Recipe) -> None:
     Workers import installed packages, but not the script that registered a name.
 
     Raises:
-        InputError: a measure, term or format was registered from Python only.
+        InputError: a measure, term, corruption or format was registered from Python only.
     """
     used: list[tuple[str, Registry[Any], str]] = []
     for name in recipe.selecting_variants:
@@ -257,6 +259,10 @@ def check_installed(recipe: Recipe) -> None:
         used.append((f"{path}.selection.quality", MEASURES, variant.selection.quality))
         if variant.objective == "forgetting":
             used.append((f"{path}.forgetting.term", TERMS, variant.forgetting.term))
+    if recipe.needs_detector:
+        used += [
+            ("detector.corruptions", CORRUPTIONS, name) for name in recipe.detector.corruptions
+        ]
     for section in ("data", "reference"):
         for index, source in enumerate(getattr(recipe, section).sources or ()):
             used.append((f"{section}.sources.{index}.format", FORMATS, source.format))

@@ -8,16 +8,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from forgetting.config.fields import ItemLimit, Name, Positive, Section
 from forgetting.config.inputs import DataSettings, ModelSettings, SourceSettings
-from forgetting.config.unlearning import ForgettingSettings, SelectionSettings
+from forgetting.config.unlearning import (
+    DetectorSettings,
+    ForgettingSettings,
+    SelectionSettings,
+)
+from forgetting.method.columns import (
+    PASSES,
+    POSTERIOR,
+    SCORE_COLUMNS,
+    columns_of,
+    of_reference,
+)
 from forgetting.method.measures import MEASURES
+from forgetting.method.terms import TERMS
 
-Objective = Literal["full", "ignoring", "forgetting"]
+Objective = Literal["full", "ignoring", "forgetting", "weighted"]
+# From which probability of being bad on a token is negative.
+_POSTERIORS = {"ignoring": 0.5}
+_POSTERIOR = 0.9
 
 
 class LoraSettings(Section):
@@ -108,7 +123,7 @@ class ReferenceSettings(TrainingSettings):
 
 
 class ScoringSettings(Section):
-    """Scores of D_train's response tokens under the base and the reference model."""
+    """Scores of the response tokens of D_train, and of the detector's copies, under the models."""
 
     tokens_per_batch: Positive | None = None
     """Number of tokens per forward pass, padding included. `null` uses 8192 on an accelerator and
@@ -121,12 +136,37 @@ class VariantSettings(Section):
     """One fine-tuned model of the comparison."""
 
     objective: Objective
-    """Treatment of negative tokens. `full` learns all tokens, `ignoring` skips the negative ones,
-    `forgetting` unlearns them."""
+    """Treatment of bad tokens. `full` learns all tokens, `ignoring` skips the negative ones,
+    `forgetting` unlearns them. `weighted` learns each token with 1 minus the detector's probability
+    that it is bad; if the detector finds nothing, that is `full`."""
     selection: SelectionSettings = SelectionSettings()
     """Selection of tokens. Fields default to those of the recipe's `selection`."""
     forgetting: ForgettingSettings = ForgettingSettings()
     """Unlearning. Fields default to those of the recipe's `forgetting`."""
+
+    @property
+    def selects(self) -> bool:
+        """Whether it divides the tokens into positive and negative ones."""
+        return self.objective in ("ignoring", "forgetting")
+
+    @property
+    def needs_posterior(self) -> bool:
+        """Whether it needs the detector's posterior of each token."""
+        measure = MEASURES[self.selection.quality]
+        return self.objective == "weighted" or (self.selects and POSTERIOR in measure.columns)
+
+    @property
+    def needs_base(self) -> bool:
+        """Whether its term compares with the base model's log-probabilities."""
+        return self.objective == "forgetting" and TERMS[self.forgetting.term].needs_base
+
+    @property
+    def selection_in_effect(self) -> SelectionSettings:
+        """The selection with `posterior` as a number."""
+        if self.selection.posterior is not None:
+            return self.selection
+        posterior = _POSTERIORS.get(self.objective, _POSTERIOR)
+        return self.selection.model_copy(update={"posterior": posterior})
 
 
 class TaskSettings(Section):
@@ -187,6 +227,7 @@ class Recipe(Section):
     training: TrainingSettings = TrainingSettings()
     reference: ReferenceSettings = ReferenceSettings()
     scoring: ScoringSettings = ScoringSettings()
+    detector: DetectorSettings = DetectorSettings()
     selection: SelectionSettings = SelectionSettings()
     forgetting: ForgettingSettings = ForgettingSettings()
     variants: Annotated[dict[Name, VariantSettings], Field(min_length=1)]
@@ -233,7 +274,7 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _reference_has_data(self) -> Recipe:
-        if not self.selecting_variants or self.reference.name_or_path:
+        if not self.needs_reference or self.reference.name_or_path:
             return self
         if self.reference.folds is None and not self.data.num_reference:
             raise ValueError(
@@ -269,14 +310,45 @@ class Recipe(Section):
 
     @property
     def selecting_variants(self) -> list[str]:
-        """Names of the variants that need scores and a selection."""
-        return [name for name, v in self.variants.items() if v.objective != "full"]
+        """Names of the variants that need a selection."""
+        return [name for name, variant in self.variants.items() if variant.selects]
+
+    @property
+    def needs_detector(self) -> bool:
+        """Whether a variant uses the detector's posterior."""
+        return any(variant.needs_posterior for variant in self.variants.values())
+
+    @property
+    def detector_passes(self) -> list[str]:
+        """Forward passes that the detector looks at; none if no variant uses it."""
+        if not self.needs_detector:
+            return []
+        use = self.detector.reference
+        if use == "always" or (use == "auto" and any(map(of_reference, self._measure_columns))):
+            return list(PASSES)
+        return [name for name in PASSES if not name.startswith("reference")]
 
     @property
     def score_columns(self) -> list[str]:
-        """Names of the score columns that the variants' measures need."""
-        measures = (MEASURES[self.variants[v].selection.quality] for v in self.selecting_variants)
-        return sorted({column for measure in measures for column in measure.columns})
+        """Names of the score columns that measures, terms and detector need; none: no scores."""
+        needed = {*self._measure_columns, *columns_of(self.detector_passes)}
+        return [column for column in SCORE_COLUMNS if column in needed]
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether any score comes from the reference model."""
+        return any(map(of_reference, self.score_columns))
+
+    @property
+    def _measure_columns(self) -> set[str]:
+        """Columns that measures and terms need."""
+        needed = set()
+        for variant in self.variants.values():
+            if variant.selects:
+                needed |= set(MEASURES[variant.selection.quality].columns)
+            if variant.needs_base:
+                needed.add("base_log_probs")
+        return needed
 
 
 DEFAULT_VARIANTS: Mapping[str, Any] = {
@@ -290,7 +362,7 @@ def _inherit_variant(name: Any, variant: Any, recipe: Mapping[str, Any]) -> Any:
     variant = {} if variant is None else variant
     if not isinstance(variant, Mapping):
         return variant
-    merged = {"objective": name, **variant} if name in DEFAULT_VARIANTS else dict(variant)
+    merged = {"objective": name, **variant} if name in get_args(Objective) else dict(variant)
     for section in ("selection", "forgetting"):
         outer, own = recipe.get(section, {}), merged.get(section, {})
         if isinstance(outer, Mapping) and isinstance(own, Mapping):

@@ -7,9 +7,17 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, GetJsonSchemaHandler, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError, core_schema
 
-from forgetting.config.fields import MeasureName, Section, Share, ShareOrAuto, TermName
+from forgetting.config.fields import (
+    CorruptionNames,
+    MeasureName,
+    Positive,
+    Section,
+    Share,
+    ShareOrAuto,
+    TermName,
+)
 from forgetting.method.loss import Normalization
-from forgetting.method.measures import DEFAULT_MEASURE, MEASURES
+from forgetting.method.measures import DEFAULT_MEASURE, DETECTOR, MEASURES
 from forgetting.method.schedule import ScheduleKind
 from forgetting.method.selection import Granularity, Threshold
 from forgetting.method.terms import DEFAULT_TERM, TERMS, declared_parameters, described
@@ -21,7 +29,8 @@ class SelectionSettings(Section):
     rho: ShareOrAuto = 0.7
     """Share of positive tokens. `auto` uses the share of tokens with a quality above 0."""
     quality: MeasureName = DEFAULT_MEASURE
-    """Measure of token quality. The paper uses `influence`."""
+    """Measure of token quality. The paper uses `influence`. `detector` is 1 minus the probability
+    that the token is bad, as the planted-noise detector sees it."""
     granularity: Granularity = "token"
     """Unit of selection: single tokens, or whole samples by their mean quality."""
     balance: Literal["none", "source"] = "none"
@@ -29,10 +38,12 @@ class SelectionSettings(Section):
     each source separately."""
     threshold: Threshold = "quantile"
     """Rule for positive tokens. `quantile`: the best `rho`. `zero`: quality above 0. `mixture`:
-    estimated by fitting two components to the quality."""
-    posterior: Annotated[float, Field(ge=0.5, lt=1)] = 0.9
-    """Probability of the lower component from which `threshold: mixture` makes a token negative.
-    Below 1/2 a token is positive, in between it is ignored."""
+    estimated by fitting two components to the quality. `posterior`: by the probability that
+    `quality: detector` gives."""
+    posterior: Annotated[float, Field(ge=0.5, lt=1)] | None = None
+    """Probability of being bad from which `threshold: mixture` or `posterior` makes a token
+    negative. Below 1/2 a token is positive, in between it is ignored. `null` uses 0.5 for
+    `ignoring` and 0.9 for `forgetting`."""
     forget_rate: Share | None = None
     """Share of negative tokens; tokens between these and the positive ones are ignored. `null`
     makes all tokens negative that are not positive."""
@@ -42,6 +53,11 @@ class SelectionSettings(Section):
     keep_eos: bool = True
     """Whether end-of-sequence tokens are never negative. A model that unlearns them does not stop
     generating."""
+
+    @property
+    def negative_from(self) -> float:
+        """`posterior` as a number: 0.9 if it is `null`."""
+        return 0.9 if self.posterior is None else self.posterior
 
     @model_validator(mode="after")
     def _shares_fit(self) -> SelectionSettings:
@@ -65,8 +81,8 @@ class SelectionSettings(Section):
         )
         if looks_at_zero and not measure.has_zero:
             raise ValueError(
-                f"quality {self.quality} is never above 0, so threshold zero and rho auto do not "
-                "apply to it. Set rho to a number"
+                f"0 does not divide good from bad tokens by quality {self.quality}, so threshold "
+                "zero and rho auto do not apply to it. Set rho to a number"
             )
         if looks_at_zero and self.balance == "source":
             raise ValueError(
@@ -78,17 +94,38 @@ class SelectionSettings(Section):
                 f"quality {self.quality} takes few distinct values, so threshold mixture finds no "
                 "peaks in it. Set another quality"
             )
-        if self.threshold == "mixture":
-            self._check_mixture()
+        is_detector = self.quality == DETECTOR
+        if (self.threshold == "posterior" and not is_detector) or (
+            self.threshold == "mixture" and is_detector
+        ):
+            raise ValueError(
+                f"threshold {self.threshold} does not apply to quality {self.quality}. Set both: "
+                "quality detector and threshold posterior"
+            )
+        if self.threshold in ("mixture", "posterior"):
+            self._check_estimated()
         return self
 
-    def _check_mixture(self) -> None:
+    def _check_estimated(self) -> None:
         for field, unread in (("by", "quality"), ("balance", "none"), ("forget_rate", None)):
             if getattr(self, field) != unread:
                 raise ValueError(
-                    f"threshold mixture estimates how many tokens are negative, so {field} "
-                    f"{getattr(self, field)} has no effect. Remove it"
+                    f"threshold {self.threshold} estimates how many tokens are negative, so "
+                    f"{field} {getattr(self, field)} has no effect. Remove it"
                 )
+
+
+class DetectorSettings(Section):
+    """The planted-noise detector. It runs if a variant uses its posterior."""
+
+    copies: Positive | None = None
+    """Number of copies of D_train records to plant noise into. `null` uses 40 % of the number of
+    records, at least 200 and at most 2000."""
+    corruptions: CorruptionNames = "all"  # type: ignore[assignment]
+    """Kinds of noise to plant, as a list of names, or `all`."""
+    reference: Literal["auto", "always", "never"] = "auto"
+    """Whether the detector also looks through the reference model. `auto`: if a measure needs the
+    reference model anyway."""
 
 
 class ForgettingSettings(Section):

@@ -133,13 +133,18 @@ class Account:
             for c in self.sources.values()
         )
 
-    def summary(self, end_token_ids: Iterable[int]) -> DataSummary:
-        """The counts, as `data/summary.json` holds them."""
+    def summary(self, end_token_ids: Iterable[int], date: str | None = None) -> DataSummary:
+        """The counts, as `data/summary.json` holds them.
+
+        Args:
+            date: that the chat template read from the clock, ISO 8601.
+        """
         return DataSummary(
             max_length=self.settings.max_length,
             sources=list(self.sources.values()),
             splits=self.splits,
             end_token_ids=sorted(end_token_ids),
+            date=date,
         )
 
 

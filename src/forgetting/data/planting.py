@@ -12,7 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from forgetting.data.corruptions import CLEAN, CORRUPTIONS, Corpus, Corruption, Span, Turn
+from forgetting.method.corruptions import (
+    CLEAN,
+    CORRUPTIONS,
+    Corpus,
+    Corruption,
+    Span,
+    Turn,
+    checked,
+)
 
 CLEAN_SHARE = 1 / 3
 MAX_COPIES = 2000
@@ -113,7 +121,7 @@ def _corrupt(
     prompt = turns[place - 1][1] if place else ""
     others = [other for other in kinds if other != name]
     for kind in [name, *(others[i] for i in rng.permutation(len(others)))]:
-        found = kinds[kind].function(turns[place][1], prompt, corpus, rng)
+        found = checked(kind, kinds[kind].function(turns[place][1], prompt, corpus, rng))
         if found is not None and found.text.strip() and found.text != turns[place][1]:
             return Planted(index, (*turns[:place], ("assistant", found.text)), kind, found.spans)
     return None

@@ -29,7 +29,8 @@ from forgetting.errors import InputError, TooFewSamples
 from forgetting.formats import Unusable
 from forgetting.rundir import layout
 from forgetting.rundir.layout import SPLITS
-from forgetting.rundir.samples import IGNORE_INDEX, SAMPLE_SCHEMA, TableWriter
+from forgetting.rundir.samples import IGNORE_INDEX, SAMPLE_SCHEMA, TableWriter, rows_in_parts
+from forgetting.rundir.train_records import TrainRecord, write_records
 
 TRUSTED = " (trusted)"
 """Suffix for the names of sources from which only D_ref is taken."""
@@ -58,7 +59,8 @@ def build_corpus(
     advance: Advance = lambda amount, note: None,
     trusted: Sequence[SourceSettings] = (),
 ) -> Account:
-    """Read, clean, split and tokenize; writes `output/<split>.parquet` and `rejected.parquet`.
+    """Read, clean, split and tokenize; writes `<split>.parquet`, `rejected.parquet` and
+    `train-records.parquet` into `output`.
 
     The records of each source are shuffled with the seed, and the sources are interleaved so that
     every split holds them in the same proportion. If a record has a noisy and a right response,
@@ -81,6 +83,7 @@ def build_corpus(
             read_records(own, seed, spool, account)
             splits = _Splits(own, tokenization, seed, spool, account)
             splits.write(output, advance)
+            write_records(output, _train_records(spool, output))
             taken = splits.keys() if trusted else set()
         if trusted:
             settings = settings.model_copy(update=only_reference)
@@ -90,6 +93,17 @@ def build_corpus(
                 splits = _Splits(settings, tokenization, seed, spool, account)
                 splits.write_reference(taken, output, advance)
     return account
+
+
+def _train_records(spool: Spool, output: Path) -> Iterator[TrainRecord]:
+    """The conversations of D_train, in the order of its samples."""
+    for part in rows_in_parts(layout.split_file(output, "train"), ["sample_id"]):
+        for sample_id in part["sample_id"].to_pylist():
+            record = spool[sample_id]
+            place = record.origin
+            yield TrainRecord(
+                sample_id, record.source, place.name, place.record, place.line, record.messages
+            )
 
 
 def read_records(settings: DataSettings, seed: int, spool: Spool, account: Account) -> None:

@@ -162,6 +162,8 @@ class _Job:
         if selection.noise is None:
             for name in tokens.NOISE:
                 del columns[name]
+        for name in set(tokens.SCORES).difference(tokens.stored_scores(self.run)):
+            del columns[name]
         if TERMS[self.settings.forgetting.term].is_per_sample:
             # The trainer refuses weights with such a term.
             del columns["token_weights"]
@@ -254,7 +256,7 @@ class _Job:
                     shutil.copyfile(file, folder / file.name)
         manifest = read_manifest(self.run)
         assert manifest is not None
-        selection = None if self.settings.objective == "full" else self._selection()
+        selection = self._selection() if self.settings.selects else None
         details = manifest.stages[f"train:{self.variant}"].details
         card = model_card(self.facts, self.variant, selection, details, is_adapter=is_adapter)
         (folder / "README.md").write_text(card, encoding="utf-8")

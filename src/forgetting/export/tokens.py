@@ -13,8 +13,10 @@ import numpy as np
 import pyarrow as pa
 
 from forgetting.method import MEASURES, QualityName
+from forgetting.method.columns import POSTERIOR
+from forgetting.rundir.findings import has_findings
 from forgetting.rundir.samples import Samples
-from forgetting.rundir.scores import LOG_PROBS
+from forgetting.rundir.scores import LOG_PROBS, ScoredCorpus
 from forgetting.rundir.selections import TOKENS, selected_parts
 from forgetting.training.dataset import trainer_columns
 
@@ -31,12 +33,21 @@ COLUMNS = {
     "quality": "quality by the selected measure; higher is better",
     "base_log_probs": "log-probability under the base model, in nats",
     "reference_log_probs": "log-probability under the reference model, in nats",
+    "posterior": "the detector's probability that the token is bad",
     "noise": "1 if the token is known noise",
     "noise_kind": "kind of noise of the sample, or empty",
 }
 """Content of each column. The columns from `labels` to `noise` have one value per token of
 `input_ids`. Outside the responses it is 0, in `labels` -100."""
 NOISE = ("noise", "noise_kind")
+SCORES = (*LOG_PROBS, POSTERIOR)
+"""Columns of scores, of which a run has those that its recipe needs."""
+
+
+def stored_scores(run: Path) -> list[str]:
+    """The columns among `SCORES` that a run has."""
+    found = ScoredCorpus(run).column_names
+    return [name for name in SCORES if name in found or (name == POSTERIOR and has_findings(run))]
 
 
 def token_tables(
@@ -52,19 +63,22 @@ def token_tables(
         quality: name of the measure.
         decode: text of token ids, special tokens included.
         columns: names in `COLUMNS`. Those of `NOISE` need noise that is known for every sample.
+            Those of `SCORES` must be in `stored_scores`.
 
     Raises:
         InputError: see `selected_parts`.
     """
     measure = MEASURES[quality]
-    scores = tuple(dict.fromkeys((*LOG_PROBS, *measure.columns)))
+    own = [name for name in SCORES if name in columns]
+    scores = tuple(dict.fromkeys((*own, *measure.columns)))
     stored = ["sample_id", "source", *TOKENS, *(name for name in NOISE if name in columns)]
     for part in selected_parts(run, variant, scores, stored):
         samples, polarity = part.samples, part.polarity
         texts = [_texts(samples, row, decode) for row in range(len(samples))]
         values = measure.compute(*(part.scores[name] for name in measure.columns))
         found = {
-            **trainer_columns(samples, polarity, part.scores["base_log_probs"]),
+            **trainer_columns(samples, polarity),
+            **{name: samples.aligned(part.scores[name]) for name in own},
             "sample_id": samples.table["sample_id"],
             "source": samples.table["source"],
             "prompt": pa.array([prompt for prompt, _ in texts], pa.string()),
@@ -72,7 +86,6 @@ def token_tables(
             "completion_mask": samples.aligned(np.ones(polarity.size, np.int8)),
             "token_weights": samples.aligned((polarity != 0).astype(np.float32)),
             "quality": samples.aligned(values.astype(np.float32, copy=False)),
-            "reference_log_probs": samples.aligned(part.scores["reference_log_probs"]),
         }
         if "noise" in columns:
             flags = samples.noise()

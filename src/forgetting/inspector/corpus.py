@@ -34,7 +34,7 @@ from forgetting.inspector.thresholds import (
 )
 from forgetting.rundir.reader import RunReader
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, list_column
-from forgetting.rundir.scores import LOG_PROBS, has_scores
+from forgetting.rundir.scores import LOG_PROBS, ScoredCorpus, has_scores
 from forgetting.rundir.selections import SelectionSummary, selected_parts
 
 COLOR_LEVELS = 10
@@ -88,8 +88,8 @@ class Inspection:
         name: of the run.
         samples: D_train.
         selection: the selection that is shown.
-        columns: `base_log_probs`, `reference_log_probs`, `quality` and `polarity` of all response
-            tokens, each of shape (response tokens,).
+        columns: `quality` and `polarity` of all response tokens, and `base_log_probs` and
+            `reference_log_probs` if the run has them, each of shape (response tokens,).
         decode: text of token ids.
     """
 
@@ -128,9 +128,11 @@ class Inspection:
         """Tokens that are never negative, shape (response tokens,)."""
         self._sorted_quality = np.sort(columns["quality"])
         self._group_of = self.source_of if self.by_source else np.zeros(len(self), np.int64)
-        base, reference = (columns[name] for name in LOG_PROBS)
-        self.has_reference = not np.array_equal(base, reference)
-        """False if the corpus was scored by the base alone, in the place of both models."""
+        self.has_base, self.has_reference = (name in columns for name in LOG_PROBS)
+        """Whether the corpus was scored by the base, and by another model as the reference."""
+        if self.has_base and self.has_reference:
+            base, reference = (columns[name] for name in LOG_PROBS)
+            self.has_reference = not np.array_equal(base, reference)
         self.thresholds = self._thresholds()
         """One per source if `by_source`, else one."""
         self.scale = self._scale()
@@ -180,7 +182,7 @@ class Inspection:
         if not len(self.quality):
             return Scale(0.0, 0.0, 0.0)
         low, high = (float(q) for q in np.quantile(self.quality, CLIP))
-        # A measure that is never above 0 has no natural middle.
+        # If 0 does not divide good from bad tokens, the quality has no natural middle.
         has_zero = self.selection.measure.has_zero
         center = 0.0 if has_zero else float(np.median(self.quality))
         return Scale(min(low, center), center, max(high, center))
@@ -290,13 +292,18 @@ class Inspection:
             "num_left_out": max(length - max_tokens, 0),
             "blocks": self._blocks(ids[:end], is_response[:end]),
             "ids": ids[:end][is_response[:end]].tolist(),
-            "base": _decimals(np.exp(self.columns["base_log_probs"][shown])),
-            "reference": _decimals(np.exp(self.columns["reference_log_probs"][shown])),
+            "base": self._probabilities("base_log_probs", shown),
+            "reference": self._probabilities("reference_log_probs", shown),
             "quality": _decimals(self.quality[shown]),
             "polarity": self.polarity[shown].tolist(),
             "noise": (noise > 0).astype(int).tolist() if (noise > 0).any() else None,
             "rank": ranks.tolist(),
         }
+
+    def _probabilities(self, column: str, shown: slice) -> list[float] | None:
+        """Probabilities of some tokens under a model; None if it did not score them."""
+        log_probs = self.columns.get(column)
+        return None if log_probs is None else _decimals(np.exp(log_probs[shown]))
 
     def _blocks(self, ids: Ints, is_response: Bools) -> list[Any]:
         """Context as text; a response as a list of (text, number of its tokens)."""
@@ -337,6 +344,7 @@ class Inspection:
                 f"the variant {visible(selection.variant)}. Quality ({selection.quality}): "
                 f"{selection.measure.formula}, where l is the loss of a token in nats."
             ),
+            "has_base": self.has_base,
             "has_reference": self.has_reference,
             "num_samples": len(self),
             "num_tokens": len(self.quality),
@@ -415,13 +423,15 @@ def open_inspection(run_dir: Path, decode: Decode, variant: str | None = None) -
         return None
     selection = run.selection(variant)
     measure = selection.measure
-    names = list(dict.fromkeys((*LOG_PROBS, *measure.columns)))
+    stored = ScoredCorpus(run_dir, run.fingerprint).column_names
+    log_probs = [name for name in LOG_PROBS if name in stored]
+    names = list(dict.fromkeys((*log_probs, *measure.columns)))
     parts = list(selected_parts(run_dir, variant, names, SAMPLE_SCHEMA.names, run.fingerprint))
     if not parts:
         return None
     scores = {name: np.concatenate([part.scores[name] for part in parts]) for name in names}
     columns = {
-        **{name: scores[name] for name in LOG_PROBS},
+        **{name: scores[name] for name in log_probs},
         "quality": measure.compute(*(scores[name] for name in measure.columns)),
         "polarity": np.concatenate([part.polarity for part in parts]),
     }

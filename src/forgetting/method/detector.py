@@ -27,7 +27,8 @@ from forgetting.method.calibration import (
     calibrate,
     fit_calibration,
 )
-from forgetting.method.detector_report import CLEAN, DetectorReport, auroc_of, describe
+from forgetting.method.corruptions import CLEAN
+from forgetting.method.detector_report import DetectorReport, auroc_of, describe
 from forgetting.method.shares import Shares, estimate_shares
 
 NUM_FOLDS = 5

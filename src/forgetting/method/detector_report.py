@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forgetting.method.calibration import calibration_error, calibration_table, sigmoid
+from forgetting.method.corruptions import CLEAN
 from forgetting.method.shares import auroc
 
-CLEAN = "clean"
 # Tokens of a kind below which a figure about it would be chance.
 SMALLEST_KIND = 10
 

@@ -14,8 +14,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-PASSES = ("base", "base_empty", "reference", "reference_empty")
-"""Forward passes: a model with the sample's own prompt, or with an empty one."""
+from forgetting.method.columns import PASSES
 
 Floats = NDArray[np.float64]
 
@@ -29,7 +28,7 @@ _LOWEST_LOG_PROB = -1e3
 
 
 @dataclass(frozen=True)
-class TokenStatistics:
+class PassStatistics:
     """What one forward pass says about each response token; arrays of shape (response tokens,)."""
 
     log_probs: NDArray
@@ -53,9 +52,9 @@ class TokenStatistics:
     def __len__(self) -> int:
         return len(self.log_probs)
 
-    def take(self, index: NDArray | slice) -> TokenStatistics:
+    def take(self, index: NDArray | slice) -> PassStatistics:
         """The statistics of some tokens."""
-        return TokenStatistics(
+        return PassStatistics(
             **{field.name: getattr(self, field.name)[index] for field in fields(self)}
         )
 
@@ -119,7 +118,7 @@ class Neighborhood:
 
 
 def compute_features(
-    passes: Mapping[str, TokenStatistics],
+    passes: Mapping[str, PassStatistics],
     lengths: ArrayLike,
     ends_segment: NDArray[np.bool_] | None = None,
 ) -> tuple[NDArray[np.float32], tuple[str, ...]]:
@@ -150,7 +149,7 @@ def compute_features(
 
 
 def _check(
-    passes: Mapping[str, TokenStatistics], size: int, ends_segment: NDArray[np.bool_] | None
+    passes: Mapping[str, PassStatistics], size: int, ends_segment: NDArray[np.bool_] | None
 ) -> None:
     missing = [name for name in PASSES[:2] if name not in passes]
     unknown = [name for name in passes if name not in PASSES]
@@ -165,7 +164,7 @@ def _check(
 
 
 def _all_features(
-    passes: Mapping[str, TokenStatistics], near: Neighborhood, ends_segment: NDArray | None
+    passes: Mapping[str, PassStatistics], near: Neighborhood, ends_segment: NDArray | None
 ) -> Iterator[tuple[str, Floats]]:
     signals: dict[str, Floats] = {}
     for name in PASSES:
@@ -199,7 +198,7 @@ def _all_features(
         yield from _segments(signals, near, np.asarray(ends_segment, dtype=bool))
 
 
-def of_pass(statistics: TokenStatistics) -> dict[str, Floats]:
+def of_pass(statistics: PassStatistics) -> dict[str, Floats]:
     """What one pass says about each token by itself.
 
     With l = -log p of the token, H the entropy and s the standard deviation of the surprise:

@@ -15,22 +15,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from forgetting.errors import InputError
+from forgetting.method.columns import COLUMNS, POSTERIOR
 from forgetting.registry import Registry
 
 QualityName = str
 """Name of a measure in `MEASURES`."""
-
-STATISTICS = (
-    "log_probs",
-    "entropy",
-    "surprise_std",
-    "best_other_log_prob",
-    "rank",
-    "sum_squares",
-)
-"""Scores that one forward pass yields for each token."""
-COLUMNS = tuple(f"{model}_{name}" for model in ("base", "reference") for name in STATISTICS)
-"""Scores that a measure may ask for: each statistic under the base and the reference model."""
 
 # In nats: a token with a smaller loss (a probability above 99 %) counts as having this one.
 MIN_BASE_LOSS = 0.01
@@ -81,6 +70,14 @@ def rank_gap(base_rank: NDArray, reference_rank: NDArray) -> NDArray[np.float32]
     return (base - reference).astype(np.float32)
 
 
+def not_bad(posterior: NDArray) -> NDArray[np.float32]:
+    """`Q = 1 - posterior`: the detector's probability that a token is good.
+
+    1 for every token if the detector found nothing.
+    """
+    return (1 - np.asarray(posterior, np.float32)).astype(np.float32, copy=False)
+
+
 def entropy_gap(base_log_probs: NDArray, base_entropy: NDArray) -> NDArray:
     """`Q = H_base - l_base`: the expected loss under the base minus the actual loss.
 
@@ -104,7 +101,7 @@ class Measure:
     """Function from arrays of shape (tokens,) to quality of the same shape, higher for a better
     token."""
     has_zero: bool = False
-    """Whether 0 separates better from worse. If not, the quality is never above 0."""
+    """Whether 0 separates better from worse tokens."""
     is_stepped: bool = False
     """Whether the quality takes few distinct values, so that its distribution has no peaks."""
 
@@ -112,6 +109,8 @@ class Measure:
 _LOG_PROBS = ("base_log_probs", "reference_log_probs")
 DEFAULT_MEASURE = "influence"
 """The paper's."""
+DETECTOR = "detector"
+"""Measure by the posterior of the planted-noise detector."""
 MEASURES: Registry[Measure] = Registry(
     "measure",
     "forgetting.measures",
@@ -142,6 +141,7 @@ MEASURES: Registry[Measure] = Registry(
             entropy_gap,
             has_zero=True,
         ),
+        Measure(DETECTOR, "1 − posterior of the detector", (POSTERIOR,), not_bad),
     ],
 )
 """How good a token is."""
@@ -161,9 +161,11 @@ def register_measure(
         name: lowercase letters, digits and underscores.
         compute: function of one array per column, each of shape (tokens,), that returns the
             quality of each token, higher for a better one.
-        columns: scores that `compute` takes, in its order: `base_` or `reference_`, followed by
-            `log_probs` (nats), `entropy` (nats), `surprise_std` (nats), `best_other_log_prob`
-            (nats), `rank` (0 for the most likely token) or `sum_squares`.
+        columns: scores that `compute` takes, in its order: a pass (`base`, `base_empty`,
+            `reference` or `reference_empty`), an underscore, and `log_probs` (nats), `entropy`
+            (nats), `surprise_std` (nats), `best_other_log_prob` (nats), `rank` (0 for the most
+            likely token) or `sum_squares`. Or `posterior`, the detector's probability that the
+            token is bad.
         formula: for people; default: the name.
         has_zero: whether a quality above 0 means a good token, so that `rho: auto` and
             `threshold: zero` make sense.

@@ -19,7 +19,7 @@ from forgetting.method.mixture import Mixture, Sketch, fit_mixture
 from forgetting.method.quantile import ALL, Cut, CutFinder, CutReader
 
 Granularity = Literal["token", "sequence"]
-Threshold = Literal["quantile", "zero", "mixture"]
+Threshold = Literal["quantile", "zero", "mixture", "posterior"]
 
 Chunk = tuple[NDArray, NDArray[np.integer] | None]
 """Quality of consecutive tokens, float32 or float64, and the group of each; None: group 0."""
@@ -51,7 +51,7 @@ def select_tokens(
         rho: share of tokens that are positive, strictly between 0 and 1: exactly
             `round(rho * n)` of them, halves rounded up. With `granularity="sequence"`, the share
             of samples. `"auto"` uses the share with a quality above 0. Ignored with
-            `threshold="zero"` and `"mixture"`.
+            all other thresholds than `"quantile"`.
         granularity: `"token"`, or `"sequence"` to select whole samples by their mean quality.
         sample_ids: shape (tokens,), the sample of each token; required for `"sequence"`.
         forget_rate: share of the worst tokens (or samples) that are negative. Those between them
@@ -60,8 +60,9 @@ def select_tokens(
             positive. `"mixture"`: two components are fitted to the quality; a token is negative
             if its posterior of the lower one is at least `posterior`, positive if it is below
             1/2, and ignored in between. If there is only one component, all are positive.
-            `"mixture"` ignores forget_rate and does not accept groups.
-        posterior: from 1/2 to 1; used with `threshold="mixture"`.
+            `"posterior"`: the same for a quality that is 1 minus a posterior. `"mixture"` and
+            `"posterior"` ignore forget_rate and do not accept groups.
+        posterior: from 1/2 to 1; used with `threshold="mixture"` and `"posterior"`.
         groups: shape (tokens,), small integers from 0, for example the source of each token. All
             shares then apply within each group. A sample belongs to the group of its first token.
             Default: one group.
@@ -247,6 +248,17 @@ def divide_by_mixture(chunks: Chunks, posterior: float) -> tuple[Division, Mixtu
     return Division(positive, kept), mixture
 
 
+def divide_by_posterior(posterior: float) -> Division:
+    """Where to divide a quality that is 1 minus the posterior of being bad.
+
+    Args:
+        posterior: from which on a token is negative, at least 1/2. Below 1/2 it is positive.
+    """
+    # All that equal a threshold are on its lower side.
+    positive, kept = (Cut(1 - share, 0) for share in (0.5, posterior))
+    return Division((positive,), (kept,))
+
+
 def divide_whole(
     quality: NDArray,
     groups: NDArray[np.integer] | None,
@@ -256,11 +268,16 @@ def divide_whole(
     posterior: float,
 ) -> NDArray[np.int8]:
     """Polarity of tokens in memory, as a single chunk."""
-    if threshold == "mixture":
+    if threshold in ("mixture", "posterior"):
         if groups is not None or not 0.5 <= posterior <= 1:
-            raise ValueError("threshold='mixture' takes no groups, and a posterior from 1/2 to 1")
-        mixed, _ = divide_by_mixture(lambda: [(quality, None)], posterior)
-        return next(mixed.polarity([(quality, None)]))
+            raise ValueError(
+                f"threshold={threshold!r} takes no groups, and a posterior from 1/2 to 1"
+            )
+        if threshold == "posterior":
+            division = divide_by_posterior(posterior)
+        else:
+            division, _ = divide_by_mixture(lambda: [(quality, None)], posterior)
+        return next(division.polarity([(quality, None)]))
     division = divide(
         lambda: [(quality, groups)],
         rho,

@@ -60,6 +60,8 @@ class Shares:
     """Share of tokens of each kind, in the detector's order of kinds."""
     posterior: NDArray[np.float32]
     """Probability that a token is bad; shape (tokens,)."""
+    shift: float
+    """What `posterior_of` adds to the log-odds of a token."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,8 @@ def estimate_shares(
     if not counts.planted_total.any():
         # No kind is told from clean tokens well enough to say how much of it there is.
         high = 1.0
-    posterior = posterior_at(log_odds, share)
+    shift = posterior_shift(log_odds, share)
+    posterior = posterior_of(log_odds, shift)
     bad_samples = _any_above(posterior, lengths, 0.5)
     drawn = of_corpus @ bad_samples / np.maximum(of_corpus.sum(1), 1)
     low_samples, high_samples = np.percentile(drawn, [edge, 100 - edge])
@@ -128,6 +131,7 @@ def estimate_shares(
         (float(low_samples), float(high_samples)),
         tuple(float(value) for value in point),
         posterior.astype(np.float32),
+        shift,
     )
 
 
@@ -200,16 +204,26 @@ def _any_above(posterior: NDArray, lengths: NDArray[np.int64], level: float) -> 
     return (above[ends] > above[ends - lengths]).astype(np.float64)
 
 
-def posterior_at(log_odds: NDArray, share: float) -> NDArray[np.float64]:
-    """Posterior of tokens of a corpus that holds a share of bad ones; shape (tokens,).
+def posterior_of(log_odds: NDArray, shift: float) -> NDArray[np.float64]:
+    """Posterior of tokens, `min(1, b * odds)` with `shift = log b`; shape (tokens,)."""
+    return np.exp(np.minimum(np.asarray(log_odds, dtype=np.float64) + shift, 0))
 
-    `min(1, b * odds)`, with the factor b that makes the mean `share`. Linear in the odds, because
-    these compare planted noise with the corpus as it is (see above), where Bayes' rule for clean
-    tokens would have `b * odds / (1 + b * odds)`. All are 0 for a share of 0.
+
+def posterior_at(log_odds: NDArray, share: float) -> NDArray[np.float64]:
+    """Posterior of all tokens of a corpus that holds a share of bad ones; shape (tokens,)."""
+    return posterior_of(log_odds, posterior_shift(log_odds, share))
+
+
+def posterior_shift(log_odds: NDArray, share: float) -> float:
+    """The shift of the log-odds of a corpus that holds a share of bad tokens.
+
+    The posterior is `min(1, b * odds)`, with the factor b that makes the mean `share`. Linear in
+    the odds, because these compare planted noise with the corpus as it is (see above), where Bayes'
+    rule for clean tokens would have `b * odds / (1 + b * odds)`. -infinity for a share of 0.
     """
     log_odds = np.asarray(log_odds, dtype=np.float64)
     if share <= 0 or not log_odds.size:
-        return np.zeros(log_odds.size)
+        return -np.inf
     # The mean is at most `share` at the first shift and at least that at the second.
     low, high = np.log(share) - log_odds.max(), np.log(min(share, 1.0)) - log_odds.min()
     for _ in range(60):
@@ -218,7 +232,7 @@ def posterior_at(log_odds: NDArray, share: float) -> NDArray[np.float64]:
             low = middle
         else:
             high = middle
-    return np.exp(np.minimum(log_odds + (low + high) / 2, 0))
+    return float(low + high) / 2
 
 
 def auroc(high: NDArray, low: NDArray) -> float:

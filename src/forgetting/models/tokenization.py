@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 
 from forgetting.config import PLAIN_TEMPLATE, Recipe
@@ -12,8 +13,12 @@ from forgetting.data.alignment import Tokenization
 from forgetting.models.loading import load_tokenizer
 
 
-def load_tokenization(recipe: Recipe) -> Tokenization:
+def load_tokenization(recipe: Recipe, now: str | None = None) -> Tokenization:
     """The tokenization of a recipe.
+
+    Args:
+        now: date for templates that read the clock, ISO 8601, as in `DataSummary.date`. Default:
+            today.
 
     Raises:
         InputError: the tokenizer cannot be used, see `load_tokenizer`.
@@ -26,6 +31,7 @@ def load_tokenization(recipe: Recipe) -> Tokenization:
         tokenizer,
         Path(template).read_text(encoding="utf-8") if template else None,
         special_tokens_in_text=recipe.data.special_tokens_in_text,
+        now=date.fromisoformat(now) if now else None,
     )
 
 

@@ -32,6 +32,8 @@ WAYS = {
     "tokens had no loss.",
     "forgetting": "was trained to learn the response tokens that were selected as positive and to "
     "unlearn the negative ones.",
+    "weighted": "was trained on all response tokens of its corpus. The weight of each token was 1 "
+    "minus the probability that it is bad, estimated by a detector of planted noise.",
 }
 METHOD = (
     'Method: arXiv 2508.04329, "Forgetting: A New Mechanism Towards Better Large Language Model '
@@ -92,7 +94,7 @@ def model_card(
         f"# {recipe.name}: {variant}",
         "",
         f"A {'LoRA adapter' if is_adapter else 'model'} fine-tuned from {_base(facts)} with "
-        f"`forgetting`. It {WAYS[settings.objective]} {METHOD}",
+        f"`forgetting`. It {WAYS[settings.objective]}" + (f" {METHOD}" if settings.selects else ""),
         "",
         "```python",
         *_loading(facts, is_adapter),

@@ -17,6 +17,7 @@ from forgetting.config import (
 from forgetting.method import MEASURES
 from forgetting.method.schedule import LambdaSchedule
 from forgetting.method.terms import DEFAULT_TERM
+from forgetting.rundir.findings import DetectorSummary, ShareRange
 from forgetting.rundir.selections import KnownNoise
 
 
@@ -24,7 +25,7 @@ def recipe_paragraph(recipe: Recipe) -> str:
     """What the recipe does: base model, data, reference model, each variant, training."""
     sentences = [_corpus(recipe)]
     if recipe.selecting_variants:
-        sentences.append(_reference(recipe))
+        sentences.append(_quality(recipe))
     sentences += [_variant(name, variant) for name, variant in recipe.variants.items()]
     sentences.append(f"Every variant is trained for {_training(recipe.training)}.")
     return " ".join(sentences)
@@ -45,31 +46,44 @@ def _corpus(recipe: Recipe) -> str:
     )
 
 
+def _quality(recipe: Recipe) -> str:
+    measures = {recipe.variants[name].selection.quality for name in recipe.selecting_variants}
+    formulas = _list([f"{name} ({MEASURES[name].formula})" for name in sorted(measures)])
+    models = "the base model"
+    if recipe.needs_reference:
+        models += f" and {_reference(recipe)}"
+    return (
+        f"The quality of a response token is computed from its scores under {models}. The measure "
+        f"is {formulas}, where l is the token's loss; higher is better."
+    )
+
+
 def _reference(recipe: Recipe) -> str:
     own = recipe.reference
     training = f"the base model after {_training(own)}"
     if own.name_or_path is not None:
-        who = f"the reference model {Path(own.name_or_path).name}"
-    elif own.folds is not None:
-        who = f"cross-fitted reference models ({training}, each on {own.folds - 1} of {own.folds} "
-        who += "folds; a sample is scored by the model that was not trained on it)"
-    else:
-        origin = "samples from trusted sources" if own.sources else "separate samples"
-        who = f"a reference model ({training}, on {recipe.num_reference:,} {origin})"
-    measures = {recipe.variants[name].selection.quality for name in recipe.selecting_variants}
-    formulas = _list([f"{name} ({MEASURES[name].formula})" for name in sorted(measures)])
-    return (
-        f"The quality of a response token is computed from its scores under the base model and "
-        f"{who}. The measure is {formulas}, where l is the token's loss; higher is better."
-    )
+        return f"the reference model {Path(own.name_or_path).name}"
+    if own.folds is not None:
+        return (
+            f"cross-fitted reference models ({training}, each on {own.folds - 1} of {own.folds} "
+            "folds; a sample is scored by the model that was not trained on it)"
+        )
+    origin = "samples from trusted sources" if own.sources else "separate samples"
+    return f"a reference model ({training}, on {recipe.num_reference:,} {origin})"
 
 
 def _variant(name: str, variant: VariantSettings) -> str:
     if variant.objective == "full":
         return f"“{name}” learns all response tokens."
+    if variant.objective == "weighted":
+        return (
+            f"“{name}” learns all response tokens, each with a weight of 1 minus the probability "
+            "that it is bad, estimated by a detector of planted noise."
+        )
     chosen = _chosen(variant.selection)
     ignores = variant.objective == "ignoring"
-    rest = "ignores the others" if ignores else f"unlearns {_unlearned(variant.selection)}"
+    unlearned = _unlearned(variant.selection_in_effect)
+    rest = "ignores the others" if ignores else f"unlearns {unlearned}"
     sentence = f"“{name}” learns {chosen} and {rest}"
     if not ignores:
         sentence += f", {_weight(variant.forgetting)}"
@@ -84,6 +98,8 @@ def _chosen(selection: SelectionSettings) -> str:
         return (
             f"the {what}{within} that a two-component mixture does not assign to the bad component"
         )
+    if selection.threshold == "posterior":
+        return f"the {what} that are bad with a probability below 1/2"
     if selection.threshold == "zero" or rho == "auto":
         if selection.by == "random":
             return f"random {what}, as many as have quality above 0,"
@@ -94,8 +110,8 @@ def _chosen(selection: SelectionSettings) -> str:
 
 
 def _unlearned(selection: SelectionSettings) -> str:
-    if selection.threshold == "mixture":
-        return f"those that are bad with a probability of at least {selection.posterior:g}"
+    if selection.threshold in ("mixture", "posterior"):
+        return f"those that are bad with a probability of at least {selection.negative_from:g}"
     if selection.forget_rate is None:
         return "the others"
     return f"the worst {_percent(selection.forget_rate)}, ignoring those in between"
@@ -153,3 +169,24 @@ def noise_sentence(variant: str, noise: KnownNoise) -> str:
         f"noisy, compared with {100 * noise.share_noisy:.1f}% of all tokens. They cover "
         f"{100 * noise.recall:.1f}% of the noisy tokens."
     )
+
+
+def detector_sentences(summary: DetectorSummary) -> list[str]:
+    """What the detector found: the verdict, the shares, and each kind of planted noise."""
+    sentences = [summary.verdict]
+    if summary.found and summary.tokens is not None and summary.samples is not None:
+        sentences.append(
+            f"Bad tokens: {_range(summary.tokens)}. Samples with one: {_range(summary.samples)}."
+        )
+    for kind in summary.kinds:
+        if kind.auroc is not None and kind.recall is not None:
+            sentences.append(
+                f"{kind.words} ({kind.kind}): AUROC {kind.auroc:.2f}, "
+                f"{100 * kind.recall:.0f}\u00a0% of the planted tokens are found."
+            )
+    return sentences
+
+
+def _range(share: ShareRange) -> str:
+    low, high = (f"{100 * value:.1f}" for value in (share.low, share.high))
+    return f"{100 * share.share:.1f}\u00a0% (90\u00a0% interval: {low} to {high}\u00a0%)"

@@ -45,6 +45,16 @@ def scores_dir(run: Path) -> Path:
     return run / "scores"
 
 
+def probe_dir(run: Path) -> Path:
+    """Copies of D_train records with planted noise, and their scores; written by `probe`."""
+    return run / "probe"
+
+
+def detector_dir(run: Path) -> Path:
+    """What the detector found; written by `detect`."""
+    return run / "detector"
+
+
 def selection_dir(run: Path, variant: str | None = None) -> Path:
     """The selection of a variant, written by `select`; without a variant, the folder of all."""
     return _of_variant(run / "selection", variant)
@@ -79,13 +89,18 @@ def train_file(run: Path) -> Path:
     return split_file(data_dir(run), "train")
 
 
+def train_records_file(data: Path) -> Path:
+    """The conversations of D_train as text."""
+    return data / "train-records.parquet"
+
+
 def rejected_file(data: Path) -> Path:
     """The records that could not be used, with the reasons."""
     return data / "rejected.parquet"
 
 
 def summary_file(folder: Path) -> Path:
-    """The summary in the folder of the corpus or of a selection."""
+    """The summary in the folder of the corpus, of the detector or of a selection."""
     return folder / "summary.json"
 
 
@@ -102,6 +117,16 @@ def score_files(scores: Path) -> list[Path]:
 def num_shards(file: Path) -> int:
     """How many shards there are, by the name of one of them."""
     return int(file.stem.rsplit("-", 1)[1])
+
+
+def probe_file(probe: Path) -> Path:
+    """The copies with planted noise, as samples."""
+    return probe / "samples.parquet"
+
+
+def posterior_file(detector: Path) -> Path:
+    """The detector's posterior of every response token of D_train."""
+    return detector / "posterior.parquet"
 
 
 def polarity_file(selection: Path) -> Path:

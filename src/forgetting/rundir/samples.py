@@ -169,9 +169,15 @@ class Samples:
 
     @classmethod
     def from_lists(
-        cls, input_ids: Sequence[Sequence[int]], labels: Sequence[Sequence[int]]
+        cls,
+        input_ids: Sequence[Sequence[int]],
+        labels: Sequence[Sequence[int]],
+        sample_ids: Sequence[int] | None = None,
     ) -> Samples:
-        """Samples from token ids and labels; sample i has the id i.
+        """Samples from token ids and labels.
+
+        Args:
+            sample_ids: id of each sample. Default: sample i has the id i.
 
         Raises:
             ValueError: ids and labels of a sample differ in length, or a sample is empty.
@@ -182,7 +188,7 @@ class Samples:
             if len(ids) != len(row) or not len(ids):
                 raise ValueError(f"sample {index} has {len(ids)} tokens and {len(row)} labels")
         columns = {
-            "sample_id": list(range(len(input_ids))),
+            "sample_id": list(range(len(input_ids)) if sample_ids is None else sample_ids),
             "source": [""] * len(input_ids),
             "input_ids": [list(ids) for ids in input_ids],
             "labels": [list(row) for row in labels],

@@ -1,20 +1,20 @@
-"""Scores of D_train's response tokens: Parquet shards, one row per sample, one value per token.
+"""Scores of response tokens: Parquet shards, one row per sample, one value per token.
 
-A shard holds the samples of one range of D_train, in order, and carries the fingerprint of all of
-D_train. Its columns are `sample_id` and, for the models `base` and `reference`, `log_probs`
-(float32, nats) and, if a measure needs them, `entropy` (float32, nats, of the whole prediction)
-and `rank` (int32, number of tokens that the model finds more probable; 0 is greedy).
+A shard holds the samples of one range of D_train (or of the probe), in order, and carries the
+fingerprint of all of them. Its columns are `sample_id` and those of `method.columns` that the
+recipe needs: `<pass>_<statistic>`, int32 for ranks, float32 for all others.
 
-`write_scores` writes what one model makes of some samples, `join_scores` puts two models side by
-side in one shard, and `ScoredCorpus` is the only reader: it never returns scores that do not fit
+`write_scores` writes what one model makes of some samples, `join_scores` puts the models side by
+side in one shard, and `ScoredSamples` is the only reader: it never returns scores that do not fit
 their tokens. Memory is bounded by one shard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from forgetting.errors import InputError
+from forgetting.method.columns import POSTERIOR, split_column
 from forgetting.rundir import layout
+from forgetting.rundir.findings import posterior_parts
 from forgetting.rundir.samples import (
     SampleFile,
     Samples,
@@ -38,9 +40,9 @@ from forgetting.rundir.samples import (
     write_table,
 )
 
-MODELS = ("base", "reference")
 LOG_PROBS = ("base_log_probs", "reference_log_probs")
-AGAIN = "Score again with `forgetting score`"
+EMPTY = "empty_"
+"""Before the names of a model's statistics with an empty prompt."""
 Part = TypeVar("Part")
 
 
@@ -51,12 +53,13 @@ def write_scores(
     columns: dict[str, NDArray[Any]],
     fingerprint: str,
 ) -> None:
-    """Write the scores of some samples under one model.
+    """Write the scores of some samples.
 
     Args:
         rows: which of `samples`, in order.
-        columns: by name, without the model's; each of shape (response tokens of `rows`,).
-        fingerprint: of D_train.
+        columns: by name, each of shape (response tokens of `rows`,). For `join_scores` without the
+            name of the model, such as `rank` or `empty_rank`.
+        fingerprint: of all samples that are scored.
     """
     starts = np.r_[0, np.cumsum(samples.num_response_tokens[rows])]
     table = pa.table(
@@ -68,24 +71,41 @@ def write_scores(
     write_table(table, path, fingerprint)
 
 
-def join_scores(base: Path, references: Sequence[Path], path: Path, fingerprint: str) -> int:
-    """Write a shard from the scores of both models; returns its number of response tokens.
+def join_scores(
+    models: Mapping[str, Sequence[Path]],
+    columns: Sequence[str],
+    sample_ids: NDArray[np.int64],
+    path: Path,
+    fingerprint: str,
+) -> int:
+    """Write a shard from the scores of each model; returns its number of response tokens.
 
     Args:
-        base: a file of `write_scores` with the shard's samples, in the shard's order.
-        references: files of `write_scores` that together hold the same samples.
-        fingerprint: of D_train.
+        models: by `base` and `reference`, files of `write_scores` that together hold the samples
+            of the shard.
+        columns: of the shard, at least one.
+        sample_ids: of the shard, in its order.
+        fingerprint: of all samples that are scored.
     """
-    untrained = read_table(base, fingerprint)
-    tuned = pa.concat_tables(read_table(part, fingerprint) for part in references)
-    tuned = tuned.take(pc.index_in(untrained["sample_id"], tuned["sample_id"]))
-    columns = {"sample_id": untrained["sample_id"]}
-    for model, table in zip(MODELS, (untrained, tuned), strict=True):
-        columns |= {f"{model}_{name}": table[name] for name in table.column_names[1:]}
-    joined = pa.table(columns)
+    tables = {}
+    for model, files in models.items():
+        table = pa.concat_tables(read_table(file, fingerprint) for file in files)
+        tables[model] = table.take(pc.index_in(pa.array(sample_ids), table["sample_id"]))
+    found: dict[str, Any] = {"sample_id": sample_ids}
+    for column in columns:
+        model, name = model_column(column)
+        found[column] = tables[model][name]
+    joined = pa.table(found)
     write_table(joined, path, fingerprint)
-    _, starts = list_column(joined, LOG_PROBS[0])
+    _, starts = list_column(joined, columns[0])
     return int(starts[-1])
+
+
+def model_column(column: str) -> tuple[str, str]:
+    """The model of a score column, and the column's name without it."""
+    name, statistic = split_column(column)
+    model, is_empty, _ = name.partition("_empty")
+    return model, f"{EMPTY if is_empty else ''}{statistic}"
 
 
 def has_scores(run: Path) -> bool:
@@ -106,31 +126,40 @@ class ScoreShard:
     """The requested columns of the samples."""
 
 
-class ScoredCorpus:
-    """D_train with its scores, read one shard at a time.
+class ScoredSamples:
+    """Samples with their scores, read one shard at a time.
 
     Args:
-        run: the run directory.
-        fingerprint: of D_train, if the caller knows it; by default it is computed.
+        path: the samples.
+        folder: the shards of their scores.
+        fingerprint: of the samples.
+        stage: the stage that writes the scores, for messages.
 
     Raises:
-        InputError: a shard is missing, or the shards hold other samples than D_train.
+        InputError: a shard is missing, or the shards hold other samples.
     """
 
-    def __init__(self, run: Path, fingerprint: str | None = None) -> None:
-        self.train_path = layout.train_file(run)
-        self.fingerprint = fingerprint or SampleFile(self.train_path).fingerprint
-        """Of the tokens of D_train."""
-        self.folder = layout.scores_dir(run)
-        self._files = _shard_files(self.folder)
-        self.shard_sizes = [_num_rows(file) for file in self._files]
+    def __init__(self, path: Path, folder: Path, fingerprint: str, stage: str) -> None:
+        self.path = path
+        self.folder = folder
+        self.fingerprint = fingerprint
+        """Of the tokens of the samples."""
+        self.num_samples = pq.read_metadata(path).num_rows
+        self._again = f"Score again with `forgetting {stage}`"
+        self._files = self._shard_files()
+        self.shard_sizes = [self._num_rows(file) for file in self._files]
         """Samples of each shard."""
-        self.num_samples = pq.read_metadata(self.train_path).num_rows
         if sum(self.shard_sizes) != self.num_samples:
             raise InputError(
-                f"{self.folder} does not hold the samples of {self.train_path}: it has scores of "
-                f"{sum(self.shard_sizes)} samples, and D_train has {self.num_samples}. {AGAIN}"
+                f"{folder} does not hold the samples of {path}: it has scores of "
+                f"{sum(self.shard_sizes)} samples, and there are {self.num_samples}. {self._again}"
             )
+
+    @property
+    def column_names(self) -> list[str]:
+        """The scores that are there."""
+        with unreadable(self._files[0], self._again):
+            return [name for name in pq.read_schema(self._files[0]).names if name != "sample_id"]
 
     def scores(
         self, columns: Sequence[str], sample_columns: Sequence[str] = ()
@@ -143,13 +172,13 @@ class ScoredCorpus:
                 and, if there is one, the sample.
         """
         needed = dict.fromkeys(("sample_id", "labels", *sample_columns))
-        parts = rows_in_parts(self.train_path, list(needed), self.shard_sizes)
+        parts = rows_in_parts(self.path, list(needed), self.shard_sizes)
         walk = zip(self._files, parts, strict=True)
         return _ahead(self._read(file, part, columns, sample_columns) for file, part in walk)
 
     def samples(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        """Columns of D_train's samples, in parts as large as the shards."""
-        return _ahead(rows_in_parts(self.train_path, columns, self.shard_sizes))
+        """Columns of the samples, in parts as large as the shards."""
+        return _ahead(rows_in_parts(self.path, columns, self.shard_sizes))
 
     def _read(
         self, file: Path, part: pa.Table, columns: Sequence[str], sample_columns: Sequence[str]
@@ -157,53 +186,98 @@ class ScoredCorpus:
         table = read_table(file, self.fingerprint)
         sample_ids = table["sample_id"].to_numpy()
         if not np.array_equal(sample_ids, part["sample_id"].to_numpy()):
-            raise InputError(f"{file} does not hold the samples of {self.train_path}. {AGAIN}")
+            raise InputError(f"{file} does not hold the samples of {self.path}. {self._again}")
         labels, token_starts = list_column(part, "labels")
         lengths = num_response_tokens(response_mask(labels, token_starts), token_starts)
-        found = {name: _score_column(file, table, name, lengths) for name in columns}
+        found = {name: self._column(file, table, name, lengths) for name in columns}
         return ScoreShard(sample_ids, lengths, found, part.select(list(sample_columns)))
 
+    def _column(
+        self, file: Path, table: pa.Table, name: str, lengths: NDArray[np.int64]
+    ) -> NDArray:
+        """One column of a shard: a finite number for each response token."""
+        if name not in table.column_names:
+            raise InputError(f"{file} has no {name}. {self._again}")
+        values, starts = list_column(table, name)
+        sample_ids = table["sample_id"].to_numpy()
+        different = np.flatnonzero(np.diff(starts) != lengths)
+        if different.size:
+            row = int(different[0])
+            raise InputError(
+                f"{file}: {name} of sample {sample_ids[row]} has {starts[row + 1] - starts[row]} "
+                f"values for {lengths[row]} response tokens. {self._again}"
+            )
+        bad = np.flatnonzero(~np.isfinite(values))
+        if bad.size:
+            row = int(np.searchsorted(starts, bad[0], side="right")) - 1
+            raise InputError(
+                f"{file}: {name} of sample {sample_ids[row]} holds {values[bad[0]]}. {self._again}"
+            )
+        return values
 
-def _score_column(file: Path, table: pa.Table, name: str, lengths: NDArray[np.int64]) -> NDArray:
-    """One column of a shard: a finite number for each response token."""
-    if name not in table.column_names:
-        raise InputError(f"{file} has no {name}. {AGAIN}")
-    values, starts = list_column(table, name)
-    sample_ids = table["sample_id"].to_numpy()
-    different = np.flatnonzero(np.diff(starts) != lengths)
-    if different.size:
-        row = int(different[0])
-        raise InputError(
-            f"{file}: {name} of sample {sample_ids[row]} has {starts[row + 1] - starts[row]} "
-            f"values for {lengths[row]} response tokens. {AGAIN}"
-        )
-    bad = np.flatnonzero(~np.isfinite(values))
-    if bad.size:
-        row = int(np.searchsorted(starts, bad[0], side="right")) - 1
-        raise InputError(
-            f"{file}: {name} of sample {sample_ids[row]} holds {values[bad[0]]}. {AGAIN}"
-        )
-    return values
+    def _shard_files(self) -> list[Path]:
+        folder = self.folder
+        files = layout.score_files(folder)
+        if not files:
+            raise InputError(f"{folder} holds no scores. {self._again}")
+        num_shards = layout.num_shards(files[0])
+        expected = [layout.score_file(folder, index, num_shards) for index in range(num_shards)]
+        missing = [file.name for file in expected if file not in files]
+        if missing or len(files) != num_shards:
+            which = f", without {missing[0]}" if missing else ""
+            raise InputError(
+                f"{folder} holds {len(files)} of {num_shards} shards{which}. {self._again}"
+            )
+        return files
+
+    def _num_rows(self, file: Path) -> int:
+        with unreadable(file, self._again):
+            return pq.read_metadata(file).num_rows
 
 
-def _shard_files(folder: Path) -> list[Path]:
-    files = layout.score_files(folder)
-    if not files:
-        raise InputError(f"{folder} holds no scores. {AGAIN}")
-    num_shards = layout.num_shards(files[0])
-    expected = [layout.score_file(folder, index, num_shards) for index in range(num_shards)]
-    missing = [file.name for file in expected if file not in files]
-    if missing or len(files) != num_shards:
-        which = f", without {missing[0]}" if missing else ""
-        raise InputError(f"{folder} holds {len(files)} of {num_shards} shards{which}. {AGAIN}")
-    return files
+class ScoredCorpus(ScoredSamples):
+    """D_train with its scores and, if the detector has run, its posterior.
+
+    Args:
+        run: the run directory.
+        fingerprint: of D_train, if the caller knows it; by default it is computed.
+
+    Raises:
+        InputError: a shard is missing, or the shards hold other samples than D_train.
+    """
+
+    def __init__(self, run: Path, fingerprint: str | None = None) -> None:
+        train = layout.train_file(run)
+        fingerprint = fingerprint or SampleFile(train).fingerprint
+        super().__init__(train, layout.scores_dir(run), fingerprint, "score")
+        self._run = run
+
+    def scores(
+        self, columns: Sequence[str], sample_columns: Sequence[str] = ()
+    ) -> Iterator[ScoreShard]:
+        """As `ScoredSamples.scores`; `posterior` may be among the columns."""
+        scored = [column for column in columns if column != POSTERIOR]
+        shards = super().scores(scored, sample_columns)
+        return shards if len(scored) == len(columns) else self._with_posterior(shards)
+
+    def _with_posterior(self, shards: Iterator[ScoreShard]) -> Iterator[ScoreShard]:
+        parts = posterior_parts(self._run, self.fingerprint, self.shard_sizes)
+        for shard, part in zip(shards, parts, strict=True):
+            if not np.array_equal(shard.lengths, part.lengths):
+                raise InputError(
+                    f"{layout.detector_dir(self._run)} does not hold one posterior for each "
+                    "response token. Detect again with `forgetting detect`"
+                )
+            yield replace(shard, columns={**shard.columns, POSTERIOR: part.posterior})
 
 
-def _num_rows(file: Path) -> int:
+@contextmanager
+def unreadable(file: Path, advice: str) -> Iterator[None]:
+    """Turn what goes wrong with a shard into bad input."""
     try:
-        return pq.read_metadata(file).num_rows
+        yield
     except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{file} cannot be read: {error}. {AGAIN}") from error
+        raise InputError(f"{file} cannot be read: {error}. {advice}") from error
 
 
 def _ahead(parts: Iterator[Part]) -> Iterator[Part]:

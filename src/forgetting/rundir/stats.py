@@ -74,6 +74,8 @@ class DataSummary(StageSummary):
     """By the names of `layout.SPLITS`."""
     end_token_ids: list[int]
     """Tokens that end a response or a turn."""
+    date: str | None = None
+    """Date that the chat template read from the clock, ISO 8601; None if it reads none."""
 
     @classmethod
     def stage(cls) -> str:

@@ -1,131 +1,255 @@
-"""Scores of D_train's response tokens under the base and the reference model, in shards.
+"""Scores of response tokens under the base and the reference model, in shards.
 
-Goes in: D_train as tokens, and models. Comes out: Parquet files with the scores of both models
-side by side. Each process scores its own shards, one model after the other, and keeps the files
-of each model until all are there. Memory use is one shard and one model.
+Goes in: samples as tokens, the names of the columns, and models. Comes out: Parquet files with
+these columns. Each process scores its own shards, one model after the other, and keeps the files
+of each model until all are there. Memory use is one shard and one model. `score` uses it for
+D_train, `probe` for copies with planted noise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from forgetting.config import Recipe
 from forgetting.console import progress
+from forgetting.data.alignment import Tokenization, Tokens
+from forgetting.method.columns import of_reference
 from forgetting.models.adapters import SharedBase
+from forgetting.models.tokenization import load_tokenization
 from forgetting.rundir import layout
 from forgetting.rundir.directory import Work
-from forgetting.rundir.samples import SampleFile
-from forgetting.rundir.scores import join_scores, write_scores
+from forgetting.rundir.samples import IGNORE_INDEX, SampleFile, Samples
+from forgetting.rundir.scores import EMPTY, join_scores, model_column, write_scores
 from forgetting.rundir.stats import DataSummary
 from forgetting.scoring import score_samples
 from forgetting.stages.reference import fold_of_samples
 
+if TYPE_CHECKING:
+    from forgetting.scoring import Scores
+
 
 @dataclass(frozen=True)
-class ScoringPass:
-    """Some samples of D_train under one model."""
+class ModelScoring:
+    """Some samples under one model, with their own prompts, with an empty one, or both."""
 
     name: str
     path: Path | str | None
     """Folder or Hub id of a fine-tuned model; None: the base model."""
     covers: NDArray[np.bool_]
-    """Which samples of D_train, shape (samples,)."""
+    """Which of the samples, shape (samples,)."""
+    statistics: tuple[str, ...]
+    """Names of the columns without the model; `empty_` stands before those with an empty prompt."""
 
     def rows(self, shard: range) -> NDArray[np.int64]:
         """Which samples of a shard, counted from its first."""
         return np.flatnonzero(self.covers[shard.start : shard.stop])
 
     def file(self, work: Work, index: int) -> Path:
-        """Where the scores of a shard are kept until the other passes have scored it too."""
+        """Where the scores of a shard are kept until the other models have scored it too."""
         return work.path / f"{self.name}-{index:05d}.parquet"
 
+    @property
+    def own(self) -> list[str]:
+        """Statistics with the samples' own prompts."""
+        return [name for name in self.statistics if not name.startswith(EMPTY)]
 
-def scoring_passes(recipe: Recipe, run: Path, num_samples: int) -> list[ScoringPass]:
-    """The base over all samples, then the reference, or each fold's over the fold's samples."""
-    every = np.ones(num_samples, dtype=bool)
-    passes = [ScoringPass("base", None, every)]
-    if not recipe.fold_names:
-        own = recipe.reference.name_or_path
-        if own == recipe.model.name_or_path and recipe.model.revision is None:
+    @property
+    def empty(self) -> list[str]:
+        """Statistics with an empty prompt."""
+        return [name.removeprefix(EMPTY) for name in self.statistics if name.startswith(EMPTY)]
+
+
+@dataclass(frozen=True)
+class ScoringJob:
+    """What is scored: samples of a run, and the columns of their scores.
+
+    Args:
+        recipe: models, columns and the size of a shard.
+        run: the run directory.
+        samples: the samples.
+        folds: the fold of each sample, shape (samples,), if the reference is cross-fitted.
+        label: what the samples are, for the progress bar.
+    """
+
+    recipe: Recipe
+    run: Path
+    samples: SampleFile
+    columns: Sequence[str]
+    folds: NDArray[np.int64] | None = None
+    label: str = "Scoring"
+
+    @classmethod
+    def of_train(cls, recipe: Recipe, run: Path) -> ScoringJob:
+        """D_train with the columns that the recipe needs."""
+        samples = SampleFile(layout.train_file(run))
+        folds = fold_of_samples(recipe, len(samples)) if recipe.fold_names else None
+        return cls(recipe, run, samples, recipe.score_columns, folds)
+
+    @property
+    def shards(self) -> list[range]:
+        """Ranges of samples."""
+        size, total = self.recipe.scoring.samples_per_shard, len(self.samples)
+        return [range(begin, min(begin + size, total)) for begin in range(0, total, size)]
+
+    @cached_property
+    def tokenization(self) -> Tokenization:
+        """The tokenization of the run's data."""
+        return load_tokenization(self.recipe, DataSummary.load(layout.data_dir(self.run)).date)
+
+    def models(self) -> dict[str, list[ModelScoring]]:
+        """By `base` and `reference`, who gives their columns; together they cover all samples."""
+        every = np.ones(len(self.samples), dtype=bool)
+        base, reference = (
+            tuple(model_column(column)[1] for column in self.columns if of_reference(column) == own)
+            for own in (False, True)
+        )
+        recipe = self.recipe
+        given = recipe.reference.name_or_path
+        if given is not None and given == recipe.model.name_or_path and not recipe.model.revision:
             # The reference is the base: it is not scored twice.
-            return [*passes, *passes]
-        return [*passes, ScoringPass("reference", own or layout.reference_dir(run), every)]
-    folds = fold_of_samples(recipe, num_samples)
-    for fold, name in enumerate(recipe.fold_names):
-        passes.append(ScoringPass(name, layout.reference_dir(run, name), folds == fold))
-    return passes
+            both = tuple(dict.fromkeys((*base, *reference)))
+            one = [ModelScoring("base", None, every, both)]
+            return {"base": one, "reference": one}
+        found = {}
+        if base:
+            found["base"] = [ModelScoring("base", None, every, base)]
+        if reference and self.folds is None:
+            path = given or layout.reference_dir(self.run)
+            found["reference"] = [ModelScoring("reference", path, every, reference)]
+        elif reference:
+            found["reference"] = [
+                ModelScoring(
+                    name,
+                    layout.reference_dir(self.run, name),
+                    np.asarray(self.folds == fold),
+                    reference,
+                )
+                for fold, name in enumerate(recipe.fold_names)
+            ]
+        return found
+
+    def after_empty_prompt(self, samples: Samples, rows: NDArray[np.integer]) -> Samples:
+        """As the function of this name."""
+        return after_empty_prompt(samples, rows, self.tokenization, self.recipe.data.max_length)
+
+    def scorings(self) -> list[ModelScoring]:
+        """Every model once, in the order in which they are loaded."""
+        return list({s.name: s for group in self.models().values() for s in group}.values())
 
 
-def score_shards(recipe: Recipe, run: Path, work: Work) -> None:
+def score_shards(job: ScoringJob, work: Work) -> None:
     """Score the shards of this process; shards that are there from before are kept."""
-    corpus = SampleFile(layout.train_file(run))
-    shards = _shard_ranges(recipe, corpus)
+    shards = job.shards
     own = range(work.processes.index, len(shards), work.processes.count)
     # Adapters go onto the one base model, those of folds one after the other. Whole weights
     # replace it.
-    base = SharedBase(recipe.model)
-    for scoring in scoring_passes(recipe, run, len(corpus)):
-        _score_pass(recipe, work, corpus, {index: shards[index] for index in own}, scoring, base)
+    base = SharedBase(job.recipe.model)
+    for scoring in job.scorings():
+        _score(job, work, {index: shards[index] for index in own}, scoring, base)
 
 
-def _score_pass(
-    recipe: Recipe,
+def _score(
+    job: ScoringJob,
     work: Work,
-    corpus: SampleFile,
     shards: Mapping[int, range],
-    scoring: ScoringPass,
+    scoring: ModelScoring,
     base: SharedBase,
 ) -> None:
     # A function of its own, so that nothing holds the model when the next one is loaded.
     missing = [index for index in shards if not scoring.file(work, index).is_file()]
     if not missing:
         return
-    total = sum(len(scoring.rows(shard)) for shard in shards.values())
-    done = total - sum(len(scoring.rows(shards[index])) for index in missing)
-    extra = {column.partition("_")[2] for column in recipe.score_columns} - {"log_probs"}
+    passes = bool(scoring.own) + bool(scoring.empty)
+    total = passes * sum(len(scoring.rows(shard)) for shard in shards.values())
+    done = total - passes * sum(len(scoring.rows(shards[index])) for index in missing)
     with (
-        base.lend(scoring.path, is_last=not recipe.fold_names) as model,
-        progress(f"Scoring, {scoring.name} model", total, done) as advance,
+        base.lend(scoring.path, is_last=not job.recipe.fold_names) as model,
+        progress(f"{job.label}, {scoring.name} model", total, done) as advance,
     ):
         for index in missing:
-            samples = corpus.read(shards[index].start, shards[index].stop)
+            samples = job.samples.read(shards[index].start, shards[index].stop)
             rows = scoring.rows(shards[index])
-            scores = score_samples(
-                model,
-                samples,
-                rows,
-                statistics=extra,
-                tokens_per_batch=recipe.scoring.tokens_per_batch,
-                advance=advance,
+
+            def score(part: Samples, indices: NDArray | None, statistics: list[str]) -> Scores:
+                return score_samples(
+                    model,
+                    part,
+                    indices,
+                    statistics=set(statistics) - {"log_probs"},
+                    tokens_per_batch=job.recipe.scoring.tokens_per_batch,
+                    advance=advance,
+                )
+
+            columns: dict[str, NDArray] = {}
+            if scoring.own:
+                scores = score(samples, rows, scoring.own)
+                columns |= {name: getattr(scores, name) for name in scoring.own}
+            if scoring.empty:
+                alone = job.after_empty_prompt(samples, rows)
+                scores = score(alone, None, scoring.empty)
+                columns |= {f"{EMPTY}{name}": getattr(scores, name) for name in scoring.empty}
+            write_scores(scoring.file(work, index), samples, rows, columns, job.samples.fingerprint)
+
+
+def after_empty_prompt(
+    samples: Samples,
+    rows: NDArray[np.integer],
+    tokenization: Tokenization,
+    max_length: int,
+) -> Samples:
+    """Each response of some samples alone, after the prompt of an empty question.
+
+    Of several turns, each response is a sample of its own, so that the response tokens of all
+    are those of the given samples, in their order. A text without a prompt stays as it is. What
+    is longer than `max_length` loses the start of its prompt.
+    """
+    ids, labels, sample_ids = [], [], []
+    for row in rows.tolist():
+        tokens = slice(samples.token_starts[row], samples.token_starts[row + 1])
+        inside, is_response = samples.input_ids[tokens], samples.is_response[tokens]
+        edges = np.flatnonzero(np.diff(np.r_[False, is_response, False]))
+        for begin, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
+            own = np.full(end, IGNORE_INDEX)
+            own[begin:] = inside[begin:end]
+            found = tokenization.encode_empty_prompt(
+                Tokens(inside[:end].tolist(), own.tolist(), None)
             )
-            columns = {"log_probs": scores.log_probs}
-            columns |= {column: getattr(scores, column) for column in sorted(extra)}
-            write_scores(scoring.file(work, index), samples, rows, columns, corpus.fingerprint)
+            left_out = max(len(found.input_ids) - max_length, 0)
+            ids.append(found.input_ids[left_out:])
+            labels.append(found.labels[left_out:])
+            sample_ids.append(int(samples.sample_ids[row]))
+    return Samples.from_lists(ids, labels, sample_ids)
 
 
-def join_shards(recipe: Recipe, run: Path, work: Work) -> None:
-    """Write base and reference side by side, once every process has scored its shards."""
-    corpus = SampleFile(layout.train_file(run))
-    base, *references = scoring_passes(recipe, run, len(corpus))
-    num_shards = len(_shard_ranges(recipe, corpus))
-    num_tokens = 0
-    for index in range(num_shards):
-        parts = [reference.file(work, index) for reference in references]
-        target = layout.score_file(work.output, index, num_shards)
-        num_tokens += join_scores(base.file(work, index), parts, target, corpus.fingerprint)
-    # A reference that is the base was read once; folds together read the corpus once.
-    num_passes = len({scoring.name for scoring in (base, references[0])})
-    num_read = DataSummary.load(layout.data_dir(run)).splits["train"].tokens
-    work.details["tokens"] = num_passes * num_read
-    work.details["response_tokens"] = num_tokens
-
-
-def _shard_ranges(recipe: Recipe, corpus: SampleFile) -> list[range]:
-    size = recipe.scoring.samples_per_shard
-    starts = range(0, len(corpus), size)
-    return [range(begin, min(begin + size, len(corpus))) for begin in starts]
+def join_shards(job: ScoringJob, work: Work) -> None:
+    """Write the models side by side, once every process has scored its shards."""
+    models = job.models()
+    shards = job.shards
+    num_response_tokens = num_read = 0
+    for index, shard in enumerate(shards):
+        samples = job.samples.read(shard.start, shard.stop)
+        files = {
+            name: [scoring.file(work, index) for scoring in group] for name, group in models.items()
+        }
+        num_response_tokens += join_scores(
+            files,
+            job.columns,
+            samples.sample_ids,
+            layout.score_file(work.output, index, len(shards)),
+            job.samples.fingerprint,
+        )
+        for scoring in job.scorings():
+            rows = scoring.rows(shard)
+            if scoring.own:
+                num_read += int(samples.lengths[rows].sum())
+            if scoring.empty:
+                num_read += int(job.after_empty_prompt(samples, rows).lengths.sum())
+    work.details["tokens"] = num_read
+    work.details["response_tokens"] = num_response_tokens

@@ -25,11 +25,13 @@ from forgetting.errors import InputError
 from forgetting.method import MEASURES, QualityName
 from forgetting.method.metrics import NoiseTally
 from forgetting.method.mixture import Mixture
+from forgetting.method.quantile import ALL
 from forgetting.method.selection import (
     Chunk,
     Division,
     divide,
     divide_by_mixture,
+    divide_by_posterior,
     mean_quality,
 )
 from forgetting.method.tally import SelectionTally
@@ -139,6 +141,7 @@ def select_corpus(
     scratch: Path,
     seed: int,
     end_token_ids: Collection[int] = (),
+    marks_nothing: bool = False,
     advance: Callable[[int, str], None] = lambda amount, note: None,
 ) -> SelectionSummary:
     """Select, and write the polarity of every response token.
@@ -151,6 +154,7 @@ def select_corpus(
         scratch: file for the quality, four bytes a token; stays.
         seed: of `by: random`.
         end_token_ids: tokens that are positive where they would be negative.
+        marks_nothing: make every token positive, because nothing is known about their quality.
         advance: called with the number of samples done since the last call.
 
     Returns:
@@ -160,7 +164,10 @@ def select_corpus(
         InputError: scores and samples do not fit together, or a score is not finite.
     """
     measured = MeasuredCorpus(corpus, settings.quality, scratch)
-    division, mixture, polarities = _choose(settings, measured, seed)
+    if marks_nothing:
+        division, mixture, polarities = _everything(settings, measured)
+    else:
+        division, mixture, polarities = _choose(settings, measured, seed)
     tally = SelectionTally(len(measured.source_names), measured.low, measured.high)
     noise: NoiseTally | None = NoiseTally()
     walk = zip(
@@ -189,7 +196,7 @@ def select_corpus(
         end_token_ids=sorted(end_token_ids),
         **_described(settings, measured, division, tally),
         **_counted(settings, measured, division, tally),
-        mixture=_mixture_summary(mixture, settings.posterior),
+        mixture=_mixture_summary(mixture, settings.negative_from),
         noise=_noise_summary(noise) if noise is not None and measured.num_tokens else None,
     )
 
@@ -233,7 +240,9 @@ def _choose(
         rho, threshold = measured.share_above_zero, "quantile"
     mixture: Mixture | str | None = None
     if threshold == "mixture":
-        division, mixture = divide_by_mixture(chunks, settings.posterior)
+        division, mixture = divide_by_mixture(chunks, settings.negative_from)
+    elif threshold == "posterior":
+        division = divide_by_posterior(settings.negative_from)
     else:
         try:
             division = divide(
@@ -251,6 +260,15 @@ def _choose(
         of_samples = measured.by_shard(next(polarities))
         polarities = map(np.repeat, of_samples, measured.by_shard(measured.lengths))
     return division, mixture, polarities
+
+
+def _everything(
+    settings: SelectionSettings, measured: MeasuredCorpus
+) -> tuple[Division, None, Iterator[NDArray[np.int8]]]:
+    """As `_choose`: every token is positive."""
+    num_groups = len(measured.source_names) if settings.balance == "source" else 1
+    polarities = (np.ones(len(values), np.int8) for values in measured.quality())
+    return Division((ALL,) * num_groups, (ALL,) * num_groups), None, polarities
 
 
 def _responses(part: pa.Table) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -276,7 +294,7 @@ def _described(
     settings: SelectionSettings, measured: MeasuredCorpus, division: Division, tally: SelectionTally
 ) -> dict[str, Any]:
     rho = settings.rho
-    if settings.threshold == "mixture":
+    if settings.threshold in ("mixture", "posterior"):
         rho = tally.total.num_positive / max(measured.num_tokens, 1)
     elif rho == "auto" or settings.threshold == "zero":
         rho = measured.share_above_zero

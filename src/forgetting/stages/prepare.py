@@ -36,7 +36,8 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
             advance,
             recipe.reference.sources or (),
         )
-    account.summary(tokenization.end_token_ids).save(work.output)
+    day = tokenization.now.isoformat() if tokenization.reads_clock else None
+    account.summary(tokenization.end_token_ids, day).save(work.output)
     work.details["tokens"] = sum(counts.tokens for counts in account.splits.values())
     for name, counts in account.splits.items():
         work.details[f"{name}_samples"] = counts.samples

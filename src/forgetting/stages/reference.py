@@ -76,8 +76,8 @@ def fold_of_samples(recipe: Recipe, num_samples: int) -> NDArray:
 
 
 def parts(recipe: Recipe) -> Sequence[str | None]:
-    """The folds; nothing if no variant selects tokens or the recipe names a reference model."""
-    if not recipe.selecting_variants or recipe.reference.name_or_path:
+    """The folds; nothing if no score needs a reference model, or the recipe names one."""
+    if not recipe.needs_reference or recipe.reference.name_or_path:
         return ()
     return recipe.fold_names or (None,)
 

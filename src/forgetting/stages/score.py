@@ -1,4 +1,4 @@
-"""`score`: log-probabilities of D_train's response tokens under the base and the reference."""
+"""`score`: scores of D_train's response tokens under the models that the recipe needs."""
 
 from __future__ import annotations
 
@@ -16,39 +16,45 @@ if TYPE_CHECKING:
 
 def run(step: Step, run_dir: Path, work: Work) -> None:
     """Scores the shards of this process; the first process joins them."""
-    from forgetting.stages.corpus_scores import join_shards, score_shards
+    from forgetting.stages.corpus_scores import ScoringJob, join_shards, score_shards
 
-    score_shards(step.recipe, run_dir, work)
+    job = ScoringJob.of_train(step.recipe, run_dir)
+    score_shards(job, work)
     work.processes.wait()
     if work.processes.is_main:
-        join_shards(step.recipe, run_dir, work)
+        join_shards(job, work)
 
 
 def parts(recipe: Recipe) -> Sequence[str | None]:
-    """One step, if any variant selects tokens."""
-    return (None,) if recipe.selecting_variants else ()
+    """One step, if any variant or the detector needs scores."""
+    return (None,) if recipe.score_columns else ()
 
 
 def settings(step: Step) -> Mapping[str, Any]:
     """The models, the columns and the size of a shard."""
+    return scoring_settings(step, step.recipe.score_columns)
+
+
+def scoring_settings(step: Step, columns: Sequence[str]) -> dict[str, Any]:
+    """What scores depend on, apart from the samples."""
+    from forgetting.method.columns import of_reference
     from forgetting.models.loading import model_fingerprint
 
     recipe = step.recipe
-    reference = {}
-    if recipe.reference.name_or_path:
-        named = {"name_or_path": recipe.reference.name_or_path, "revision": None}
-        reference = model_fingerprint(recipe.model.model_copy(update=named))
-    # The seed says which fold a sample is in.
-    folds = {"folds": recipe.reference.folds, "seed": recipe.seed} if recipe.fold_names else {}
-    # Log-probabilities are always there, so a change of measure alone scores nothing again.
-    more = [column for column in recipe.score_columns if not column.endswith("log_probs")]
-    columns = {"columns": more} if more else {}
+    reference, folds = {}, {}
+    if any(map(of_reference, columns)):
+        if recipe.reference.name_or_path:
+            named = {"name_or_path": recipe.reference.name_or_path, "revision": None}
+            reference = model_fingerprint(recipe.model.model_copy(update=named))
+        elif recipe.fold_names:
+            # The seed says which fold a sample is in.
+            folds = {"folds": recipe.reference.folds, "seed": recipe.seed}
     return {
         "model": model_settings(step),
         "reference": reference,
         "samples_per_shard": recipe.scoring.samples_per_shard,
+        "columns": list(columns),
         **folds,
-        **columns,
     }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +17,23 @@ if TYPE_CHECKING:
 
 def run(step: Step, run_dir: Path, work: Work) -> None:
     """Selects for one variant; writes the polarity and a summary."""
+    from forgetting.method.columns import POSTERIOR
+    from forgetting.method.measures import MEASURES
     from forgetting.rundir import layout
+    from forgetting.rundir.findings import read_findings
     from forgetting.rundir.scores import ScoredCorpus
     from forgetting.rundir.stats import DataSummary
     from forgetting.stages.corpus_selection import select_corpus
 
     variant = str(step.part)
-    settings = step.recipe.variants[variant].selection
+    settings = step.recipe.variants[variant].selection_in_effect
     end_token_ids: list[int] = []
     if settings.keep_eos:
         end_token_ids = DataSummary.load(layout.data_dir(run_dir)).end_token_ids
     corpus = ScoredCorpus(run_dir)
+    finds_nothing = False
+    if POSTERIOR in MEASURES[settings.quality].columns:
+        finds_nothing = not read_findings(run_dir, corpus.fingerprint).found
     with progress(f"Selecting for {variant}", corpus.num_samples) as advance:
         summary = select_corpus(
             corpus,
@@ -37,12 +43,15 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
             scratch=work.path / "quality.bin",
             seed=step.recipe.seed,
             end_token_ids=end_token_ids,
+            marks_nothing=finds_nothing,
             advance=advance,
         )
     if summary.mixture is not None and summary.mixture.fit is None:
         logger.warning(
             "%s: the mixture marks no token as negative: %s", variant, summary.mixture.reason
         )
+    if finds_nothing:
+        logger.warning("%s learns every token: the detector found nothing", variant)
     summary.save(work.output)
     work.details["tokens"] = summary.num_tokens
     work.details["num_positive"] = summary.num_positive
@@ -50,21 +59,27 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
 
 
 def parts(recipe: Recipe) -> Sequence[str | None]:
-    """The variants that do not learn all tokens."""
+    """The variants that divide tokens into positive and negative ones."""
     return recipe.selecting_variants
 
 
 def settings(step: Step) -> Mapping[str, Any]:
     """The variant's selection."""
-    variant = step.recipe.variants[str(step.part)]
-    return {"selection": variant.selection.model_dump(mode="json"), "seed": step.recipe.seed}
+    selection = step.recipe.variants[str(step.part)].selection_in_effect
+    return {"selection": selection.model_dump(mode="json"), "seed": step.recipe.seed}
+
+
+def reads(recipe: Recipe, part: str | None) -> Collection[str]:
+    """The detector's posterior too, if the variant selects by it."""
+    uses = recipe.variants[str(part)].needs_posterior
+    return ("prepare", "score", *(["detect"] if uses else []))
 
 
 SELECT = Stage(
     name="select",
     summary="Select the tokens to learn, to ignore and to forget.",
     folder="selection",
-    reads=("prepare", "score"),
+    reads=reads,
     parts=parts,
     settings=settings,
     run=run,

@@ -15,26 +15,42 @@ from forgetting.stages.recipe_parts import (
 )
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from forgetting.config import Recipe
     from forgetting.rundir.directory import Work
+    from forgetting.rundir.selections import SelectedPart
 
 
 def run(step: Step, run_dir: Path, work: Work) -> None:
     """Trains one variant, and writes its model card."""
     import pyarrow as pa
 
+    from forgetting.method.columns import POSTERIOR
     from forgetting.rundir.selections import selected_parts
     from forgetting.training.dataset import trainer_columns
     from forgetting.training.fit import fine_tune
 
     recipe, variant = step.recipe, str(step.part)
     settings = recipe.variants[variant]
-    scores = ["base_log_probs"] if needs_base(recipe, variant) else []
-    selected = selected_parts(run_dir, None if settings.objective == "full" else variant, scores)
-    tables = (pa.table(trainer_columns(p.samples, p.polarity, **p.scores)) for p in selected)
+    scores = ["base_log_probs"] * settings.needs_base
+    scores += [POSTERIOR] * (settings.objective == "weighted")
+    selected = selected_parts(run_dir, variant if settings.selects else None, scores)
+    tables = (pa.table(trainer_columns(p.samples, p.polarity, **_values(p))) for p in selected)
     fine_tune(recipe, recipe.training, settings, tables, f"Training {variant}", work)
     if work.processes.is_main:
         _write_card(recipe, variant, run_dir, work)
+
+
+def _values(part: SelectedPart) -> dict[str, NDArray]:
+    """The scores of some samples as columns of the trainer."""
+    from forgetting.method.columns import POSTERIOR
+    from forgetting.method.measures import not_bad
+
+    values = dict(part.scores)
+    if POSTERIOR in values:
+        values["token_weights"] = not_bad(values.pop(POSTERIOR))
+    return values
 
 
 def _write_card(recipe: Recipe, variant: str, run_dir: Path, work: Work) -> None:
@@ -47,7 +63,7 @@ def _write_card(recipe: Recipe, variant: str, run_dir: Path, work: Work) -> None
     from forgetting.rundir.stats import DataSummary
 
     selection = None
-    if recipe.variants[variant].objective != "full":
+    if recipe.variants[variant].selects:
         fingerprint = SampleFile(layout.train_file(run_dir)).fingerprint
         selection = read_selection(run_dir, variant, fingerprint)
     data = DataSummary.load(layout.data_dir(run_dir))
@@ -56,23 +72,18 @@ def _write_card(recipe: Recipe, variant: str, run_dir: Path, work: Work) -> None
     (work.output / "README.md").write_text(card, encoding="utf-8")
 
 
-def needs_base(recipe: Recipe, variant: str) -> bool:
-    """Whether the variant's term compares with the base model's log-probabilities."""
-    from forgetting.method.terms import TERMS
-
-    settings = recipe.variants[variant]
-    term = TERMS[settings.forgetting.term]
-    return settings.objective == "forgetting" and term.needs_base
-
-
 def parts(recipe: Recipe) -> Sequence[str | None]:
     """All variants."""
     return list(recipe.variants)
 
 
 def reads(recipe: Recipe, part: str | None) -> Collection[str]:
-    """The scores too, if the variant's term compares with the base model."""
-    return ("prepare", "select", *(["score"] if needs_base(recipe, str(part)) else []))
+    """The scores too, if the variant's term compares with the base model or if it weighs tokens,
+    and then what the detector found."""
+    variant = recipe.variants[str(part)]
+    if variant.objective == "weighted":
+        return ("prepare", "score", "detect")
+    return ("prepare", "select", *(["score"] if variant.needs_base else []))
 
 
 def settings(step: Step) -> Mapping[str, Any]:

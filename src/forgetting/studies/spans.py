@@ -163,6 +163,10 @@ def _first(raw: Mapping[str, Any], names: Sequence[str], where: str) -> str:
     raise InputError(f"{where} has no text in {' or '.join(f'`{name}`' for name in names)}")
 
 
+# The detector is a measure like the others.
+SCORED = ("prepare", "reference", "score", "probe", "detect")
+
+
 def _score(
     data: Path,
     num_records: int,
@@ -176,7 +180,7 @@ def _score(
     while True:
         recipe = _recipe(data, num_records, model, reference, train_share, output, overrides)
         try:
-            return run_stages(recipe, output / "run", stages=("prepare", "reference", "score"))
+            return run_stages(recipe, output / "run", stages=SCORED)
         except TooFewSamples as error:
             # Duplicates are dropped, and prompts that leave no room for a response.
             if not 1 < error.num_usable < num_records:

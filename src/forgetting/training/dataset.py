@@ -19,7 +19,10 @@ from forgetting.rundir.selections import TOKENS
 
 
 def trainer_columns(
-    samples: Samples, polarity: NDArray[np.int8], base_log_probs: NDArray | None = None
+    samples: Samples,
+    polarity: NDArray[np.int8],
+    base_log_probs: NDArray | None = None,
+    token_weights: NDArray | None = None,
 ) -> dict[str, pa.Array | pa.ChunkedArray]:
     """The columns that `ForgettingTrainer` reads, with one value per token of a sample.
 
@@ -28,11 +31,14 @@ def trainer_columns(
     Args:
         polarity: shape (response tokens,).
         base_log_probs: of the same shape, for the terms that compare with the base model.
+        token_weights: of the same shape, at least 0: weight of each token in the loss. Default: 1.
     """
     columns = {name: samples.table[name] for name in TOKENS}
     columns["polarity"] = samples.aligned(polarity)
     if base_log_probs is not None:
         columns["base_log_probs"] = samples.aligned(base_log_probs)
+    if token_weights is not None:
+        columns["token_weights"] = samples.aligned(token_weights)
     return columns
 
 

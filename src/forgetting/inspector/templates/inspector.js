@@ -318,7 +318,7 @@
       const noisy = sample.noise !== null && sample.noise[index] ? " · known noise" : "";
       facts.push(
         fact("id", `${sample.ids[index]}`),
-        fact("base", probability(sample.base[index])),
+        ...(corpus.has_base ? [fact("base", probability(sample.base[index]))] : []),
         ...(corpus.has_reference
           ? [fact("reference", probability(sample.reference[index]))]
           : []),

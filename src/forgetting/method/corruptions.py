@@ -19,6 +19,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from forgetting.errors import InputError
+from forgetting.registry import Registry
+
 Span = tuple[int, int]
 """Characters [start, end)."""
 Turn = tuple[str, str]
@@ -183,28 +186,6 @@ class Corruption:
     """Copies that get it, relative to other kinds."""
 
 
-CORRUPTIONS: dict[str, Corruption] = {}
-"""The kinds of noise that are planted, by name."""
-
-
-def register_corruption(
-    name: str, words: str, *, weight: float = 1.0
-) -> Callable[[CorruptionFunction], CorruptionFunction]:
-    """Decorator that adds a kind of noise to `CORRUPTIONS`.
-
-    Raises:
-        ValueError: the name is taken, or is "clean".
-    """
-
-    def add(function: CorruptionFunction) -> CorruptionFunction:
-        if name in CORRUPTIONS or name == CLEAN:
-            raise ValueError(f"there is a corruption named {name!r} already")
-        CORRUPTIONS[name] = Corruption(name, words, function, weight)
-        return function
-
-    return add
-
-
 def _replace(text: str, edits: Sequence[tuple[int, int, str]]) -> Corrupted:
     """Replace ranges of a text; the replacements are the spans. Edits ascend and are disjoint."""
     parts: list[str] = []
@@ -224,14 +205,12 @@ def _some(rng: np.random.Generator, found: Sequence[re.Match[str]], count: int) 
     return [found[index] for index in np.sort(chosen)]
 
 
-@register_corruption("swap", "answer to another question", weight=2.0)
 def swap(response: str, prompt: str, corpus: Corpus, rng: np.random.Generator) -> Corrupted | None:
     """Another record's response; all of it is bad, its end included."""
     other = corpus.other_response(rng, response)
     return None if other is None else Corrupted(other, ((0, len(other) + 1),))
 
 
-@register_corruption("substitute", "wrong value", weight=2.0)
 def substitute(
     response: str, prompt: str, corpus: Corpus, rng: np.random.Generator
 ) -> Corrupted | None:
@@ -249,7 +228,6 @@ def substitute(
     return _replace(response, edits) if edits else None
 
 
-@register_corruption("insert", "foreign text", weight=2.0)
 def insert(
     response: str, prompt: str, corpus: Corpus, rng: np.random.Generator
 ) -> Corrupted | None:
@@ -279,7 +257,6 @@ def _put(response: str, foreign: str, place: int) -> Corrupted:
     return _replace(response, [(place, place, gap + foreign)])
 
 
-@register_corruption("garble", "garbled word")
 def garble(
     response: str, prompt: str, corpus: Corpus, rng: np.random.Generator
 ) -> Corrupted | None:
@@ -313,7 +290,6 @@ def _mistype(word: str, rng: np.random.Generator) -> str:
     return word[:at] + word[at + 1] + word[at] + word[at + 2 :] if len(word) > 1 else word
 
 
-@register_corruption("drop", "something missing before")
 def drop(response: str, prompt: str, corpus: Corpus, rng: np.random.Generator) -> Corrupted | None:
     """One to eight words are lost. What follows the gap is bad: one token, for the character after
     the gap (and the white space before it) is the span."""
@@ -330,7 +306,6 @@ def drop(response: str, prompt: str, corpus: Corpus, rng: np.random.Generator) -
     return Corrupted(text, ((start, visible + 1),))
 
 
-@register_corruption("repeat", "repetition")
 def repeat(
     response: str, prompt: str, corpus: Corpus, rng: np.random.Generator
 ) -> Corrupted | None:
@@ -350,7 +325,6 @@ def repeat(
     return _replace(response, [(end, end, f" {response[start:end]}" * times)])
 
 
-@register_corruption("truncate", "ends too early")
 def truncate(
     response: str, prompt: str, corpus: Corpus, rng: np.random.Generator
 ) -> Corrupted | None:
@@ -367,7 +341,6 @@ def truncate(
     return Corrupted(response[:end], ((end, end + 1),))
 
 
-@register_corruption("leak", "prompt or template text")
 def leak(response: str, prompt: str, corpus: Corpus, rng: np.random.Generator) -> Corrupted | None:
     """A mark of a chat template, the prompt, or both, before, within or after the response."""
     mark = _MARKS[int(rng.integers(len(_MARKS)))]
@@ -383,7 +356,6 @@ def leak(response: str, prompt: str, corpus: Corpus, rng: np.random.Generator) -
     return _put(response, foreign, places[int(rng.integers(len(places)))])
 
 
-@register_corruption("mojibake", "wrong encoding")
 def mojibake(
     response: str, prompt: str, corpus: Corpus, rng: np.random.Generator
 ) -> Corrupted | None:
@@ -399,3 +371,68 @@ def mojibake(
         new = typographic.encode().decode("cp1252", errors="replace")
         edits.append((match.start(), match.end(), new))
     return _replace(response, edits)
+
+
+CORRUPTIONS: Registry[Corruption] = Registry(
+    "corruption",
+    "forgetting.corruptions",
+    [
+        Corruption("swap", "answer to another question", swap, weight=2.0),
+        Corruption("substitute", "wrong value", substitute, weight=2.0),
+        Corruption("insert", "foreign text", insert, weight=2.0),
+        Corruption("garble", "garbled word", garble),
+        Corruption("drop", "something missing before", drop),
+        Corruption("repeat", "repetition", repeat),
+        Corruption("truncate", "ends too early", truncate),
+        Corruption("leak", "prompt or template text", leak),
+        Corruption("mojibake", "wrong encoding", mojibake),
+    ],
+)
+"""The kinds of noise that are planted, by name."""
+
+
+def register_corruption(
+    name: str, function: CorruptionFunction, *, words: str = "", weight: float = 1.0
+) -> None:
+    """Add a kind of noise, which recipes then accept in `detector.corruptions`.
+
+    Args:
+        name: lowercase letters, digits and underscores.
+        function: takes a response, its prompt, a `Corpus` of other records and a
+            `numpy.random.Generator`. Returns `Corrupted`, the text with its bad characters, or None
+            if the kind does not apply to the response.
+        words: what is wrong with such a token, for people; default: the name.
+        weight: copies that get this kind, relative to other kinds.
+
+    Raises:
+        ValueError: the name is malformed or taken, or `weight` is not above 0.
+
+    Example:
+        >>> def shout(response, prompt, corpus, rng):
+        ...     return Corrupted(response.upper(), ((0, len(response)),))
+        >>> register_corruption("shout", shout, words="upper case")
+    """
+    if name == CLEAN:
+        raise ValueError(f"{CLEAN!r} is the name of tokens without noise. Choose another one")
+    if not 0 < weight < np.inf:
+        raise ValueError(f"weight must be a number above 0, got {weight}")
+    CORRUPTIONS.register(Corruption(name, words or name, function, weight))
+
+
+def checked(name: str, found: Corrupted | None) -> Corrupted | None:
+    """Refuse what a registered corruption must not return."""
+    if found is None:
+        return None
+    if not isinstance(found, Corrupted) or not isinstance(found.text, str):
+        raise InputError(
+            f"the corruption {name} returned {type(found).__name__}. It must return "
+            "forgetting.Corrupted or None"
+        )
+    ends = [0, *(place for span in found.spans for place in span), len(found.text) + 1]
+    if any(start >= end for start, end in found.spans) or ends != sorted(ends):
+        raise InputError(
+            f"the corruption {name} returned the spans {list(found.spans)} for a text of "
+            f"{len(found.text)} characters. Spans must ascend, must not overlap or be empty, and "
+            f"must end at {len(found.text) + 1} at most"
+        )
+    return found

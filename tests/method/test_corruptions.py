@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forgetting.data.corruptions import (
+from forgetting.method.corruptions import (
     CLEAN,
     CORRUPTIONS,
     Corpus,
@@ -157,7 +157,7 @@ def test_a_corpus_of_one_text_offers_nothing_to_take(name: str) -> None:
 @pytest.mark.parametrize("name", ["swap", CLEAN])
 def test_a_name_can_be_registered_once(name: str) -> None:
     with pytest.raises(ValueError, match=name):
-        register_corruption(name, "words")(CORRUPTIONS["swap"].function)
+        register_corruption(name, CORRUPTIONS["swap"].function)
 
 
 def test_shapes() -> None:

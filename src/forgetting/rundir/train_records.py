@@ -1,0 +1,94 @@
+"""The conversations of D_train as text, one row for each sample, in the order of D_train.
+
+`write_records` writes them, `train_records` reads them in parts and refuses those of other tokens.
+A run keeps them because the detector plants noise into texts, and an export holds texts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from forgetting.errors import InputError
+from forgetting.formats import Message
+from forgetting.rundir import layout
+from forgetting.rundir.samples import (
+    FINGERPRINT_KEY,
+    ROWS_PER_GROUP,
+    SampleFile,
+    TableWriter,
+    check_fingerprint,
+    rows_in_parts,
+)
+
+AGAIN = "Prepare the run again with `forgetting prepare`"
+_COLUMNS = [
+    ("sample_id", pa.int64()),
+    ("source", pa.string()),
+    ("file", pa.string()),
+    ("record", pa.int64()),
+    ("line", pa.int64()),
+    ("messages", pa.string()),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainRecord:
+    """A record of D_train."""
+
+    sample_id: int
+    source: str
+    file: str
+    """Name of the file or data set that it was read from."""
+    record: int
+    """Its number in the file, from 1."""
+    line: int | None
+    """The line where it begins; None if the file has no lines."""
+    messages: tuple[Message, ...]
+
+
+def write_records(data: Path, records: Iterable[TrainRecord]) -> None:
+    """Write the records of D_train, whose tokens are written, into the folder of the corpus.
+
+    Memory is bounded by a group of rows.
+    """
+    fingerprint = SampleFile(layout.split_file(data, "train")).fingerprint
+    schema = pa.schema(_COLUMNS, {FINGERPRINT_KEY: fingerprint.encode()})
+    with TableWriter(layout.train_records_file(data), schema, ROWS_PER_GROUP) as writer:
+        for record in records:
+            turns = [{"role": m.role, "content": m.content} for m in record.messages]
+            row = {name: getattr(record, name) for name, _ in _COLUMNS[:-1]}
+            writer.write({**row, "messages": json.dumps(turns, ensure_ascii=False)})
+
+
+def train_records(
+    run: Path, fingerprint: str, sizes: Sequence[int] | None = None
+) -> Iterator[list[TrainRecord]]:
+    """The records of D_train in parts, in bounded memory.
+
+    Args:
+        fingerprint: of D_train.
+        sizes: records of each part; default: parts of at most 1,000.
+
+    Raises:
+        InputError: the records are missing or damaged, or belong to other tokens.
+    """
+    file = layout.train_records_file(layout.data_dir(run))
+    check_fingerprint(file, fingerprint)
+    for part in rows_in_parts(file, [name for name, _ in _COLUMNS], sizes):
+        yield [_record(file, row) for row in part.to_pylist()]
+
+
+def _record(file: Path, row: dict[str, object]) -> TrainRecord:
+    try:
+        turns = json.loads(str(row["messages"]))
+        messages = tuple(Message(turn["role"], turn["content"]) for turn in turns)
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{file}: the messages of sample {row['sample_id']} cannot be read. {AGAIN}"
+        ) from error
+    return TrainRecord(**{**row, "messages": messages})  # type: ignore[arg-type]

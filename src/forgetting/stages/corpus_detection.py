@@ -1,0 +1,367 @@
+"""Finds the bad tokens of D_train with a detector that is fitted on planted noise.
+
+Goes in: the scores of D_train and those of copies with planted noise. Comes out: the posterior and
+the likely kind of each response token, on disk, and a summary. Features are computed for some
+samples at a time. What grows with the corpus in memory is a few numbers for each sample; what the
+detector says about each token waits in a scratch file. The detector is not stored: it is fitted
+again where it is needed, from the copies.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forgetting.config import ModelSettings, Recipe
+from forgetting.method.columns import STATISTICS, columns_of
+from forgetting.method.corruptions import CLEAN, CORRUPTIONS
+from forgetting.method.detector import (
+    Detector,
+    Evidence,
+    Findings,
+    Probe,
+    fit_detector,
+    join_evidence,
+)
+from forgetting.method.detector_report import DetectorReport
+from forgetting.method.features import PassStatistics, compute_features
+from forgetting.method.shares import Shares, posterior_of
+from forgetting.models.loading import load_tokenizer
+from forgetting.rundir import layout
+from forgetting.rundir.findings import (
+    CalibrationBin,
+    DetectorSummary,
+    KindFinding,
+    PosteriorWriter,
+    ProbeReport,
+    ShareRange,
+    SourceFinding,
+)
+from forgetting.rundir.planted import copies_of, planted_file, scored_copies, token_kinds
+from forgetting.rundir.samples import list_column, response_mask
+from forgetting.rundir.scores import ScoredCorpus, ScoreShard
+
+TOKENS_AT_ONCE = 50_000
+"""Response tokens whose features are in memory, if no sample has more."""
+TOKENS_JUDGED = 1_000_000
+"""Response tokens that the share of bad tokens is estimated from; of more, samples are drawn."""
+# A sentence or a line ends within or at the end of the token.
+_ENDS = re.compile(r"""[.!?。！？:;]["'”’)\]*]*\s*$|\n""")
+Advance = Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """The copies with planted noise."""
+
+    probe: Probe
+    kind_of_copy: list[str]
+    """Kind of each copy, `clean` if nothing was planted."""
+
+
+def read_copies(recipe: Recipe, run: Path, fingerprint: str) -> Copies:
+    """The copies of a run as the detector sees them.
+
+    Args:
+        fingerprint: of D_train.
+
+    Raises:
+        InputError: the copies or their scores are missing or damaged, or belong to other tokens.
+    """
+    passes = recipe.detector_passes
+    samples = planted_file(layout.probe_dir(run), fingerprint)
+    if not len(samples):
+        nothing, none = np.zeros((0, 0), np.float32), np.zeros(0, np.int64)
+        return Copies(Probe(nothing, (), np.zeros(0, str), none, none), [])
+    ends = segment_ends(recipe.model)
+    scored = scored_copies(run, fingerprint)
+    features, lengths, kinds = [], [], []
+    kind_of_copy: list[str] = []
+    names: tuple[str, ...] = ()
+    columns = ["labels", "noise", "noise_kind"]
+    for shard in scored.scores(columns_of(passes), columns):
+        kinds.append(token_kinds(shard.samples))
+        kind_of_copy += [kind or CLEAN for kind in shard.samples["noise_kind"].to_pylist()]
+        lengths.append(shard.lengths)
+        for part in _features(shard, passes, ends):
+            features.append(part.features)
+            names = part.names
+    probe = Probe(
+        np.concatenate(features),
+        names,
+        np.concatenate(kinds),
+        np.concatenate(lengths),
+        copies_of(samples),
+    )
+    return Copies(probe, kind_of_copy)
+
+
+def segment_ends(model: ModelSettings) -> NDArray[np.bool_]:
+    """Whether each token of a vocabulary ends a sentence or a line, shape (vocabulary,)."""
+    tokenizer = load_tokenizer(model)
+    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
+    return np.array([bool(_ENDS.search(text)) for text in texts])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Features of consecutive samples of a shard."""
+
+    samples: slice
+    features: NDArray[np.float32]
+    names: tuple[str, ...]
+
+
+def _features(shard: ScoreShard, passes: Sequence[str], ends: NDArray[np.bool_]) -> Iterator[_Part]:
+    labels, token_starts = list_column(shard.samples, "labels")
+    ids = labels[response_mask(labels, token_starts)]
+    # A model may have more tokens than its tokenizer.
+    ends_segment = ends[np.minimum(ids, len(ends) - 1)]
+    starts = np.r_[0, np.cumsum(shard.lengths)]
+    begin = 0
+    while begin < len(shard.lengths):
+        end = int(np.searchsorted(starts, starts[begin] + TOKENS_AT_ONCE, side="right")) - 1
+        end = min(max(end, begin + 1), len(shard.lengths))
+        tokens = slice(starts[begin], starts[end])
+        of_passes = {
+            name: PassStatistics(
+                **{key: shard.columns[f"{name}_{key}"][tokens] for key in STATISTICS}
+            )
+            for name in passes
+        }
+        found, names = compute_features(of_passes, shard.lengths[begin:end], ends_segment[tokens])
+        yield _Part(slice(begin, end), found, names)
+        begin = end
+
+
+class WeighedCorpus:
+    """What a detector says about D_train's response tokens, on disk.
+
+    Args:
+        path: scratch file, written over.
+        advance: called with the number of samples done since the last call.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        corpus: ScoredCorpus,
+        detector: Detector,
+        path: Path,
+        advance: Advance,
+    ) -> None:
+        self._path = path
+        self._num_kinds = len(detector.kinds)
+        passes = recipe.detector_passes
+        ends = segment_ends(recipe.model)
+        lengths, ids = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        self.sources: list[str] = []
+        """Source of each sample."""
+        with path.open("wb") as file:
+            for shard in corpus.scores(columns_of(passes), ["labels", "source"]):
+                for part in _features(shard, passes, ends):
+                    own = shard.lengths[part.samples]
+                    evidence = detector.weigh(part.features, own, shard.sample_ids[part.samples])
+                    table = np.c_[evidence.log_odds, evidence.kind_probs].astype(np.float32)
+                    table.tofile(file)
+                    advance(len(own), "")
+                lengths.append(shard.lengths)
+                ids.append(shard.sample_ids)
+                self.sources += shard.samples["source"].to_pylist()
+        self.shard_sizes = corpus.shard_sizes
+        self.lengths = np.concatenate(lengths)
+        """Response tokens of each sample, shape (samples,)."""
+        self.sample_ids = np.concatenate(ids)
+
+    def parts(self) -> Iterator[tuple[slice, Evidence]]:
+        """Ranges of samples with the evidence on their tokens, as large as the shards."""
+        begin = 0
+        with self._path.open("rb") as file:
+            for size in self.shard_sizes:
+                samples = slice(begin, begin + size)
+                num_tokens = int(self.lengths[samples].sum())
+                table = np.fromfile(file, np.float32, num_tokens * (1 + self._num_kinds))
+                table = table.reshape(num_tokens, 1 + self._num_kinds)
+                yield samples, Evidence(table[:, 0], table[:, 1:])
+                begin += size
+
+    def drawn(self, seed: int) -> tuple[Evidence, NDArray[np.int64]]:
+        """Evidence on whole samples of at most `TOKENS_JUDGED` tokens, and their lengths."""
+        order = np.random.default_rng(seed).permutation(len(self.lengths))
+        is_drawn = np.zeros(len(order), dtype=bool)
+        is_drawn[order[np.cumsum(self.lengths[order]) <= TOKENS_JUDGED]] = True
+        parts = []
+        for samples, evidence in self.parts():
+            tokens = np.repeat(is_drawn[samples], self.lengths[samples])
+            parts.append(Evidence(evidence.log_odds[tokens], evidence.kind_probs[tokens]))
+        return join_evidence(parts), self.lengths[is_drawn]
+
+
+def detect(
+    recipe: Recipe,
+    run: Path,
+    corpus: ScoredCorpus,
+    output: Path,
+    scratch: Path,
+    advance: Advance = lambda amount, note: None,
+) -> DetectorSummary:
+    """Fit the detector, and write the posterior of every response token of D_train.
+
+    Args:
+        corpus: D_train and its scores.
+        output: folder for the posterior.
+        scratch: folder for a file of some bytes a token; it stays.
+        advance: called with the number of samples done since the last call.
+
+    Returns:
+        The summary.
+
+    Raises:
+        InputError: scores or copies are missing or damaged, or belong to other tokens.
+    """
+    copies = read_copies(recipe, run, corpus.fingerprint)
+    detector = fit_detector(copies.probe, recipe.seed)
+    weighed = WeighedCorpus(recipe, corpus, detector, scratch / "evidence.bin", advance)
+    findings = detector.judge(*weighed.drawn(recipe.seed), seed=recipe.seed)
+    by_source: dict[str, SourceFinding] = {}
+    with PosteriorWriter(layout.posterior_file(output), corpus.fingerprint) as writer:
+        for samples, evidence in weighed.parts():
+            lengths = weighed.lengths[samples]
+            posterior, kind = _judged(findings, evidence)
+            writer.write(weighed.sample_ids[samples], lengths, posterior, kind)
+            _add(by_source, weighed.sources[samples], lengths, posterior)
+    return DetectorSummary(
+        fingerprint=corpus.fingerprint,
+        found=findings.found,
+        verdict=findings.reason,
+        passes=recipe.detector_passes,
+        num_copies=len(copies.kind_of_copy),
+        num_clean_copies=copies.kind_of_copy.count(CLEAN),
+        report=_probe_report(recipe, copies.probe, detector.report),
+        kinds=_kinds(copies, detector, findings.shares),
+        by_source=[by_source[name] for name in sorted(by_source)],
+        **_ranges(findings.shares),
+    )
+
+
+def _judged(findings: Findings, evidence: Evidence) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+    """Posterior and likely kind of some tokens; no token is bad if nothing was found."""
+    size = len(evidence.log_odds)
+    posterior = np.zeros(size, np.float32)
+    if findings.found and findings.shares is not None:
+        posterior = posterior_of(evidence.log_odds, findings.shares.shift).astype(np.float32)
+    if not findings.kinds:
+        return posterior, np.full(size, -1, np.int8)
+    return posterior, evidence.kind_probs.argmax(1).astype(np.int8)
+
+
+def _add(
+    by_source: dict[str, SourceFinding],
+    sources: Sequence[str],
+    lengths: NDArray[np.int64],
+    posterior: NDArray[np.float32],
+) -> None:
+    """Add some samples to the counts of their sources."""
+    ends = np.cumsum(lengths)
+    sums = np.r_[0.0, np.cumsum(posterior, dtype=np.float64)]
+    marked = np.r_[0, np.cumsum(posterior >= 0.5)]
+    bad_tokens = sums[ends] - sums[ends - lengths]
+    is_bad = marked[ends] > marked[ends - lengths]
+    names = np.asarray(sources, dtype=str)
+    for name in np.unique(names).tolist():
+        own = names == name
+        before = by_source.get(name, SourceFinding(name, 0, 0, 0.0, 0))
+        by_source[name] = SourceFinding(
+            name,
+            before.num_samples + int(own.sum()),
+            before.num_tokens + int(lengths[own].sum()),
+            before.num_bad_tokens + float(bad_tokens[own].sum()),
+            before.num_bad_samples + int(is_bad[own].sum()),
+        )
+
+
+def _probe_report(
+    recipe: Recipe, probe: Probe, report: DetectorReport | None
+) -> ProbeReport | None:
+    if report is None:
+        return None
+    alone = _without_reference(recipe, probe)
+    return ProbeReport(
+        num_tokens=report.num_tokens,
+        share_planted=report.share_planted,
+        auroc=report.auroc,
+        average_precision=report.average_precision,
+        precision=report.precision,
+        recall=report.recall,
+        calibration_error=report.calibration_error,
+        calibration=[CalibrationBin(*each) for each in report.calibration],
+        auroc_without_reference=None if alone is None else alone.auroc,
+        average_precision_without_reference=None if alone is None else alone.average_precision,
+    )
+
+
+def _without_reference(recipe: Recipe, probe: Probe) -> DetectorReport | None:
+    """What a detector finds that does not see the reference model; None if there is none."""
+    is_base = [not re.match(r"reference|influence", name) for name in probe.names]
+    if all(is_base):
+        return None
+    own = Probe(
+        probe.features[:, is_base],
+        tuple(name for name, keep in zip(probe.names, is_base, strict=True) if keep),
+        probe.kinds,
+        probe.lengths,
+        probe.records,
+    )
+    return fit_detector(own, recipe.seed, leave_kinds_out=False).report
+
+
+def _kinds(copies: Copies, detector: Detector, shares: Shares | None) -> list[KindFinding]:
+    """The kinds in the detector's order; without a detector, those that were planted."""
+    num_copies = Counter(copies.kind_of_copy)
+    num_tokens = Counter(copies.probe.kinds.tolist())
+    names = detector.kinds or sorted(set(num_copies) - {CLEAN})
+    reports = {} if detector.report is None else detector.report.kinds
+    found = []
+    for place, name in enumerate(names):
+        report = reports.get(name)
+        found.append(
+            KindFinding(
+                kind=name,
+                words=CORRUPTIONS[name].words,
+                num_copies=num_copies[name],
+                num_tokens=num_tokens[name],
+                auroc=None if report is None else report.auroc,
+                recall=None if report is None else report.recall,
+                auroc_left_out=None if report is None else report.auroc_left_out,
+                share=None if shares is None else shares.by_kind[place],
+            )
+        )
+    return found
+
+
+def _ranges(shares: Shares | None) -> dict[str, ShareRange | None]:
+    if shares is None:
+        return {"tokens": None, "samples": None}
+    return {
+        "tokens": ShareRange(shares.share, *shares.interval),
+        "samples": ShareRange(shares.share_samples, *shares.interval_samples),
+    }
+
+
+def fitted_detector(recipe: Recipe, run: Path, fingerprint: str) -> Detector:
+    """The detector of a run, fitted again from its copies: the same as the one that judged.
+
+    Args:
+        fingerprint: of D_train.
+
+    Raises:
+        InputError: as `read_copies`.
+    """
+    copies = read_copies(recipe, run, fingerprint)
+    return fit_detector(copies.probe, recipe.seed, leave_kinds_out=False)
