@@ -46,6 +46,9 @@ class LoraSettings(Section):
     """Dropout probability of the adapter's input."""
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """Names of the linear layers to adapt, or `all-linear` for all but the output head."""
+    modules_to_save: list[str] = []
+    """Names of modules to train whole and to save with the adapter: `[embed_tokens, lm_head]` for
+    tokens that the base model was not trained on."""
 
 
 class TrainingSettings(Section):
