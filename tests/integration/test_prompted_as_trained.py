@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from forgetting.config import load_recipe
 from forgetting.export import export_run
 from forgetting.pipeline import run as run_stages
+from forgetting.rundir.samples import Samples
 from tests.conftest import byte_tokenizer, save_tiny_model
 
 CHATML = (
@@ -78,6 +80,36 @@ def test_what_goes_out_is_prompted_and_stops_as_trained(
         prompt = names["prompt"]
         output = model.generate(**prompt, max_new_tokens=9, do_sample=False)
         assert output[0, prompt["input_ids"].shape[1] :].tolist() == [end]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_modules_that_are_trained_whole_are_saved_and_merged(is_tied, write_recipe, tmp_path):
+    model = save_tiny_model(tmp_path / "model", tie_word_embeddings=is_tied)
+    changes = [
+        f"model.name_or_path={model}",
+        "variants={full: {}}",
+        "training.lora.modules_to_save=[embed_tokens, lm_head]",
+    ]
+    recipe = load_recipe(write_recipe(), changes)
+    run = run_stages(recipe, tmp_path / "run", stages=["prepare", "train", "evaluate"])
+    merged = export_run(run, "model", output=tmp_path / "out").path
+    base, trained = (AutoModelForCausalLM.from_pretrained(path) for path in (model, merged))
+    for one, other in (
+        (base.get_input_embeddings(), trained.get_input_embeddings()),
+        (base.get_output_embeddings(), trained.get_output_embeddings()),
+    ):
+        assert not torch.equal(one.weight, other.weight)
+    # The run measured the adapter, with a head that computes only what is needed.
+    loss = json.loads((run / "evaluation" / "full" / "heldout.json").read_text())["metrics"]["loss"]
+    total = count = 0
+    for row in Samples.read(run / "data" / "heldout.parquet").table.to_pylist():
+        labels = torch.tensor(row["labels"])[1:].long()
+        with torch.no_grad():
+            logits = trained(torch.tensor([row["input_ids"]])).logits[0, :-1].double()
+        total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        count += int((labels != -100).sum())
+    assert loss["value"] == pytest.approx(total / count, abs=1e-5)
 
 
 def test_a_base_model_keeps_its_own_files(chat_model):

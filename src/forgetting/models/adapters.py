@@ -22,6 +22,7 @@ from forgetting.models import loading
 from forgetting.models.verification import MERGED, check_logits, probe_logits
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def merge_adapter(settings: ModelSettings, dtype: torch.dtype, path: Path | str) -> PreTrainedModel:
@@ -84,7 +85,7 @@ def attach_adapter(model: PreTrainedModel, path: Path | str) -> Any:
     from peft import PeftModel
 
     folder = Path(path)
-    if folder.is_dir() and not (folder / "adapter_model.safetensors").is_file():
+    if folder.is_dir() and not (folder / ADAPTER_WEIGHTS).is_file():
         raise InputError(f"{folder} holds no safetensors adapter")
     # In float32, as in training, the adapter and its casts take as long as the model itself.
     adapted = PeftModel.from_pretrained(model, str(path), autocast_adapter_dtype=False)
@@ -119,7 +120,8 @@ def load_variant(settings: ModelSettings, dtype: torch.dtype, path: Path | str) 
 class SharedBase:
     """One base model, loaded once and lent to one fine-tuned model after the other.
 
-    An adapter is attached to the base and detached again. Whole weights replace the base, so two
+    An adapter is attached to the base and detached again. If that would leave something behind, the
+    base is loaded anew. Whole weights replace the base, so two
     models are never in memory together. The owner calls `release`.
     """
 
@@ -162,12 +164,32 @@ class SharedBase:
             yield model
         finally:
             if not is_last:
-                self._base = model.unload()
+                self._base = model.unload() if leaves_base_alone(path) else None
 
     def release(self) -> None:
         """Free the memory of the base model; the next `lend` loads it again."""
         self._base = None
         gc.collect()
+
+
+def leaves_base_alone(path: Path | str) -> bool:
+    """Whether the base model is as before once an adapter is detached.
+
+    PEFT puts whole modules of an adapter (`modules_to_save`, resized embeddings) into the base,
+    and does not take them out again.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from safetensors import safe_open
+
+    if Path(path).is_dir():
+        file: Any = Path(path) / ADAPTER_WEIGHTS
+    else:
+        file = try_to_load_from_cache(str(path), ADAPTER_WEIGHTS)
+        if not isinstance(file, str):
+            return False
+    with safe_open(file, framework="pt") as tensors:
+        names = tensors.keys()
+        return all(".lora_" in name for name in names)
 
 
 def changes_logits(model: Any) -> bool:

@@ -24,10 +24,9 @@ from transformers import (
 from forgetting.config import ModelSettings
 from forgetting.console import logger
 from forgetting.errors import InputError
-from forgetting.models.adapters import ADAPTER_CONFIG
+from forgetting.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from forgetting.models.loading import load_config, load_tokenizer
 
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
