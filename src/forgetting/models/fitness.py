@@ -138,20 +138,13 @@ def _check_generation_config(settings: ModelSettings, config: PretrainedConfig) 
         generation.validate(strict=True)
     except ValueError as error:
         fields = dict.fromkeys(re.findall(r"^- `(\w+)`:", str(error), flags=re.MULTILINE))
-        values = ", ".join(
-            f"{name} {getattr(generation, name, None)}" for name in [*fields, "do_sample"]
-        )
+        values = [f"{name} {getattr(generation, name)}" for name in [*fields, "do_sample"]]
+        reason = ", ".join(values) if fields else " ".join(str(error).split())[:300]
         raise InputError(
-            f"{settings.name_or_path}: generation_config.json contradicts itself ({values}), so "
+            f"{settings.name_or_path}: generation_config.json contradicts itself ({reason}), so "
             "transformers would refuse to save the trained model. Set do_sample to true in the "
-            f"file, or remove the fields that it contradicts. {_first_issue(error)}"
+            "file, or remove the fields that are named here"
         ) from error
-
-
-def _first_issue(error: ValueError) -> str:
-    """The first thing that transformers says about a configuration, on one line."""
-    issue = str(error).partition("\n- ")[2] or str(error)
-    return " ".join(issue.partition("\n")[0].split()).rstrip(".")[:300]
 
 
 def _adapter_config(reference: str) -> dict[str, Any] | None:

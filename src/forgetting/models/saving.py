@@ -17,7 +17,13 @@ from transformers import PreTrainedTokenizerBase
 from forgetting.config import ModelSettings
 from forgetting.models.adapters import load_variant, merge_adapter
 from forgetting.models.prompting import set_end_tokens
-from forgetting.models.verification import check_logits, check_prompting, probe_logits
+from forgetting.models.verification import (
+    QUANTIZED,
+    SAME_WEIGHTS,
+    check_logits,
+    check_prompting,
+    probe_logits,
+)
 
 _SAVED = "saved"
 
@@ -94,4 +100,6 @@ def check_adapter(adapted: Any, dtype: torch.dtype, folder: Path, expected: Tens
     found = probe_logits(adapted, dtype)
     adapted.set_adapter(trained)
     adapted.delete_adapter(_SAVED)
-    check_logits(found, expected, dtype, f"the adapter in {folder}")
+    is_quantized = getattr(adapted.get_base_model(), "is_quantized", False)
+    tolerances = QUANTIZED if is_quantized else SAME_WEIGHTS
+    check_logits(found, expected, dtype, f"the adapter in {folder}", tolerances)

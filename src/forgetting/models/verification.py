@@ -20,6 +20,8 @@ from forgetting.errors import ForgettingError
 NUM_PROBES = 32
 SAME_WEIGHTS = {torch.float32: 1e-3, torch.bfloat16: 0.05}
 """Largest relative difference of logits, by dtype of the computation."""
+QUANTIZED = {torch.float32: 0.05, torch.bfloat16: 0.05}
+"""The same on a quantized base, whose kernels round in a dtype of their own."""
 MERGED = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 """The same for an adapter that was merged: each merged weight is rounded."""
 
