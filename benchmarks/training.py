@@ -279,6 +279,8 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--memory-of", choices=WAYS, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.steps <= WARM_UP_STEPS:
+        parser.error(f"--steps must be above {WARM_UP_STEPS}: the first ones are not measured")
     options.vocab = options.vocab or SHAPES[options.model]["vocab_size"]
     if "sft" not in options.ways:
         parser.error("--ways needs sft: the others are measured by it")

@@ -21,6 +21,15 @@ import yaml
 from hypothesis import settings
 
 from forgetting.rundir import layout
+from forgetting.rundir.findings import (
+    CalibrationBin,
+    DetectorSummary,
+    KindFinding,
+    PosteriorWriter,
+    ProbeReport,
+    ShareRange,
+    SourceFinding,
+)
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, list_column, read_table, write_table
 from forgetting.rundir.scores import write_scores
 from forgetting.rundir.stats import DataSummary, SplitCounts
@@ -243,7 +252,57 @@ def save_scored_run(path: Path, shard_sizes: Sequence[int] = (7, 5), num_samples
         "reference_rank": random.integers(0, 200, total).astype(np.int32),
     }
     write_shards(path, samples, columns, shard_sizes)
+    save_findings(path, random.random(total).astype(np.float32))
     return path
+
+
+def save_findings(run: Path, posterior: Any, found: bool = True, **changes: Any) -> None:
+    """Write what the detector found in D_train, as the stage `detect` does.
+
+    Args:
+        posterior: of all response tokens.
+        changes: fields of the summary.
+    """
+    samples = Samples.read(layout.train_file(run))
+    folder = layout.detector_dir(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    kinds = np.arange(posterior.size, dtype=np.int8) % 2
+    with PosteriorWriter(layout.posterior_file(folder), samples.fingerprint) as writer:
+        writer.write(samples.sample_ids, samples.num_response_tokens, posterior, kinds)
+    share = ShareRange(float(posterior.mean()), 0.01, 0.9)
+    summary: dict[str, Any] = {
+        "fingerprint": samples.fingerprint,
+        "found": found,
+        "verdict": "About half of the tokens look bad."
+        if found
+        else "Nothing found. It is hidden.",
+        "passes": ["base", "base_empty"],
+        "num_copies": 200,
+        "num_clean_copies": 66,
+        "report": ProbeReport(
+            num_tokens=900,
+            share_planted=0.2,
+            auroc=0.91,
+            average_precision=0.7,
+            precision=0.8,
+            recall=0.6,
+            calibration_error=0.02,
+            calibration=[CalibrationBin(0.1, 0.12, 700), CalibrationBin(0.9, 0.87, 200)],
+            auroc_without_reference=None,
+            average_precision_without_reference=None,
+        ),
+        "kinds": [
+            KindFinding("garble", "garbled word", 60, 80, 0.95, 0.7, 0.9, 0.2),
+            KindFinding("swap", "answer to another question", 74, 100, 0.9, 0.6, None, 0.3),
+        ],
+        "tokens": share,
+        "samples": share,
+        "by_source": [
+            SourceFinding("even", 6, posterior.size // 2, posterior.sum() / 2, 3),
+            SourceFinding("odd", 6, posterior.size - posterior.size // 2, posterior.sum() / 2, 2),
+        ],
+    }
+    DetectorSummary(**{**summary, **changes}).save(folder)
 
 
 @pytest.fixture
@@ -269,10 +328,14 @@ def _restored_ctrl_c() -> Iterator[None]:
 
 
 def all_scores(run: Path) -> dict[str, Any]:
-    """Every score of a run by its column, each an array over all response tokens."""
+    """Every score of a run by its column, and the posterior; arrays over all response tokens."""
     tables = [read_table(file) for file in layout.score_files(layout.scores_dir(run))]
     names = tables[0].column_names[1:]
-    return {name: np.concatenate([list_column(t, name)[0] for t in tables]) for name in names}
+    found = {name: np.concatenate([list_column(t, name)[0] for t in tables]) for name in names}
+    posterior = layout.posterior_file(layout.detector_dir(run))
+    if posterior.is_file():
+        found["posterior"], _ = list_column(read_table(posterior), "posterior")
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -77,3 +80,17 @@ def test_warnings_of_the_frameworks_are_not_shown_and_others_are():
         for module in ("transformers.training_args", "torch.utils.data.dataloader", "torchless"):
             exec(code.format("UserWarning"), {"__name__": module})
     assert len(shown) == 1
+
+
+def test_frameworks_that_are_imported_later_stay_silent():
+    code = """
+import logging
+from forgetting.console import quiet_frameworks, setup_logging
+quiet_frameworks()
+setup_logging()
+import datasets, huggingface_hub, peft, transformers, trl
+for module in (datasets, huggingface_hub, peft, transformers, trl):
+    assert logging.getLogger(module.__name__).getEffectiveLevel() == logging.ERROR, module
+"""
+    variables = {k: v for k, v in os.environ.items() if not k.endswith("_VERBOSITY")}
+    subprocess.run([sys.executable, "-c", code], check=True, env=variables)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import signal
 from pathlib import Path
 
@@ -157,10 +158,17 @@ def test_workers_get_the_recipe_as_a_file(write_recipe, monkeypatch, tmp_path, s
     monkeypatch.setattr(launch_module, "_run", run)
     recipe = load_recipe(write_recipe(), ["seed=3", "training.learning_rate=1e-5"])
     assert launch(recipe, tmp_path / "run", stages, processes=2, quiet=True)
-    ((command, *arguments), read), file = started[0], started[0][0][1]
+    (((command, file, *arguments), read),) = started
     assert (command, arguments) == (
         "worker",
-        [file, "--run-dir", str(tmp_path / "run"), *more, "--quiet"],
+        [
+            "--run-dir",
+            str(tmp_path / "run"),
+            *more,
+            "--quiet",
+            "--launcher",
+            str(os.getpid()),
+        ],
     )
     assert read == recipe
     assert not Path(file).exists()

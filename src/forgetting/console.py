@@ -82,8 +82,9 @@ def quiet_frameworks() -> None:
     if not sys.stderr.isatty():
         # In a log file, lm-eval's bar is one line of hundreds of characters per task.
         os.environ.setdefault("TQDM_DISABLE", "1")
-    # transformers reads this on import, and sets the level of its log.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # These set the level of their log on import, whatever `setup_logging` set before.
+    for name in ("TRANSFORMERS", "HF_HUB", "DATASETS"):
+        os.environ.setdefault(f"{name}_VERBOSITY", "error")
 
 
 @contextmanager

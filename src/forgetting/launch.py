@@ -7,7 +7,8 @@ if it had happened here. Each process runs `python -m forgetting worker`, see `f
 Ctrl-C reaches only this process: torch's launcher starts each worker in a session of its own.
 Here it is Python's usual `KeyboardInterrupt`. On its way out torch's launcher ends the workers
 with SIGTERM, which they do not handle: they die at once and in silence, even while they import or
-wait for each other. So whoever called `launch` is the only one to answer.
+wait for each other. So whoever called `launch` is the only one to answer. Workers that it has not
+yet taken note of see that their parent is gone.
 """
 
 from __future__ import annotations
@@ -101,6 +102,9 @@ def launch(
         for stage in stages or ():
             arguments += ["--stage", stage]
         options = launch_options(arguments + ["--quiet"] * quiet, processes, config)
+        if options.num_machines == 1:
+            # Interrupted while it starts the workers, torch's launcher forgets them.
+            options.training_script_args += ["--launcher", str(os.getpid())]
         _run(options)
     return not options.machine_rank
 
@@ -189,7 +193,8 @@ def launch_options(arguments: Sequence[str], num_processes: int | None, config: 
         raise InputError(f"{path}: `accelerate launch` refuses it") from error
     # An option of torch's launcher that accelerate passes on if it is there.
     options.signals_to_handle = ",".join(HANDLED_SIGNALS)
-    options.machine_rank = options.machine_rank or settings.get("machine_rank") or 0
+    options.num_machines = num_machines
+    options.machine_rank = settings.get("machine_rank") or 0
     return options
 
 

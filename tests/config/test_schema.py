@@ -162,8 +162,15 @@ def test_a_limit_is_a_number_of_items_or_a_share(write_recipe, limit, read):
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
-        ({"quality": "base_loss", "rho": "auto"}, "base_loss is never above 0"),
-        ({"quality": "min_loss", "threshold": "zero"}, "min_loss is never above 0"),
+        ({"quality": "base_loss", "rho": "auto"}, "0 does not divide .* by quality base_loss"),
+        ({"quality": "min_loss", "threshold": "zero"}, "0 does not divide .* quality min_loss"),
+        ({"quality": "detector", "threshold": "zero"}, "0 does not divide .* quality detector"),
+        ({"threshold": "posterior"}, "threshold posterior does not apply to quality influence"),
+        ({"threshold": "mixture", "quality": "detector"}, "mixture does not apply to quality det"),
+        (
+            {"threshold": "posterior", "quality": "detector", "forget_rate": 0.1},
+            "threshold posterior estimates .* forget_rate 0.1 has no effect",
+        ),
         ({"balance": "source", "rho": "auto"}, "nothing to balance"),
         ({"balance": "source", "threshold": "zero"}, "nothing to balance"),
         ({"quality": "beauty"}, "influence"),
@@ -185,7 +192,91 @@ def test_scores_are_those_that_the_measures_need(write_recipe):
         "b": {"objective": "forgetting", "selection": {"quality": "min_loss"}},
     }
     recipe = load_recipe(write_recipe(variants=variants))
-    assert recipe.score_columns == ["base_entropy", "base_log_probs", "reference_log_probs"]
+    assert recipe.score_columns == ["base_log_probs", "base_entropy", "reference_log_probs"]
+    assert recipe.needs_reference
+    assert not recipe.needs_detector
+
+
+DETECTOR = {"quality": "detector", "threshold": "posterior"}
+
+
+@pytest.mark.parametrize(
+    ("variants", "overrides", "passes"),
+    [
+        ({"full": {}, "forgetting": {}}, [], []),
+        ({"weighted": {}}, [], ["base", "base_empty"]),
+        ({"ignoring": {"selection": DETECTOR}}, [], ["base", "base_empty"]),
+        ({"full": {"selection": DETECTOR}}, [], []),
+        (
+            {"weighted": {}, "forgetting": {}},
+            [],
+            ["base", "base_empty", "reference", "reference_empty"],
+        ),
+        ({"weighted": {}, "forgetting": {}}, ["detector.reference=never"], ["base", "base_empty"]),
+        (
+            {"weighted": {}},
+            ["detector.reference=always"],
+            ["base", "base_empty", "reference", "reference_empty"],
+        ),
+    ],
+)
+def test_the_detector_looks_through_the_models_that_are_there(
+    write_recipe, variants, overrides, passes
+):
+    recipe = load_recipe(write_recipe(variants=variants), overrides)
+    assert recipe.detector_passes == passes
+    assert recipe.needs_detector == bool(passes)
+    found = {column.rpartition("_log_probs")[0] for column in recipe.score_columns}
+    assert found >= set(passes)
+    assert recipe.needs_reference == ("reference" in passes or "forgetting" in variants)
+
+
+def test_without_a_reference_there_need_be_no_samples_for_one(write_recipe):
+    recipe = load_recipe(write_recipe(variants={"weighted": {}}), ["data.num_reference=0"])
+    assert recipe.num_reference == 0
+    assert recipe.score_columns == [
+        f"{name}_{statistic}"
+        for name in ("base", "base_empty")
+        for statistic in (
+            "log_probs",
+            "entropy",
+            "surprise_std",
+            "best_other_log_prob",
+            "rank",
+            "sum_squares",
+        )
+    ]
+
+
+def test_a_term_that_compares_with_the_base_needs_its_log_probs(write_recipe):
+    variant = {"selection": {"quality": "rank_gap"}, "forgetting": {"term": "npo"}}
+    recipe = load_recipe(write_recipe(variants={"forgetting": variant}))
+    assert recipe.score_columns == ["base_log_probs", "base_rank", "reference_rank"]
+
+
+def test_the_posterior_from_which_a_token_is_negative_depends_on_the_objective(write_recipe):
+    variants = {
+        "ignoring": {"selection": DETECTOR},
+        "forgetting": {"selection": DETECTOR},
+        "own": {"objective": "ignoring", "selection": {**DETECTOR, "posterior": 0.7}},
+    }
+    found = load_recipe(write_recipe(variants=variants)).variants
+    posteriors = [variant.selection_in_effect.posterior for variant in found.values()]
+    assert posteriors == [0.5, 0.9, 0.7]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("detector.corruptions=[swap, lies]", r"detector.corruptions.1: unknown corruption 'lies'"),
+        ("detector.corruptions=[]", r"detector.corruptions: .*at least 1 item"),
+        ("detector.copies=0", r"detector.copies: .*greater than 0"),
+        ("detector.reference=maybe", r"detector.reference: .*'auto'"),
+    ],
+)
+def test_a_detector_that_cannot_be_is_refused(write_recipe, override, message):
+    with pytest.raises(InputError, match=message):
+        load_recipe(write_recipe(variants={"weighted": {}}), [override])
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,12 @@ def run(finished_run, tmp_path):
 
 
 def workers_of(process):
-    return [
-        child for child in psutil.Process(process.pid).children() if "worker" in child.cmdline()
-    ]
+    found = []
+    for child in psutil.Process(process.pid).children():
+        # The launcher has other children too, which end soon.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [child] if "worker" in child.cmdline() else []
+    return found
 
 
 def wait_for_workers(process):
@@ -68,6 +71,23 @@ def interrupt(*processes):
         # One that is gone has heard of it.
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
             process.send_signal(signal.SIGINT)
+
+
+def test_a_worker_whose_launcher_is_gone_before_it_looks_does_not_wait_for_the_others(
+    finished_run, tmp_path
+):
+    recipe, _ = finished_run
+    launcher = subprocess.Popen([sys.executable, "-c", ""])
+    launcher.wait()
+    command = [sys.executable, "-m", "forgetting", "worker", str(recipe)]
+    command += ["--run-dir", str(tmp_path / "run"), "--launcher", str(launcher.pid)]
+    # Nobody listens there: without the launcher it would wait for half an hour.
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "9"}
+    ranks = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    done = subprocess.run(
+        command, env={**os.environ, **place, **ranks}, timeout=MINUTES, capture_output=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
 
 
 def check_one_line(process, workers):

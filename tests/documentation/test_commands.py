@@ -228,8 +228,10 @@ def _a_machine_to_show(monkeypatch):
     def interrupted(self):
         raise KeyboardInterrupt
 
-    def read_only(arguments, processes, config):
-        launch.launch_options(arguments, processes, config)
+    def read_only(recipe, run_dir, stages=None, *, processes=None, config=None, quiet=False):
+        launch.launch_options(["worker"], processes, config)
+        # The leading process would be elsewhere: there are no results to show.
+        return False
 
     monkeypatch.setattr(InspectorServer, "serve_forever", interrupted)
     monkeypatch.setattr(webbrowser, "open", lambda url: url.startswith("http://127.0.0.1:"))

@@ -74,7 +74,7 @@ def test_a_missing_recipe(refused, tmp_path):
     message = refused(recipe=tmp_path / "nowhere.yaml")
     assert "is not a recipe: there is no such file" in message
     assert "nowhere.yaml" in message
-    assert "demo" in message
+    assert "forgetting recipes" in message
     assert not (tmp_path / "run").exists()
 
 
@@ -127,7 +127,7 @@ def test_a_tokenizer_without_end_of_sequence(refused, tmp_path, tiny_model):
     (model / "tokenizer_config.json").write_text(json.dumps(config))
     (model / "special_tokens_map.json").unlink(missing_ok=True)
     message = refused(f"model.name_or_path={model}")
-    assert f"{model}: its tokenizer has no end-of-sequence token" in message
+    assert f"{model}: the tokenizer has no end-of-sequence token" in message
     assert "Set `eos_token`" in message
 
 
@@ -264,7 +264,7 @@ def test_a_full_disk(
     full_disk(module, name, after)
     message = refused(recipe=recipe)
     assert "the disk is full" in message
-    assert "run the same command again" in message
+    assert "Run the same command again" in message
     if done is not None:
         assert read_manifest(tmp_path / "run").stages.keys() == done
     monkeypatch.undo()

@@ -135,7 +135,10 @@ def test_names_of_installed_packages_work_and_other_processes_know_them(
         ("variants.mine.forgetting.slick=1", "slick: unknown field"),
         ("variants.mine.forgetting.slack=much", "slack: must be a finite number (got 'much')"),
         ("data.sources.0.format=tolk", "unknown format 'tolk'. Did you mean talk?"),
-        ("selection={quality: doubt, rho: auto}", "doubt is never above 0"),
+        (
+            "selection={quality: doubt, rho: auto}",
+            "by quality doubt, so threshold zero",
+        ),
     ],
 )
 def test_mistakes_are_named_like_those_of_built_in_names(recipe, change, message):

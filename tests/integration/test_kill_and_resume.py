@@ -212,7 +212,8 @@ def test_data_scores_and_selections_are_the_same_bytes(pair):
         }
         for path in pair
     ]
-    assert len(outputs[0]) == 5 + 3 + 4
+    # The corpus, three shards of scores, and two files for each of two selections.
+    assert len(outputs[0]) == 6 + 3 + 4
     assert outputs[0] == outputs[1]
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from forgetting.errors import InputError
 from forgetting.rundir import layout
+from forgetting.rundir.findings import PosteriorWriter
 from forgetting.rundir.samples import (
     SAMPLE_SCHEMA,
     Samples,
@@ -17,6 +18,7 @@ from forgetting.rundir.samples import (
     write_table,
 )
 from forgetting.rundir.scores import ScoredCorpus, join_scores, write_scores
+from tests.conftest import all_scores, save_findings, save_scored_run
 
 LOG_PROBS = ["base_log_probs", "reference_log_probs"]
 NAMES = ["base_log_probs", "reference_log_probs", "base_entropy", "base_rank"]
@@ -38,18 +40,18 @@ def run(tmp_path):
     samples = Samples.read(path / "data" / "train.parquet")
     for shard, (begin, end) in enumerate([(0, 7), (7, 12)]):
         part = Samples(samples.table.slice(begin, end - begin))
-        files = [tmp_path / "base.parquet", tmp_path / "reference.parquet"]
-        for sign, file in zip((-1, -2), files, strict=True):
+        files = {"base": [tmp_path / "base.parquet"], "reference": [tmp_path / "ref.parquet"]}
+        for sign, (file,) in zip((-1, -2), files.values(), strict=True):
             columns = {
                 "log_probs": sign * part.response_ids.astype(np.float32),
                 "entropy": part.response_ids.astype(np.float32) / 10,
                 "rank": part.response_ids,
             }
             write_scores(file, part, np.arange(len(part)), columns, samples.fingerprint)
-        base, reference = files
         joined = join_scores(
-            base,
-            [reference],
+            files,
+            NAMES,
+            part.sample_ids,
             layout.score_file(layout.scores_dir(path), shard, 2),
             samples.fingerprint,
         )
@@ -120,10 +122,36 @@ def test_a_value_too_few_names_shard_and_sample(run):
         read_scores(run)
 
 
+def test_the_posterior_is_one_of_the_columns(tmp_path):
+    scored = save_scored_run(tmp_path / "run")
+    base, posterior = read_scores(scored, ["base_log_probs", "posterior"])
+    found = all_scores(scored)
+    assert posterior.tolist() == found["posterior"].tolist()
+    assert base.tolist() == found["base_log_probs"].tolist()
+
+
+def test_a_posterior_of_other_tokens_is_refused(tmp_path):
+    scored = save_scored_run(tmp_path / "run")
+    save_findings(scored, found := all_scores(scored)["posterior"])
+    file = layout.posterior_file(layout.detector_dir(scored))
+    table = read_table(file)
+    write_table(table, file, "another")
+    with pytest.raises(InputError, match=r"posterior.parquet belongs to other tokens"):
+        read_scores(scored, ["posterior"])
+    fingerprint = Samples.read(layout.train_file(scored)).fingerprint
+    _, starts = list_column(table, "posterior")
+    starts[3:] -= 1
+    with PosteriorWriter(file, fingerprint) as writer:
+        ids = table["sample_id"].to_numpy()
+        writer.write(ids, np.diff(starts), found[:-1], np.zeros(found.size - 1, np.int8))
+    with pytest.raises(InputError, match="does not hold one posterior for each response token"):
+        read_scores(scored, ["posterior"])
+
+
 def test_shards_of_other_samples_are_refused(run):
     first, second = (layout.score_file(layout.scores_dir(run), index, 2) for index in range(2))
     second.write_bytes(first.read_bytes())
-    with pytest.raises(InputError, match=r"scores of 14 samples, and D_train has 12"):
+    with pytest.raises(InputError, match=r"scores of 14 samples, and there are 12"):
         read_scores(run)
 
 

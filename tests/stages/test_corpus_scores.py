@@ -26,9 +26,10 @@ def scored(finished_run, tmp_path):
     def do(world_size, name, recipe=recipe):
         work = Work(tmp_path / name)
         work.output.mkdir(parents=True)
+        job = corpus_scores.ScoringJob.of_train(recipe, run)
         for rank in range(world_size):
-            corpus_scores.score_shards(recipe, run, as_process(work, rank, world_size))
-        corpus_scores.join_shards(recipe, run, work)
+            corpus_scores.score_shards(job, as_process(work, rank, world_size))
+        corpus_scores.join_shards(job, work)
         return work
 
     do.recipe, do.run = recipe, run
@@ -52,18 +53,20 @@ def test_shards_do_not_depend_on_the_number_of_processes(scored):
 def test_each_process_does_its_own_shards(scored, tmp_path):
     work = Work(tmp_path / "work")
     work.output.mkdir(parents=True)
-    corpus_scores.score_shards(scored.recipe, scored.run, as_process(work, 1, 2))
+    job = corpus_scores.ScoringJob.of_train(scored.recipe, scored.run)
+    corpus_scores.score_shards(job, as_process(work, 1, 2))
     done = sorted(file.name for file in work.path.glob("*.parquet"))
     assert done == ["base-00001.parquet", "reference-00001.parquet"]
     with pytest.raises(InputError, match=r"base-00000.parquet cannot be read"):
-        corpus_scores.join_shards(scored.recipe, scored.run, work)
+        corpus_scores.join_shards(job, work)
 
 
 def test_a_process_without_shards_loads_no_model(scored, tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "load_base_model", None)
     work = Work(tmp_path / "work")
     work.output.mkdir(parents=True)
-    corpus_scores.score_shards(scored.recipe, scored.run, as_process(work, 3, 4))
+    job = corpus_scores.ScoringJob.of_train(scored.recipe, scored.run)
+    corpus_scores.score_shards(job, as_process(work, 3, 4))
     assert not list(work.path.glob("*.parquet"))
 
 
@@ -76,10 +79,9 @@ def test_entropy_and_rank_are_stored_when_asked_for(scored, finished_run, tmp_pa
     (tmp_path / "run").mkdir()
     output.rename(tmp_path / "run" / "scores")
     plain = all_scores(scored.run)
-    names = [f"{m}_{c}" for m in ("base", "reference") for c in ("log_probs", "entropy", "rank")]
+    names = ["base_log_probs", "base_entropy", "base_rank", "reference_rank"]
     found = all_scores(tmp_path / "run")
-    for name in ("base_log_probs", "reference_log_probs"):
-        assert np.abs(found[name] - plain[name]).max() < 1e-5
+    assert np.abs(found["base_log_probs"] - plain["base_log_probs"]).max() < 1e-5
     assert sorted(found) == sorted(names)
     assert {found[name].dtype for name in names} == {np.dtype("float32"), np.dtype("int32")}
     # A greedy token is at least as likely as any other: -log p is at most the entropy.

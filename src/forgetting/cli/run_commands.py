@@ -27,7 +27,12 @@ from forgetting.cli.options import (
 from forgetting.console import new_table, print_path, setup_logging
 from forgetting.launch import launch
 from forgetting.rundir import layout
-from forgetting.rundir.processes import leave_processes, num_processes, process_index
+from forgetting.rundir.processes import (
+    end_with_the_others,
+    leave_processes,
+    num_processes,
+    process_index,
+)
 from forgetting.stages import STAGES, Stage
 
 out = Console()
@@ -148,9 +153,12 @@ def worker(
     recipe: Path,
     run_dir: Annotated[Path, typer.Option("--run-dir")],
     stage: Annotated[list[str] | None, typer.Option("--stage")] = None,
+    launcher: Annotated[int | None, typer.Option("--launcher")] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Take part in a run of several processes. `forgetting.launch` starts it."""
+    if launcher is not None:
+        end_with_the_others(launcher)
     setup_logging(quiet or process_index() > 0)
     from forgetting.pipeline import run as run_stages
 

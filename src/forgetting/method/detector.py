@@ -385,10 +385,10 @@ def _verdict(report: DetectorReport, shares: Shares) -> tuple[bool, str]:
             "Nothing found. Planted noise cannot be told from the corpus with these models: AUROC "
             f"{report.auroc:.2f}, at least {SMALLEST_AUROC:.2f} is needed."
         )
-    if high >= 1:
+    if low <= 0 and high >= 0.5:
         return False, (
-            f"Nothing found. Planted noise is found (AUROC {report.auroc:.2f}), but no kind of it "
-            "clearly enough to say how much noise the corpus holds. Plant more copies."
+            f"Nothing found. Planted noise is found (AUROC {report.auroc:.2f}), but not all kinds "
+            f"clearly enough to say how much noise the corpus holds (0 to {high:.0%})."
         )
     if low <= 0:
         return False, (

@@ -31,13 +31,11 @@ each kind.
 """
 SMALLEST_SHARE = 0.005
 """A lower end of the interval below this share counts as 0."""
-SMALLEST_NUM_COPIES = 8
-SMALLEST_AUROC = 0.85
-"""A kind with fewer planted copies, or one that is told less well from clean tokens, has no share:
-its smallest ratio says how blind the detector is, not how much of it there is."""
-SMALLEST_CORRECTED_AUROC = 0.95
-"""The same for an AUROC without the ties that unmarked noise would make if there were as much of it
-as the ratio allows. A blind detector profits from this correction, so more is asked of it."""
+SMALLEST_NUM_COPIES = 10
+"""A kind with fewer planted copies has no share: too little is known of it."""
+SMALLEST_AUROC = 0.8
+"""A kind that is told less well from clean tokens widens the interval upwards but has no share: its
+smallest ratio says how blind the detector is, not how much of it there is."""
 MISMATCH = 1.5
 """Factor by which the interval is widened on both sides, because real noise is never made like
 planted noise: the estimates for injected noise were off by up to that much."""
@@ -76,6 +74,8 @@ class _Counts:
     """Of the corpus, in each of its samples: shape (kinds, samples, recalls)."""
     lookalikes: NDArray[np.float64]
     """Share of each kind that a corpus without noise would show: shape (kinds,)."""
+    trusted: NDArray[np.bool_]
+    """Whether a kind is told from clean tokens well enough to have a share: shape (kinds,)."""
 
 
 def estimate_shares(
@@ -103,22 +103,22 @@ def estimate_shares(
     """
     probe_scores = probe_log_odds[:, None] + np.log(np.maximum(probe_kind_probs, 1e-9))
     scores = log_odds[:, None] + np.log(np.maximum(kind_probs, 1e-9))
-    counts = _count(probe_scores, probe_kinds, probe_lengths, scores, lengths)
+    counts = _count(probe_log_odds, probe_scores, probe_kinds, probe_lengths, scores, lengths)
     rng = np.random.default_rng(seed)
     of_probe = rng.poisson(1.0, (NUM_RESAMPLES, len(probe_lengths))).astype(np.float64)
     of_corpus = rng.poisson(1.0, (NUM_RESAMPLES, len(lengths))).astype(np.float64)
     alone = np.ones((1, len(probe_lengths))), np.ones((1, len(lengths)))
     most = _smallest_ratios(counts, *alone, lengths)[0]
-    point = np.maximum(most - counts.lookalikes, 0.0)
+    point = np.maximum(most - counts.lookalikes, 0.0) * counts.trusted
     resampled = _smallest_ratios(counts, of_probe, of_corpus, lengths)
     share = min(float(point.sum()), 1.0)
     edge = 100 * (1 - LEVEL) / 2
-    low = float(np.percentile(np.maximum(resampled - counts.lookalikes, 0).sum(1), edge)) / MISMATCH
+    low = (
+        float(np.percentile((np.maximum(resampled - counts.lookalikes, 0) @ counts.trusted), edge))
+        / MISMATCH
+    )
     high = min(float(np.percentile(resampled.sum(1), 100 - edge)) * MISMATCH, 1.0)
     low = low if low >= SMALLEST_SHARE else 0.0
-    if not counts.planted_total.any():
-        # No kind is told from clean tokens well enough to say how much of it there is.
-        high = 1.0
     shift = posterior_shift(log_odds, share)
     posterior = posterior_of(log_odds, shift)
     bad_samples = _any_above(posterior, lengths, 0.5)
@@ -136,6 +136,7 @@ def estimate_shares(
 
 
 def _count(
+    overall: NDArray,
     probe_scores: NDArray,
     probe_kinds: NDArray[np.int64],
     probe_lengths: NDArray[np.int64],
@@ -147,6 +148,7 @@ def _count(
     planted_total = np.zeros((num_kinds, len(probe_lengths)))
     corpus = np.zeros((num_kinds, len(lengths), size))
     lookalikes = np.zeros(num_kinds)
+    trusted = np.zeros(num_kinds, dtype=bool)
     probe_samples = np.repeat(np.arange(len(probe_lengths)), probe_lengths)
     samples = np.repeat(np.arange(len(lengths)), lengths)
     for kind in range(num_kinds):
@@ -161,13 +163,12 @@ def _count(
         separation = auroc(found, probe_scores[probe_kinds < 0, kind])
         # Unmarked noise of the same kind among the clean tokens is a tie.
         corrected = min((separation - most / 2) / (1 - most), 1.0)
-        if separation < SMALLEST_AUROC and corrected < SMALLEST_CORRECTED_AUROC:
-            continue
         lookalikes[kind] = LOOKALIKES * (1 - corrected)
+        trusted[kind] = auroc(overall[of_kind], overall[probe_kinds < 0]) >= SMALLEST_AUROC
         planted[kind] = _above(found, edges, probe_samples[of_kind], len(probe_lengths))
         planted_total[kind] = np.bincount(probe_samples[of_kind], minlength=len(probe_lengths))
         corpus[kind] = in_corpus
-    return _Counts(planted, planted_total, corpus, lookalikes)
+    return _Counts(planted, planted_total, corpus, lookalikes, trusted)
 
 
 def _above(scores: NDArray, edges: NDArray, samples: NDArray, num_samples: int) -> NDArray:

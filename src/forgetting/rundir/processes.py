@@ -121,14 +121,17 @@ def leave_processes() -> None:
         dist.destroy_process_group()
 
 
-def end_with_the_others() -> None:
+def end_with_the_others(launcher: int | None = None) -> None:
     """Exit at once on Ctrl-C, and when the parent process is gone.
 
     The parent reports what happened. A process in a collective operation waits outside of Python
     and would notice neither.
+
+    Args:
+        launcher: process id of the parent, if it is known; the parent may be gone already.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    parent = os.getppid()
+    parent = os.getppid() if launcher is None else launcher
 
     def watch() -> None:
         while os.getppid() == parent:
