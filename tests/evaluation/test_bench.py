@@ -8,6 +8,7 @@ import pytest
 
 from forgetting.config import load_recipe
 from forgetting.evaluation import Harness, harness
+from forgetting.evaluation.bench import Bench
 from forgetting.models import loading
 from forgetting.pipeline import run as run_stages
 from forgetting.rundir.directory import Work
@@ -99,3 +100,13 @@ def test_a_run_loads_the_base_once_for_all_adapters_and_reads_tasks_once(
         for variant in ("base", "full", "ignoring", "forgetting")
     }
     assert len({r["metrics"]["loss"]["value"] for r in results.values()}) == 4
+
+
+@pytest.mark.parametrize("is_applied", [False, True])
+def test_measuring_without_the_template_of_the_training_is_a_warning(
+    is_applied, write_recipe, stones, caplog
+):
+    evaluation = {**stones, "apply_chat_template": is_applied}
+    found = Bench(load_recipe(write_recipe(evaluation=evaluation))).harness
+    assert ("Set evaluation.apply_chat_template: true" in caplog.text) is not is_applied
+    assert found.requests

@@ -124,6 +124,43 @@ def test_samples_are_kept_on_request(model, tokenizer, local_task):
     assert sum(row["acc"] for row in rows) / 6 == measured.results[0].metrics["acc"].value
 
 
+def test_prompts_are_rendered_with_the_chat_template_on_request(model, tokenizer, local_task):
+    folder, items = local_task
+    tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    settings = EvaluationSettings(
+        tasks=["stones"],
+        include_path=str(folder),
+        log_samples=True,
+        num_fewshot=1,
+        limit=1,
+        apply_chat_template=True,
+        system_instruction="Be brief.",
+    )
+    harness = Harness(settings, tokenizer)
+    measured = harness.measure(model, harness.requests[0])
+    (result,) = measured.results
+    assert (result.chat_template, result.system_instruction) == (True, "Be brief.")
+    (row,) = measured.samples["stones"]
+    prompts = {arguments[0] for arguments in row["arguments"]}
+    question = row["doc"]["question"]
+    # lm-eval draws which item is the example.
+    expected = {
+        f"<system>Be brief.<user>{item['question']}<assistant>{item['choices'][item['answer']]}"
+        f"<user>{question}<assistant>"
+        for item in items
+    }
+    assert len(prompts) == 1
+    assert prompts <= expected
+
+
+def test_without_a_template_the_results_say_so(measure, local_task):
+    (result,) = measure(["stones"], include_path=str(local_task[0]))
+    assert (result.chat_template, result.system_instruction) == (False, None)
+
+
 def test_the_same_tasks_measured_again_give_the_same(model, tokenizer, local_task):
     settings = EvaluationSettings(tasks=["stones"], include_path=str(local_task[0]), num_fewshot=2)
     harness = Harness(settings, tokenizer)

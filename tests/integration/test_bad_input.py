@@ -17,6 +17,7 @@ from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.samples import Samples
 from forgetting.stages import corpus_selection
 from forgetting.training import checkpoints
+from tests.conftest import save_tiny_model
 
 
 @pytest.fixture
@@ -270,3 +271,23 @@ def test_a_full_disk(
     assert main(["run", str(recipe), "--run-dir", str(tmp_path / "run"), "--quiet"]) == 0
     check_nothing_half_written(tmp_path / "run")
     assert "report" in read_manifest(tmp_path / "run").stages
+
+
+def test_models_that_do_not_fit_are_refused_before_any_stage(refused, tiny_model, tmp_path):
+    small = save_tiny_model(tmp_path / "small", vocab_extra=-2)
+    message = refused(f"model.name_or_path={small}")
+    assert "has 259 token ids, but the model's vocabulary has 257" in message
+    contradiction = shutil.copytree(tiny_model, tmp_path / "contradiction")
+    generation = {"temperature": 0.9, "top_p": 0.6, "do_sample": False}
+    (contradiction / "generation_config.json").write_text(json.dumps(generation))
+    message = refused(f"model.name_or_path={contradiction}")
+    assert "temperature 0.9, top_p 0.6, do_sample False" in message
+    quantized = shutil.copytree(tiny_model, tmp_path / "quantized")
+    config = json.loads((quantized / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (quantized / "config.json").write_text(json.dumps(config))
+    assert "already quantized" in refused(f"model.name_or_path={quantized}")
+    other = save_tiny_model(tmp_path / "other", vocab_extra=-9)
+    message = refused(f"reference.name_or_path={other}")
+    assert "has 259 token ids, but the vocabulary of" in message
+    assert not (tmp_path / "run").exists()

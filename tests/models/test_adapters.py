@@ -86,6 +86,39 @@ def test_one_load_of_the_base_serves_it_and_every_adapter(tiny_model, folders, m
     assert not torch.equal(shared_logits[1], shared_logits[2])
 
 
+@pytest.mark.parametrize(
+    ("modules", "options"),
+    [(["lm_head"], {}), (["embed_tokens"], {}), (None, {"save_embedding_layers": True})],
+    ids=str,
+)
+def test_the_base_is_itself_again_after_an_adapter_with_whole_modules(
+    modules, options, tiny_model, tmp_path
+):
+    from peft import get_peft_model
+
+    lora = LoraSettings(rank=2, modules_to_save=modules or [])
+    config = loading.lora_config(lora)
+    config.init_lora_weights = False
+    tuned = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_model), config)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if "modules_to_save" in name or (modules is None and "embed_tokens" in name):
+                parameter.add_(1)
+    tuned.save_pretrained(tmp_path / "adapter", **options)
+    shared = adapters.SharedBase(settings(tiny_model))
+    ids = torch.arange(20)[None]
+
+    def logits(path):
+        with shared.lend(path) as model, torch.no_grad():
+            return model(input_ids=ids).logits
+
+    base = logits(None)
+    with torch.no_grad():
+        expected = tuned.eval()(input_ids=ids).logits
+    torch.testing.assert_close(logits(tmp_path / "adapter"), expected)
+    assert torch.equal(logits(None), base)
+
+
 def test_whole_weights_take_the_place_of_the_base(tiny_model, folders, tmp_path):
     import weakref
 

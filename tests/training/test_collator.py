@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from forgetting.training.collator import (
     TokenColumnCollator,
     align_token_columns,
+    count_cut_rows,
     cut_to_length,
     deal_by_length,
     pack,
@@ -134,6 +135,23 @@ def test_a_row_that_is_left_without_a_label_is_dropped():
         {"input_ids": [[1, 2, 3], [4, 5, 6]], "labels": [[-100, -100, 3], [-100, 5, 6]]}
     )
     assert cut_to_length(data, ["input_ids", "labels"], 2)["input_ids"] == [[4, 5]]
+
+
+labels_of_rows = st.lists(
+    st.lists(st.sampled_from([-100, 7]), min_size=0, max_size=12), min_size=1, max_size=8
+)
+
+
+@few
+@given(labels_of_rows, st.integers(1, 12))
+def test_cut_rows_are_counted_as_one_by_one(rows, limit):
+    found = count_cut_rows(
+        Dataset.from_dict({"labels": rows}, Features({"labels": List(Value("int64"))})), limit
+    )
+    labeled = [row for row in rows if 7 in row]
+    assert found.num_labeled == len(labeled)
+    assert found.num_without_labels == sum(7 not in row[:limit] for row in labeled)
+    assert found.num_shortened == sum(7 in row[:limit] and 7 in row[limit:] for row in labeled)
 
 
 @pytest.mark.parametrize("strategy", ["bfd", "bfd_split", "wrapped"])

@@ -282,6 +282,28 @@ def test_polarity_is_cut_with_its_tokens(train):
     assert_same(weights(first), weights(second))
 
 
+@pytest.mark.parametrize("layout", [{}, {"packing": True, "packing_strategy": "bfd"}], ids=str)
+def test_rows_that_max_length_leaves_without_labels_are_counted(train, layout, caplog):
+    samples = rows(8)
+    late = [{**row, "labels": [-100] * len(row["labels"][:-1]) + [5]} for row in rows(4, seed=1)]
+    train([*samples, *late], max_length=5, max_steps=1, **layout)
+    (message,) = [r.getMessage() for r in caplog.records if "max_length" in r.getMessage()]
+    assert "max_length 5 removes all labels of 4 of 12 rows of the train dataset" in message
+    assert "some labels of 8 rows" in message
+
+
+@pytest.mark.parametrize("layout", [{}, {"packing": True, "packing_strategy": "bfd"}], ids=str)
+def test_a_max_length_that_leaves_no_labels_is_an_error(tiny_model, tmp_path, layout):
+    data = [{"prompt": "Tom went to the park. ", "completion": " Sue ran.", "polarity": 1}] * 4
+    with pytest.raises(ValueError, match="max_length 16 removes the labels of all 4 rows"):
+        ForgettingTrainer(
+            AutoModelForCausalLM.from_pretrained(tiny_model),
+            ForgettingConfig(**config(tmp_path, max_length=16, **layout)),
+            train_dataset=Dataset.from_list(data),
+            processing_class=AutoTokenizer.from_pretrained(tiny_model),
+        )
+
+
 class StopAt(TrainerCallback):
     """Ends training after a step, as a kill after its checkpoint would."""
 

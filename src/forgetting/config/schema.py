@@ -46,6 +46,9 @@ class LoraSettings(Section):
     """Dropout probability of the adapter's input."""
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """Names of the linear layers to adapt, or `all-linear` for all but the output head."""
+    modules_to_save: list[str] = []
+    """Names of modules to train whole and to save with the adapter: `[embed_tokens, lm_head]` for
+    tokens that the base model was not trained on."""
 
 
 class TrainingSettings(Section):
@@ -202,6 +205,11 @@ class EvaluationSettings(Section):
     """Maximum number of items per task, or share of them. `null` sets no limit."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     """Number of examples in the prompt. `null` uses each task's own number."""
+    apply_chat_template: bool = False
+    """Whether the prompts of tasks are rendered with the chat template of the run. Examples in the
+    prompt become earlier turns."""
+    system_instruction: str | None = None
+    """System turn of every prompt. Without `apply_chat_template`, text before the prompt."""
     batch_size: Positive = 8
     """Number of sequences per forward pass of an lm-eval task."""
     log_samples: bool = False

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from forgetting.config import Recipe
-from forgetting.console import progress
+from forgetting.console import logger, progress
 from forgetting.evaluation.harness import Harness
 from forgetting.evaluation.heldout import HELDOUT, evaluate_heldout
-from forgetting.models import loading
 from forgetting.models.adapters import SharedBase
+from forgetting.models.prompting import prompting_tokenizer, uses_template
 from forgetting.rundir import layout
 from forgetting.rundir.processes import ALONE, Processes
 from forgetting.rundir.results import (
@@ -44,9 +44,15 @@ class Bench:
     @functools.cached_property
     def harness(self) -> Harness:
         """The recipe's lm-eval tasks."""
+        settings = self._recipe.evaluation
+        if uses_template(self._recipe) and not settings.apply_chat_template:
+            logger.warning(
+                "The models were trained with a chat template, and the tasks are measured without "
+                "it. Set evaluation.apply_chat_template: true to prompt them as they were trained"
+            )
         return Harness(
-            self._recipe.evaluation,
-            loading.load_tokenizer(self._recipe.model),
+            settings,
+            prompting_tokenizer(self._recipe),
             seed=self._recipe.seed,
             process_index=self._processes.index,
             num_processes=self._processes.count,

@@ -57,7 +57,7 @@ class Harness:
 
     Args:
         settings: which tasks, and how.
-        tokenizer: of the models to come.
+        tokenizer: of the models to come, with the chat template of the run.
         seed: of everything that lm-eval draws.
         process_index: which of `num_processes` this one is.
 
@@ -113,6 +113,10 @@ class Harness:
                 samples={name: list(range(number)) for name, number in items.items()},
                 bootstrap_iters=BOOTSTRAP_SAMPLES,
                 log_samples=self._settings.log_samples,
+                system_instruction=self._settings.system_instruction,
+                apply_chat_template=self._settings.apply_chat_template,
+                # lm-eval's command line does so wherever there is a template.
+                fewshot_as_multiturn=self._settings.apply_chat_template,
             )
         if output is None:
             return None
@@ -131,7 +135,17 @@ class Harness:
 
     def suite_results(self, results: Mapping[str, TaskResult]) -> list[TaskResult]:
         """One result for each suite of the recipe, from the results of its tasks."""
-        return [suite_result(suite, results) for suite in self.suites]
+        return [
+            suite_result(suite, results).model_copy(update=self._prompting) for suite in self.suites
+        ]
+
+    @property
+    def _prompting(self) -> dict[str, Any]:
+        """How prompts are rendered, for every result."""
+        return {
+            "chat_template": self._settings.apply_chat_template,
+            "system_instruction": self._settings.system_instruction,
+        }
 
     def _load(self, request: Request) -> Any:
         """The request's tasks with their data, as lm-eval runs them."""
@@ -207,6 +221,7 @@ class Harness:
             local=all(_is_local(output["configs"][member]) for member in members),
             num_fewshot=shots,
             notes=notes,
+            **self._prompting,
         )
 
 

@@ -24,7 +24,9 @@ from forgetting.export.hub import check_repo, push
 from forgetting.method.terms import TERMS
 from forgetting.models import loading
 from forgetting.models.adapters import is_adapter as is_adapter_folder
-from forgetting.models.adapters import merge_adapter
+from forgetting.models.prompting import prompting_tokenizer
+from forgetting.models.saving import save_merged
+from forgetting.models.verification import check_prompting
 from forgetting.pipeline import plan_with_state
 from forgetting.report.card import RunFacts, data_card, model_card
 from forgetting.report.result_table import tabulate
@@ -240,16 +242,17 @@ class _Job:
                 f"{self.variant} has no adapter, because it was trained or merged to full weights. "
                 "Export it with --what model"
             )
+        tokenizer, ends = prompting_tokenizer(self.recipe), self.facts.data.end_token_ids
         if has_adapter and not is_adapter:
             dtype = loading.pick_dtype(self.recipe.model)
-            merged = merge_adapter(self.recipe.model, dtype, trained)
-            merged.save_pretrained(folder)
-            loading.load_tokenizer(self.recipe.model).save_pretrained(folder)
+            save_merged(self.recipe.model, dtype, trained, folder, tokenizer, ends)
             shutil.copyfile(layout.training_log(trained), layout.training_log(folder))
         else:
             for file in sorted(trained.iterdir()):
                 if file.is_file() and file.suffix in MODEL_FILES:
                     shutil.copyfile(file, folder / file.name)
+            # The copied weights were checked when they were trained.
+            check_prompting(folder, tokenizer, ends)
         manifest = read_manifest(self.run)
         assert manifest is not None
         selection = self._selection() if self.settings.selects else None

@@ -13,13 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from forgetting.config import ModelSettings
 from forgetting.errors import InputError
 from forgetting.models import loading
+from forgetting.models.verification import MERGED, check_logits, probe_logits
 
 ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def merge_adapter(settings: ModelSettings, dtype: torch.dtype, path: Path | str) -> PreTrainedModel:
@@ -27,9 +30,48 @@ def merge_adapter(settings: ModelSettings, dtype: torch.dtype, path: Path | str)
 
     Args:
         path: folder of the adapter.
+
+    Raises:
+        ForgettingError: the merged model does not work like the adapter on its base.
     """
     whole = settings.model_copy(update={"quantization": None})
-    return attach_adapter(loading.load_base_model(whole, dtype), path).merge_and_unload()
+    adapted = attach_adapter(loading.load_base_model(whole, dtype), path)
+    expected = probe_logits(adapted, dtype)
+    if _adapts_ends(adapted):
+        _untie(adapted.get_base_model())
+    merged = adapted.merge_and_unload()
+    check_logits(probe_logits(merged, dtype), expected, dtype, f"{path}, merged,", MERGED)
+    return merged
+
+
+def _adapts_ends(adapted: Any) -> bool:
+    """Whether an adapter changes the embedding or the head."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    ends = adapted.get_input_embeddings(), adapted.get_output_embeddings()
+    return any(isinstance(module, (BaseTunerLayer, AuxiliaryTrainingWrapper)) for module in ends)
+
+
+def _untie(model: Any) -> None:
+    """Give the head weights of its own if it shares those of the embedding.
+
+    An adapter on one of them would be merged into both.
+    """
+    ends = model.get_input_embeddings(), model.get_output_embeddings()
+    embedding, head = (_without_adapter(module) for module in ends)
+    if head is None or head.weight is not embedding.weight:
+        return
+    head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False
+    model.all_tied_weights_keys = {}
+
+
+def _without_adapter(module: Any) -> Any:
+    for name in ("base_layer", "original_module"):
+        module = getattr(module, name, module)
+    return module
 
 
 def attach_adapter(model: PreTrainedModel, path: Path | str) -> Any:
@@ -43,7 +85,7 @@ def attach_adapter(model: PreTrainedModel, path: Path | str) -> Any:
     from peft import PeftModel
 
     folder = Path(path)
-    if folder.is_dir() and not (folder / "adapter_model.safetensors").is_file():
+    if folder.is_dir() and not (folder / ADAPTER_WEIGHTS).is_file():
         raise InputError(f"{folder} holds no safetensors adapter")
     # In float32, as in training, the adapter and its casts take as long as the model itself.
     adapted = PeftModel.from_pretrained(model, str(path), autocast_adapter_dtype=False)
@@ -57,14 +99,11 @@ def fuse_adapter(adapted: Any) -> None:
     adapter stays separate: rounding the sum would lose most of what was trained.
     """
     from peft.tuners.lora import LoraModel
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
     model = adapted.get_base_model()
     is_exact = model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
     # Embedding and head may share their weights: an adapter on one would change the other too.
-    ends = adapted.get_input_embeddings(), adapted.get_output_embeddings()
-    adapts_ends = any(isinstance(module, BaseTunerLayer) for module in ends)
-    if is_exact and isinstance(adapted.base_model, LoraModel) and not adapts_ends:
+    if is_exact and isinstance(adapted.base_model, LoraModel) and not _adapts_ends(adapted):
         adapted.merge_adapter()
 
 
@@ -81,7 +120,8 @@ def load_variant(settings: ModelSettings, dtype: torch.dtype, path: Path | str) 
 class SharedBase:
     """One base model, loaded once and lent to one fine-tuned model after the other.
 
-    An adapter is attached to the base and detached again. Whole weights replace the base, so two
+    An adapter is attached to the base and detached again. If that would leave something behind, the
+    base is loaded anew. Whole weights replace the base, so two
     models are never in memory together. The owner calls `release`.
     """
 
@@ -124,12 +164,32 @@ class SharedBase:
             yield model
         finally:
             if not is_last:
-                self._base = model.unload()
+                self._base = model.unload() if leaves_base_alone(path) else None
 
     def release(self) -> None:
         """Free the memory of the base model; the next `lend` loads it again."""
         self._base = None
         gc.collect()
+
+
+def leaves_base_alone(path: Path | str) -> bool:
+    """Whether the base model is as before once an adapter is detached.
+
+    PEFT puts whole modules of an adapter (`modules_to_save`, resized embeddings) into the base,
+    and does not take them out again.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from safetensors import safe_open
+
+    if Path(path).is_dir():
+        file: Any = Path(path) / ADAPTER_WEIGHTS
+    else:
+        file = try_to_load_from_cache(str(path), ADAPTER_WEIGHTS)
+        if not isinstance(file, str):
+            return False
+    with safe_open(file, framework="pt") as tensors:
+        names = tensors.keys()
+        return all(".lora_" in name for name in names)
 
 
 def changes_logits(model: Any) -> bool:

@@ -182,6 +182,7 @@ def lora_config(settings: LoraSettings) -> Any:
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
         target_modules=settings.target_modules,
+        modules_to_save=settings.modules_to_save or None,
         task_type="CAUSAL_LM",
     )
 

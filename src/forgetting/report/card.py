@@ -22,6 +22,7 @@ from forgetting.data.sources import HUB_ID
 from forgetting.data.splits import TRUSTED
 from forgetting.escaping import visible
 from forgetting.models.loading import ModelFacts
+from forgetting.models.prompting import uses_template
 from forgetting.report.result_table import ResultsTable, plain
 from forgetting.rundir.selections import SelectionSummary, SourceSelection
 from forgetting.rundir.stats import DataSummary
@@ -98,6 +99,12 @@ def model_card(
         "",
         "```python",
         *_loading(facts, is_adapter),
+        "```",
+        "",
+        "Prompt it as it was trained:",
+        "",
+        "```python",
+        *_prompting(recipe, is_adapter),
         "```",
         "",
         *_results(facts.results),
@@ -182,6 +189,27 @@ def _base(facts: RunFacts) -> str:
     name = _code(_without_folders(settings.name_or_path))
     revision = facts.base.commit or settings.revision
     return f"{name} (revision {_code(revision)})" if revision else name
+
+
+def _prompting(recipe: Recipe, is_adapter: bool) -> list[str]:
+    """Code that generates a response as it was trained."""
+    prompt = 'prompt = tokenizer("...", return_tensors="pt")'
+    if uses_template(recipe):
+        prompt = (
+            'messages = [{"role": "user", "content": "..."}]\n'
+            "prompt = tokenizer.apply_chat_template(\n"
+            '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n'
+            ")"
+        )
+    ends = ["model.generation_config = GenerationConfig.from_pretrained(path)  # the end tokens"]
+    return [
+        f"from transformers import AutoTokenizer{', GenerationConfig' if is_adapter else ''}",
+        "tokenizer = AutoTokenizer.from_pretrained(path)",
+        *(ends if is_adapter else []),
+        prompt,
+        "output = model.generate(**prompt, max_new_tokens=256)[0]",
+        'print(tokenizer.decode(output[prompt["input_ids"].shape[1] :], skip_special_tokens=True))',
+    ]
 
 
 def _loading(facts: RunFacts, is_adapter: bool) -> list[str]:

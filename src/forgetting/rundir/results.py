@@ -42,6 +42,11 @@ class TaskResult(Group):
     """Whether items come from local files rather than from the task's own data set."""
     num_fewshot: int | None = None
     """Examples in the prompt; None for a task without a prompt, or with several settings."""
+    chat_template: bool | None = None
+    """Whether prompts were rendered with the chat template of the run; None for held-out samples,
+    which always are."""
+    system_instruction: str | None = None
+    """System turn of every prompt."""
     notes: list[str] = []
     """What a reader must know to compare the metrics: files, derived items, missing parts."""
     groups: dict[str, Group] = {}

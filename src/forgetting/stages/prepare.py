@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from forgetting.console import logger, progress
 from forgetting.errors import InputError
 from forgetting.stages.base import Facts, Stage, Step
-from forgetting.stages.recipe_parts import check_model, model_files, split_sizes
+from forgetting.stages.recipe_parts import check_base_model, model_files, split_sizes
 
 if TYPE_CHECKING:
     from forgetting.config import Recipe, SourceSettings
@@ -120,7 +120,7 @@ def check(recipe: Recipe) -> None:
     for source in (*recipe.data.sources, *(recipe.reference.sources or ())):
         if source.world is None:
             is_local(source)
-    check_model("model.name_or_path", recipe.model.name_or_path)
+    check_base_model(recipe)
     template = _template_file(recipe)
     if template is not None and not template.is_file():
         raise InputError(f"model.chat_template: there is no file {template}")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from forgetting.errors import InputError
 
 if TYPE_CHECKING:
-    from forgetting.config import TrainingSettings
+    from forgetting.config import Recipe, TrainingSettings
     from forgetting.stages.base import Facts, Step
 
 NO_EFFECT_ON_WEIGHTS = {"save_steps", "report_to"}
@@ -103,6 +103,32 @@ def check_model(field: str, name_or_path: str) -> None:
             )
     elif not HUB_ID.fullmatch(name_or_path):
         raise InputError(f"{field}: there is no folder {name_or_path}")
+
+
+def check_base_model(recipe: Recipe) -> None:
+    """Refuse a base model that is not there, or that cannot be trained and saved.
+
+    Raises:
+        InputError: see `models.fitness.check_base`.
+    """
+    from forgetting.models.fitness import check_base
+
+    check_model("model.name_or_path", recipe.model.name_or_path)
+    check_base(recipe.model)
+
+
+def check_named_reference(recipe: Recipe) -> None:
+    """Refuse a reference model that is not there, or that does not fit the base model.
+
+    Raises:
+        InputError: see `models.fitness.check_reference`.
+    """
+    from forgetting.models.fitness import check_reference
+
+    name = recipe.reference.name_or_path
+    if name is not None:
+        check_model("reference.name_or_path", name)
+        check_reference(recipe.model, name)
 
 
 def check_trackers(section: str, training: TrainingSettings) -> None:

@@ -35,6 +35,7 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     from forgetting.config import VariantSettings
     from forgetting.rundir import layout
     from forgetting.rundir.samples import SampleFile
+    from forgetting.rundir.stats import DataSummary
     from forgetting.training.fit import fine_tune
 
     recipe, fold = step.recipe, step.part
@@ -45,7 +46,8 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
         kept = fold_of_samples(recipe, len(kept)) != recipe.fold_names.index(fold)
         label = f"{label}, {fold}"
     full = VariantSettings(objective="full")
-    fine_tune(recipe, recipe.reference, full, _tables(path, kept), label, work)
+    ends = DataSummary.load(layout.data_dir(run_dir)).end_token_ids
+    fine_tune(recipe, recipe.reference, full, _tables(path, kept), label, work, ends)
 
 
 def _tables(path: Path, kept: NDArray) -> Iterator[pa.Table]:

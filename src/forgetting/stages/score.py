@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forgetting.stages.base import Facts, Stage, Step
-from forgetting.stages.recipe_parts import check_model, model_settings, split_sizes
+from forgetting.stages.recipe_parts import check_named_reference, model_settings, split_sizes
 
 if TYPE_CHECKING:
     from forgetting.config import Recipe
@@ -59,9 +59,8 @@ def scoring_settings(step: Step, columns: Sequence[str]) -> dict[str, Any]:
 
 
 def check(recipe: Recipe) -> None:
-    """Refuses a reference model that is not there."""
-    if recipe.reference.name_or_path is not None:
-        check_model("reference.name_or_path", recipe.reference.name_or_path)
+    """Refuses a reference model that is not there or does not fit."""
+    check_named_reference(recipe)
 
 
 def facts(step: Step, done: Mapping[str, Path]) -> Facts:

@@ -27,7 +27,9 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     import pyarrow as pa
 
     from forgetting.method.columns import POSTERIOR
+    from forgetting.rundir import layout
     from forgetting.rundir.selections import selected_parts
+    from forgetting.rundir.stats import DataSummary
     from forgetting.training.dataset import trainer_columns
     from forgetting.training.fit import fine_tune
 
@@ -37,7 +39,8 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     scores += [POSTERIOR] * (settings.objective == "weighted")
     selected = selected_parts(run_dir, variant if settings.selects else None, scores)
     tables = (pa.table(trainer_columns(p.samples, p.polarity, **_values(p))) for p in selected)
-    fine_tune(recipe, recipe.training, settings, tables, f"Training {variant}", work)
+    ends = DataSummary.load(layout.data_dir(run_dir)).end_token_ids
+    fine_tune(recipe, recipe.training, settings, tables, f"Training {variant}", work, ends)
     if work.processes.is_main:
         _write_card(recipe, variant, run_dir, work)
 

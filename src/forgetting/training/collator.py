@@ -9,6 +9,7 @@ losses or models.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -133,6 +134,36 @@ def cut_to_length(
     """Cut each column to `max_length` values, and drop rows without a label."""
     cut = dataset.map(lambda row: {name: row[name][:max_length] for name in columns})
     return cut.filter(lambda row: any(label != IGNORE_INDEX for label in row["labels"]))
+
+
+@dataclass(frozen=True)
+class CutRows:
+    """What cutting the rows of a dataset to a length removes."""
+
+    num_labeled: int
+    """Rows with a label before the cut."""
+    num_without_labels: int
+    """Those of them that lose all their labels, and are not trained on."""
+    num_shortened: int
+    """Those that lose some, but not all."""
+
+
+def count_cut_rows(dataset: Dataset, max_length: int) -> CutRows:
+    """Count the rows whose labels a cut to `max_length` tokens removes."""
+    num_labeled = num_without_labels = num_shortened = 0
+    for table in dataset.select_columns(["labels"]).with_format("arrow").iter(batch_size=1000):
+        lengths = pc.list_value_length(table["labels"]).to_numpy()
+        row = np.repeat(np.arange(lengths.size), lengths)
+        position = np.arange(row.size) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        is_label = _flatten(table["labels"]) != IGNORE_INDEX
+        num_labels, num_kept = (
+            np.bincount(row[chosen], minlength=lengths.size)
+            for chosen in (is_label, is_label & (position < max_length))
+        )
+        num_labeled += int((num_labels > 0).sum())
+        num_without_labels += int(((num_labels > 0) & (num_kept == 0)).sum())
+        num_shortened += int(((num_kept > 0) & (num_kept < num_labels)).sum())
+    return CutRows(num_labeled, num_without_labels, num_shortened)
 
 
 def pack(

@@ -7,8 +7,9 @@ last whole checkpoint. The processes of a run call `fine_tune` together.
 
 from __future__ import annotations
 
+import gc
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from forgetting.config import Recipe, TrainingSettings, VariantSettings
 from forgetting.console import logger
 from forgetting.errors import InputError
 from forgetting.models import loading
-from forgetting.models.adapters import merge_adapter
+from forgetting.models.prompting import prompting_tokenizer, set_end_tokens
+from forgetting.models.saving import check_adapter, check_whole, save_merged
+from forgetting.models.verification import check_prompting, probe_logits
 from forgetting.rundir.directory import Work
 from forgetting.rundir.processes import share_one_model
 from forgetting.rundir.stats import write_training_log
@@ -40,6 +43,7 @@ def fine_tune(
     tables: Iterable[pa.Table],
     label: str,
     work: Work,
+    end_token_ids: Collection[int],
 ) -> None:
     """Fine-tune the base model and write it to `work.output`.
 
@@ -50,8 +54,10 @@ def fine_tune(
         variant: whether and how negative tokens are unlearned.
         tables: the samples in parts, with the columns of `dataset.trainer_columns`.
         label: name for the progress bar and for trackers.
+        end_token_ids: tokens that end a labeled response, at which generation will stop.
 
     Raises:
+        ForgettingError: what was written does not work like the trained model.
         InputError: the checkpoint was written by another number of processes, or a tracker is
             not installed.
         DivergenceError: training diverged.
@@ -73,11 +79,12 @@ def fine_tune(
     model = loading.load_base_model(
         recipe.model, dtype if training.lora else torch.float32, in_parts=share_one_model()
     )
+    tokenizer = prompting_tokenizer(recipe)
     trainer = ForgettingTrainer(
         model=model,
         args=config,
         train_dataset=dataset,
-        processing_class=loading.load_tokenizer(recipe.model),
+        processing_class=tokenizer,
         peft_config=loading.lora_config(training.lora) if training.lora else None,
         callbacks=[ProgressCallback(label), *_tensorboard(training, work)],
     )
@@ -85,7 +92,9 @@ def fine_tune(
     if latest is not None:
         logger.info("%s: resuming from step %s", label, latest.name.removeprefix("checkpoint-"))
     trainer.train(resume_from_checkpoint=str(latest) if latest else None)
-    trainer.save_model(str(work.path / "adapter" if training.merge else work.output))
+    set_end_tokens(model, end_token_ids)
+    folder = work.path / "adapter" if training.merge else work.output
+    trainer.save_model(str(folder))
     if not work.processes.is_main:
         return
     write_training_log(work.output, (e for e in trainer.state.log_history if "loss" in e))
@@ -95,11 +104,21 @@ def fine_tune(
     work.details["trainable_parameters"] = sum(
         p.numel() for p in trainer.model.parameters() if p.requires_grad
     )
+    # If processes share one model, this one alone cannot compute with it.
+    expected = None if share_one_model() else probe_logits(trainer.model, dtype)
+    if training.lora:
+        # PEFT writes the adapter only.
+        model.generation_config.save_pretrained(folder)
+        if expected is not None:
+            check_adapter(trainer.model, dtype, folder, expected)
+    # A second model is loaded now, for which the first must go.
+    del trainer, model
+    gc.collect()
     if training.merge:
-        del trainer, model
-        merged = merge_adapter(recipe.model, dtype, work.path / "adapter")
-        merged.save_pretrained(work.output)
-        loading.load_tokenizer(recipe.model).save_pretrained(work.output)
+        save_merged(recipe.model, dtype, folder, work.output, tokenizer, end_token_ids)
+    elif training.lora is None and expected is not None:
+        check_whole(recipe.model, torch.float32, dtype, folder, expected)
+    check_prompting(work.output, tokenizer, end_token_ids)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
