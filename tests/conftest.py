@@ -348,6 +348,41 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> 
     return recipe, run(recipe, folder / "run")
 
 
+def save_detector_recipe(folder: Path, model: Path, **sections: Any) -> Path:
+    """A recipe with the detector in it; keyword arguments replace whole sections."""
+    (folder / "records.json").write_text(json.dumps(alpaca_records(90)), encoding="utf-8")
+    sections = {
+        "data": {
+            "sources": [{"path": str(folder / "records.json")}],
+            "num_reference": 16,
+            "num_train": 60,
+            "num_heldout": 4,
+            "max_length": 128,
+        },
+        "scoring": {"tokens_per_batch": 1024, "samples_per_shard": 25},
+        "detector": {"copies": 80},
+        "variants": {
+            "full": {},
+            "weighted": {},
+            "ignoring": {"selection": {"quality": "detector", "threshold": "posterior"}},
+        },
+        **sections,
+    }
+    return save_tiny_recipe(folder, model, **sections)
+
+
+@pytest.fixture(scope="session")
+def detected_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, Path]:
+    """A recipe with the detector, and the directory in which it has run up to `detect`. Copy it to
+    change it."""
+    from forgetting.pipeline import run
+
+    folder = tmp_path_factory.mktemp("detected")
+    recipe = save_detector_recipe(folder, tiny_model)
+    stages = ["prepare", "score", "probe", "detect"]
+    return recipe, run(recipe, folder / "run", stages=stages)
+
+
 @pytest.fixture
 def run_dir(tmp_path: Path) -> Path:
     """A run with seeded numbers in the place of models."""

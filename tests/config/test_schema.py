@@ -261,7 +261,7 @@ def test_the_posterior_from_which_a_token_is_negative_depends_on_the_objective(w
         "own": {"objective": "ignoring", "selection": {**DETECTOR, "posterior": 0.7}},
     }
     found = load_recipe(write_recipe(variants=variants)).variants
-    posteriors = [variant.selection_in_effect.posterior for variant in found.values()]
+    posteriors = [found[name].selection_in_effect.posterior for name in variants]
     assert posteriors == [0.5, 0.9, 0.7]
 
 

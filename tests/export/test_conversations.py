@@ -12,7 +12,8 @@ from forgetting.errors import InputError
 from forgetting.export import export_run
 from forgetting.export.conversations import COLUMNS, SampleJudgments
 from forgetting.pipeline import run as run_stages
-from forgetting.rundir.samples import Samples, read_table
+from forgetting.rundir import layout
+from forgetting.rundir.samples import Samples, read_table, write_table
 from tests.conftest import all_scores, alpaca_records
 from tests.data.test_calls import FULL
 
@@ -164,19 +165,29 @@ def test_plain_texts_stay_texts(write_recipe, read, tmp_path):
     assert all(row["text"] == f"Stone {row['sample_id']} is red." for row in rows)
 
 
-def test_sources_that_have_changed_are_refused_and_nothing_is_left(
-    write_recipe, tmp_path, monkeypatch
+def test_what_is_exported_is_what_was_scored_although_the_sources_have_changed(
+    write_recipe, read, tmp_path, monkeypatch
 ):
     records = [{"text": f"Stone {i} is red."} for i in range(16)]
     run = selected(write_recipe, tmp_path, records)
-    # As a data set on the hub would change, of which the run knows the name alone.
+    # As a data set on the hub would change, of which the run knows only the name.
     monkeypatch.setattr("forgetting.data.sources.source_fingerprint", lambda source: {})
     monkeypatch.setattr("forgetting.export.export.plan_with_state", lambda *a: ([], {NEEDED}))
-    file = tmp_path / "records.jsonl"
-    for changed in (records[1:], records[::-1]):
-        file.write_text("".join(json.dumps(record) + "\n" for record in changed))
-        with pytest.raises(InputError, match="no longer hold sample"):
-            export_run(run, "clean", output=tmp_path / "out")
+    (tmp_path / "records.jsonl").write_text("")
+    rows = read(export_run(run, "clean", output=tmp_path / "out")).to_list()
+    assert len(rows) == 11
+    assert all(row["text"] == f"Stone {row['sample_id']} is red." for row in rows)
+
+
+def test_records_of_other_tokens_are_refused_and_nothing_is_left(
+    write_recipe, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("forgetting.export.export.plan_with_state", lambda *a: ([], {NEEDED}))
+    run = selected(write_recipe, tmp_path, [{"text": f"Stone {i} is red."} for i in range(16)])
+    file = layout.train_records_file(layout.data_dir(run))
+    write_table(read_table(file), file, "another")
+    with pytest.raises(InputError, match=r"train-records.parquet"):
+        export_run(run, "clean", output=tmp_path / "out")
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 

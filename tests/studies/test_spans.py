@@ -89,11 +89,11 @@ def test_a_file_that_cannot_be_used_is_one_message(content, message, tmp_path):
 def test_without_a_reference_the_measures_of_the_base_are_computed(tiny_model, tmp_path, capsys):
     data = write(tmp_path / "data.json", marked_records(40))
     output = tmp_path / "out"
-    words = ["detect", str(data), "--model", str(tiny_model)]
+    words = ["spans", str(data), "--model", str(tiny_model)]
     assert main([*words, "--output", str(output)]) == 0
     assert "Results are in" in capsys.readouterr().out
     rows = list(csv.DictReader((output / "results.csv").open()))
-    assert {row["measure"] for row in rows} == {"base_loss", "entropy_gap"}
+    assert {row["measure"] for row in rows} == {"base_loss", "entropy_gap", "detector"}
     samples = Samples.read(output / "run" / "data" / "train.parquet")
     (shard,) = (output / "run" / "scores").glob("*.parquet")
     log_probs, _ = list_column(read_table(shard), "base_log_probs")

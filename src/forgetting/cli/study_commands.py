@@ -1,4 +1,4 @@
-"""`sweep`, `reproduce` and `detect`: many runs, or one measurement, that end in a table."""
+"""`sweep`, `reproduce` and `spans`: many runs, or one measurement, that end in a table."""
 
 from __future__ import annotations
 
@@ -117,9 +117,9 @@ def reproduce(
 
 @app.command(
     rich_help_panel=STUDIES,
-    epilog="Example: forgetting detect marked.json --model BASE --train-reference 0.2",
+    epilog="Example: forgetting spans marked.json --model BASE --train-reference 0.2",
 )
-def detect(
+def spans(
     data: Annotated[
         Path,
         typer.Argument(
@@ -151,7 +151,7 @@ def detect(
     setup_logging(quiet or as_json)
     from forgetting.studies.spans import legend, measure_spans, texts
 
-    path = output if output is not None else Path("studies") / f"detect-{data.stem}"
+    path = output if output is not None else Path("studies") / f"spans-{data.stem}"
     results = measure_spans(
         data,
         model,

@@ -1,15 +1,13 @@
 """The corpus without its worst samples, as conversations.
 
-Goes in: a run directory with a selection, and the sources of its recipe. They are read again,
-because a run keeps tokens, not texts. Comes out: tables with the conversations that are kept. A
-record whose tokens differ from the scored ones is an error, never a wrong row. Memory holds a part
-of the corpus and a few numbers per sample.
+Goes in: a run directory with a selection. Comes out: tables with the conversations that are kept,
+as `prepare` read them. Memory holds a part of the corpus and a few numbers per sample.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,18 +16,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from forgetting.config import Recipe
-from forgetting.data.account import Account
-from forgetting.data.alignment import Tokenization, cut
-from forgetting.data.records import Record, Unusable
-from forgetting.data.splits import read_records
-from forgetting.data.spool import Spool
-from forgetting.errors import InputError
 from forgetting.method import MEASURES, QualityName
 from forgetting.method.selection import mean_quality
 from forgetting.rundir import layout
-from forgetting.rundir.samples import rows_in_parts
+from forgetting.rundir.samples import SampleFile
 from forgetting.rundir.selections import selected_parts
+from forgetting.rundir.train_records import TrainRecord, train_records
 
 By = Literal["quality", "negatives"]
 COLUMNS = {
@@ -103,62 +95,51 @@ def sample_quality(run: Path, variant: str, quality: QualityName) -> SampleJudgm
 
 
 def record_tables(
-    recipe: Recipe,
-    run: Path,
-    tokenization: Tokenization,
-    quality: SampleJudgments,
-    is_kept: NDArray[np.bool_],
-    scratch: Path,
+    run: Path, quality: SampleJudgments, is_kept: NDArray[np.bool_]
 ) -> Iterator[pa.Table]:
     """The conversations of D_train that are kept, in order.
 
     Args:
-        tokenization: of the recipe.
         is_kept: shape (samples,).
-        scratch: a folder for temporary files, which are removed.
 
     Raises:
-        InputError: a source cannot be read, or has changed since it was scored.
+        InputError: the records of D_train are missing or damaged, or belong to other tokens.
     """
-    train = layout.train_file(run)
-    rejected = layout.rejected_file(scratch)
-    try:
-        with Account(recipe.data, rejected) as account, Spool(scratch / "records.spool") as spool:
-            read_records(recipe.data, recipe.seed, spool, account)
-            form = _form(spool, train, is_kept)
-            schema = pa.schema([*_FORMS[form], *_NUMBERS])
-            begin = 0
-            for part in rows_in_parts(train, ["sample_id", "source", "input_ids"]):
-                chosen = np.flatnonzero(is_kept[begin : begin + part.num_rows])
-                rows = part.take(chosen).to_pylist()
-                records = _records(spool, rows, tokenization, recipe.data.max_length)
-                yield pa.Table.from_pylist(
-                    [
-                        {
-                            **_fields(record, form),
-                            "source": row["source"],
-                            "sample_id": row["sample_id"],
-                            "mean_quality": quality.mean[begin + place],
-                            "share_negative": quality.share_negative[begin + place],
-                        }
-                        for row, record, place in zip(rows, records, chosen, strict=True)
-                    ],
-                    schema=schema,
-                )
-                begin += part.num_rows
-    finally:
-        rejected.unlink(missing_ok=True)
+    fingerprint = SampleFile(layout.train_file(run)).fingerprint
+    form = _form(run, fingerprint, is_kept)
+    schema = pa.schema([*_FORMS[form], *_NUMBERS])
+    for part in _kept(run, fingerprint, is_kept):
+        yield pa.Table.from_pylist(
+            [
+                {
+                    **_fields(record, form),
+                    "source": record.source,
+                    "sample_id": record.sample_id,
+                    "mean_quality": quality.mean[place],
+                    "share_negative": quality.share_negative[place],
+                }
+                for place, record in part
+            ],
+            schema=schema,
+        )
 
 
-def _form(spool: Spool, train: Path, is_kept: NDArray[np.bool_]) -> Form:
+def _kept(
+    run: Path, fingerprint: str, is_kept: NDArray[np.bool_]
+) -> Iterator[list[tuple[int, TrainRecord]]]:
+    """The kept records of D_train with their places, in parts."""
+    begin = 0
+    for part in train_records(run, fingerprint):
+        chosen = np.flatnonzero(is_kept[begin : begin + len(part)]).tolist()
+        yield [(begin + place, part[place]) for place in chosen]
+        begin += len(part)
+
+
+def _form(run: Path, fingerprint: str, is_kept: NDArray[np.bool_]) -> Form:
     """The simplest form that fits all kept samples."""
     found: set[Form] = set()
-    begin = 0
-    for part in rows_in_parts(train, ["sample_id"]):
-        kept = is_kept[begin : begin + part.num_rows]
-        begin += part.num_rows
-        for number in part["sample_id"].to_numpy()[kept].tolist():
-            record = _record(spool, number)
+    for part in _kept(run, fingerprint, is_kept):
+        for _, record in part:
             roles = [message.role for message in record.messages]
             if record.tools or any(m.extra or m.is_context for m in record.messages):
                 return "json"
@@ -169,31 +150,7 @@ def _form(spool: Spool, train: Path, is_kept: NDArray[np.bool_]) -> Form:
     return found.pop() if len(found) == 1 else "messages"
 
 
-def _record(spool: Spool, number: int) -> Record:
-    if number >= len(spool):
-        raise InputError(_changed(number))
-    return spool[number]
-
-
-def _records(
-    spool: Spool, rows: Sequence[dict[str, Any]], tokenization: Tokenization, max_length: int
-) -> list[Record]:
-    """The records of some samples, after a check that their tokens are unchanged."""
-    records = [_record(spool, row["sample_id"]) for row in rows]
-    for row, result in zip(rows, tokenization.encode_batch(records), strict=True):
-        if isinstance(result, Unusable) or cut(result, max_length).input_ids != row["input_ids"]:
-            raise InputError(_changed(row["sample_id"]))
-    return records
-
-
-def _changed(number: int) -> str:
-    return (
-        f"the sources no longer hold sample {number} as it was scored. Restore the data, or run "
-        "the recipe again"
-    )
-
-
-def _fields(record: Record, form: Form) -> dict[str, Any]:
+def _fields(record: TrainRecord, form: Form) -> dict[str, Any]:
     messages = record.messages
     if form == "text":
         return {"text": messages[0].content}

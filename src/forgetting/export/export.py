@@ -25,7 +25,6 @@ from forgetting.method.terms import TERMS
 from forgetting.models import loading
 from forgetting.models.adapters import is_adapter as is_adapter_folder
 from forgetting.models.adapters import merge_adapter
-from forgetting.models.tokenization import load_tokenization, tokenizer_threads
 from forgetting.pipeline import plan_with_state
 from forgetting.report.card import RunFacts, data_card, model_card
 from forgetting.report.result_table import tabulate
@@ -186,11 +185,7 @@ class _Job:
             self.run, self.variant, self.settings.selection.quality
         )
         is_kept = ~quality.worst(share, by)
-        summary = DataSummary.load(layout.data_dir(self.run))
-        tokenization = load_tokenization(self.recipe, summary.date)
-        tables = conversations.record_tables(
-            self.recipe, self.run, tokenization, quality, is_kept, folder
-        )
+        tables = conversations.record_tables(self.run, quality, is_kept)
         first: list[str] = []
 
         def noted() -> Any:
@@ -199,7 +194,7 @@ class _Job:
                 yield table
 
         total = int(is_kept.sum())
-        with progress("Exporting the corpus", total) as advance, tokenizer_threads():
+        with progress("Exporting the corpus", total) as advance:
             write_rows(noted(), folder / f"train.{format}", format, advance)
         judged = "lowest mean quality" if by == "quality" else "highest share of negative tokens"
         sentence = (

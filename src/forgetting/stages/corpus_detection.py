@@ -51,6 +51,8 @@ TOKENS_AT_ONCE = 50_000
 """Response tokens whose features are in memory, if no sample has more."""
 TOKENS_JUDGED = 1_000_000
 """Response tokens that the share of bad tokens is estimated from; of more, samples are drawn."""
+SMALLEST_LENGTH = 3
+"""Response tokens that at least half of the samples must have."""
 # A sentence or a line ends within or at the end of the token.
 _ENDS = re.compile(r"""[.!?。！？:;]["'”’)\]*]*\s*$|\n""")
 Advance = Callable[[int, str], None]
@@ -228,6 +230,7 @@ def detect(
     copies = read_copies(recipe, run, corpus.fingerprint)
     detector = fit_detector(copies.probe, recipe.seed)
     weighed = WeighedCorpus(recipe, corpus, detector, scratch / "evidence.bin", advance)
+    detector.problem = detector.problem or _too_short(weighed.lengths)
     findings = detector.judge(*weighed.drawn(recipe.seed), seed=recipe.seed)
     by_source: dict[str, SourceFinding] = {}
     with PosteriorWriter(layout.posterior_file(output), corpus.fingerprint) as writer:
@@ -247,6 +250,17 @@ def detect(
         kinds=_kinds(copies, detector, findings.shares),
         by_source=[by_source[name] for name in sorted(by_source)],
         **_ranges(findings.shares),
+    )
+
+
+def _too_short(lengths: NDArray[np.int64]) -> str | None:
+    """Why responses of these lengths cannot be judged."""
+    median = float(np.median(lengths[lengths > 0])) if (lengths > 0).any() else 0.0
+    if median >= SMALLEST_LENGTH:
+        return None
+    return (
+        f"Half of the responses have at most {median:.0f} tokens, the end token included. "
+        f"A token without neighbors says too little: at least {SMALLEST_LENGTH} are needed."
     )
 
 

@@ -1,4 +1,4 @@
-"""Real noise (`forgetting detect`): do quality measures find the spans that people marked as wrong?
+"""Real noise (`forgetting spans`): do quality measures find the spans that people marked as wrong?
 
 In: a JSON file of responses with marked spans, a base model, and optionally a reference model. Out:
 AUROC and average precision of every measure that can be computed, with standard errors over
@@ -33,7 +33,7 @@ from forgetting.studies.detection import ALL_KINDS, DetectionScore, detect_noise
 from forgetting.studies.execute import open_study
 from forgetting.studies.markup import NO_VALUE, as_latex, as_markdown
 
-NAME = "detect"
+NAME = "spans"
 NUM_PARTS = 10
 """Number of disjoint parts of the samples that the standard error is computed over."""
 DEFAULT_MAX_LENGTH = 2048

@@ -1,0 +1,213 @@
+"""A run with the detector, from records to models; and corpora in which nothing can be found."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+from transformers import AutoModelForCausalLM
+
+from forgetting.cli import main
+from forgetting.config import load_recipe
+from forgetting.pipeline import run as run_stages
+from forgetting.rundir import layout
+from forgetting.rundir.findings import DetectorSummary, posterior_parts
+from forgetting.rundir.manifest import read_manifest
+from forgetting.rundir.samples import Samples
+from forgetting.rundir.selections import read_polarity, read_selection
+from tests.conftest import save_detector_recipe, save_findings
+
+
+def weights(run, variant):
+    return load_file(layout.model_dir(run, variant) / "adapter_model.safetensors")
+
+
+def fingerprint(run):
+    return Samples.read(layout.train_file(run)).fingerprint
+
+
+def polarity(run, variant="ignoring"):
+    file = layout.polarity_file(layout.selection_dir(run, variant))
+    return read_polarity(file, fingerprint(run))[0]
+
+
+@pytest.fixture
+def judged(detected_run, tmp_path, monkeypatch):
+    """Trains and selects a copy of the run by findings of one's own."""
+
+    def do(posterior, found, *overrides, stages=("select", "train")):
+        from forgetting.stages import corpus_detection
+
+        recipe, source = detected_run
+        run = tmp_path / "run"
+        shutil.copytree(source, run)
+
+        def detect(recipe, run, corpus, output, scratch, advance):
+            save_findings(source.parent / "judged", posterior, found)
+            (output / "posterior.parquet").write_bytes(
+                (source.parent / "judged" / "detector" / "posterior.parquet").read_bytes()
+            )
+            return DetectorSummary.load(source.parent / "judged" / "detector")
+
+        shutil.copytree(source, source.parent / "judged", dirs_exist_ok=True)
+        monkeypatch.setattr(corpus_detection, "detect", detect)
+        shutil.rmtree(run / "detector")
+        return run_stages(recipe, run, stages=("detect", *stages), overrides=overrides)
+
+    return do
+
+
+def size(run):
+    return Samples.read(layout.train_file(run)).response_ids.size
+
+
+def test_if_nothing_is_found_weighted_is_full_and_no_token_is_marked(judged, detected_run):
+    run = judged(np.zeros(size(detected_run[1]), np.float32), False)
+    full, weighted, ignoring = (weights(run, name) for name in ("full", "weighted", "ignoring"))
+    assert full.keys() == weighted.keys()
+    for name, values in full.items():
+        assert np.array_equal(values, weighted[name]), name
+        assert np.array_equal(values, ignoring[name]), name
+    assert (polarity(run) == 1).all()
+
+
+def test_weights_are_one_minus_the_posterior(judged, detected_run):
+    random = np.random.default_rng(0)
+    posterior = random.random(size(detected_run[1])).astype(np.float32)
+    sgd = ["training.max_grad_norm=0", "training.epochs=1"]
+    run = judged(posterior, True, *sgd)
+    full, weighted = (weights(run, name) for name in ("full", "weighted"))
+    assert any(not np.array_equal(values, weighted[name]) for name, values in full.items())
+    # The loss of the first step, by hand: the sum divided by the count of all response tokens.
+    rows = (layout.model_dir(run, "weighted") / "training.jsonl").read_text().splitlines()
+    assert all(np.isfinite(json.loads(row)["loss"]) for row in rows)
+    chosen = polarity(run)
+    samples = Samples.read(layout.train_file(run))
+    is_end = samples.response_ids == 1
+    assert np.array_equal(chosen < 0, (posterior >= 0.5) & ~is_end)
+    assert not (chosen == 0).any()
+    parts = list(posterior_parts(run, fingerprint(run)))
+    assert np.array_equal(np.concatenate([part.posterior for part in parts]), posterior)
+
+
+def test_the_loss_of_a_step_is_the_weighted_sum_over_all_response_tokens(judged, detected_run):
+    recipe, source = detected_run
+    posterior = np.random.default_rng(1).random(size(source)).astype(np.float32)
+    # One step over all samples, so that the order of samples does not matter.
+    whole = ["training.batch_size=60", "training.micro_batch_size=60", "training.warmup_ratio=0"]
+    whole += ["training.lora.dropout=0"]
+    run = judged(posterior, True, *whole)
+    (row,) = (layout.model_dir(run, "weighted") / "training.jsonl").read_text().splitlines()
+    samples = Samples.read(layout.train_file(run))
+    model = AutoModelForCausalLM.from_pretrained(load_recipe(recipe).model.name_or_path).double()
+    losses = []
+    for row_ids, labels in zip(
+        samples.table["input_ids"].to_pylist(), samples.table["labels"].to_pylist(), strict=True
+    ):
+        with torch.no_grad():
+            logits = model(torch.tensor([row_ids])).logits[0, :-1].log_softmax(-1)
+        target = torch.tensor(labels[1:])
+        kept = target != -100
+        losses.append(-logits[kept].gather(1, target[kept][:, None])[:, 0].numpy())
+    expected = float((np.concatenate(losses) * (1 - posterior.astype(float))).mean())
+    assert json.loads(row)["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("selection", "share"),
+    [({"rho": 0.7}, 0.3), ({"granularity": "sequence", "rho": 0.5}, 0.5), ({}, None)],
+)
+def test_everything_that_measures_can_do_works_with_the_posterior(
+    judged, detected_run, selection, share
+):
+    posterior = np.random.default_rng(2).random(size(detected_run[1])).astype(np.float32)
+    variant = {"objective": "forgetting", "selection": {"quality": "detector", **selection}}
+    if share is None:
+        variant["selection"]["threshold"] = "posterior"
+    given = f"variants={json.dumps({'mine': variant})}"
+    # A variant of its own, so the other stages need not run again.
+    run = judged(posterior, True, given, "selection.keep_eos=false", stages=("select",))
+    chosen = polarity(run, "mine")
+    summary = read_selection(run, "mine", fingerprint(run))
+    if share is None:
+        assert np.array_equal(chosen < 0, posterior >= 0.9)
+        assert np.array_equal(chosen > 0, posterior < 0.5)
+        assert summary.threshold_kind == "posterior"
+    elif "granularity" not in selection:
+        assert (chosen < 0).sum() == chosen.size - round(0.7 * chosen.size)
+        assert posterior[chosen < 0].min() >= posterior[chosen > 0].max()
+    else:
+        assert len(set(chosen.tolist())) == 2
+
+
+def records(number, response):
+    return [
+        {"instruction": f"What is stone {index}?", "output": response(index)}
+        for index in range(number)
+    ]
+
+
+def flat_model(folder, source):
+    """A model that finds every token equally likely, wherever it is."""
+    shutil.copytree(source, folder)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    model.save_pretrained(folder)
+    return folder
+
+
+BAD = {
+    "few samples": (records(49, lambda i: f"It is {i} red."), 40, "at least 50 are needed"),
+    "one sample": (records(3, lambda i: f"It is {i} red."), 1, "at least 50 are needed"),
+    "one token": (records(80, lambda i: "abcdefghij"[i % 10]), 60, "without neighbors"),
+    "one response": (records(80, lambda i: "It is red."), 60, ""),
+    "nothing but marks": (records(80, lambda i: "…" * (1 + i % 3)), 60, ""),
+}
+
+
+@pytest.mark.parametrize("case", [*BAD, "all the same", "a model that finds nothing"])
+def test_where_nothing_can_be_found_the_verdict_says_why(tmp_path, tiny_model, case, capsys):
+    given, num_train, reason = BAD.get(case, (records(80, lambda i: f"It is {i}."), 60, ""))
+    model, corpus_size = tiny_model, num_train
+    if case == "a model that finds nothing":
+        model = flat_model(tmp_path / "flat", tiny_model)
+    if case == "all the same":
+        given, corpus_size, reason = records(1, lambda i: "It is red.") * 80, 1, "at least 50"
+    recipe = save_detector_recipe(
+        tmp_path,
+        model,
+        data={
+            "sources": [{"path": str(tmp_path / "given.json")}],
+            "num_reference": 0,
+            "num_train": corpus_size,
+            "num_heldout": 0,
+            "max_length": 128,
+        },
+        variants={
+            "weighted": {},
+            "ignoring": {"selection": {"quality": "detector", "threshold": "posterior"}},
+            "worst": {"objective": "ignoring", "selection": {"quality": "detector"}},
+        },
+    )
+    (tmp_path / "given.json").write_text(json.dumps(given), encoding="utf-8")
+    run = tmp_path / "run"
+    changes = ["batch_size=20", "micro_batch_size=20", "lora=null", "warmup_ratio=0"]
+    sets = [part for change in changes for part in ("--set", f"training.{change}")]
+    assert main(["run", str(recipe), "--run-dir", str(run), *sets]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert "Traceback" not in told
+    assert "Nothing found." in told
+    summary = DetectorSummary.load(layout.detector_dir(run))
+    assert not summary.found
+    assert summary.verdict.startswith("Nothing found. ")
+    assert reason in summary.verdict
+    assert len(summary.verdict) > len("Nothing found. ") + 20
+    for variant in ("ignoring", "worst"):
+        assert (polarity(run, variant) == 1).all()
+        assert f"{variant} learns every token: the detector found nothing" in told
+    assert "report" in read_manifest(run).stages

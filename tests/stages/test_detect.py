@@ -1,0 +1,148 @@
+"""What `detect` writes: counts that add up, for any shards, and zeros if nothing was found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from forgetting.config import load_recipe
+from forgetting.method import detector as mathematics
+from forgetting.method.shares import posterior_of
+from forgetting.rundir import layout
+from forgetting.rundir.findings import posterior_parts, read_findings
+from forgetting.rundir.samples import Samples
+from forgetting.rundir.scores import ScoredCorpus
+from forgetting.stages import corpus_detection
+from forgetting.stages.corpus_detection import detect, fitted_detector, read_copies
+
+
+@pytest.fixture
+def corpus(detected_run):
+    recipe, run = detected_run
+    return load_recipe(recipe), run, ScoredCorpus(run)
+
+
+@pytest.fixture
+def sure(monkeypatch):
+    """Makes every verdict a find, whatever the tiny model sees."""
+    monkeypatch.setattr(mathematics, "_verdict", lambda report, shares: (True, "Bad."))
+    estimate = mathematics.estimate_shares
+
+    def shares(*args, **kwargs):
+        found = estimate(*args, **kwargs)
+        return replace(found, share=0.2, shift=-1.0)
+
+    monkeypatch.setattr(mathematics, "estimate_shares", shares)
+
+
+def judged(corpus, folder):
+    recipe, run, scored = corpus
+    folder.mkdir()
+    return detect(recipe, run, scored, folder, folder)
+
+
+def posterior(folder, fingerprint):
+    parts = list(posterior_parts(folder.parent, fingerprint))
+    return tuple(
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("posterior", "kind")
+    )
+
+
+def test_the_summary_counts_what_was_written(corpus, sure, tmp_path):
+    _, run, scored = corpus
+    summary = judged(corpus, layout.detector_dir(tmp_path))
+    found, kind = posterior(layout.detector_dir(tmp_path), scored.fingerprint)
+    samples = Samples.read(layout.train_file(run))
+    assert found.size == samples.response_ids.size
+    assert 0 < found.mean() < 1
+    (source,) = summary.by_source
+    assert (source.source, source.num_samples) == ("records", 60)
+    assert source.num_tokens == found.size
+    assert source.num_bad_tokens == pytest.approx(found.sum(dtype=float), rel=1e-6)
+    is_bad = np.add.reduceat(found >= 0.5, samples.response_starts[:-1]) > 0
+    assert source.num_bad_samples == is_bad.sum()
+    assert summary.found
+    assert summary.passes == ["base", "base_empty"]
+    assert summary.num_copies == 80
+    assert summary.num_clean_copies + sum(k.num_copies for k in summary.kinds) == 80
+    assert summary.report.num_tokens > sum(k.num_tokens for k in summary.kinds) > 0
+    assert summary.report.auroc_without_reference is None
+    assert kind.min() >= 0
+    assert kind.max() < len(summary.kinds)
+
+
+def test_what_is_written_does_not_depend_on_the_parts(corpus, sure, tmp_path, monkeypatch):
+    (tmp_path / "parts").mkdir()
+    judged(corpus, layout.detector_dir(tmp_path))
+    monkeypatch.setattr(corpus_detection, "TOKENS_AT_ONCE", 60)
+    judged(corpus, layout.detector_dir(tmp_path / "parts"))
+    found, kind = posterior(layout.detector_dir(tmp_path), corpus[2].fingerprint)
+    parts, kinds = posterior(layout.detector_dir(tmp_path / "parts"), corpus[2].fingerprint)
+    assert np.allclose(found, parts, atol=1e-6)
+    assert np.array_equal(kind, kinds)
+
+
+def test_of_a_large_corpus_whole_samples_are_drawn_for_the_share(corpus, tmp_path, monkeypatch):
+    recipe, run, scored = corpus
+    detector = fitted_detector(recipe, run, scored.fingerprint)
+    weighed = corpus_detection.WeighedCorpus(
+        recipe, scored, detector, tmp_path / "evidence.bin", lambda amount, note: None
+    )
+    every, lengths = weighed.drawn(0)
+    assert lengths.tolist() == weighed.lengths.tolist()
+    assert len(every.log_odds) == lengths.sum()
+    monkeypatch.setattr(corpus_detection, "TOKENS_JUDGED", 500)
+    some, lengths = weighed.drawn(0)
+    assert len(some.log_odds) == lengths.sum() <= 500
+    assert len(lengths) > 5
+
+
+def test_the_detector_is_fitted_again_as_it_was(corpus, sure, tmp_path):
+    recipe, run, scored = corpus
+    judged(corpus, layout.detector_dir(tmp_path))
+    found, kind = posterior(layout.detector_dir(tmp_path), scored.fingerprint)
+    again = fitted_detector(recipe, run, scored.fingerprint)
+    weighed = corpus_detection.WeighedCorpus(
+        recipe, scored, again, tmp_path / "evidence.bin", lambda amount, note: None
+    )
+    evidence = [each for _, each in weighed.parts()]
+    log_odds = np.concatenate([each.log_odds for each in evidence])
+    assert np.allclose(posterior_of(log_odds, -1.0), found, atol=1e-6)
+    probs = np.concatenate([each.kind_probs for each in evidence])
+    assert np.array_equal(probs.argmax(1), kind)
+
+
+def test_if_nothing_is_found_no_token_is_bad(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(mathematics, "_verdict", lambda report, shares: (False, "Nothing found."))
+    summary = judged(corpus, layout.detector_dir(tmp_path))
+    found, _ = posterior(layout.detector_dir(tmp_path), corpus[2].fingerprint)
+    assert not found.any()
+    assert not summary.found
+    assert summary.by_source[0].num_bad_tokens == 0
+
+
+def test_the_report_says_what_the_reference_adds(corpus, tmp_path):
+    recipe, run, scored = corpus
+    copies = read_copies(recipe, run, scored.fingerprint)
+    probe = copies.probe
+    # A reference that sees the noise itself.
+    features = np.c_[probe.features, probe.kinds != "clean"].astype(np.float32)
+    names = (*probe.names, "reference loss")
+    seeing = mathematics.Probe(features, names, probe.kinds, probe.lengths, probe.records)
+    report = mathematics.fit_detector(seeing, 0, leave_kinds_out=False).report
+    found = corpus_detection._probe_report(recipe, seeing, report)
+    assert found.auroc > 0.99
+    assert found.auroc_without_reference < found.auroc
+    assert found.average_precision_without_reference < found.average_precision
+
+
+def test_a_finished_stage_is_read_through_its_reader(detected_run):
+    _, run = detected_run
+    fingerprint = Samples.read(layout.train_file(run)).fingerprint
+    summary = read_findings(run, fingerprint)
+    assert summary.verdict
+    assert [kind.words for kind in summary.kinds if kind.kind == "swap"] == [
+        "answer to another question"
+    ]
