@@ -19,7 +19,13 @@ from forgetting.rundir.samples import list_column, read_table
 
 pytestmark = pytest.mark.slow
 
-MODELS = ("reference", "models/full", "models/ignoring", "models/forgetting")
+MODELS = (
+    "reference",
+    "models/full",
+    "models/ignoring",
+    "models/forgetting",
+    "models/weighted",
+)
 OVERRIDES = [
     # Neither is a multiple of what two processes take at once, nor of a step's samples: an epoch
     # ends with a micro-batch that is half empty in one process, and empty in the other.
@@ -27,6 +33,8 @@ OVERRIDES = [
     "data.num_train=21",
     "training.batch_size=8",
     "training.epochs=3",
+    "variants.weighted.objective=weighted",
+    "detector.copies=30",
     # Each process draws its own dropout.
     "training.lora.dropout=0",
 ]
@@ -149,6 +157,22 @@ def test_two_processes_write_the_scores_of_one(runs):
         assert np.abs(own - other).max() <= 1e-5
 
 
+def test_two_processes_plant_and_score_the_copies_of_one(runs):
+    names = [sorted(f.name for f in (run / "probe").iterdir()) for run in runs[:2]]
+    assert names[0] == names[1]
+    assert len(names[0]) == 1 + 4
+    first, second = (read_table(run / "probe" / "samples.parquet") for run in runs[:2])
+    assert first.equals(second)
+    for name in names[0]:
+        if name == "samples.parquet":
+            continue
+        first, second = (read_table(run / "probe" / name) for run in runs[:2])
+        assert first.num_columns == 1 + 4 * 6
+        assert first["base_empty_log_probs"].equals(second["base_empty_log_probs"])
+        own, other = (list_column(t, "reference_empty_log_probs")[0] for t in (first, second))
+        assert np.abs(own - other).max() <= 1e-5
+
+
 @pytest.mark.parametrize("variant", ["ignoring", "forgetting"])
 def test_two_processes_choose_the_tokens_of_one(runs, variant):
     first, second = (
@@ -157,7 +181,7 @@ def test_two_processes_choose_the_tokens_of_one(runs, variant):
     assert first.equals(second)
 
 
-@pytest.mark.parametrize("variant", ["base", "full", "ignoring", "forgetting"])
+@pytest.mark.parametrize("variant", ["base", "full", "ignoring", "forgetting", "weighted"])
 def test_two_processes_measure_what_one_does(runs, variant):
     first, second = (
         json.loads((run / "evaluation" / variant / "heldout.json").read_text())["metrics"]

@@ -23,7 +23,7 @@ from forgetting.rundir.scores import ScoredCorpus
 from forgetting.stages.corpus_selection import select_corpus
 from tests.conftest import all_scores, byte_tokenizer, save_scored_run
 
-WITHOUT_NOISE = {name for name in COLUMNS if name not in NOISE}
+WITHOUT_NOISE = {name for name in COLUMNS if name not in (*NOISE, "posterior")}
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ STOPS = [
     # The first of the copies are encoded.
     ("forgetting.stages.copies.cut", 40, "before"),
     # One shard of the copies is scored, with both prompts.
-    ("forgetting.stages.corpus_scores.write_scores", 2 + 3, "before"),
+    ("forgetting.stages.corpus_scores.write_scores", 2, "before"),
     ("forgetting.stages.corpus_scores.write_scores", 2, "before"),
     # Some of the posterior is written.
     ("forgetting.stages.corpus_detection._judged", 2, "before"),
