@@ -179,7 +179,7 @@ def save_tiny_recipe(folder: Path, model: Path, **sections: Any) -> Path:
         **sections,
     }
     path = folder / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False), encoding="utf-8")
     return path
 
 
