@@ -459,8 +459,10 @@ def test_a_renamed_key_is_used_and_its_namesake_is_not(tmp_path):
     assert list(build(named).counts["records"].unused_keys) == ["context"]
 
 
-def test_written_out_template_marks_are_counted_and_warned_of(tmp_path, caplog):
-    logging.getLogger("forgetting").propagate = True
+def test_written_out_template_marks_are_counted_and_warned_of(tmp_path, caplog, monkeypatch):
+    # A command that ran before in this process has a log of its own.
+    monkeypatch.setattr(logging.getLogger("forgetting"), "propagate", True)
+    caplog.set_level(logging.WARNING, "forgetting")
     records = [raw(i) for i in range(200)]
     for record in records[:3]:
         record["completion"] = "[INST] Hi [/INST] " + record["completion"]
