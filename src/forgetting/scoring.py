@@ -263,7 +263,7 @@ def _to(tensor: Tensor, device: torch.device) -> Tensor:
 def _hidden(head: Head, inputs: _Inputs) -> Tensor:
     """States of the predicting positions.
 
-    Without a mask: padding stands on the right, where no token of a causal model looks, and
+    Without a mask: padding is on the right, where no token of a causal model looks, and
     attention without a mask takes the fastest way there is.
     """
     hidden: Tensor = head.backbone(input_ids=inputs.input_ids, use_cache=False).last_hidden_state

@@ -128,7 +128,7 @@ class _JsonText:
         self.text = ""
         self.position = 0
         self.line = 1
-        """Of `position`."""
+        """Line number at `position`."""
         self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
         self._ended = False
 

@@ -68,7 +68,7 @@ def noise_ranges(
 ) -> tuple[Range, ...]:
     """Where spans of a response are in the rendered text.
 
-    The character after the last one of the response stands for its end mark.
+    The character after the last one of the response is its end mark.
 
     Args:
         spans: ranges [start, end) of `content`.

@@ -30,7 +30,7 @@ class Record:
     origin: Origin
     noise_spans: tuple[tuple[int, int], ...] | None = None
     """Character ranges [start, end) of the last response that are known to be noise, where the
-    character after the last one stands for the end of the response; empty: known to be clean;
+    character after the last one is the end of the response; empty: known to be clean;
     None: nothing is known."""
     noise_kind: str | None = None
     clean_response: str | None = None

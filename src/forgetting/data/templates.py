@@ -101,7 +101,7 @@ class _LastTurn(NamedTuple):
 
 
 class ChatTemplate:
-    """Renders records with a Jinja template, which reads a clock that stands still.
+    """Renders records with a Jinja template, which reads a clock that does not move.
 
     Args:
         tokenizer: gives the template its special tokens.

@@ -26,7 +26,7 @@ class ChatRecord(TypedDict):
     noise_kind: NoiseKind | None
     noise_spans: list[tuple[int, int]]
     """Half-open character ranges of `completion`. A range that extends one character beyond it
-    marks the end of the response, whatever end token the template uses."""
+    marks the end of the response, for any end token of the template."""
 
 
 def chat_records(

@@ -166,7 +166,7 @@ class Inspection:
         if not len(values):
             return np.zeros(len(self), kind)
         sums = np.add.reduceat(values, np.minimum(self.starts[:-1], len(values) - 1), dtype=kind)
-        return np.where(self.lengths > 0, sums, 0)  # reduceat gives an empty slice its neighbour
+        return np.where(self.lengths > 0, sums, 0)  # reduceat gives an empty slice its neighbor
 
     def _thresholds(self) -> list[Thresholds]:
         if self.by_sample:

@@ -5,7 +5,7 @@ corrupted response and the character spans that are bad. `CORRUPTIONS` is the re
 No corruption knows what noise the corpus really holds. Knows nothing of tokens, models or files.
 
 Labels: a token is bad if one of its characters is in a span. The character after the last one
-stands for the end of the response, so a span that reaches `len(text) + 1` says that the response
+is the end of the response, so a span that reaches `len(text) + 1` says that the response
 ends in the wrong place. Text outside the spans is the original's, except for a space that
 separates inserted text from the first word.
 """
@@ -63,7 +63,7 @@ class Corrupted:
 
     text: str
     spans: tuple[Span, ...]
-    """Bad characters, ascending and disjoint; `len(text)` stands for the end of the response."""
+    """Bad characters, ascending and disjoint; `len(text)` is the end of the response."""
 
 
 class Corpus:

@@ -55,7 +55,7 @@ class Probe:
     features: NDArray[np.float32]
     """Shape (tokens, features)."""
     names: tuple[str, ...]
-    """Of the features."""
+    """Names of the features."""
     kinds: NDArray[np.str_]
     """Kind of noise of each token, "clean" if it has none; shape (tokens,)."""
     lengths: NDArray[np.int64]
@@ -323,7 +323,7 @@ def _folds(records: NDArray, rng: np.random.Generator) -> dict[int, int]:
 
 
 class _Constant:
-    """Stands in for a classifier where all tokens of a fold's training set are of one class."""
+    """Replaces a classifier if all tokens of a fold's training set are of one class."""
 
     def __init__(self, name: Any) -> None:
         self.classes_ = np.array([name])

@@ -60,7 +60,7 @@ class PassStatistics:
 
 
 class Neighborhood:
-    """Where each response token stands in its sample.
+    """The place of each response token in its sample.
 
     Args:
         lengths: response tokens of each sample, shape (samples,); zeros are allowed.

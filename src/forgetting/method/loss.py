@@ -31,7 +31,7 @@ def polarity_sums(
 
     Returns:
         Two scalars, `sum_P -w log p` and `sum_N -w log p`; each is zero if its set is empty.
-        Tokens of the other sets receive no gradient, whatever their value.
+        Tokens of the other sets receive no gradient, even if they are infinite.
     """
     cross_entropy = -log_probs if weights is None else -weights * log_probs
     zero = cross_entropy.new_zeros(())

@@ -253,7 +253,7 @@ def _are_peaks(values: NDArray, bad: Component, good: Component) -> bool:
 def _posterior(
     counts: NDArray, centers: NDArray, weight: float, bad: Component, good: Component
 ) -> NDArray[np.float64]:
-    """Of being bad in each bin: Bayes' rule, made to fall with quality.
+    """Probability of being bad in each bin: Bayes' rule, made to fall with quality.
 
     Where there are more values than the fit and chance explain, what is too many counts as good.
     """

@@ -67,11 +67,11 @@ class _Counts:
     """Tokens above the scores that are looked at."""
 
     planted: NDArray[np.float64]
-    """Of kind k, in each probe sample: shape (kinds, probe samples, recalls)."""
+    """Tokens of kind k in each probe sample, shape (kinds, probe samples, recalls)."""
     planted_total: NDArray[np.float64]
-    """Of kind k at any score: shape (kinds, probe samples)."""
+    """Tokens of kind k at any score, shape (kinds, probe samples)."""
     corpus: NDArray[np.float64]
-    """Of the corpus, in each of its samples: shape (kinds, samples, recalls)."""
+    """Tokens of the corpus in each of its samples, shape (kinds, samples, recalls)."""
     lookalikes: NDArray[np.float64]
     """Share of each kind that a corpus without noise would show: shape (kinds,)."""
     trusted: NDArray[np.bool_]

@@ -311,7 +311,7 @@ class ForgettingTerm:
             weights: same shape, weight of each token's value in the sum; default: all 1.
 
         Returns:
-            A scalar, float32 or finer. Other tokens receive no gradient, whatever their value.
+            A scalar, float32 or finer. Other tokens receive no gradient, even if they are infinite.
 
         Raises:
             ValueError: base_log_probs are missing, weights are given for a term per sample, or the

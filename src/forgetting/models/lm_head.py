@@ -40,7 +40,7 @@ class Predictions:
     log_probs: Tensor
     """In nats, float32; differentiable."""
     entropy: Tensor
-    """Of the whole prediction, in nats, float32; without gradient."""
+    """Entropy of the whole prediction, in nats, float32; without gradient."""
     is_greedy: Tensor
     """Whether no token is more likely."""
 

@@ -255,7 +255,7 @@ def bars(
 ) -> str | None:
     """Bars by group and variant for the first `MAX_GROUPS` groups; None if there are none.
 
-    The group with the empty name stands for all.
+    The group with the empty name is all items.
     """
     shown = dict(list(groups.items())[:MAX_GROUPS])
     variants = [name for name in styles if any(name in group for group in shown.values())]

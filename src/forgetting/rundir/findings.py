@@ -108,7 +108,7 @@ class DetectorSummary(StageSummary):
     """The verdict on D_train, and what it rests on."""
 
     fingerprint: str
-    """Of the tokens of D_train."""
+    """Fingerprint of D_train."""
     found: bool
     """Whether noise was found that is worth acting on. If not, every posterior is 0."""
     verdict: str
@@ -134,7 +134,7 @@ class DetectorSummary(StageSummary):
 
 
 def has_findings(run: Path) -> bool:
-    """Whether the detector has run, whatever it found."""
+    """Whether the detector has run, even if it found nothing."""
     return layout.summary_file(layout.detector_dir(run)).is_file()
 
 

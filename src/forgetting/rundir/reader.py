@@ -74,7 +74,7 @@ class RunReader:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of the tokens of D_train."""
+        """Fingerprint of D_train."""
         return SampleFile(layout.train_file(self.path)).fingerprint
 
     @cached_property

@@ -143,7 +143,7 @@ class ScoredSamples:
         self.path = path
         self.folder = folder
         self.fingerprint = fingerprint
-        """Of the tokens of the samples."""
+        """Fingerprint of the samples."""
         self.num_samples = pq.read_metadata(path).num_rows
         self._again = f"Score again with `forgetting {stage}`"
         self._files = self._shard_files()

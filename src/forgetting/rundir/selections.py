@@ -139,7 +139,7 @@ class SelectionSummary(StageSummary):
 
     variant: str
     fingerprint: str
-    """Of the tokens of D_train."""
+    """Fingerprint of D_train."""
     quality: str
     """Name of the measure."""
     granularity: str

@@ -1,5 +1,6 @@
 // The token inspector. Text is inserted as textContent only, never as HTML. Samples come from the
 // page itself (a file), or from the server, one page of the list at a time.
+// One file, longer than others here: a page that is mailed can load no second one.
 "use strict";
 (() => {
   const corpus = JSON.parse(document.getElementById("data").textContent);
