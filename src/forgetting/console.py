@@ -183,7 +183,7 @@ def print_table(
 
 
 def print_path(label: str, path: Path | str) -> None:
-    """Print where something is to standard output, on one line, even if the terminal is narrower."""
+    """Print where something is to standard output, on one line even in a narrow terminal."""
     Console().print(label, str(path), style="bold", soft_wrap=True, markup=False, highlight=False)
 
 
