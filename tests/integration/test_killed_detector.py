@@ -24,7 +24,7 @@ STOPS = [
     # The posterior is written, the summary is not.
     ("forgetting.stages.corpus_detection.detect", 1, "after"),
     # The step with the first checkpoint of the weighted model is done.
-    ("forgetting.training.trainer.seal", 2, "after"),
+    ("forgetting.training.safe_trainer.seal", 2, "after"),
     None,
 ]
 

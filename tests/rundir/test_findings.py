@@ -13,6 +13,7 @@ from forgetting.rundir.findings import (
     posterior_parts,
     read_findings,
 )
+from forgetting.rundir.reader import RunReader
 from forgetting.rundir.samples import Samples
 from tests.conftest import save_findings, save_scored_run
 
@@ -60,8 +61,11 @@ def test_what_is_no_probability_is_refused(run, bad):
 
 
 def test_a_run_without_a_detector_has_no_findings(run):
+    layout.recipe_file(run).write_text("name: some")
     assert has_findings(run)
+    assert RunReader(run).findings == read_findings(run, fingerprint(run))
     layout.summary_file(layout.detector_dir(run)).unlink()
     assert not has_findings(run)
+    assert RunReader(run).findings is None
     with pytest.raises(InputError, match="forgetting detect"):
         read_findings(run, fingerprint(run))

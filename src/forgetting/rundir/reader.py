@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from forgetting.config import Recipe
 from forgetting.errors import InputError
 from forgetting.rundir import layout
+from forgetting.rundir.findings import DetectorSummary, has_findings, read_findings
 from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.results import Evaluation, read_results
 from forgetting.rundir.samples import SampleFile
@@ -106,6 +107,11 @@ class RunReader:
     def selections(self) -> dict[str, SelectionSummary]:
         """All summaries by variant, in order."""
         return {variant: self.selection(variant) for variant in self.selected_variants}
+
+    @cached_property
+    def findings(self) -> DetectorSummary | None:
+        """What the detector found in D_train; None if it has not run."""
+        return read_findings(self.path, self.fingerprint) if has_findings(self.path) else None
 
     @cached_property
     def curves(self) -> dict[str, TrainingCurve]:
