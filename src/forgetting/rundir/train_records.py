@@ -93,7 +93,7 @@ def _record(file: Path, row: dict[str, object]) -> TrainRecord:
     try:
         messages = tuple(map(Message.load, json.loads(str(row["messages"]))))
         tools = tuple(json.loads(str(row["tools"])))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"{file}: the messages of sample {row['sample_id']} cannot be read. {AGAIN}"
         ) from error
