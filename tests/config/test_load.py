@@ -63,7 +63,13 @@ def test_an_unknown_field_is_named_with_what_is_allowed(load, sections, path, al
     assert len(lines) == 2
     assert lines[0].endswith("some.yaml is not valid:")
     assert lines[1].startswith(f"  {path}: unknown field. Allowed here: ")
-    assert allowed in lines[1].split("Allowed here: ")[1].split(", ")
+    listed = lines[1].split("Allowed here: ")[1].split(". Did you mean")[0]
+    assert allowed in listed.split(", ")
+
+
+def test_an_unknown_field_gets_its_near_match(write_recipe):
+    with pytest.raises(InputError, match=r"num_trian: unknown field\. .*Did you mean num_train\?"):
+        load_recipe(write_recipe(), ["data.num_trian=5"])
 
 
 @pytest.mark.parametrize(

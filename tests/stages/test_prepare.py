@@ -9,6 +9,7 @@ import pytest
 from forgetting import pipeline
 from forgetting.config import load_recipe
 from forgetting.errors import InputError
+from forgetting.pipeline import describe_plan
 from forgetting.rundir import layout
 from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.samples import Samples
@@ -20,6 +21,9 @@ def test_max_length_beyond_the_positions_is_refused(write_recipe):
     recipe = load_recipe(write_recipe(), ["data.max_length=257"])
     with pytest.raises(InputError, match=r"max_length 257 is more than the 256 positions"):
         check_length(recipe)
+    # A dry run refuses it too.
+    with pytest.raises(InputError, match=r"max_length 257 is more than the 256 positions"):
+        describe_plan(recipe)
 
 
 DATED = (

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from forgetting.config.fields import Section
 from forgetting.config.inputs import PLAIN_TEMPLATE
 from forgetting.config.schema import DEFAULT_VARIANTS, Recipe, TrainingSettings
-from forgetting.errors import InputError
+from forgetting.errors import InputError, did_you_mean
 from forgetting.formats import FORMATS
 from forgetting.method.corruptions import CORRUPTIONS
 from forgetting.method.measures import MEASURES
@@ -158,7 +158,9 @@ def _explain(error: ValidationError) -> str:
 
 def _reason(kind: str, message: str, loc: tuple[int | str, ...], given: Any) -> str:
     if kind == "extra_forbidden":
-        return f"unknown field. Allowed here: {_allowed(loc[:-1])}"
+        allowed = _allowed(loc[:-1])
+        hint = did_you_mean(str(loc[-1]), allowed.split(", "))
+        return f"unknown field. Allowed here: {allowed}{hint and f'. {hint}'}"
     if kind == "missing":
         return "is missing"
     if kind == "model_type":

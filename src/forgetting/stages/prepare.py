@@ -121,6 +121,9 @@ def check(recipe: Recipe) -> None:
         if source.world is None:
             is_local(source)
     check_base_model(recipe)
+    if Path(recipe.model.name_or_path).is_dir():
+        # A model on the Hub is asked when the stage begins.
+        check_length(recipe)
     template = _template_file(recipe)
     if template is not None and not template.is_file():
         raise InputError(f"model.chat_template: there is no file {template}")
