@@ -468,7 +468,8 @@ def test_written_out_template_marks_are_counted_and_warned_of(tmp_path, caplog, 
         record["completion"] = "[INST] Hi [/INST] " + record["completion"]
     corpus = build(write(tmp_path, records), train=194)
     assert corpus.counts["records"].template_marks == 3
-    (warning,) = caplog.messages
+    # Once, also where the log has the handler of the test twice.
+    (warning,) = set(caplog.messages)
     assert warning.startswith(
         "records: 3 of 200 records hold marks of a chat template, such as [INST]"
     )
