@@ -11,10 +11,15 @@ from forgetting.method.shares import (
     Shares,
     auroc,
     estimate_shares,
-    posterior_at,
+    posterior_of,
+    posterior_shift,
 )
 
 TOKENS = 10
+
+
+def posterior_at(log_odds: np.ndarray, share: float) -> np.ndarray:
+    return posterior_of(log_odds, posterior_shift(log_odds, share))
 
 
 def log_density(x: np.ndarray, mean: float) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from forgetting.method import MEASURES, QualityName
+from forgetting.method import MEASURES
 from forgetting.method.selection import mean_quality
 from forgetting.rundir import layout
 from forgetting.rundir.samples import SampleFile
@@ -78,7 +78,7 @@ class SampleJudgments:
         return is_worst
 
 
-def sample_quality(run: Path, variant: str, quality: QualityName) -> SampleJudgments:
+def sample_quality(run: Path, variant: str, quality: str) -> SampleJudgments:
     """Mean quality and share of negative tokens of every sample of D_train.
 
     Raises:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from forgetting.method import MEASURES, QualityName
+from forgetting.method import MEASURES
 from forgetting.method.columns import POSTERIOR
 from forgetting.rundir.findings import has_findings
 from forgetting.rundir.samples import Samples
@@ -53,7 +53,7 @@ def stored_scores(run: Path) -> list[str]:
 def token_tables(
     run: Path,
     variant: str,
-    quality: QualityName,
+    quality: str,
     decode: Callable[[Sequence[int]], str],
     columns: Sequence[str] = tuple(COLUMNS),
 ) -> Iterator[pa.Table]:

@@ -6,7 +6,7 @@ define the objective, `schedule` its lambda. `quantile` finds an exact threshold
 Knows nothing of models, texts, files or settings.
 """
 
-from forgetting.method.measures import MEASURES, QualityName, token_quality
+from forgetting.method.measures import MEASURES, token_quality
 from forgetting.method.selection import (
     Granularity,
     Threshold,
@@ -17,7 +17,6 @@ from forgetting.method.selection import (
 __all__ = [
     "MEASURES",
     "Granularity",
-    "QualityName",
     "Threshold",
     "select_tokens",
     "share_above_zero",

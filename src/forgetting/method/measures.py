@@ -18,9 +18,6 @@ from forgetting.errors import InputError
 from forgetting.method.columns import COLUMNS, POSTERIOR
 from forgetting.registry import Registry
 
-QualityName = str
-"""Name of a measure in `MEASURES`."""
-
 # In nats: a token with a smaller loss (a probability above 99 %) counts as having this one.
 MIN_BASE_LOSS = 0.01
 

@@ -210,11 +210,6 @@ def posterior_of(log_odds: NDArray, shift: float) -> NDArray[np.float64]:
     return np.exp(np.minimum(np.asarray(log_odds, dtype=np.float64) + shift, 0))
 
 
-def posterior_at(log_odds: NDArray, share: float) -> NDArray[np.float64]:
-    """Posterior of all tokens of a corpus that holds a share of bad ones; shape (tokens,)."""
-    return posterior_of(log_odds, posterior_shift(log_odds, share))
-
-
 def posterior_shift(log_odds: NDArray, share: float) -> float:
     """The shift of the log-odds of a corpus that holds a share of bad tokens.
 

@@ -10,20 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from forgetting.errors import InputError
 from forgetting.rundir import layout
 from forgetting.rundir.samples import (
-    FINGERPRINT_KEY,
+    ResponseWriter,
     check_fingerprint,
     list_column,
-    lists,
+    require_fingerprint,
     rows_in_parts,
 )
 from forgetting.rundir.storage import StageSummary
@@ -149,15 +147,11 @@ def read_findings(run: Path, fingerprint: str) -> DetectorSummary:
     """
     folder = layout.detector_dir(run)
     summary = DetectorSummary.load(folder)
-    if summary.fingerprint != fingerprint:
-        raise InputError(
-            f"{layout.summary_file(folder)} belongs to other tokens than those of the corpus "
-            f"(fingerprint {summary.fingerprint[:12]}, expected {fingerprint[:12]}). {AGAIN}"
-        )
+    require_fingerprint(layout.summary_file(folder), summary.fingerprint, fingerprint, AGAIN)
     return summary
 
 
-class PosteriorWriter:
+class PosteriorWriter(ResponseWriter):
     """Writes the posterior and the likely kind of D_train's response tokens, part by part.
 
     Args:
@@ -166,17 +160,7 @@ class PosteriorWriter:
     """
 
     def __init__(self, file: Path, fingerprint: str) -> None:
-        columns = [
-            ("sample_id", pa.int64()),
-            ("posterior", pa.list_(pa.float32())),
-            ("kind", pa.list_(pa.int8())),
-        ]
-        self._schema = pa.schema(columns, {FINGERPRINT_KEY: fingerprint.encode()})
-        self._file = file
-
-    def __enter__(self) -> PosteriorWriter:
-        self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd")
-        return self
+        super().__init__(file, fingerprint, {"posterior": pa.float32(), "kind": pa.int8()})
 
     def write(
         self,
@@ -194,17 +178,7 @@ class PosteriorWriter:
             kind: place in `DetectorSummary.kinds` of the kind that a token is if it is bad, or -1;
                 the same shape.
         """
-        starts = np.r_[0, np.cumsum(lengths)]
-        columns = [sample_ids, lists(posterior, starts), lists(kind, starts)]
-        self._writer.write_table(pa.table(columns, schema=self._schema))
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._writer.close()
+        self.write_group(sample_ids, np.r_[0, np.cumsum(lengths)], posterior, kind)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,13 @@ table (scores, polarity) carries the fingerprint of its tokens. A mismatch is an
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -99,6 +99,48 @@ class TableWriter:
             self._partial.unlink(missing_ok=True)
 
 
+class ResponseWriter:
+    """Writes values of response tokens with the samples' identities, a row group at a time.
+
+    Args:
+        file: the Parquet file.
+        fingerprint: of the samples.
+        columns: name and type of each value.
+    """
+
+    def __init__(self, file: Path, fingerprint: str, columns: Mapping[str, pa.DataType]) -> None:
+        lists_of = [(name, pa.list_(kind)) for name, kind in columns.items()]
+        self._schema = pa.schema(
+            [("sample_id", pa.int64()), *lists_of], {FINGERPRINT_KEY: fingerprint.encode()}
+        )
+        self._file = file
+
+    def __enter__(self) -> Self:
+        self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd")
+        return self
+
+    def write_group(
+        self, sample_ids: NDArray[np.int64], starts: NDArray[np.int64], *values: NDArray
+    ) -> None:
+        """Write a row group.
+
+        Args:
+            sample_ids: shape (samples,).
+            starts: sample i has the tokens [starts[i], starts[i + 1]); shape (samples + 1,).
+            values: of each column, shape (response tokens of these samples,).
+        """
+        columns = [sample_ids, *(lists(each, starts) for each in values)]
+        self._writer.write_table(pa.table(columns, schema=self._schema))
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._writer.close()
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Turn an error of reading a file into an `InputError`."""
@@ -137,11 +179,25 @@ def check_fingerprint(path: Path, fingerprint: str) -> None:
 
 def _check_fingerprint(path: Path, schema: pa.Schema, fingerprint: str) -> None:
     found = (schema.metadata or {}).get(FINGERPRINT_KEY, b"").decode()
-    if found != fingerprint:
+    advice = "Run its stage again, or all with `forgetting run`"
+    require_fingerprint(path, found, fingerprint, advice)
+
+
+def require_fingerprint(path: Path, found: str, expected: str, advice: str) -> None:
+    """Refuse a file that belongs to other tokens.
+
+    Args:
+        found: the fingerprint in the file, or "".
+        expected: the fingerprint of the corpus.
+        advice: what the user can do.
+
+    Raises:
+        InputError: the fingerprints differ.
+    """
+    if found != expected:
         raise InputError(
             f"{path} belongs to other tokens than those of the corpus (fingerprint "
-            f"{found[:12] or 'missing'}, expected {fingerprint[:12]}). Run its stage again, or all "
-            "with `forgetting run`"
+            f"{found[:12] or 'missing'}, expected {expected[:12]}). {advice}"
         )
 
 

@@ -11,12 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import field_validator
 
@@ -27,14 +24,14 @@ from forgetting.method.mixture import Component
 from forgetting.method.tally import PolarityCounts
 from forgetting.rundir import layout
 from forgetting.rundir.samples import (
-    FINGERPRINT_KEY,
     ROWS_PER_GROUP,
+    ResponseWriter,
     SampleFile,
     Samples,
     check_fingerprint,
     list_column,
-    lists,
     read_table,
+    require_fingerprint,
     rows_in_parts,
 )
 from forgetting.rundir.scores import ScoredCorpus
@@ -183,7 +180,7 @@ class SelectionSummary(StageSummary):
     @property
     def measure(self) -> Measure:
         """The measure of quality."""
-        return MEASURES[cast(Any, self.quality)]
+        return MEASURES[self.quality]
 
     @property
     def mixture_fit(self) -> MixtureFit | None:
@@ -202,15 +199,11 @@ def read_selection(run: Path, variant: str, fingerprint: str) -> SelectionSummar
     """
     folder = layout.selection_dir(run, variant)
     summary = SelectionSummary.load(folder)
-    if summary.fingerprint != fingerprint:
-        raise InputError(
-            f"{layout.summary_file(folder)} belongs to other tokens than those of the corpus "
-            f"(fingerprint {summary.fingerprint[:12]}, expected {fingerprint[:12]}). {AGAIN}"
-        )
+    require_fingerprint(layout.summary_file(folder), summary.fingerprint, fingerprint, AGAIN)
     return summary
 
 
-class PolarityWriter:
+class PolarityWriter(ResponseWriter):
     """Writes the polarity of D_train's response tokens, some samples at a time.
 
     Args:
@@ -219,13 +212,7 @@ class PolarityWriter:
     """
 
     def __init__(self, file: Path, fingerprint: str) -> None:
-        columns = [("sample_id", pa.int64()), ("polarity", pa.list_(pa.int8()))]
-        self._schema = pa.schema(columns, {FINGERPRINT_KEY: fingerprint.encode()})
-        self._file = file
-
-    def __enter__(self) -> PolarityWriter:
-        self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd")
-        return self
+        super().__init__(file, fingerprint, {"polarity": pa.int8()})
 
     def write(
         self, sample_ids: NDArray[np.int64], polarity: NDArray[np.int8], starts: NDArray[np.int64]
@@ -237,16 +224,7 @@ class PolarityWriter:
             polarity: shape (response tokens of these samples,).
             starts: sample i has the tokens [starts[i], starts[i + 1]); shape (samples + 1,).
         """
-        columns = [sample_ids, lists(polarity, starts)]
-        self._writer.write_table(pa.table(columns, schema=self._schema))
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._writer.close()
+        self.write_group(sample_ids, starts, polarity)
 
 
 def read_polarity(file: Path, fingerprint: str) -> tuple[NDArray[np.int8], NDArray[np.int64]]:

@@ -45,7 +45,7 @@ class ModelScoring:
     covers: NDArray[np.bool_]
     """Which of the samples, shape (samples,)."""
     statistics: tuple[str, ...]
-    """Names of the columns without the model; Those with an empty prompt begin with `empty_`."""
+    """Names of the columns without the model; those with an empty prompt begin with `empty_`."""
 
     def rows(self, shard: range) -> NDArray[np.int64]:
         """Which samples of a shard, counted from its first."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from forgetting.config import SelectionSettings
 from forgetting.errors import InputError
-from forgetting.method import MEASURES, QualityName
+from forgetting.method import MEASURES
 from forgetting.method.metrics import NoiseTally
 from forgetting.method.mixture import Mixture
 from forgetting.method.quantile import ALL
@@ -67,7 +67,7 @@ class MeasuredCorpus:
         InputError: as `ScoredCorpus.scores`.
     """
 
-    def __init__(self, corpus: ScoredCorpus, name: QualityName, path: Path) -> None:
+    def __init__(self, corpus: ScoredCorpus, name: str, path: Path) -> None:
         measure = MEASURES[name]
         self._path = path
         self.shard_sizes = corpus.shard_sizes

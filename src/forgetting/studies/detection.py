@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from forgetting.method import MEASURES, QualityName
+from forgetting.method import MEASURES
 from forgetting.rundir.scores import ScoredCorpus
 
 ALL_KINDS = "all"
@@ -69,7 +69,7 @@ def _score(noisy: NDArray[np.bool_], badness: NDArray[np.float64]) -> DetectionS
     )
 
 
-def read_qualities(run: Path, names: Iterable[QualityName]) -> dict[str, NDArray]:
+def read_qualities(run: Path, names: Iterable[str]) -> dict[str, NDArray]:
     """Quality of every response token of a run's D_train, by measure.
 
     Args:

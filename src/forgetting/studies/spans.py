@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from forgetting.config import ModelSettings, Recipe, load_recipe
 from forgetting.errors import InputError, TooFewSamples
-from forgetting.method import MEASURES, QualityName
+from forgetting.method import MEASURES
 from forgetting.method.metrics import mean_and_deviation
 from forgetting.models.loading import load_config, max_positions
 from forgetting.pipeline import run as run_stages
@@ -228,7 +228,7 @@ def _resolved(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
 
 
-def measures(has_reference: bool) -> list[QualityName]:
+def measures(has_reference: bool) -> list[str]:
     """The measures that can be computed."""
     return [
         name
