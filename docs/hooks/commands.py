@@ -1,6 +1,6 @@
 """A hook of MkDocs: the command reference, from the parsers of the commands themselves.
 
-Goes in: a page with the line `<!-- commands -->`. Comes out: in its place a section per command,
+Input: a page with the line `<!-- commands -->`. Output: in its place a section per command,
 with its usage, its help, and a table of its arguments and options.
 """
 

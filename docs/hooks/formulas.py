@@ -1,7 +1,7 @@
 """A hook of MkDocs: formulas become MathML when pages are built, so that no page needs a script.
 
-Goes in: a page's HTML, with TeX in the elements that `pymdownx.arithmatex` makes of `$...$` and
-`$$...$$`. Comes out: the same with MathML in their place.
+Input: a page's HTML, with TeX in the elements that `pymdownx.arithmatex` makes of `$...$` and
+`$$...$$`. Output: the same with MathML in their place.
 """
 
 from __future__ import annotations

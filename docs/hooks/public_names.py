@@ -1,6 +1,6 @@
 """A hook of MkDocs: the Python API reference, from the public names of `forgetting`.
 
-Goes in: a page with lines `<!-- API: PATTERN ... -->`. Comes out: in place of each, the
+Input: a page with lines `<!-- API: PATTERN ... -->`. Output: in place of each, the
 documentation of the names in `forgetting.__all__` that match one of its patterns. Names are
 addressed as users import them, so a module can move without a change to the page.
 """

@@ -1,7 +1,7 @@
 """A hook of MkDocs: tables of a recipe's fields, from the models that read a recipe.
 
-Goes in: a page with lines `<!-- fields of NAME -->`, where NAME is a section of the recipe schema.
-Comes out: in their place what the section is, and a row for each of its fields: what it takes, its
+Input: a page with lines `<!-- fields of NAME -->`, where NAME is a section of the recipe schema.
+Output: in their place what the section is, and a row for each of its fields: what it takes, its
 default, what it does. So the page and the program say the same.
 """
 

@@ -1,6 +1,6 @@
 """Per-token statistics of responses under SmolLM2-135M-Instruct, cached in a SQLite file.
 
-Goes in: (prompt, response) pairs of text. Comes out: for each pass, the statistics that
+Input: (prompt, response) pairs of text. Output: for each pass, the statistics that
 `forgetting.method.features` reads, response tokens of all pairs one after another. A pair that the
 cache holds is not read again.
 """

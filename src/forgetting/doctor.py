@@ -1,6 +1,6 @@
 """Checks this machine: devices, memory, versions, and what is missing.
 
-Comes out: a list of findings. Knows nothing of recipes or runs.
+Output: a list of findings. Knows nothing of recipes or runs.
 """
 
 from __future__ import annotations

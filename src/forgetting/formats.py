@@ -1,6 +1,6 @@
 """Data formats: from a raw record to a conversation, an entry of `FORMATS` each.
 
-Goes in: a record as a dictionary, as a file or the Hub has it. Comes out: its messages, or
+Input: a record as a dictionary, as a file or the Hub has it. Output: its messages, or
 `Unusable` with the reason. Knows nothing of files, recipes or tokens.
 """
 

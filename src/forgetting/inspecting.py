@@ -1,7 +1,7 @@
 """Opens what the inspector shows: a run, or a data file that is scored first.
 
-Goes in: a run directory; or a data file, a model and optionally a reference, for which a recipe is
-made. Comes out: an `Inspection`. Knows nothing of pages, browsers or terminals.
+Input: a run directory; or a data file, a model and optionally a reference, for which a recipe is
+made. Output: an `Inspection`. Knows nothing of pages, browsers or terminals.
 """
 
 from __future__ import annotations

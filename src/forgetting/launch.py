@@ -1,7 +1,7 @@
 """Several processes for one run: `accelerate launch`, called with a configuration.
 
-Goes in: a recipe, a run directory, a number of processes, and the name of a shipped configuration
-or a file of accelerate's. Comes out: nothing, or the error of the process that failed first, as
+Input: a recipe, a run directory, a number of processes, and the name of a shipped configuration
+or a file of accelerate's. Output: nothing, or the error of the process that failed first, as
 if it had happened here. Each process runs `python -m forgetting worker`, see `forgetting.cli`.
 
 Ctrl-C reaches only this process: torch's launcher starts each worker in a session of its own.

@@ -1,6 +1,6 @@
 """Which steps a recipe needs, in which order, and which of them are done.
 
-Goes in: a recipe and a run directory. Comes out: a plan, or a run in which every planned step is
+Input: a recipe and a run directory. Output: a plan, or a run in which every planned step is
 done. Finished steps are skipped, interrupted ones resume, and what changed in the recipe is done
 again with everything that depends on it. Knows no stage: the list is `forgetting.stages.STAGES`.
 """

@@ -1,6 +1,6 @@
 """Scores of every response token under a model: log-probability and other statistics.
 
-Goes in: samples and a model. Comes out: one value per response token and statistic, in the order
+Input: samples and a model. Output: one value per response token and statistic, in the order
 of the tokens, independent of the batches. One forward pass yields all statistics. It reads a
 sample up to its last response token, in batches of similar length. The head sees only the
 positions that predict a response token, so full logits never exist; all sums are float32. Knows

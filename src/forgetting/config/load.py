@@ -1,7 +1,7 @@
 """Recipes as files: reads YAML with `extends` and `--set`, explains mistakes, writes YAML.
 
-Goes in: a YAML file or the name of a shipped recipe, and `section.field=value` overrides. Comes
-out: a `Recipe` in which every field has a value and every local path is absolute.
+Input: a YAML file or the name of a shipped recipe, and `section.field=value` overrides.
+Output: a `Recipe` in which every field has a value and every local path is absolute.
 """
 
 from __future__ import annotations

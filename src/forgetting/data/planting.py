@@ -1,6 +1,6 @@
 """Plants noise into copies of records.
 
-Goes in: conversations as text and a random generator. Comes out: copies, each with at most one
+Input: conversations as text and a random generator. Output: copies, each with at most one
 corrupted response, the kind of corruption and the character spans that are bad. Knows nothing of
 tokens, models or files.
 """

@@ -1,6 +1,6 @@
 """How many samples each source gives, and in which order they come.
 
-Goes in: sizes of sources and what the recipe asks of them. Comes out: counts, and a sequence of
+Input: sizes of sources and what the recipe asks of them. Output: counts, and a sequence of
 sources in which every stretch holds each of them in proportion. Knows nothing of records.
 """
 

@@ -1,6 +1,6 @@
 """A raw record of any format as one conversation.
 
-Goes in: a raw record, a dictionary from a file or the Hub. Comes out: a `Record`, or a `Rejected`
+Input: a raw record, a dictionary from a file or the Hub. Output: a `Record`, or a `Rejected`
 with the reason, so that every dropped record is counted. Knows nothing of files or tokens.
 """
 

@@ -1,6 +1,6 @@
 """Measures the models of a run: on held-out samples and on tasks, each result in a file.
 
-Goes in: a recipe once, then one model after the other. Comes out: a JSON file a task, and the
+Input: a recipe once, then one model after the other. Output: a JSON file a task, and the
 answers if the recipe keeps them. A task that has a result file is not measured again. The base
 model and the tasks' data are loaded once for all models.
 """

@@ -1,6 +1,6 @@
 """The paper's nine benchmarks on local files, as tasks that lm-eval reads.
 
-Goes in: a folder with published files, and which tasks are wanted. Comes out: a folder of task
+Input: a folder with published files, and which tasks are wanted. Output: a folder of task
 files, each of which includes the task that lm-eval ships and changes only where its items come
 from. The same folder serves `lm_eval --include_path`. Knows no model.
 """

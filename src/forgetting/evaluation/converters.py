@@ -1,6 +1,6 @@
 """Converts benchmark records from their published formats to those that lm-eval reads.
 
-Goes in: one record of a published file. Comes out: one record with the fields of the data set
+Input: one record of a published file. Output: one record with the fields of the data set
 on the hub that the task of lm-eval is written for. Pure functions; a record that is not of the
 form raises `KeyError`, `TypeError`, `AttributeError` or `ValueError`. Knows no files.
 """

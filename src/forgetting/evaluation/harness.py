@@ -1,6 +1,6 @@
 """Runs tasks of lm-evaluation-harness on a model in memory, with or without an adapter.
 
-Goes in: the recipe's settings once, then a model for each measurement. Comes out: one
+Input: the recipe's settings once, then a model for each measurement. Output: one
 `TaskResult` a task. The index of tasks and their data are read once for all models. Knows
 nothing of how a model was trained.
 

@@ -1,6 +1,6 @@
 """How well a model predicts held-out responses: loss, perplexity, greedy exact match.
 
-Goes in: a model in memory and samples. Comes out: one `TaskResult`. Of several processes, each
+Input: a model in memory and samples. Output: one `TaskResult`. Of several processes, each
 scores its share of the samples, and all have the whole result.
 """
 

@@ -1,6 +1,6 @@
 """Plans which tasks an evaluation runs, and averages their results over suites.
 
-Goes in: the recipe's settings. Comes out: one `Request` per task, the suites they belong to, and,
+Input: the recipe's settings. Output: one `Request` per task, the suites they belong to, and,
 once the tasks are measured, one result per suite: the mean over its members. Runs no task.
 """
 

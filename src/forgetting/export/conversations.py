@@ -1,6 +1,6 @@
 """The corpus without its worst samples, as conversations.
 
-Goes in: a run directory with a selection. Comes out: tables with the conversations that are kept,
+Input: a run directory with a selection. Output: tables with the conversations that are kept,
 as `prepare` read them. Memory holds a part of the corpus and a few numbers per sample.
 """
 

@@ -1,6 +1,6 @@
 """Exports a part of a run to a folder, and to the Hub.
 
-Goes in: a run directory and what to export. Comes out: a folder with the files, a card for people
+Input: a run directory and what to export. Output: a folder with the files, a card for people
 (`README.md`) and one for programs (`export.json`). None of them contains a local path. The run is
 read-only.
 """

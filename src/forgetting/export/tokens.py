@@ -1,6 +1,6 @@
 """The corpus with its selection, in the form that `ForgettingTrainer` and other trainers read.
 
-Goes in: a run directory with a selection. Comes out: tables with one row per sample of D_train, in
+Input: a run directory with a selection. Output: tables with one row per sample of D_train, in
 order, with the columns of `COLUMNS`. Memory is bounded by one shard of scores.
 """
 

@@ -1,6 +1,6 @@
 """The token inspector: every response token of D_train, colored by its quality.
 
-Goes in: a run with scores and a selection, and the tokenizer's `decode`. Comes out: a page, either
+Input: a run with scores and a selection, and the tokenizer's `decode`. Output: a page, either
 as a file with some samples or served with all of them, and a view for terminals. `corpus` reads the
 run and answers questions about it; the other modules only show the answers.
 """

@@ -1,6 +1,6 @@
 """All samples and tokens of a scored run in memory, and the questions that the views ask.
 
-Goes in: a run directory after `select`, and a `decode`. Comes out: pages of a filtered and sorted
+Input: a run directory after `select`, and a `decode`. Output: pages of a filtered and sorted
 list of samples, single samples cut into pieces with their numbers, and facts about the whole
 corpus. Numbers are arrays over all samples or tokens; text is decoded on request. Knows nothing
 of HTML or HTTP. This is the only module of the inspector that reads the run.

@@ -1,6 +1,6 @@
 """Cuts token ids into readable pieces of text.
 
-Goes in: ids and a `decode`. Comes out: the shortest runs of tokens that form whole characters.
+Input: ids and a `decode`. Output: the shortest runs of tokens that form whole characters.
 """
 
 from __future__ import annotations

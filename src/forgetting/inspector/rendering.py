@@ -1,6 +1,6 @@
 """The inspector's page: one front end that holds its samples or asks a server for them.
 
-Goes in: an `Inspection`. Comes out: HTML with inline style and script and a content security policy
+Input: an `Inspection`. Output: HTML with inline style and script and a content security policy
 that allows nothing else. The data is JSON that cannot close its script element; the script inserts
 it as text. Knows nothing of run directories.
 """

@@ -1,6 +1,6 @@
 """A read-only localhost server for the inspector.
 
-Goes in: an `Inspection`. Comes out: three routes on 127.0.0.1 (the page, a part of the list, one
+Input: an `Inspection`. Output: three routes on 127.0.0.1 (the page, a part of the list, one
 sample) below a random path. Everything else is refused: other methods and paths, requests from
 other sites, and requests for another host name. No request opens a file.
 """

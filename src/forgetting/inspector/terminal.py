@@ -1,6 +1,6 @@
 """The inspector in a terminal: one sample at a time, colored and underlined.
 
-Goes in: an `Inspection` and a console. Comes out: text. Control and formatting characters were
+Input: an `Inspection` and a console. Output: text. Control and formatting characters were
 replaced by placeholders before, and no text is read as markup, so a sample can neither move the
 cursor nor hide a part of itself.
 """

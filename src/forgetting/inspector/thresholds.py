@@ -1,6 +1,6 @@
 """Where a selection divides at each step of the page's slider, and what that finds of known noise.
 
-Goes in: the quality of all response tokens. Comes out: the thresholds of `method.selection` for
+Input: the quality of all response tokens. Output: the thresholds of `method.selection` for
 every step of rho, and counts of tokens below them. The page compares qualities with these
 thresholds; it does not know the rule behind them. Numpy only.
 """

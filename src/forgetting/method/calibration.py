@@ -1,6 +1,6 @@
 """Turns the log-odds of a classifier into probabilities that mean what they say.
 
-Goes in: log-odds and the truth for tokens that the classifier has not seen. Comes out: calibrated
+Input: log-odds and the truth for tokens that the classifier has not seen. Output: calibrated
 log-odds, and the table and error of a calibration. Knows nothing of classifiers or noise.
 """
 

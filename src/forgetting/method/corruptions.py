@@ -1,6 +1,6 @@
 """Kinds of noise that can be planted into a response, with character-exact labels.
 
-Goes in: a response, its prompt, what other records offer and a random generator. Comes out: the
+Input: a response, its prompt, what other records offer and a random generator. Output: the
 corrupted response and the character spans that are bad. `CORRUPTIONS` is the registry of kinds.
 No corruption knows what noise the corpus really holds. Knows nothing of tokens, models or files.
 

@@ -1,6 +1,6 @@
 """Learns from planted noise what bad tokens look like, and says which tokens of a corpus are bad.
 
-Goes in: features of tokens with planted noise (`Probe`), then features of the corpus. Comes out:
+Input: features of tokens with planted noise (`Probe`), then features of the corpus. Output:
 how well the planted noise is found, and for the corpus a posterior for each
 token, the likely kind, the share of bad tokens with an interval, and a verdict (`Findings`).
 A detector is not stored: the same probe and seed make the same detector in seconds. Knows nothing

@@ -1,6 +1,6 @@
 """How well a detector finds planted noise that it has not seen.
 
-Goes in: calibrated log-odds out of fold, and the planted kinds. Comes out: `DetectorReport`. Knows
+Input: calibrated log-odds out of fold, and the planted kinds. Output: `DetectorReport`. Knows
 nothing of classifiers.
 """
 

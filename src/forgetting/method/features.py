@@ -1,7 +1,7 @@
 """Turns what forward passes say about response tokens into a feature matrix.
 
-Goes in: per-token statistics of two or four passes, and the number of response tokens of each
-sample. Comes out: float32 features, one row for each token, and their names. Each feature looks at
+Input: per-token statistics of two or four passes, and the number of response tokens of each
+sample. Output: float32 features, one row for each token, and their names. Each feature looks at
 the token, its neighbors or its sample, never at another sample, so a corpus can be computed shard
 by shard (a shard is whole samples) with the same result. Knows nothing of labels or text.
 """

@@ -1,6 +1,6 @@
 """The objective of a step: learn the positive tokens, unlearn the negative ones (equation 8).
 
-Goes in: log-probabilities of the target tokens, their polarity and weights. Comes out: one scalar.
+Input: log-probabilities of the target tokens, their polarity and weights. Output: one scalar.
 The formula is that of arXiv 2508.04329; `terms` has the other ways to unlearn a token. Counts over
 a whole optimizer step are arguments, because only the trainer knows them. Knows nothing of models,
 batches, devices or files.

@@ -1,7 +1,7 @@
 """Measures of token quality: from scores under two models to one number, an entry of `MEASURES`.
 
-Goes in: scores of each response token from one forward pass per model, such as its log-probability
-or the entropy of the prediction. Comes out: its quality, higher for a better token, finite for all
+Input: scores of each response token from one forward pass per model, such as its log-probability
+or the entropy of the prediction. Output: its quality, higher for a better token, finite for all
 finite scores. Knows nothing of where scores come from or how tokens are selected.
 """
 

@@ -1,6 +1,6 @@
 """Metrics: how well quality detects known noise, and mean and deviation over seeds.
 
-Goes in: quality, polarity and known noise of the same tokens, in chunks. Comes out: AUROC, average
+Input: quality, polarity and known noise of the same tokens, in chunks. Output: AUROC, average
 precision, precision and recall. Knows nothing of where they come from.
 """
 

@@ -1,6 +1,6 @@
 """How many tokens are bad, estimated: two components fitted to the distribution of quality.
 
-Goes in: quality of all response tokens, a chunk at a time. Comes out: whether the worst of them
+Input: quality of all response tokens, a chunk at a time. Output: whether the worst of them
 are a population of their own, and the posterior of belonging to it, by quality. In the manner of
 the literature on noisy labels (Arazo et al., arXiv 1904.11238; Li et al., arXiv 2002.07394),
 which fits betas or Gaussians to losses; here a component may be skewed and heavy-tailed, as

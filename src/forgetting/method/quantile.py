@@ -1,6 +1,6 @@
 """Exact quantiles of a set of numbers that does not fit in memory.
 
-Goes in: the same finite numbers in chunks, in as many passes as needed. Comes out: the cut with
+Input: the same finite numbers in chunks, in as many passes as needed. Output: the cut with
 exactly k of them above it. A radix search: the numbers are read as integers of the same order, and
 each pass determines 16 bits of the number at the cut. So float32 takes two passes and float64 four,
 and memory is one table of 65,536 counts per cut.

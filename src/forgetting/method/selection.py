@@ -1,7 +1,7 @@
 """Turns token quality into polarity: learn, ignore or forget.
 
-Goes in: quality of the response tokens in (sample, position) order, all at once or in chunks.
-Comes out: one int8 per token, +1 learn, -1 forget, 0 ignore. Equations 6 and 7 of
+Input: quality of the response tokens in (sample, position) order, all at once or in chunks.
+Output: one int8 per token, +1 learn, -1 forget, 0 ignore. Equations 6 and 7 of
 arXiv 2508.04329. Knows nothing of how quality is measured, nor of files.
 """
 

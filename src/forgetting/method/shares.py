@@ -1,6 +1,6 @@
 """Estimates how much of a corpus is bad from how a detector of planted noise sees it.
 
-Goes in: evidence on tokens with planted noise and on the corpus. Comes out: the share of bad
+Input: evidence on tokens with planted noise and on the corpus. Output: the share of bad
 tokens and samples with 90 % intervals, and the posterior of each token of the corpus.
 
 The detector tells planted noise from the corpus as it is, real noise included. Let

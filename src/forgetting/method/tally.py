@@ -1,6 +1,6 @@
 """Statistics of a selection, accumulated over chunks of samples.
 
-Goes in: quality and polarity of response tokens, sample by sample. Comes out: counts by source
+Input: quality and polarity of response tokens, sample by sample. Output: counts by source
 and by position in the response, and a histogram of quality. Memory does not grow with the corpus.
 """
 

@@ -1,7 +1,7 @@
 """Ways to unlearn a token: what is minimized on a negative token, one entry of `TERMS` each.
 
-Goes in: log-probabilities of the negative tokens, under the base model too where a term compares
-with it. Comes out: one value per token (or per sample), whose decrease lowers the probability of
+Input: log-probabilities of the negative tokens, under the base model too where a term compares
+with it. Output: one value per token (or per sample), whose decrease lowers the probability of
 the token. A term's parameters are declared in its entry and nowhere else. Knows nothing of models,
 batches or weights of the two parts of the loss.
 """

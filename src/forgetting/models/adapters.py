@@ -1,7 +1,7 @@
 """Adapters on a base model: attached, merged, and lent one after the other.
 
-Goes in: the model settings of a recipe, and folders of trained adapters or whole weights. Comes
-out: models for inference. Weights are read from safetensors only.
+Input: the model settings of a recipe, and folders of trained adapters or whole weights.
+Output: models for inference. Weights are read from safetensors only.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Refuses models that do not fit together, before anything is computed.
 
-Goes in: the model settings of a recipe, and the name of a reference model. Comes out: nothing, or
+Input: the model settings of a recipe, and the name of a reference model. Output: nothing, or
 an error with both values. Reads configurations, tokenizers and the headers of adapters; loads no
 weights. A model on the Hub that cannot be reached is not checked here: loading it says why.
 """

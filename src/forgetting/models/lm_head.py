@@ -1,6 +1,6 @@
 """The last step of a causal language model, applied to chosen positions in tiles.
 
-Goes in: hidden states of the positions that predict a target. Comes out: the targets'
+Input: hidden states of the positions that predict a target. Output: the targets'
 log-probabilities, by a float32 log-sum-exp, without full logits at any time, forward or
 backward. Small tiles stay in the processor's cache, which on CPUs is most of the speed.
 This module is for training; `token_statistics` reads the same head for scoring. Knows nothing of

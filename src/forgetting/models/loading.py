@@ -1,6 +1,6 @@
 """Base models, their tokenizers and what is known about them.
 
-Goes in: the model settings of a recipe. Comes out: transformers objects on a device. Weights are
+Input: the model settings of a recipe. Output: transformers objects on a device. Weights are
 read from safetensors only. Knows nothing of data or of what the model is used for.
 """
 

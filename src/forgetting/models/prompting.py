@@ -1,6 +1,6 @@
 """How a trained model is prompted: the chat template on its tokenizer, and the tokens that end it.
 
-Goes in: a recipe. Comes out: the tokenizer that belongs to every model of the run, so that
+Input: a recipe. Output: the tokenizer that belongs to every model of the run, so that
 `apply_chat_template` gives the prompts that were trained on.
 """
 

@@ -1,7 +1,7 @@
 """Writes models with all that their users need, and checks each by loading it again.
 
-Goes in: a trained model or the folder of an adapter, the tokenizer of the run, and the tokens that
-end a response. Comes out: a folder whose model, template and end tokens are those of the training.
+Input: a trained model or the folder of an adapter, the tokenizer of the run, and the tokens that
+end a response. Output: a folder whose model, template and end tokens are those of the training.
 """
 
 from __future__ import annotations

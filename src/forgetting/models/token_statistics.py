@@ -1,6 +1,6 @@
 """Statistics of a model's predictions at chosen positions, from one pass over the logits.
 
-Goes in: hidden states of the positions that predict a target. Comes out, per target: its
+Input: hidden states of the positions that predict a target. Output, per target: its
 log-probability and, on request, the entropy of the prediction, the spread of its surprise, the
 best other token, the target's rank, and the sum of squared probabilities. Logits exist only in
 blocks of some rows by some columns, small enough to stay in the processor's cache while every

@@ -1,6 +1,6 @@
 """Checks that what was saved works like what was trained.
 
-Goes in: a model in memory and the folder that it was written to. Comes out: nothing, or an error.
+Input: a model in memory and the folder that it was written to. Output: nothing, or an error.
 Compares logits on a few tokens, the chat template of the tokenizer, and the end tokens.
 """
 

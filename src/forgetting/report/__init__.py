@@ -1,6 +1,6 @@
 """The report of a run: one page with results and diagnostics, the token inspector, and tables.
 
-Goes in: a run directory, complete or not, and the tokenizer's `decode`. Comes out: HTML pages that
+Input: a run directory, complete or not, and the tokenizer's `decode`. Output: HTML pages that
 need no network, and the results as JSON, CSV and Markdown. Reads runs through `rundir` only.
 """
 

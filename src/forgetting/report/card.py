@@ -1,6 +1,6 @@
 """Cards of trained models and exported corpora: what they were made from, and how.
 
-Goes in: facts about a run. Comes out: Markdown with the metadata that the Hub reads. Text from data
+Input: facts about a run. Output: Markdown with the metadata that the Hub reads. Text from data
 and recipes is escaped, and local folders are left out. Reads and writes no files.
 """
 

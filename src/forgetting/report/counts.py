@@ -1,6 +1,6 @@
 """Counts that need a pass over the samples: lengths, and negative tokens by type.
 
-Goes in: a run directory and the tokenizer's `decode`. Comes out: counts. Memory holds a thousand
+Input: a run directory and the tokenizer's `decode`. Output: counts. Memory holds a thousand
 samples at a time, two numbers per sample of the corpus and a few per token of the vocabulary.
 """
 

@@ -1,6 +1,6 @@
 """Figures as inline SVG: curves, histograms, bars.
 
-Goes in: arrays and a style per variant. Comes out: SVG that takes its colors from the page's CSS
+Input: arrays and a style per variant. Output: SVG that takes its colors from the page's CSS
 (with fallbacks), contains no style that a content security policy would block, has unique ids, and
 is reproducible byte for byte.
 """

@@ -1,6 +1,6 @@
 """Builds the report page from what was read, counted and drawn.
 
-Goes in: a run directory and the tokenizer's `decode`. Comes out: index.html, inspector.html if
+Input: a run directory and the tokenizer's `decode`. Output: index.html, inspector.html if
 tokens were scored and selected, and the results as JSON, CSV and Markdown. The template engine
 escapes all text, and `visible` replaces invisible characters; only our own SVG passes unchanged.
 """

@@ -1,6 +1,6 @@
 """Shows the result of `prepare` in a terminal: counts for each source, and samples with labels.
 
-Goes in: a run directory and the tokenizer. Comes out: tables and texts for rich. Learned tokens are
+Input: a run directory and the tokenizer. Output: tables and texts for rich. Learned tokens are
 marked with brackets as well as colors, for terminals without color.
 """
 

@@ -1,6 +1,6 @@
 """The results of a run: variants by metrics with standard errors, and one sentence.
 
-Goes in: evaluations. Comes out: a `ResultsTable`, also as JSON, CSV and Markdown. This module
+Input: evaluations. Output: a `ResultsTable`, also as JSON, CSV and Markdown. This module
 alone decides what counts as a difference: more than the combined standard error of two values.
 """
 

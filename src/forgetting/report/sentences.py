@@ -1,6 +1,6 @@
 """Describes what a run did and found in plain sentences.
 
-Goes in: a recipe, and how well quality finds known noise. Comes out: sentences without markup.
+Input: a recipe, and how well quality finds known noise. Output: sentences without markup.
 """
 
 from __future__ import annotations

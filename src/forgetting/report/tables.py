@@ -1,6 +1,6 @@
 """The tables of the report, for people and as CSV.
 
-Goes in: what was read and counted. Comes out: tables whose cells have a text and the values behind
+Input: what was read and counted. Output: tables whose cells have a text and the values behind
 it. A CSV holds the values, unrounded and without units. Knows no HTML.
 """
 

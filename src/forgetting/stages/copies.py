@@ -1,6 +1,6 @@
 """Makes the probe: copies of D_train records with planted noise, as samples.
 
-Goes in: the records of D_train as text, and the settings of the detector. Comes out: a file of
+Input: the records of D_train as text, and the settings of the detector. Output: a file of
 samples whose noisy tokens are known, and the job that scores them. In memory are the copies and at
 most 20,000 records. What is planted does not depend on the number of processes.
 """

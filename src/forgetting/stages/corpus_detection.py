@@ -1,6 +1,6 @@
 """Finds the bad tokens of D_train with a detector that is fitted on planted noise.
 
-Goes in: the scores of D_train and those of copies with planted noise. Comes out: the posterior and
+Input: the scores of D_train and those of copies with planted noise. Output: the posterior and
 the likely kind of each response token, on disk, and a summary. Features are computed for some
 samples at a time. What grows with the corpus in memory is a few numbers for each sample; what the
 detector says about each token waits in a scratch file. The detector is not stored: it is fitted

@@ -1,6 +1,6 @@
 """Scores of response tokens under the base and the reference model, in shards.
 
-Goes in: samples as tokens, the names of the columns, and models. Comes out: Parquet files with
+Input: samples as tokens, the names of the columns, and models. Output: Parquet files with
 these columns. Each process scores its own shards, one model after the other, and keeps the files
 of each model until all are there. Memory use is one shard and one model. `score` uses it for
 D_train, `probe` for copies with planted noise.

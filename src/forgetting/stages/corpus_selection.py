@@ -1,6 +1,6 @@
 """Selects the tokens of one variant over a whole corpus. Memory use is one shard.
 
-Goes in: D_train with its scores, shard by shard, and the settings of a selection. Comes out: a
+Input: D_train with its scores, shard by shard, and the settings of a selection. Output: a
 Parquet file with the polarity of every response token, and a summary. Quality is computed once
 and kept in a scratch file, which is walked as often as the exact cut needs; what grows with the
 corpus in memory is a few numbers for each sample. Knows nothing of models or of the recipe's

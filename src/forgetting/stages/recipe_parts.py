@@ -1,6 +1,6 @@
 """What several stages read of a recipe: the model, and how a model is trained.
 
-Goes in: a step or a section of the recipe. Comes out: settings for fingerprints, facts for the
+Input: a step or a section of the recipe. Output: settings for fingerprints, facts for the
 dry run, and errors for what is not there.
 """
 

@@ -1,6 +1,6 @@
 """Columns with one value per token, carried into a batch together with their tokens.
 
-Goes in: a dataset of tokens (`input_ids`, `labels`) with such columns. Comes out: the same dataset
+Input: a dataset of tokens (`input_ids`, `labels`) with such columns. Output: the same dataset
 with every column aligned, cut, packed and collated like its tokens. A value that loses its token
 would silently train the wrong thing, so every step checks or keeps lengths. Knows nothing of
 losses or models.

@@ -1,6 +1,6 @@
 """Fine-tunes the base model of a recipe on selected tokens.
 
-Goes in: a recipe, how to train, and samples with polarity. Comes out: a folder with the adapter
+Input: a recipe, how to train, and samples with polarity. Output: a folder with the adapter
 or the weights, and the figures of every logged step. An interrupted training resumes from its
 last whole checkpoint. The processes of a run call `fine_tune` together.
 """
