@@ -7,7 +7,8 @@ from datetime import date
 import pytest
 
 from forgetting.data.encoding import SpecialTokens
-from forgetting.data.templates import PLAIN, ChatTemplate, reads_clock
+from forgetting.data.jinja import reads_clock
+from forgetting.data.templates import PLAIN, ChatTemplate
 from forgetting.errors import InputError
 from forgetting.formats import Unusable
 from tests.data.families import FAMILIES, out, record, text_record, tokenizer_of, turns

@@ -22,6 +22,7 @@ from forgetting.data.encoding import (
     first_from,
     is_boundary,
 )
+from forgetting.data.jinja import reads_clock
 from forgetting.data.records import Record
 from forgetting.data.templates import (
     PLAIN,
@@ -30,7 +31,6 @@ from forgetting.data.templates import (
     SystemRole,
     TurnSpan,
     is_text,
-    reads_clock,
 )
 from forgetting.errors import InputError
 from forgetting.formats import Unusable

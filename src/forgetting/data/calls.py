@@ -28,6 +28,11 @@ def turn_of(message: Message) -> Turn:
     return {"role": message.role, "content": message.content, **extra}
 
 
+def plain_turn(role: str, content: str) -> Turn:
+    """A turn of text alone."""
+    return {"role": role, "content": content}
+
+
 def map_texts(value: Any, change: Callable[[str], str]) -> Any:
     """A JSON value with every text in it changed, apart from keys and the roles of turns."""
     if isinstance(value, str):

@@ -13,12 +13,21 @@ from dataclasses import replace
 from datetime import date
 from typing import Any, Literal, NamedTuple
 
-from jinja2 import Template, TemplateError
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import _compile_jinja_template
 
-from forgetting.data.calls import Tools, Turn, check_rendered, map_texts, texts_of, turn_of
+from forgetting.data.calls import (
+    Tools,
+    Turn,
+    check_rendered,
+    map_texts,
+    plain_turn,
+    texts_of,
+    turn_of,
+)
 from forgetting.data.encoding import Range, SpecialTokens
+from forgetting.data.endings import PROBE, Endings
+from forgetting.data.jinja import JinjaTemplate
 from forgetting.data.positions import (
     between,
     ends_with,
@@ -43,7 +52,6 @@ PLAIN = (
     "{%- if add_generation_prompt -%}{{- '\n<|assistant|>\n' -}}{%- endif -%}"
 )
 """The format of conversations for tokenizers without a chat template."""
-_PROBE = "\ue000{}\ue001"
 
 
 class TurnSpan(NamedTuple):
@@ -72,20 +80,6 @@ class Rendering(NamedTuple):
     """Whether the text before the last response differs from the generation prompt."""
 
 
-class _Ending(NamedTuple):
-    """How a template ends a conversation, after the content of the last response."""
-
-    tail: str
-    """What it writes there."""
-    mark: Range
-    """The end mark, in `tail + appended`."""
-    appended: str
-    """The end mark, if the template does not write it."""
-    token_id: int
-    num_special: int = 0
-    """Special tokens in the whole conversation, the appended one included."""
-
-
 class _LastTurn(NamedTuple):
     """The last response of a rendered conversation."""
 
@@ -101,7 +95,7 @@ class _LastTurn(NamedTuple):
 
 
 class ChatTemplate:
-    """Renders records with a Jinja template, which reads a clock that does not move.
+    """Renders records with a Jinja template.
 
     Args:
         tokenizer: gives the template its special tokens.
@@ -127,18 +121,15 @@ class ChatTemplate:
         literal_special_tokens: bool = True,
     ) -> None:
         self._special = special
-        self._eos = (str(tokenizer.eos_token), int(tokenizer.eos_token_id))
-        # A conversation does not end with the token that begins one, unless it is both.
-        self._never_ends = {str(tokenizer.bos_token)} - {self._eos[0]}
         self._system_role = system_role
         self._literal_special_tokens = literal_special_tokens
-        self._variables = {"documents": None, **tokenizer.special_tokens_map}
-        self._endings: dict[tuple[str, ...], _Ending] = {}
         self._takes_system: bool | None = None
-        self.end_token_ids = {self._eos[1]}
+        self.end_token_ids = {int(tokenizer.eos_token_id)}
         """Tokens that end a response or a turn, in the records rendered so far."""
+        variables = {"documents": None, **tokenizer.special_tokens_map}
         try:
-            self._template = _compiled(source, today)
+            self._template = JinjaTemplate(source, today, variables)
+            self._endings = Endings(tokenizer, special, self._template)
             messages = Message("user", "Is it so?"), Message("assistant", "It is.")
             self.render(Record(messages, "", Origin("", 1)))
         except Unusable as why:
@@ -197,7 +188,7 @@ class ChatTemplate:
             InputError: the template fails for it.
         """
         try:
-            return self._render([_turn("user", "")], generation_prompt=True)
+            return self._template.render([plain_turn("user", "")], generation_prompt=True)
         except Unusable as why:
             raise InputError(
                 f"the chat template cannot render an empty user turn, which scoring without the "
@@ -205,7 +196,7 @@ class ChatTemplate:
             ) from why
 
     def _render_text(self, record: Record) -> Rendering:
-        content, (eos_token, eos_id) = record.messages[-1].content, self._eos
+        content, (eos_token, eos_id) = record.messages[-1].content, self._endings.eos
         text = content + eos_token
         self.end_token_ids.add(eos_id)
         literals: tuple[Range, ...] = ()
@@ -242,15 +233,15 @@ class ChatTemplate:
         pattern = self._special.pattern
         num_found = len(pattern.findall(text))
         num_written_out = text.count(marks[0]) if marks else 0
-        has_more = tools or any(len(turn) > len(_turn("", "")) for turn in turns)
-        if not has_more and num_found - num_written_out == self._ending(turns).num_special:
+        has_more = tools or any(len(turn) > len(plain_turn("", "")) for turn in turns)
+        if not has_more and num_found - num_written_out == self._endings.of(turns).num_special:
             return
         (edge,) = unused_characters([*marks, *texts_of([*turns, *tools])], 1)
         edged_turns = [
             {**turn, "content": turn["content"] and between(turn["content"], edge)}
             for turn in turns
         ]
-        edged = self._render(edged_turns, tools)
+        edged = self._template.render(edged_turns, tools)
         plain = edged.replace(edge, "")
         # What is appended to the rendered text is no part of it.
         num_joined = num_found - len(pattern.findall(edged + text[len(plain) :]))
@@ -259,19 +250,19 @@ class ChatTemplate:
 
     def _locate(self, turns: Sequence[Turn], tools: Tools = ()) -> _LastTurn:
         """Render turns and find the last one, a response, in the text."""
-        text = self._render(turns, tools)
-        prompt = self._render(turns[:-1], tools, generation_prompt=True)
-        ending = self._ending(turns)
+        text = self._template.render(turns, tools)
+        prompt = self._template.render(turns[:-1], tools, generation_prompt=True)
+        ending = self._endings.of(turns)
         if not text.endswith(ending.tail) and "tool_calls" in turns[-1]:
             # A call may end in another way than an answer. Text after it is part of its end.
             marks = list(self._special.pattern.finditer(text))
-            ending = self._find_ending(text[marks[-1].start() :] if marks else "", None)
+            ending = self._endings.find(text[marks[-1].start() :] if marks else "")
         elif not text.endswith(ending.tail):
             content = turns[-1]["content"].strip()
             _, found, tail = text.rpartition(content)
             if not found:
                 raise Unusable("the chat template changes the text of the messages")
-            ending = self._find_ending(tail, None)
+            ending = self._endings.find(tail)
         start, has_other_prompt = len(prompt), False
         if not text.startswith(prompt):
             start, has_other_prompt = self._prompt_end(turns, tools, text, prompt), True
@@ -293,7 +284,9 @@ class ChatTemplate:
         Some templates write more into the generation prompt (`<think>`) than into the rendering
         of a response without reasoning. The response then begins where the two part.
         """
-        probe = self._render([*turns[:-1], _turn("assistant", _PROBE.format(0))], tools)
+        probe = self._template.render(
+            [*turns[:-1], plain_turn("assistant", PROBE.format(0))], tools
+        )
         start = _common_length(probe, prompt)
         question = turns[-2]["content"].strip() if len(turns) > 1 else ""
         if not text.startswith(prompt[:start]) or question not in prompt[:start]:
@@ -327,55 +320,13 @@ class ChatTemplate:
                 spans.append(TurnSpan(alone.start, alone.body_end, False))
         return spans, num_context_turns
 
-    def _ending(self, given: Sequence[Turn]) -> _Ending:
-        """How the template ends a conversation with the roles of these turns."""
-        roles = tuple(turn["role"] for turn in given)
-        if "tool" in roles:
-            # Results without calls are not for every template.
-            roles = ("user", "assistant")
-        if roles not in self._endings:
-            turns = [_turn(role, _PROBE.format(index)) for index, role in enumerate(roles)]
-            text = self._render(turns)
-            _, found, tail = text.rpartition(turns[-1]["content"])
-            if not found:
-                raise Unusable("the chat template drops or changes the text of the response")
-            ending = self._find_ending(tail, turns)
-            num_special = len(self._special.pattern.findall(text + ending.appended))
-            self._endings[roles] = ending._replace(num_special=num_special)
-        return self._endings[roles]
-
-    def _find_ending(self, tail: str, turns: Sequence[Turn] | None) -> _Ending:
-        """The end mark: the first special token after the content, or else the one that the next
-        turn begins with, or else the end of sequence."""
-        special = self._special
-        for pattern in (special.pattern, special.added_pattern):
-            if match := pattern.search(tail):
-                return _Ending(tail, match.span(), "", special.added_ids[match[0]])
-        if turns is not None and (after := self._next_turn(turns)).startswith(tail):
-            for pattern in (special.pattern, special.added_pattern):
-                match = pattern.search(after)
-                if match and match[0] not in self._never_ends:
-                    appended = after[len(tail) : match.end()]
-                    return _Ending(tail, match.span(), appended, special.added_ids[match[0]])
-        token, id_ = self._eos
-        return _Ending(tail, (len(tail), len(tail) + len(token)), token, id_)
-
-    def _next_turn(self, turns: Sequence[Turn]) -> str:
-        """What the template writes between a response and the content of a user turn after it."""
-        question = _PROBE.format(len(turns))
-        try:
-            text = self._render([*turns, _turn("user", question)])
-        except Unusable:
-            return ""
-        return text.partition(turns[-1]["content"])[2].partition(question)[0]
-
     def _explained(self, why: Unusable, messages: Sequence[Message]) -> Unusable:
         """The reason for a record that cannot be rendered, if the system turn is it."""
         if messages[0].role != "system":
             return why
         if self._takes_system is None:
             probe = [Message("system", "S."), Message("user", "U"), Message("assistant", "A")]
-            turns = [_turn(message.role, message.content) for message in probe]
+            turns = [plain_turn(message.role, message.content) for message in probe]
             try:
                 self._locate(turns)
                 self._takes_system = True
@@ -406,41 +357,10 @@ class ChatTemplate:
                     )
                 raise Unusable("the chat template drops or changes the text of the prompt")
 
-    def _render(
-        self, turns: Sequence[Turn], tools: Tools = (), *, generation_prompt: bool = False
-    ) -> str:
-        try:
-            return self._template.render(
-                messages=turns,
-                tools=list(tools) or None,
-                add_generation_prompt=generation_prompt,
-                **self._variables,
-            )
-        # A template is a program: it may divide by zero, or index what is not there.
-        except (TemplateError, ArithmeticError, LookupError, ValueError, TypeError) as error:
-            detail = " ".join(str(error).split())[:200]
-            raise Unusable("the chat template fails", detail) from error
-
 
 def is_text(record: Record) -> bool:
     """Whether a record is a plain text, which takes no template."""
     return len(record.messages) == 1
-
-
-def reads_clock(source: str) -> bool:
-    """Whether the tokens of a template depend on the date."""
-    return "strftime_now" in source
-
-
-def _compiled(source: str, today: date) -> Template:
-    """The template as transformers compiles it, with `strftime_now` fixed."""
-    environment = _compile_jinja_template(source).environment.overlay()
-    environment.globals = {**environment.globals, "strftime_now": today.strftime}
-    return environment.from_string(source)
-
-
-def _turn(role: str, content: str) -> Turn:
-    return {"role": role, "content": content}
 
 
 def _common_length(first: str, second: str) -> int:
