@@ -7,8 +7,8 @@ Input: a record as a dictionary, as a file or the Hub has it. Output: its messag
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from forgetting.registry import Registry
 from forgetting.turns import (
@@ -22,9 +22,6 @@ from forgetting.turns import (
 )
 from forgetting.turns import Message as Message
 from forgetting.turns import Unusable as Unusable
-
-LABELED_FALSE = "the response is labeled false, so it is not learned"
-"""Reason for records that are left out on purpose."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +37,46 @@ class DataFormat:
     """Function from a record's fields to its messages; raises `Unusable`."""
     has_prompt: bool = True
     """Whether turns alternate from user to assistant. If not, a record is one text to learn."""
+    read_rejected: Callable[[Fields], list[Message]] | None = None
+    """As `read`, for the response that a record prefers another one to; None if it has none."""
 
     def fits(self, fields: Fields) -> bool:
         """Whether a record has the fields that the format is recognized by."""
         return all(any(name in fields for name in names) for names in self.needs)
+
+
+def as_negative(messages: Sequence[Message]) -> list[Message]:
+    """The messages with the responses after the last user turn negative, and earlier ones context.
+
+    Feedback judges how a conversation goes on, not what came before.
+    """
+    users = [index for index, message in enumerate(messages) if message.role == "user"]
+    begin = users[-1] if users else -1
+    return [
+        message
+        if message.role != "assistant"
+        else replace(message, is_negative=True)
+        if index > begin
+        else replace(message, weight=0.0)
+        for index, message in enumerate(messages)
+    ]
+
+
+def _judged(fields: Fields, messages: list[Message], *, is_flag: bool = False) -> list[Message]:
+    """The messages, negative if the record is labeled false, as in KTO.
+
+    Args:
+        is_flag: whether a `label` of another kind than true and false is one of those two, too.
+            If not, it may be the class of a text.
+    """
+    label = fields.get("label") if is_flag or _is_boolean(fields) else None
+    return messages if is_true(label, "label") else as_negative(messages)
+
+
+def _is_boolean(fields: Fields) -> bool:
+    # A look that does not read it, so that other labels are listed as unused.
+    label = dict.get(fields, "label") if isinstance(fields, dict) else fields.get("label")
+    return str(label).strip().lower() in ("true", "false")
 
 
 def _with_system(fields: Fields, messages: list[Message]) -> list[Message]:
@@ -68,7 +101,8 @@ def _read_alpaca(fields: Fields) -> list[Message]:
     messages = _exchange(
         fields, text_field(fields, "instruction"), context, text_field(fields, "output")
     )
-    return [*messages[:-2], *_read_history(fields), *messages[-2:]]
+    messages = [*messages[:-2], *_read_history(fields), *messages[-2:]]
+    return _judged(fields, messages)
 
 
 def _read_history(fields: Fields) -> list[Message]:
@@ -93,32 +127,34 @@ def _read_dolly(fields: Fields) -> list[Message]:
 
 
 def _read_prompt_completion(fields: Fields) -> list[Message]:
-    if not is_true(fields.get("label"), "label"):
-        # Negative feedback, as in KTO.
-        raise Unusable(LABELED_FALSE)
     response = "completion" if fields.get("completion") is not None else "response"
     if is_turns(fields.get("prompt")):
         # Turns on both sides, as in TRL.
         turns = [*read_turns(fields, "prompt"), *read_turns(fields, response)]
-        return _with_system(fields, turns)
-    return _exchange(
+        return _judged(fields, _with_system(fields, turns), is_flag=True)
+    messages = _exchange(
         fields, text_field(fields, "prompt"), "", text_field(fields, "completion", "response")
     )
+    return _judged(fields, messages, is_flag=True)
 
 
-def _read_preference(fields: Fields) -> list[Message]:
-    """The preferred response. It may hold the prompt, or follow it."""
+def _read_preference(fields: Fields, name: str = "chosen") -> list[Message]:
+    """One of the two responses. It may hold the prompt, or follow it."""
     prompt = fields.get("prompt")
-    if not is_turns(fields.get("chosen")):
+    if not is_turns(fields.get(name)):
         if is_turns(prompt):
-            last = Message("assistant", text_field(fields, "chosen"))
+            last = Message("assistant", text_field(fields, name))
             return _with_system(fields, [*read_turns(fields, "prompt"), last])
-        return _exchange(fields, text_field(fields, "prompt"), "", text_field(fields, "chosen"))
-    turns = read_turns(fields, "chosen")
+        return _exchange(fields, text_field(fields, "prompt"), "", text_field(fields, name))
+    turns = read_turns(fields, name)
     if turns[0].role == "assistant":
         before = [Message("user", prompt)] if isinstance(prompt, str) else None
         turns = [*(before or read_turns(fields, "prompt")), *turns]
     return _with_system(fields, turns)
+
+
+def _read_rejected(fields: Fields) -> list[Message]:
+    return as_negative(_read_preference(fields, "rejected"))
 
 
 def _read_question_answer(fields: Fields) -> list[Message]:
@@ -139,7 +175,7 @@ def _read_text(fields: Fields) -> list[Message]:
 
 
 def _read_conversation(fields: Fields, name: str) -> list[Message]:
-    return _with_system(fields, read_turns(fields, name))
+    return _judged(fields, _with_system(fields, read_turns(fields, name)))
 
 
 def _read_oasst(fields: Fields) -> list[Message]:
@@ -197,6 +233,7 @@ FORMATS: Registry[DataFormat] = Registry(
             "chosen, rejected; prompt",
             (("chosen",), ("rejected",)),
             _read_preference,
+            read_rejected=_read_rejected,
         ),
         DataFormat(
             "alpaca",
@@ -240,6 +277,7 @@ def register_format(
         name: lowercase letters, digits and underscores.
         read: function from a record, a dictionary, to its list of `Message`: an optional system
             turn, then turns that alternate from user to assistant. An exception rejects the record.
+            Responses of weight 0 are context; if one is negative, so are all others with a weight.
         needs: fields that `format: auto` recognizes the format by, all of them; a tuple among them
             lists alternatives. Built-in formats are tried first.
 
@@ -274,4 +312,6 @@ def _guarded(name: str, read: Callable[[Fields], list[Message]], fields: Fields)
             raise Unusable(f"the format {name} returns something other than messages with text")
         if message.role not in ROLES.values():
             raise Unusable("unknown role", f"{message.role!a:.40}")
+        if not isinstance(message.weight, int | float):
+            raise Unusable(f"the format {name} returns a weight that is not a number")
     return messages

@@ -96,7 +96,8 @@ def score_data(
         model=base,
         data=settings,
         reference=ReferenceSettings(name_or_path=reference and _resolved(reference)),
-        variants={"inspected": VariantSettings(objective="ignoring", selection=selection)},
+        # Nothing is trained, and only a variant that forgets takes responses labeled false.
+        variants={"inspected": VariantSettings(objective="forgetting", selection=selection)},
     )
     path = default_run_dir(recipe) if run_dir is None else run_dir
     recipe = _as_before(recipe, path) or recipe

@@ -9,7 +9,7 @@ import pytest
 from forgetting.config import DataSettings, SourceSettings
 from forgetting.data.account import Account
 from forgetting.data.alignment import Tokenization
-from forgetting.data.splits import read_records
+from forgetting.data.reading import read_records
 from forgetting.data.spool import Spool
 from forgetting.formats import LABELED_FALSE, Unusable
 from tests.data.families import SHARED, tokenizer_of

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from forgetting.config import DataSettings, SourceSettings
 from forgetting.data.account import Account
 from forgetting.data.alignment import Tokenization
-from forgetting.data.splits import SPLITS, build_corpus, read_records
+from forgetting.data.reading import read_records
+from forgetting.data.splits import SPLITS, build_corpus
 from forgetting.data.spool import Spool
 from forgetting.errors import InputError
 from forgetting.rundir.samples import IGNORE_INDEX, Samples, read_table

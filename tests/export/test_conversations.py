@@ -68,9 +68,14 @@ def test_both_formats_say_the_same(exported, read):
 
 
 def test_a_share_is_rounded_and_ties_go_by_the_order():
-    quality = SampleJudgments(np.array([0.0, 1.0, 0.0, 2.0, 0.0]), np.array([0.5, 0, 0.5, 1, 0.5]))
+    mean, share = np.array([0.0, 1.0, 0.0, 2.0, 0.0]), np.array([0.5, 0, 0.5, 1, 0.5])
+    quality = SampleJudgments(mean, share, np.zeros(5, bool))
     assert np.flatnonzero(quality.worst(0.3, "quality")).tolist() == [0, 2]
     assert np.flatnonzero(quality.worst(0.4, "negatives")).tolist() == [0, 3]
+    # A share of those to learn.
+    quality = SampleJudgments(mean, share, np.array([True, False, False, True, False]))
+    assert np.flatnonzero(quality.worst(0.3, "quality")).tolist() == [2]
+    assert np.flatnonzero(quality.worst(0.7, "negatives")).tolist() == [2, 4]
 
 
 def test_a_recipe_reads_what_was_exported_and_makes_the_same_tokens(

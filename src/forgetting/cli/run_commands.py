@@ -254,6 +254,7 @@ def print_corpus(path: Path, num_samples: int) -> None:
     from forgetting.config import load_recipe
     from forgetting.report.preview import (
         LEGEND,
+        label_lines,
         rejection_lines,
         sample_texts,
         source_table,
@@ -261,7 +262,7 @@ def print_corpus(path: Path, num_samples: int) -> None:
     )
 
     out.print(source_table(path))
-    for line in (*rejection_lines(path), *unused_key_lines(path)):
+    for line in (*rejection_lines(path), *label_lines(path), *unused_key_lines(path)):
         out.print(line, soft_wrap=True, highlight=False)
     if not num_samples:
         return

@@ -119,6 +119,9 @@ class SourceSettings(Section):
     escaped: bool = False
     """Whether a .csv or .tsv file escapes special characters: quotes are plain text, and `\\n`,
     `\\t`, `\\\\` stand for a line break, a tab and a backslash."""
+    negatives: Literal["rejected"] | None = None
+    """Responses to forget: `rejected` reads those of `chosen`/`rejected` records as samples whose
+    tokens are all negative. `null` does not use them."""
     subset: str | None = None
     """Configuration of a Hub data set."""
     split: str = "train"

@@ -306,6 +306,24 @@ class Recipe(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _negatives_are_forgotten(self) -> Recipe:
+        if any(source.negatives for source in self.reference.sources or ()):
+            raise ValueError(
+                "reference.sources hold only responses to learn. Remove `negatives` from them"
+            )
+        if any(source.negatives for source in self.data.sources) and not self.forgets:
+            raise ValueError(
+                "data.sources ask for `negatives`, which no variant forgets. Add a variant with "
+                "`objective: forgetting`, or remove `negatives`"
+            )
+        return self
+
+    @property
+    def forgets(self) -> bool:
+        """Whether a variant unlearns tokens."""
+        return any(variant.objective == "forgetting" for variant in self.variants.values())
+
     @property
     def num_reference(self) -> int:
         """Number of samples in D_ref, from the corpus or from trusted sources."""

@@ -113,11 +113,13 @@ class Account:
                     mark,
                 )
 
-    def take(self, split: str, source: str, tokens: Tokens, was_cut: bool) -> None:
+    def take(self, split: str, record: Record, tokens: Tokens, was_cut: bool) -> None:
         """Count a sample, with its tokens as they are written."""
-        count, part = self.of(source), self.splits[split]
+        count, part = self.of(record.source), self.splits[split]
         count.used += 1
         count.cut += was_cut
+        count.negatives += record.is_negative
+        count.weightless_turns += record.num_weightless_turns
         count.context_turns += tokens.num_context_turns
         count.split_tokens += tokens.num_split_tokens
         count.other_prompts += tokens.has_other_prompt
@@ -125,6 +127,7 @@ class Account:
         for counted in (count, part):
             counted.tokens += len(tokens.input_ids)
             counted.response_tokens += len(tokens.labels) - tokens.labels.count(IGNORE_INDEX)
+            counted.weighted_tokens += sum(weight != 1 for weight in tokens.weights or ())
 
     def num_dropped(self) -> int:
         """Records that were dropped: rejected, duplicates, or with a prompt that is too long."""

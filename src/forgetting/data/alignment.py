@@ -1,10 +1,10 @@
 """From conversations to token ids and labels.
 
-In: records and a tokenizer. Out: `Tokens`, the ids with labels (-100 outside the responses) and,
-if noise is known, a flag for each response token. A response is labeled from the end of the
-generation prompt to its end mark. The ids are those of the rendered conversation, except where
-the data holds written-out special tokens or a token would span prompt and response. Knows nothing
-about files.
+In: records and a tokenizer. Out: `Tokens`, the ids with labels (-100 outside the responses), the
+weights of turns and, if noise is known, a flag for each response token. A response is labeled from
+the end of the generation prompt to its end mark. The ids are those of the rendered conversation,
+except where the data holds written-out special tokens or a token would span prompt and response.
+Knows nothing about files.
 """
 
 from __future__ import annotations
@@ -48,6 +48,8 @@ class Tokens:
     """Same length: the token where it is to be predicted, -100 elsewhere and at position 0."""
     noise: list[int] | None
     """One flag per labeled token, in order; None if nothing is known."""
+    weights: list[float] | None = None
+    """Weight of each labeled token in training, in order; None if all are 1."""
     num_context_turns: int = 0
     """Earlier responses without labels, because the template drops or changes them in history."""
     num_split_tokens: int = 0
@@ -153,7 +155,8 @@ class Tokenization:
         prompt = self.empty_prompt_ids
         labels = [IGNORE_INDEX] * len(prompt) + response
         noise = None if tokens.noise is None else tokens.noise[-len(response) :]
-        return Tokens([*prompt, *response], labels, noise)
+        weights = None if tokens.weights is None else tokens.weights[-len(response) :]
+        return Tokens([*prompt, *response], labels, noise, weights)
 
     def encode(self, record: Record) -> Tokens:
         """Tokenize one record, uncut.
@@ -200,18 +203,21 @@ class Tokenization:
         ids = [*prefix, *encoded.ids]
         labels = [IGNORE_INDEX] * len(ids)
         noise: list[int] = []
+        weights: list[float] = []
         for turn in rendering.turns:
             first, last = _token_range(encoded, turn)
             # Nothing comes before the first token of all that it could be predicted from.
             first = max(first, 1 - len(prefix))
             begin, end = first + len(prefix), last + len(prefix)
             labels[begin:end] = ids[begin:end]
+            weights += [turn.weight] * (end - begin)
             if record.noise_spans is not None:
                 noise += _flags(encoded, first, last, rendering.noise)
         return Tokens(
             ids,
             labels,
             None if record.noise_spans is None else noise,
+            weights if any(weight != 1 for weight in weights) else None,
             rendering.num_context_turns,
             len(spanned),
             rendering.has_other_prompt,
@@ -266,5 +272,10 @@ def cut(tokens: Tokens, max_length: int) -> Tokens:
         return tokens
     labels = tokens.labels[:max_length]
     num_labeled = len(labels) - labels.count(IGNORE_INDEX)
-    noise = None if tokens.noise is None else tokens.noise[:num_labeled]
-    return replace(tokens, input_ids=tokens.input_ids[:max_length], labels=labels, noise=noise)
+    return replace(
+        tokens,
+        input_ids=tokens.input_ids[:max_length],
+        labels=labels,
+        noise=None if tokens.noise is None else tokens.noise[:num_labeled],
+        weights=None if tokens.weights is None else tokens.weights[:num_labeled],
+    )

@@ -24,7 +24,7 @@ class Duplicates:
     `exact` finds the same conversation after Unicode NFC and white-space normalization. `near` also
     finds conversations whose sets of word 5-grams have a Jaccard similarity of about `threshold`
     or more (MinHash, 128 permutations; Broder 1997). If the right response of a record is known,
-    the record is a duplicate with either response.
+    the record is a duplicate with either response. A record to forget repeats no record to learn.
 
     Raises:
         InputError: `kind` is `near` and datasketch is not installed.
@@ -32,7 +32,8 @@ class Duplicates:
 
     def __init__(self, kind: Kind = "exact", threshold: float = 0.8) -> None:
         self._seen: dict[bytes, int] = {}
-        self._near = _NearDuplicates(threshold) if kind == "near" else None
+        # A rejected response differs little from a preferred one where the prompt is long.
+        self._near = [_NearDuplicates(threshold) for _ in range(2)] if kind == "near" else None
 
     def repeats(self, record: Record, number: int) -> tuple[Kind, int] | None:
         """The kind of duplicate and the number of the earlier record.
@@ -44,7 +45,7 @@ class Duplicates:
         if earlier is not None:
             return "exact", earlier
         if self._near is not None:
-            earlier = self._near.find_or_add(record, number)
+            earlier = self._near[record.is_negative].find_or_add(record, number)
             if earlier is not None:
                 return "near", earlier
         for key in keys:

@@ -59,3 +59,39 @@ def interleaved(counts: Sequence[int]) -> NDArray[np.int64]:
     size = np.repeat(np.asarray(counts, dtype=np.int64), counts)
     position = (2 * number + 1) / (2 * np.maximum(size, 1))
     return source[np.lexsort((source, position))]
+
+
+def exchanged(
+    slots: NDArray[np.int64], is_train: NDArray[np.bool_], positives: Sequence[int]
+) -> NDArray[np.int64]:
+    """The slots with sources that lack samples to learn moved into D_train.
+
+    Outside of D_train, a source gives only samples to learn. A slot that it cannot fill there goes
+    to a source that can, in exchange for one of that source's slots in D_train, as far as there are
+    any. Where every source has enough, nothing moves.
+
+    Args:
+        slots: source of each sample of the corpus.
+        is_train: whether each of them is in D_train, of the same shape.
+        positives: samples to learn of each source.
+    """
+    outside = np.flatnonzero(~is_train)
+    spare = np.asarray(positives) - np.bincount(slots[outside], minlength=len(positives))
+    lacking = [
+        place
+        for source in np.flatnonzero(spare < 0)
+        for place in outside[slots[outside] == source][spare[source] :]
+    ]
+    inside = np.flatnonzero(is_train)
+    giving = [
+        place
+        for source in np.flatnonzero(spare > 0)
+        for place in inside[slots[inside] == source][: spare[source]]
+    ]
+    number = min(len(lacking), len(giving))
+    moved = slots.copy()
+    moved[lacking[:number]], moved[giving[:number]] = (
+        slots[giving[:number]],
+        slots[lacking[:number]],
+    )
+    return moved

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,7 +18,10 @@ from forgetting.data.sources import Origin
 from forgetting.data.usage import TrackedFields, renamed, tracked
 from forgetting.errors import InputError
 from forgetting.formats import FORMATS, Message, Unusable
-from forgetting.turns import text_field, tool_objects
+from forgetting.turns import Fields, text_field, tool_objects
+
+LARGEST_WEIGHT = 3e38
+"""Weights are float32 in training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +41,16 @@ class Record:
     tools: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
     """Tools that the responses may call, as JSON objects."""
 
+    @property
+    def is_negative(self) -> bool:
+        """Whether its labeled responses are ones to forget."""
+        return self.messages[-1].is_negative
+
+    @property
+    def num_weightless_turns(self) -> int:
+        """Responses that are read and not learned."""
+        return sum(m.role == "assistant" and m.is_context for m in self.messages)
+
     def with_clean_response(self) -> Record:
         """The same conversation with the right response in place of a noisy one."""
         if self.clean_response is None:
@@ -52,8 +65,9 @@ class Record:
         """Equal for conversations that differ in Unicode form and white space only; 16 bytes."""
         normal = [f"{m.role}\x1f{normalised(m.content)}" for m in self.messages]
         more = [(m.is_context, m.extra) for m in self.messages if m.is_context or m.extra]
-        if more or self.tools:
-            normal.append(json.dumps((more, self.tools), sort_keys=True, default=str))
+        if more or self.tools or self.is_negative:
+            known = (more, self.tools, self.is_negative)
+            normal.append(json.dumps(known, sort_keys=True, default=str))
         return hashlib.blake2b("\x1e".join(normal).encode(), digest_size=16).digest()
 
     def keys(self) -> set[bytes]:
@@ -95,14 +109,55 @@ class Rejected:
         return f"{self.origin}: {self.reason}{self.detail and ': '}{self.detail}"
 
 
-def parse_record(raw: Any, form: str, source: SourceSettings, origin: Origin) -> Record | Rejected:
-    """Read one raw record in a format that `recognise` named."""
+def parse_records(
+    raw: Any, form: str, source: SourceSettings, origin: Origin
+) -> list[Record | Rejected]:
+    """Read the samples of one raw record in a format that `recognise` named.
+
+    There is one, or with `negatives: rejected` two: the preferred response, and the other one.
+
+    Raises:
+        InputError: as `parse_record`.
+    """
+    fields = tracked(raw, source.fields) if isinstance(raw, Mapping) else raw
+    first = parse_record(fields, form, source, origin)
+    read_rejected = FORMATS[form].read_rejected
+    if source.negatives is None or read_rejected is None:
+        return [first]
+    other = parse_record(fields, form, source, origin, read_rejected)
+    if isinstance(first, Record) and isinstance(other, Record) and _same_text(first, other):
+        other = Rejected(source.label, origin, "`rejected` is the same as `chosen`")
+    return [first, other]
+
+
+def _same_text(first: Record, other: Record) -> bool:
+    texts = [[normalised(m.content) for m in record.messages] for record in (first, other)]
+    extras = [[m.extra for m in record.messages] for record in (first, other)]
+    return texts[0] == texts[1] and extras[0] == extras[1]
+
+
+def parse_record(
+    raw: Any,
+    form: str,
+    source: SourceSettings,
+    origin: Origin,
+    read: Callable[[Fields], list[Message]] | None = None,
+) -> Record | Rejected:
+    """Read one raw record in a format that `recognise` named.
+
+    Args:
+        read: function from fields to messages; default: that of the format.
+
+    Raises:
+        InputError: the weight of a turn is negative or not finite.
+    """
     try:
         if not isinstance(raw, Mapping):
             raise Unusable("not an object with fields")
         fields = raw if isinstance(raw, TrackedFields) else tracked(raw, source.fields)
-        turns = tuple(FORMATS[form].read(fields))
-        tools = tuple(tool_objects(fields, "tools")) if FORMATS[form].has_prompt else ()
+        turns = tuple((read or FORMATS[form].read)(fields))
+        tools = tuple(_tools(fields)) if FORMATS[form].has_prompt else ()
+        _check_weights(turns, origin)
         _check(turns, form)
         _check_text(turns, tools)
         messages = _learned(turns)
@@ -115,6 +170,24 @@ def parse_record(raw: Any, form: str, source: SourceSettings, origin: Origin) ->
     named = fields.get("source") if source.world is not None else None
     label = named if isinstance(named, str) else source.label
     return Record(messages, label, origin, spans, kind, clean, tools)
+
+
+def _tools(fields: Fields) -> list[dict[str, Any]]:
+    """The tools of a record: `tools`, or the `functions` that came before them."""
+    tools, functions = tool_objects(fields, "tools"), tool_objects(fields, "functions")
+    if tools and functions:
+        raise Unusable("both `tools` and `functions`")
+    return tools or [{"type": "function", "function": function} for function in functions]
+
+
+def _check_weights(messages: tuple[Message, ...], origin: Origin) -> None:
+    """Refuse weights that no loss can have: the run stops, because nobody means them."""
+    for message in messages:
+        if not 0 <= message.weight <= LARGEST_WEIGHT:
+            raise InputError(
+                f"{origin}: a turn has the weight {message.weight:g}. Set a finite number of at "
+                "least 0"
+            )
 
 
 def recognise(raw: Any, source: SourceSettings, where: str) -> str:
@@ -156,6 +229,8 @@ def _check(messages: tuple[Message, ...], form: str) -> None:
             }[turn.role]
         if not turns or turns[-1].role != "assistant":
             raise Unusable("turns do not alternate from user to assistant")
+    if len({turn.is_negative for turn in turns if turn.role == "assistant" and turn.weight}) > 1:
+        raise Unusable("some responses are negative and others are learned")
     for turn in turns:
         if turn.content.strip() or "tool_calls" in turn.extra or turn.role == "tool":
             continue

@@ -8,8 +8,9 @@ Knows nothing about models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,14 +20,12 @@ from numpy.typing import NDArray
 from forgetting.config import DataSettings, SourceSettings
 from forgetting.data.account import ROW_GROUP, Account, too_many_rejected
 from forgetting.data.alignment import Tokenization, Tokens, cut
-from forgetting.data.dedup import Duplicates
-from forgetting.data.quotas import interleaved, quotas
-from forgetting.data.records import Record, Rejected, parse_record, recognise
-from forgetting.data.sources import read_source
+from forgetting.data.quotas import exchanged, interleaved, quotas
+from forgetting.data.reading import NUM_SHOWN, read_records
+from forgetting.data.records import Record, Rejected
 from forgetting.data.spool import Spool
-from forgetting.data.usage import TrackedFields, tracked
 from forgetting.errors import InputError, TooFewSamples
-from forgetting.formats import LABELED_FALSE, Unusable
+from forgetting.formats import Unusable
 from forgetting.rundir import layout
 from forgetting.rundir.layout import SPLITS
 from forgetting.rundir.samples import IGNORE_INDEX, SAMPLE_SCHEMA, TableWriter, rows_in_parts
@@ -36,7 +35,6 @@ TRUSTED = " (trusted)"
 """Suffix for the names of sources from which only D_ref is taken."""
 BATCH_RECORDS = 1000
 BATCH_CHARACTERS = 2_000_000
-NUM_SHOWN = 5
 Advance = Callable[[int, str], None]
 
 
@@ -45,6 +43,7 @@ class _Row(NamedTuple):
 
     values: dict[str, Any]
     """By the columns of `SAMPLE_SCHEMA`."""
+    record: Record
     tokens: Tokens
     was_cut: bool
     """Whether it was longer than `max_length`."""
@@ -58,29 +57,33 @@ def build_corpus(
     scratch: Path,
     advance: Advance = lambda amount, note: None,
     trusted: Sequence[SourceSettings] = (),
+    *,
+    forgets: bool = True,
 ) -> Account:
     """Read, clean, split and tokenize; writes `<split>.parquet`, `rejected.parquet` and
     `train-records.parquet` into `output`.
 
     The records of each source are shuffled with the seed, and the sources are interleaved so that
     every split holds them in the same proportion. If a record has a noisy and a right response,
-    held-out samples use the right one. Nothing depends on the number of processes.
+    held-out samples use the right one. Records to forget are only in D_train. Nothing depends on
+    the number of processes.
 
     Args:
         advance: called with the number of samples tokenized since the last call.
         trusted: sources from which D_ref is taken instead of the corpus. Records that are also in
             D_train or held out are dropped and counted as duplicates.
+        forgets: whether records to forget can be used. If not, the first one is an error.
 
     Raises:
-        InputError: a source cannot be read, too many of its records cannot be used, or D_ref is
-            empty.
+        InputError: a source cannot be read, too many of its records cannot be used, a turn has a
+            weight that no loss can have, or D_ref is empty.
         TooFewSamples: there are fewer usable records than the splits ask for.
     """
     own = settings.model_copy(update={"num_reference": 0}) if trusted else settings
     only_reference = {"sources": list(trusted), "num_train": 0, "num_heldout": 0}
     with Account(own, layout.rejected_file(output)) as account:
         with Spool(scratch / "records.spool") as spool:
-            read_records(own, seed, spool, account)
+            read_records(own, seed, spool, account, "use" if forgets else "refuse")
             splits = _Splits(own, tokenization, seed, spool, account)
             splits.write(output, advance)
             write_records(output, _train_records(spool, output))
@@ -89,7 +92,7 @@ def build_corpus(
             settings = settings.model_copy(update=only_reference)
             account.turn_to(settings, TRUSTED)
             with Spool(scratch / "trusted.spool") as spool:
-                read_records(settings, seed, spool, account)
+                read_records(settings, seed, spool, account, "drop")
                 splits = _Splits(settings, tokenization, seed, spool, account)
                 splits.write_reference(taken, output, advance)
     return account
@@ -105,52 +108,6 @@ def _train_records(spool: Spool, output: Path) -> Iterator[TrainRecord]:
             yield TrainRecord(sample_id, record.source, *origin, record.messages, record.tools)
 
 
-def read_records(settings: DataSettings, seed: int, spool: Spool, account: Account) -> None:
-    """Append every usable record to the spool, once.
-
-    Raises:
-        InputError: as `build_corpus`.
-    """
-    duplicates = Duplicates(settings.duplicates, settings.near_threshold)
-    for index, source in enumerate(settings.sources):
-        form = None
-        first_rejected: list[Rejected] = []
-        num_read = num_rejected = 0
-        for origin, raw in read_source(source, seed):
-            if form is None:
-                form = recognise(raw, source, source.path or source.label)
-            fields = tracked(raw, source.fields) if isinstance(raw, Mapping) else raw
-            record = parse_record(fields, form, source, origin)
-            num_read += 1
-            count = account.of(record.source)
-            count.read += 1
-            if isinstance(record, Rejected):
-                account.reject(record)
-                # Left out on purpose, which is no fault of the data.
-                if record.reason != LABELED_FALSE:
-                    num_rejected += 1
-                    if len(first_rejected) < NUM_SHOWN:
-                        first_rejected.append(record)
-                continue
-            # The demo's world says more about its records than any format reads.
-            if isinstance(fields, TrackedFields) and source.world is None:
-                account.note_unread(record.source, fields)
-            account.note_marks(record)
-            repeat = duplicates.repeats(record, len(spool))
-            if repeat is None:
-                spool.append(record, index)
-            elif repeat[0] == "near":
-                count.near_duplicates += 1
-            else:
-                count.duplicates += 1
-                spool.copies[repeat[1]] += 1
-        if num_rejected > settings.max_rejected_share * num_read:
-            raise InputError(
-                too_many_rejected(source.label, first_rejected, num_rejected, num_read, settings)
-            )
-    account.warn()
-
-
 class _Stream:
     """The usable samples of one source, in the given order of its records, tokenized in batches."""
 
@@ -164,6 +121,8 @@ class _Stream:
     ) -> None:
         self.source = source
         self._order = iter(order.tolist())
+        self._passed_over: deque[int] = deque()
+        """Records to forget that came up for another split than D_train."""
         self._spool = spool
         self._tokenization = tokenization
         self._account = account
@@ -174,7 +133,7 @@ class _Stream:
     def take(self, split: str, number: int) -> Iterator[_Row]:
         """The next `number` samples with at least one labeled token, or all that are left."""
         while number > 0:
-            batch = self._next_records(number)
+            batch = self._next_records(number, may_forget=split == "train")
             if not batch:
                 return
             if split == "heldout":
@@ -187,17 +146,26 @@ class _Stream:
                     number -= 1
                     yield row
 
-    def _next_records(self, number: int) -> list[tuple[int, Record]]:
+    def _next_records(self, number: int, *, may_forget: bool) -> list[tuple[int, Record]]:
         """At most `number` records, and at most one batch."""
-        batch = []
+        batch: list[tuple[int, Record]] = []
         size = 0
-        for index in islice(self._order, min(number, BATCH_RECORDS)):
+        while len(batch) < min(number, BATCH_RECORDS) and size <= BATCH_CHARACTERS:
+            index = self._next_index(may_forget)
+            if index is None:
+                break
             record = self._spool[index]
             batch.append((index, record))
             size += sum(len(message.content) for message in record.messages)
-            if size > BATCH_CHARACTERS:
-                break
         return batch
+
+    def _next_index(self, may_forget: bool) -> int | None:
+        """Number of the next record; None if there is none."""
+        for index in self._order:
+            if may_forget or not self._spool.is_negative[index]:
+                return index
+            self._passed_over.append(index)
+        return self._passed_over.popleft() if may_forget and self._passed_over else None
 
     def _row(self, index: int, record: Record, result: Tokens | Unusable) -> _Row | None:
         if isinstance(result, Unusable):
@@ -219,8 +187,10 @@ class _Stream:
             "labels": tokens.labels,
             "noise": tokens.noise,
             "noise_kind": record.noise_kind,
+            "weights": tokens.weights,
+            "is_negative": record.is_negative,
         }
-        return _Row(row, tokens, len(result.input_ids) > max_length)
+        return _Row(row, record, tokens, len(result.input_ids) > max_length)
 
     def check_rejected(self) -> None:
         """Raise an error if the template cannot render too many of the records."""
@@ -270,17 +240,29 @@ class _Splits:
                 raise InputError(_too_few_of(source, count, size))
         if sum(counts) < settings.num_samples:
             raise TooFewSamples(_too_few(account, sum(sizes), sum(sizes)), sum(sizes))
-        self._slots = interleaved(counts)
+        learned = self.of_record[np.frombuffer(spool.is_negative, np.int8) == 0]
+        _check_learned(settings, len(learned))
+        # The splits one after the other, as `write` takes them.
+        sizes_of_splits = [getattr(settings, f"num_{split}") for split in SPLITS]
+        self._slots = exchanged(
+            interleaved(counts),
+            np.repeat([split == "train" for split in SPLITS], sizes_of_splits),
+            np.bincount(learned, minlength=len(settings.sources)).tolist(),
+        )
         self._written: dict[str, list[int]] = {}
 
     def write(self, output: Path, advance: Advance) -> None:
         """Write every split."""
         streams = self._streams(np.random.default_rng(self.seed).permutation(len(self.spool)))
+        windows = {}
         begin = 0
         for split in SPLITS:
-            window = self._slots[begin : begin + getattr(self.settings, f"num_{split}")]
-            begin += len(window)
-            rows = self._rows(window, split, streams)
+            windows[split] = self._slots[begin : begin + getattr(self.settings, f"num_{split}")]
+            begin += len(windows[split])
+        # D_train takes what the others cannot, so it comes last if there is any.
+        order = sorted(SPLITS, key="train".__eq__) if any(self.spool.is_negative) else SPLITS
+        for split in order:
+            rows = self._rows(windows[split], split, streams)
             if split == "reference" and self.settings.duplicates_in_reference:
                 # Skipped, so that the other splits do not depend on this option.
                 for _ in rows:
@@ -373,12 +355,22 @@ class _Splits:
         written = []
         with TableWriter(layout.split_file(output, split), SAMPLE_SCHEMA, ROW_GROUP) as writer:
             for row in rows:
-                self.account.take(split, row.values["source"], row.tokens, row.was_cut)
+                self.account.take(split, row.record, row.tokens, row.was_cut)
                 writer.write(row.values)
                 written.append(row.values["sample_id"])
                 if len(written) % ROW_GROUP == 0:
                     advance(ROW_GROUP, "")
         return written
+
+
+def _check_learned(settings: DataSettings, num_learned: int) -> None:
+    asked = settings.num_reference + settings.num_heldout
+    if num_learned < asked:
+        raise InputError(
+            f"D_ref and the held-out samples need {asked} responses to learn (num_reference "
+            f"{settings.num_reference} + num_heldout {settings.num_heldout}), but only "
+            f"{num_learned} usable records are not ones to forget. Ask for fewer, or add sources"
+        )
 
 
 def _too_few_of(source: SourceSettings, asked: int, usable: int) -> str:

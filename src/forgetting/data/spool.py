@@ -21,6 +21,8 @@ class Spool:
         self._ends = array("q", [0])
         self.source_index = array("l")
         """Index of each record's source in the recipe."""
+        self.is_negative = array("b")
+        """Whether each record is one to forget."""
         self.copies = array("l")
         """How often each record was read, duplicates included."""
 
@@ -31,6 +33,7 @@ class Spool:
         """Append a record."""
         self._ends.append(self._ends[-1] + self._file.write(record.dump()))
         self.source_index.append(source_index)
+        self.is_negative.append(record.is_negative)
         self.copies.append(1)
 
     def __getitem__(self, index: int) -> Record:

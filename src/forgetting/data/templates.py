@@ -62,6 +62,8 @@ class TurnSpan(NamedTuple):
     is_closed: bool
     """Whether the span ends with the turn's end mark. Otherwise it ends with the content, because
     the template ends an earlier turn in another way than the last one."""
+    weight: float = 1.0
+    """Weight of its tokens in training."""
 
 
 class Rendering(NamedTuple):
@@ -160,16 +162,19 @@ class ChatTemplate:
         self.end_token_ids.add(last.token_id)
         if self._literal_special_tokens:
             self._check_special_tokens(turns, tools, last.text, marks)
-        is_learned = [m.role == "assistant" and not m.is_context for m in messages]
-        spans, num_context_turns = self._earlier_turns(turns, tools, is_learned, last.text)
-        spans.append(TurnSpan(last.start, last.mark[1], True))
+        weights = [m.weight if m.role == "assistant" else 0.0 for m in messages]
+        spans, num_context_turns = self._earlier_turns(turns, tools, weights, last.text)
+        spans.append(TurnSpan(last.start, last.mark[1], True, weights[-1]))
         text, body_end, mark = last.text, last.body_end, last.mark
         literals: tuple[Range, ...] = ()
         if marks:
             places = [match.start() for match in re.finditer(f"[{marks}]", text)]
             literals = tuple(literals_of(text, marks, places))
             text = text.translate(dict.fromkeys(map(ord, marks)))
-            spans = [TurnSpan(unmarked(places, a), unmarked(places, b), c) for a, b, c in spans]
+            spans = [
+                turn._replace(start=unmarked(places, turn.start), end=unmarked(places, turn.end))
+                for turn in spans
+            ]
             body_end = unmarked(places, body_end)
             mark = unmarked(places, mark[0]), unmarked(places, mark[1])
         self._check_text(messages, text, spans[-1].start, body_end)
@@ -196,13 +201,14 @@ class ChatTemplate:
             ) from why
 
     def _render_text(self, record: Record) -> Rendering:
-        content, (eos_token, eos_id) = record.messages[-1].content, self._endings.eos
+        (message,) = record.messages
+        content, (eos_token, eos_id) = message.content, self._endings.eos
         text = content + eos_token
         self.end_token_ids.add(eos_id)
         literals: tuple[Range, ...] = ()
         if self._literal_special_tokens:
             literals = tuple(match.span() for match in self._special.pattern.finditer(content))
-        span = TurnSpan(0, len(text), True)
+        span = TurnSpan(0, len(text), True, message.weight)
         spoiled = record.noise_spans or ()
         noise = noise_ranges(spoiled, content, text, len(content), (len(content), len(text)))
         return Rendering(text, (span,), literals, noise)
@@ -297,15 +303,20 @@ class ChatTemplate:
         return start
 
     def _earlier_turns(
-        self, turns: Sequence[Turn], tools: Tools, is_learned: Sequence[bool], text: str
+        self, turns: Sequence[Turn], tools: Tools, weights: Sequence[float], text: str
     ) -> tuple[list[TurnSpan], int]:
         """The spans of responses before the last one, and the number of those without one.
 
         A response is labeled as far as it is what a model generates after the turns before it.
+
+        Args:
+            weights: weight of each turn; 0 if it is not learned.
         """
         spans: list[TurnSpan] = []
         num_context_turns = 0
-        for index in (index for index in range(len(turns) - 1) if is_learned[index]):
+        for index, weight in enumerate(weights[:-1]):
+            if not weight:
+                continue
             try:
                 alone = self._locate(turns[: index + 1], tools)
             except Unusable:
@@ -315,9 +326,9 @@ class ChatTemplate:
                 num_context_turns += 1
             elif text.startswith(alone.text[: alone.mark[1]]):
                 self.end_token_ids.add(alone.token_id)
-                spans.append(TurnSpan(alone.start, alone.mark[1], True))
+                spans.append(TurnSpan(alone.start, alone.mark[1], True, weight))
             else:
-                spans.append(TurnSpan(alone.start, alone.body_end, False))
+                spans.append(TurnSpan(alone.start, alone.body_end, False, weight))
         return spans, num_context_turns
 
     def _explained(self, why: Unusable, messages: Sequence[Message]) -> Unusable:

@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from typing import Any
 
+from forgetting.turns import decoded, is_turns
+
 EXAMPLE_LENGTH = 60
-DECODED = frozenset({"messages", "conversations", "history", "tools"})
-"""Fields with lists, which may be JSON text."""
+DECODED = frozenset({"messages", "conversations", "history", "tools", "functions"})
+"""Fields with lists. In tables they are text."""
+TEXTS_OR_TURNS = frozenset({"prompt", "completion", "response", "chosen", "rejected"})
+"""Fields with a text, or with turns, which are text in tables."""
 TEMPLATE_MARKS = (
     "<|im_start|>",
     "<|start_header_id|>",
@@ -101,20 +104,25 @@ class TrackedFields(dict[str, Any]):
 
 
 def tracked(raw: Mapping[str, Any], fields: Mapping[str, str]) -> TrackedFields:
-    """A record with the names of its format, with JSON text in place of lists decoded.
+    """A record with the names of its format, with lists in place of their text.
 
-    Tables hold turns, tools and histories as JSON text.
+    Tables hold turns, tools and histories as JSON text, or as Python writes lists.
 
     Args:
         fields: as in `renamed`.
     """
     record = dict(renamed(raw, fields))
-    for name in DECODED.intersection(record):
+    for name in (DECODED | TEXTS_OR_TURNS).intersection(record):
         value = record[name]
-        if isinstance(value, str) and value.lstrip().startswith("["):
-            # What is not JSON is reported by the reader of the field.
-            with suppress(ValueError, RecursionError):
-                record[name] = json.loads(value)
+        if not isinstance(value, str) or not value.lstrip().startswith("["):
+            continue
+        try:
+            found = decoded(value)
+        except ValueError:
+            # The reader of the field reports it.
+            continue
+        if name in DECODED or is_turns(found):
+            record[name] = found
     return TrackedFields(record)
 
 

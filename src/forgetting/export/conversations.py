@@ -58,22 +58,25 @@ _NUMBERS = [
 
 @dataclass(frozen=True)
 class SampleJudgments:
-    """Figures of each sample of D_train, in order; both of shape (samples,)."""
+    """Figures of each sample of D_train, in order; all of shape (samples,)."""
 
     mean: NDArray[np.float64]
     share_negative: NDArray[np.float64]
+    is_negative: NDArray[np.bool_]
+    """Whether the data says that it is one to forget."""
 
     def worst(self, share: float, by: By) -> NDArray[np.bool_]:
-        """A mask of the worst samples, shape (samples,).
+        """A mask of the worst samples, shape (samples,), without those to forget.
 
         Args:
-            share: share of all samples, rounded to whole samples.
+            share: share of the other samples, rounded to whole samples.
             by: `quality` ranks by mean quality, lowest first. `negatives` ranks by the share of
                 negative tokens, highest first, then by mean quality. Ties keep the corpus order.
         """
         first = self.mean if by == "quality" else -self.share_negative
         order = np.lexsort((self.mean, first))
-        is_worst = np.zeros(len(order), dtype=bool)
+        order = order[~self.is_negative[order]]
+        is_worst = np.zeros(len(first), dtype=bool)
         is_worst[order[: int(np.floor(share * len(order) + 0.5))]] = True
         return is_worst
 
@@ -85,13 +88,14 @@ def sample_quality(run: Path, variant: str, quality: str) -> SampleJudgments:
         InputError: see `selected_parts`.
     """
     measure = MEASURES[quality]
-    means, shares = [np.zeros(0)], [np.zeros(0)]
+    means, shares, negatives = [np.zeros(0)], [np.zeros(0)], [np.zeros(0, bool)]
     for part in selected_parts(run, variant, measure.columns):
         lengths = part.samples.num_response_tokens
         values = measure.compute(*(part.scores[name] for name in measure.columns))
         means.append(mean_quality(values, lengths))
         shares.append(mean_quality(part.polarity < 0, lengths))
-    return SampleJudgments(np.concatenate(means), np.concatenate(shares))
+        negatives.append(part.samples.is_negative)
+    return SampleJudgments(*map(np.concatenate, (means, shares, negatives)))
 
 
 def record_tables(
@@ -141,7 +145,7 @@ def _form(run: Path, fingerprint: str, is_kept: NDArray[np.bool_]) -> Form:
     for part in _kept(run, fingerprint, is_kept):
         for _, record in part:
             roles = [message.role for message in record.messages]
-            if record.tools or any(m.extra or m.is_context for m in record.messages):
+            if record.tools or any(m.extra or m.weight != 1 for m in record.messages):
                 return "json"
             if len(roles) == 1:
                 found.add("text")
@@ -161,8 +165,8 @@ def _fields(record: TrainRecord, form: Form) -> dict[str, Any]:
         return {"messages": turns}
     for turn, message in zip(turns, messages, strict=True):
         turn.update(message.extra)
-        if message.is_context:
-            turn["weight"] = 0
+        if message.weight != 1:
+            turn["weight"] = message.weight
     tools = [dict(tool) for tool in record.tools]
     return {
         "messages": json.dumps(turns, ensure_ascii=False),

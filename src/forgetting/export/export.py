@@ -21,7 +21,6 @@ from forgetting.export import conversations, tokens
 from forgetting.export.conversations import By
 from forgetting.export.folder import Format, check_output, whole_folder, write_rows
 from forgetting.export.hub import check_repo, push
-from forgetting.method.terms import TERMS
 from forgetting.models import loading
 from forgetting.models.adapters import is_adapter as is_adapter_folder
 from forgetting.models.prompting import prompting_tokenizer
@@ -165,9 +164,6 @@ class _Job:
                 del columns[name]
         for name in set(tokens.SCORES).difference(tokens.stored_scores(self.run)):
             del columns[name]
-        if TERMS[self.settings.forgetting.term].is_per_sample:
-            # The trainer refuses weights with such a term.
-            del columns["token_weights"]
         decode = loading.decoder(self.recipe.model)
         quality = self.settings.selection.quality
         tables = tokens.token_tables(self.run, self.variant, quality, decode, tuple(columns))
@@ -186,7 +182,9 @@ class _Job:
         quality = conversations.sample_quality(
             self.run, self.variant, self.settings.selection.quality
         )
-        is_kept = ~quality.worst(share, by)
+        is_worst = quality.worst(share, by)
+        # Other trainers would learn the responses that the data says to forget.
+        is_kept = ~(is_worst | quality.is_negative)
         tables = conversations.record_tables(self.run, quality, is_kept)
         first: list[str] = []
 
@@ -199,9 +197,11 @@ class _Job:
         with progress("Exporting the corpus", total) as advance:
             write_rows(noted(), folder / f"train.{format}", format, advance)
         judged = "lowest mean quality" if by == "quality" else "highest share of negative tokens"
+        num_to_forget = int(quality.is_negative.sum())
+        others = f" and the {num_to_forget:,} to forget" if num_to_forget else ""
         sentence = (
-            f"{total:,} of {len(is_kept):,} samples, without the {len(is_kept) - total:,} that "
-            f"have the {judged}."
+            f"{total:,} of {len(is_kept):,} samples, without the {int(is_worst.sum()):,} that "
+            f"have the {judged}{others}."
         )
         columns = {name: conversations.COLUMNS[name] for name in first}
         title = "the corpus without its worst samples"

@@ -17,7 +17,7 @@ from forgetting.method.columns import POSTERIOR
 from forgetting.rundir.findings import has_findings
 from forgetting.rundir.samples import Samples
 from forgetting.rundir.scores import LOG_PROBS, ScoredCorpus
-from forgetting.rundir.selections import TOKENS, selected_parts
+from forgetting.rundir.selections import WEIGHED, selected_parts
 from forgetting.training.dataset import trainer_columns
 
 COLUMNS = {
@@ -29,7 +29,8 @@ COLUMNS = {
     "labels": "token id where the token is predicted, else -100",
     "completion_mask": "1 where the token is predicted, else 0",
     "polarity": "+1 learn, -1 forget, 0 ignore",
-    "token_weights": "weight in the mean of its polarity: 1, or 0 if ignored",
+    "token_weights": "weight in the mean of its polarity: that of its turn (1 unless the data "
+    "sets it), or 0 if ignored",
     "quality": "quality by the selected measure; higher is better",
     "base_log_probs": "log-probability under the base model, in nats",
     "reference_log_probs": "log-probability under the reference model, in nats",
@@ -71,7 +72,7 @@ def token_tables(
     measure = MEASURES[quality]
     own = [name for name in SCORES if name in columns]
     scores = tuple(dict.fromkeys((*own, *measure.columns)))
-    stored = ["sample_id", "source", *TOKENS, *(name for name in NOISE if name in columns)]
+    stored = ["sample_id", "source", *WEIGHED, *(name for name in NOISE if name in columns)]
     for part in selected_parts(run, variant, scores, stored):
         samples, polarity = part.samples, part.polarity
         texts = [_texts(samples, row, decode) for row in range(len(samples))]
@@ -84,7 +85,7 @@ def token_tables(
             "prompt": pa.array([prompt for prompt, _ in texts], pa.string()),
             "completion": pa.array([completion for _, completion in texts], pa.string()),
             "completion_mask": samples.aligned(np.ones(polarity.size, np.int8)),
-            "token_weights": samples.aligned((polarity != 0).astype(np.float32)),
+            "token_weights": samples.aligned((polarity != 0) * samples.weights),
             "quality": samples.aligned(values.astype(np.float32, copy=False)),
         }
         if "noise" in columns:

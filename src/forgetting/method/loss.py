@@ -74,8 +74,7 @@ def forgetting_loss(
         A scalar. An empty set contributes zero; the loss is never 0/0.
 
     Raises:
-        ValueError: shapes differ, `lam` is negative or not finite, base_log_probs are missing, or
-            the term takes no weights.
+        ValueError: shapes differ, `lam` is negative or not finite, or base_log_probs are missing.
     """
     others = (("polarity", polarity), ("base_log_probs", base_log_probs), ("weights", weights))
     for name, other in others:

@@ -308,20 +308,19 @@ class ForgettingTerm:
                 row per sample.
             is_negative: same shape.
             base_log_probs: same shape, under the base model.
-            weights: same shape, weight of each token's value in the sum; default: all 1.
+            weights: same shape, weight of each token's value in the sum; default: all 1. The one
+                value of a sample has the mean weight of its negative tokens.
 
         Returns:
             A scalar, float32 or finer. Other tokens receive no gradient, even if they are infinite.
 
         Raises:
-            ValueError: base_log_probs are missing, weights are given for a term per sample, or the
-                function of a registered term returns another shape.
+            ValueError: base_log_probs are missing, or the function of a registered term returns
+                another shape.
         """
         term = TERMS[self.kind]
         if term.needs_base and base_log_probs is None:
             raise ValueError(f"the term {self.kind} needs base_log_probs")
-        if term.is_per_sample and weights is not None:
-            raise ValueError(f"the term {self.kind} has one value per sample and takes no weights")
         dtype = torch.promote_types(log_probs.dtype, torch.float32)
         # A token that is not negative may be infinite, and zero times infinity is NaN.
         log_p = torch.where(is_negative, log_probs.to(dtype), -1.0)
@@ -336,6 +335,9 @@ class ForgettingTerm:
             inputs.append(torch.where(is_negative, base_log_probs.to(dtype), filler))
         values = term.value(*inputs, **self.parameters)
         if term.is_per_sample:
+            if weights is not None:
+                num_negative = is_negative.sum(-1).clamp(min=1)
+                weights = torch.where(is_negative, weights.to(dtype), 0.0).sum(-1) / num_negative
             is_negative = is_negative.any(-1)
         if not isinstance(values, Tensor) or values.shape != is_negative.shape:
             raise ValueError(

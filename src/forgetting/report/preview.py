@@ -64,6 +64,19 @@ def rejection_lines(run_dir: Path) -> Iterator[Text]:
             yield Text(visible(f"{source.name}: {count:,} rejected, {reason}"))
 
 
+def label_lines(run_dir: Path) -> Iterator[Text]:
+    """What the data says about its responses: one line per source and count."""
+    for source in DataSummary.load(layout.data_dir(run_dir)).sources:
+        counts = {
+            "responses of weight 0, which are context only": source.weightless_turns,
+            "response tokens with another weight than 1": source.weighted_tokens,
+            "samples to forget": source.negatives,
+        }
+        for name, count in counts.items():
+            if count:
+                yield Text(visible(f"{source.name}: {count:,} {name}"))
+
+
 def unused_key_lines(run_dir: Path) -> Iterator[Text]:
     """The keys of records and turns that nothing read: one line per source and key."""
     for source in DataSummary.load(layout.data_dir(run_dir)).sources:

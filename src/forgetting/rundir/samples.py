@@ -36,6 +36,10 @@ SAMPLE_SCHEMA = pa.schema(
         ("labels", pa.list_(pa.int32())),
         ("noise", pa.list_(pa.int8())),
         ("noise_kind", pa.string()),
+        # One per response token; null: all are 1.
+        ("weights", pa.list_(pa.float32())),
+        # Whether its response is one to forget; null: it is not.
+        ("is_negative", pa.bool_()),
     ]
 )
 
@@ -71,9 +75,9 @@ class TableWriter:
         return self
 
     def write(self, row: dict[str, Any]) -> None:
-        """Write one row."""
+        """Write one row; columns that it lacks are null."""
         for name, values in self._columns.items():
-            values.append(row[name])
+            values.append(row.get(name))
         self._num_waiting += 1
         if self._num_waiting == self._group_size:
             self._flush()
@@ -250,6 +254,8 @@ class Samples:
             "labels": [list(row) for row in labels],
             "noise": [None] * len(input_ids),
             "noise_kind": [None] * len(input_ids),
+            "weights": [None] * len(input_ids),
+            "is_negative": [None] * len(input_ids),
         }
         return cls(pa.table(columns, schema=SAMPLE_SCHEMA))
 
@@ -284,6 +290,20 @@ class Samples:
     def per_response_token(self, per_sample: NDArray) -> NDArray:
         """Values per sample, repeated for each response token."""
         return np.repeat(per_sample, self.num_response_tokens)
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """Weight of each response token by its turn, shape (response tokens,)."""
+        weights = np.ones(self.response_ids.size, np.float32)
+        values, _ = list_column(self.table, "weights")
+        known = self.table["weights"].is_valid().to_numpy(zero_copy_only=False)
+        weights[self.per_response_token(known)] = values
+        return weights
+
+    @property
+    def is_negative(self) -> NDArray[np.bool_]:
+        """Whether each sample's response is one to forget, shape (samples,)."""
+        return negative_column(self.table)
 
     def noise(self) -> NDArray[np.bool_] | None:
         """Known noise, shape (response tokens,); None unless it is known for every sample."""
@@ -393,6 +413,11 @@ def num_response_tokens(
 ) -> NDArray[np.int64]:
     """Response tokens of each sample, shape (samples,)."""
     return np.add.reduceat(is_response, token_starts[:-1], dtype=np.int64)
+
+
+def negative_column(table: pa.Table) -> NDArray[np.bool_]:
+    """The column `is_negative`, shape (rows,)."""
+    return table["is_negative"].fill_null(False).to_numpy(zero_copy_only=False).astype(bool)
 
 
 def list_column(table: pa.Table, name: str) -> tuple[NDArray, NDArray[np.int64]]:

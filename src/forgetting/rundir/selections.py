@@ -39,6 +39,8 @@ from forgetting.rundir.storage import StageSummary
 
 AGAIN = "Select again with `forgetting select`"
 TOKENS = ("input_ids", "labels")
+WEIGHED = (*TOKENS, "weights", "is_negative")
+"""Columns of samples that training depends on."""
 
 
 @dataclass(frozen=True)
@@ -258,15 +260,17 @@ def selected_parts(
 
     Args:
         run: the run directory.
-        variant: whose selection; None: every response token is positive.
+        variant: whose selection; None: every response token is positive, or ignored in samples
+            that the data says to forget.
         scores: columns of the scores.
-        columns: of the samples, `input_ids` and `labels` among them.
+        columns: of the samples, `input_ids` and `labels` among them. `is_negative` is always read.
         fingerprint: of D_train, if the caller knows it; by default it is computed.
 
     Raises:
         InputError: selection or scores are missing, damaged, or belong to other tokens.
     """
     train = layout.train_file(run)
+    columns = list(dict.fromkeys((*columns, "is_negative")))
     if variant is not None and fingerprint is None:
         fingerprint = SampleFile(train).fingerprint
     if scores:
@@ -279,7 +283,8 @@ def selected_parts(
     if variant is None:
         for table, values in found:
             samples = Samples(table)
-            yield SelectedPart(samples, np.ones(samples.response_ids.size, np.int8), values)
+            learned = samples.per_response_token(~samples.is_negative)
+            yield SelectedPart(samples, learned.astype(np.int8), values)
         return
     assert fingerprint is not None
     file = layout.polarity_file(layout.selection_dir(run, variant))

@@ -45,6 +45,12 @@ class SourceCounts:
     response_tokens: int = 0
     context_turns: int = 0
     """Earlier responses without labels, because the chat template drops or changes them."""
+    weightless_turns: int = 0
+    """Responses without labels, because the data gives them the weight 0."""
+    weighted_tokens: int = 0
+    """Response tokens with another weight than 1."""
+    negatives: int = 0
+    """Samples whose response is one to forget."""
     split_tokens: int = 0
     """Tokens of the rendered text that span a prompt and its response, and were split there."""
     other_prompts: int = 0
@@ -62,6 +68,8 @@ class SplitCounts:
     samples: int = 0
     tokens: int = 0
     response_tokens: int = 0
+    weighted_tokens: int = 0
+    """Response tokens with another weight than 1."""
 
 
 class DataSummary(StageSummary):

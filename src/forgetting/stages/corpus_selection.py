@@ -35,7 +35,12 @@ from forgetting.method.selection import (
     mean_quality,
 )
 from forgetting.method.tally import SelectionTally
-from forgetting.rundir.samples import list_column, num_response_tokens, response_mask
+from forgetting.rundir.samples import (
+    list_column,
+    negative_column,
+    num_response_tokens,
+    response_mask,
+)
 from forgetting.rundir.scores import ScoredCorpus
 from forgetting.rundir.selections import (
     ExtremeSample,
@@ -73,13 +78,16 @@ class MeasuredCorpus:
         self.shard_sizes = corpus.shard_sizes
         """Samples of each shard."""
         ids, lengths, sources = ([np.zeros(0, np.int64)] for _ in range(3))
+        negatives = [np.zeros(0, bool)]
         means = [np.zeros(0)]
         number_of: dict[str, int] = {}
         self.low, self.high = np.inf, -np.inf
         """The smallest and the largest quality of a token."""
         num_above_zero = 0
+        self.num_ranked = 0
+        """Response tokens that are divided by their quality: those of samples to learn."""
         with path.open("wb") as file:
-            for shard in corpus.scores(measure.columns, ["source"]):
+            for shard in corpus.scores(measure.columns, ["source", "is_negative"]):
                 scores = (shard.columns[column] for column in measure.columns)
                 quality = measure.compute(*scores).astype(np.float32, copy=False)
                 quality.tofile(file)
@@ -89,10 +97,15 @@ class MeasuredCorpus:
                 means.append(mean_quality(quality, shard.lengths))
                 self.low = min(self.low, float(quality.min(initial=np.inf)))
                 self.high = max(self.high, float(quality.max(initial=-np.inf)))
-                num_above_zero += int(np.count_nonzero(quality > 0))
+                negatives.append(negative_column(shard.samples))
+                is_ranked = np.repeat(~negatives[-1], shard.lengths)
+                num_above_zero += int(np.count_nonzero(quality[is_ranked] > 0))
+                self.num_ranked += int(np.count_nonzero(is_ranked))
         self.sample_ids = np.concatenate(ids)
         self.lengths = np.concatenate(lengths)
         """Response tokens of each sample, shape (samples,)."""
+        self.is_negative = np.concatenate(negatives)
+        """Whether the data says that a sample is one to forget, shape (samples,)."""
         self.means = np.concatenate(means)
         """Mean quality of each sample, shape (samples,)."""
         self.source_names = sorted(number_of)
@@ -100,14 +113,30 @@ class MeasuredCorpus:
         self.sources = place[np.concatenate(sources)]
         """Each sample's place in `source_names`, shape (samples,)."""
         self.num_tokens = int(self.lengths.sum())
-        self.share_above_zero = num_above_zero / self.num_tokens if self.num_tokens else 0.0
-        """Share of tokens with quality above 0: the rho that `rho: auto` takes."""
+        self.share_above_zero = num_above_zero / self.num_ranked if self.num_ranked else 0.0
+        """Share of ranked tokens with quality above 0: the rho that `rho: auto` takes."""
 
     def quality(self) -> Iterator[NDArray[np.float32]]:
         """Quality of all response tokens, one shard at a time."""
         with self._path.open("rb") as file:
             for lengths in self.by_shard(self.lengths):
                 yield np.fromfile(file, np.float32, int(lengths.sum()))
+
+    def ranked(self, values: Iterator[NDArray]) -> Iterator[NDArray]:
+        """Values of all response tokens without those of samples to forget, by shard."""
+        for part, is_forgotten in zip(values, self._forgotten_tokens(), strict=True):
+            yield part[~is_forgotten]
+
+    def with_negatives(self, polarities: Iterator[NDArray[np.int8]]) -> Iterator[NDArray[np.int8]]:
+        """Polarity of all response tokens from that of the ranked ones, by shard."""
+        for polarity, is_forgotten in zip(polarities, self._forgotten_tokens(), strict=True):
+            whole = np.full(is_forgotten.size, -1, np.int8)
+            whole[~is_forgotten] = polarity
+            yield whole
+
+    def _forgotten_tokens(self) -> Iterator[NDArray[np.bool_]]:
+        parts = (self.by_shard(self.is_negative), self.by_shard(self.lengths))
+        return map(np.repeat, *parts)
 
     def by_shard(self, of_samples: NDArray) -> Iterator[NDArray]:
         """Values of the samples, one shard at a time."""
@@ -146,6 +175,9 @@ def select_corpus(
 ) -> SelectionSummary:
     """Select, and write the polarity of every response token.
 
+    Samples that the data says to forget are negative whatever the settings, and no threshold
+    depends on them.
+
     Args:
         corpus: D_train and its scores.
         settings: of the selection.
@@ -153,7 +185,8 @@ def select_corpus(
         variant: name of the variant, for the summary.
         scratch: file for the quality, four bytes a token; stays.
         seed: of `by: random`.
-        end_token_ids: tokens that are positive where they would be negative.
+        end_token_ids: tokens that are positive where they would be negative, or ignored in samples
+            that the data says to forget.
         marks_nothing: make every token positive, because nothing is known about their quality.
         advance: called with the number of samples done since the last call.
 
@@ -170,18 +203,25 @@ def select_corpus(
         division, mixture, polarities = _choose(settings, measured, seed)
     tally = SelectionTally(len(measured.source_names), measured.low, measured.high)
     noise: NoiseTally | None = NoiseTally()
+    of_samples = (
+        measured.sample_ids,
+        measured.lengths,
+        measured.sources,
+        measured.is_negative,
+    )
     walk = zip(
         corpus.samples(COLUMNS),
         measured.quality(),
         polarities,
-        *(measured.by_shard(x) for x in (measured.sample_ids, measured.lengths, measured.sources)),
+        *map(measured.by_shard, of_samples),
         strict=True,
     )
     with PolarityWriter(output, corpus.fingerprint) as writer:
-        for part, quality, polarity, sample_ids, lengths, sources in walk:
+        for part, quality, polarity, sample_ids, lengths, sources, is_negative in walk:
             response_ids, starts = _responses(part)
             if end_token_ids:
-                polarity[(polarity < 0) & np.isin(response_ids, list(end_token_ids))] = 1
+                is_end = (polarity < 0) & np.isin(response_ids, list(end_token_ids))
+                polarity[is_end] = np.repeat(np.where(is_negative, 0, 1), lengths)[is_end]
             writer.write(sample_ids, polarity, starts)
             tally.add(quality, polarity, lengths, sources)
             # The noise must be known for every sample, or it counts as unknown.
@@ -214,7 +254,7 @@ def _choose(
     by_sample = settings.granularity == "sequence"
     is_balanced = settings.balance == "source"
 
-    def ranked() -> Iterator[NDArray]:
+    def values() -> Iterator[NDArray]:
         if not is_random:
             yield from measured.quality()
             return
@@ -224,14 +264,16 @@ def _choose(
 
     def tokens() -> Iterator[Chunk]:
         lengths, sources = measured.by_shard(measured.lengths), measured.by_shard(measured.sources)
-        for values, length, source in zip(ranked(), lengths, sources, strict=True):
-            yield values, np.repeat(source, length) if is_balanced else None
+        groups = measured.ranked(map(np.repeat, sources, lengths))
+        for ranked, group in zip(measured.ranked(values()), groups, strict=True):
+            yield ranked, group if is_balanced else None
 
     @functools.cache
     def whole_samples() -> list[Chunk]:
-        parts = zip(ranked(), measured.by_shard(measured.lengths), strict=True)
-        means = [mean_quality(values, lengths) for values, lengths in parts]
-        return [(np.concatenate(means), measured.sources if is_balanced else None)]
+        parts = zip(values(), measured.by_shard(measured.lengths), strict=True)
+        means = np.concatenate([mean_quality(value, lengths) for value, lengths in parts])
+        is_ranked = ~measured.is_negative
+        return [(means[is_ranked], measured.sources[is_ranked] if is_balanced else None)]
 
     chunks = whole_samples if by_sample else tokens
     rho, threshold = settings.rho, settings.threshold
@@ -257,18 +299,21 @@ def _choose(
             raise InputError(f"selection: {error}") from error
     polarities = division.polarity(chunks())
     if by_sample:
-        of_samples = measured.by_shard(next(polarities))
-        polarities = map(np.repeat, of_samples, measured.by_shard(measured.lengths))
-    return division, mixture, polarities
+        of_samples = np.full(len(measured.is_negative), -1, np.int8)
+        of_samples[~measured.is_negative] = next(polarities)
+        parts = measured.by_shard(of_samples), measured.by_shard(measured.lengths)
+        return division, mixture, map(np.repeat, *parts)
+    return division, mixture, measured.with_negatives(polarities)
 
 
 def _everything(
     settings: SelectionSettings, measured: MeasuredCorpus
 ) -> tuple[Division, None, Iterator[NDArray[np.int8]]]:
-    """As `_choose`: every token is positive."""
+    """As `_choose`: every ranked token is positive."""
     num_groups = len(measured.source_names) if settings.balance == "source" else 1
-    polarities = (np.ones(len(values), np.int8) for values in measured.quality())
-    return Division((ALL,) * num_groups, (ALL,) * num_groups), None, polarities
+    polarities = (np.ones(len(values), np.int8) for values in measured.ranked(measured.quality()))
+    division = Division((ALL,) * num_groups, (ALL,) * num_groups)
+    return division, None, measured.with_negatives(polarities)
 
 
 def _responses(part: pa.Table) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -295,7 +340,7 @@ def _described(
 ) -> dict[str, Any]:
     rho = settings.rho
     if settings.threshold in ("mixture", "posterior"):
-        rho = tally.total.num_positive / max(measured.num_tokens, 1)
+        rho = tally.total.num_positive / max(measured.num_ranked, 1)
     elif rho == "auto" or settings.threshold == "zero":
         rho = measured.share_above_zero
     return {

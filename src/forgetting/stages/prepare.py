@@ -34,6 +34,7 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
             work.path,
             advance,
             recipe.reference.sources or (),
+            forgets=recipe.forgets,
         )
     day = tokenization.now.isoformat() if tokenization.reads_clock else None
     account.summary(tokenization.end_token_ids, day).save(work.output)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def run(step: Step, run_dir: Path, work: Work) -> None:
-    """Trains on all response tokens."""
+    """Trains on all response tokens, apart from those that the data says to forget."""
     import numpy as np
 
     from forgetting.config import VariantSettings
@@ -40,30 +40,34 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
 
     recipe, fold = step.recipe, step.part
     label = "Reference model"
-    path = layout.split_file(layout.data_dir(run_dir), "reference" if fold is None else "train")
+    split = "reference" if fold is None else "train"
+    path = layout.split_file(layout.data_dir(run_dir), split)
     kept = np.ones(len(SampleFile(path)), dtype=bool)
     if fold is not None:
         kept = fold_of_samples(recipe, len(kept)) != recipe.fold_names.index(fold)
         label = f"{label}, {fold}"
     full = VariantSettings(objective="full")
-    ends = DataSummary.load(layout.data_dir(run_dir)).end_token_ids
-    fine_tune(recipe, recipe.reference, full, _tables(path, kept), label, work, ends)
+    data = DataSummary.load(layout.data_dir(run_dir))
+    has_weights = data.splits[split].weighted_tokens > 0
+    tables = _tables(path, kept, has_weights)
+    fine_tune(recipe, recipe.reference, full, tables, label, work, data.end_token_ids)
 
 
-def _tables(path: Path, kept: NDArray) -> Iterator[pa.Table]:
+def _tables(path: Path, kept: NDArray, has_weights: bool) -> Iterator[pa.Table]:
     import numpy as np
     import pyarrow as pa
 
     from forgetting.rundir.samples import Samples, rows_in_parts
-    from forgetting.rundir.selections import TOKENS
+    from forgetting.rundir.selections import WEIGHED
     from forgetting.training.dataset import trainer_columns
 
     begin = 0
-    for part in rows_in_parts(path, TOKENS):
+    for part in rows_in_parts(path, WEIGHED):
         samples = Samples(part.filter(pa.array(kept[begin : begin + part.num_rows])))
         begin += part.num_rows
-        polarity = np.ones(samples.response_ids.size, dtype=np.int8)
-        yield pa.table(trainer_columns(samples, polarity))
+        polarity = samples.per_response_token(~samples.is_negative).astype(np.int8)
+        weights = samples.weights if has_weights else None
+        yield pa.table(trainer_columns(samples, polarity, token_weights=weights))
 
 
 def fold_of_samples(recipe: Recipe, num_samples: int) -> NDArray:

@@ -28,7 +28,7 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
 
     from forgetting.method.columns import POSTERIOR
     from forgetting.rundir import layout
-    from forgetting.rundir.selections import selected_parts
+    from forgetting.rundir.selections import WEIGHED, selected_parts
     from forgetting.rundir.stats import DataSummary
     from forgetting.training.dataset import trainer_columns
     from forgetting.training.fit import fine_tune
@@ -37,22 +37,33 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     settings = recipe.variants[variant]
     scores = ["base_log_probs"] * settings.needs_base
     scores += [POSTERIOR] * (settings.objective == "weighted")
-    selected = selected_parts(run_dir, variant if settings.selects else None, scores)
-    tables = (pa.table(trainer_columns(p.samples, p.polarity, **_values(p))) for p in selected)
-    ends = DataSummary.load(layout.data_dir(run_dir)).end_token_ids
-    fine_tune(recipe, recipe.training, settings, tables, f"Training {variant}", work, ends)
+    data = DataSummary.load(layout.data_dir(run_dir))
+    selected = selected_parts(run_dir, variant if settings.selects else None, scores, WEIGHED)
+    has_weights = data.splits["train"].weighted_tokens > 0
+    tables = (
+        pa.table(trainer_columns(p.samples, p.polarity, **_values(p, has_weights)))
+        for p in selected
+    )
+    label, ends = f"Training {variant}", data.end_token_ids
+    fine_tune(recipe, recipe.training, settings, tables, label, work, ends)
     if work.processes.is_main:
         _write_card(recipe, variant, run_dir, work)
 
 
-def _values(part: SelectedPart) -> dict[str, NDArray]:
-    """The scores of some samples as columns of the trainer."""
+def _values(part: SelectedPart, has_weights: bool) -> dict[str, NDArray]:
+    """The scores of some samples as columns of the trainer.
+
+    Args:
+        has_weights: whether turns have weights, by which those of the variant are multiplied.
+    """
     from forgetting.method.columns import POSTERIOR
     from forgetting.method.measures import not_bad
 
     values = dict(part.scores)
     if POSTERIOR in values:
         values["token_weights"] = not_bad(values.pop(POSTERIOR))
+    if has_weights:
+        values["token_weights"] = part.samples.weights * values.get("token_weights", 1)
     return values
 
 

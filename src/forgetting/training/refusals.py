@@ -31,11 +31,6 @@ def refuse(args: ForgettingConfig, dataset: Dataset, kwargs: dict[str, Any]) -> 
             f"the term {args.term} needs a column base_log_probs in train_dataset: the base "
             "model's log-probability of each labeled token"
         )
-    if args.forgetting_term.is_per_sample and "token_weights" in columns:
-        raise ValueError(
-            f"the term {args.term} has one value per sample. Remove token_weights, or set another "
-            "term"
-        )
     if args.forgetting_term.is_per_sample and args.packing and args.packing_strategy != "bfd":
         raise ValueError(
             f"the term {args.term} has one value per sample, and packing_strategy "
