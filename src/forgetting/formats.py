@@ -129,9 +129,13 @@ def _read_dolly(fields: Fields) -> list[Message]:
 def _read_prompt_completion(fields: Fields) -> list[Message]:
     response = "completion" if fields.get("completion") is not None else "response"
     if is_turns(fields.get("prompt")):
-        # Turns on both sides, as in TRL.
-        turns = [*read_turns(fields, "prompt"), *read_turns(fields, response)]
-        return _judged(fields, _with_system(fields, turns), is_flag=True)
+        if is_turns(fields.get(response)):
+            # Turns on both sides, as in TRL.
+            answer = read_turns(fields, response)
+        else:
+            answer = [Message("assistant", text_field(fields, response))]
+        turns = _with_system(fields, [*read_turns(fields, "prompt"), *answer])
+        return _judged(fields, turns, is_flag=True)
     messages = _exchange(
         fields, text_field(fields, "prompt"), "", text_field(fields, "completion", "response")
     )

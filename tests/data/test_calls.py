@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from forgetting.data.alignment import Tokenization
@@ -137,10 +139,28 @@ def test_a_turn_marked_as_context_is_read_and_not_learned(family):
     given = FAMILIES[family]
     whole = record("q", "Ho", "r", "Hi")
     messages = list(whole.messages)
-    messages[1] = Message("assistant", "Ho", is_context=True)
+    messages[1] = Message("assistant", "Ho", weight=0)
     tokens = Tokenization(tokenizer_of("merging", *given.marks), given.template)
     marked = tokens.encode(Record(tuple(messages), "s", Origin("s", 1)))
     assert marked.input_ids == tokens.encode(whole).input_ids
     assert marked.num_context_turns == 0
     some = conversation(*messages, tools=())
     assert labeled(some, given.template, given.marks) == [given.generated("Hi")]
+
+
+@pytest.mark.parametrize("special", ["", "<|im_end|>"])
+def test_a_call_has_the_weight_of_its_turn(special):
+    messages = (
+        ASKED,
+        replace(call(zone="UTC"), weight=0.5),
+        RESULT,
+        Message("assistant", f"Noon{special}", 2.0),
+    )
+    tokenizer = tokenizer_of("merging", *IM)
+    tokens = Tokenization(tokenizer, FULL).encode(conversation(*messages))
+    labeled_ids = [label for label in tokens.labels if label != -100]
+    first, second = ('<call>clock {"zone": "UTC"}</call><|im_end|>', f"Noon{special}<|im_end|>")
+    for weight, text in ((0.5, first), (2.0, second)):
+        own = zip(labeled_ids, tokens.weights, strict=True)
+        assert tokenizer.decode([id_ for id_, each in own if each == weight]) == text
+    assert set(tokens.weights) == {0.5, 2.0}

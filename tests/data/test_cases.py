@@ -11,7 +11,7 @@ from forgetting.data.account import Account
 from forgetting.data.alignment import Tokenization
 from forgetting.data.reading import read_records
 from forgetting.data.spool import Spool
-from forgetting.formats import LABELED_FALSE, Unusable
+from forgetting.formats import Unusable
 from tests.data.families import SHARED, tokenizer_of
 from tests.data.test_calls import FULL, IM
 
@@ -21,9 +21,12 @@ ALTERNATE = "turns do not alternate from user to assistant"
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the files are not here")
 
 
-def learned(file, folder):
-    """(labeled texts of each usable record under ChatML with tools, prompts, counts)."""
-    source = SourceSettings(path=str(CASES / file))
+def learned(file, folder, negatives=None):
+    """(labeled texts of each usable record under ChatML with tools, prompts, counts).
+
+    What is to forget has a minus before it.
+    """
+    source = SourceSettings(path=str(CASES / file), negatives=negatives)
     settings = DataSettings(
         sources=[source], num_reference=0, num_heldout=0, num_train=1, max_rejected_share=1
     )
@@ -34,13 +37,16 @@ def learned(file, folder):
         Spool(folder / "records.spool") as spool,
     ):
         read_records(settings, 0, spool, account)
-        results = tokenization.encode_batch([spool[index] for index in range(len(spool))])
+        records = [spool[index] for index in range(len(spool))]
+        results = tokenization.encode_batch(records)
     texts, prompts = [], []
-    for tokens in results:
+    for record, tokens in zip(records, results, strict=True):
         assert not isinstance(tokens, Unusable), tokens
         pieces = zip(tokens.input_ids, tokens.labels, strict=True)
         labeled = [id_ for id_, label in pieces if label != -100]
-        texts.append(tokenizer.decode(labeled).split("<|im_end|>")[:-1])
+        sign = "-" if record.is_negative else ""
+        responses = tokenizer.decode(labeled).split("<|im_end|>")[:-1]
+        texts.append([f"{sign}{response}" for response in responses])
         prompts.append(tokenizer.decode(tokens.input_ids))
     (count,) = account.sources.values()
     return texts, prompts, count
@@ -54,7 +60,7 @@ def learned(file, folder):
             [["An apple is a fruit."], ["Red is a colour."], ["A crow is a bird."]],
         ),
         ("02-alpaca-history-system.json", [["Paris.", "Madrid."], ["Santiago.", "Lima."]]),
-        ("04-kto-label-false.jsonl", [["Four."]]),
+        ("04-kto-label-false.jsonl", [["-Five."], ["Four."]]),
         ("05-content-parts.jsonl", [["Hi."], ["Bye."]]),
         ("06-tool-calls.jsonl", [["<call>clock {}</call>", "It is noon."], ["Hi."]]),
         ("07-roles.jsonl", [["Hi."], ["Bye."]]),
@@ -66,6 +72,12 @@ def learned(file, folder):
 )
 def test_what_is_learned(file, expected, tmp_path):
     assert learned(file, tmp_path)[0] == expected
+
+
+def test_rejected_responses_are_forgotten_where_asked(tmp_path):
+    texts, _, count = learned("10-dpo.jsonl", tmp_path, negatives="rejected")
+    assert texts == [["Hi."], ["-Go."], ["Bye."], ["-Go."]]
+    assert (count.read, count.unused_keys) == (4, {})
 
 
 def test_system_texts_and_tools_are_in_the_prompt(tmp_path):
@@ -80,7 +92,6 @@ def test_system_texts_and_tools_are_in_the_prompt(tmp_path):
 @pytest.mark.parametrize(
     ("file", "reasons"),
     [
-        ("04-kto-label-false.jsonl", {LABELED_FALSE: 1}),
         ("09-sharegpt-turns.jsonl", {ALTERNATE: 3, "field `value` is null": 1}),
         ("13-mixed-forms.jsonl", {"no field `prompt`": 2}),
     ],

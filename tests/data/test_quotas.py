@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from forgetting.data.quotas import interleaved, quotas
+from forgetting.data.quotas import exchanged, interleaved, quotas
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,24 @@ def test_every_stretch_holds_each_source_in_proportion(counts, start, length):
     for source, count in enumerate(counts):
         expected = len(stretch) * count / max(len(order), 1)
         assert abs((stretch == source).sum() - expected) <= len(counts)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=4),
+    st.integers(0, 60),
+    st.integers(0, 60),
+)
+def test_outside_of_d_train_a_source_gives_only_what_it_has_to_learn(sources, begin, length):
+    counts = [learned + forgotten for learned, forgotten in sources]
+    slots = interleaved(counts)
+    is_train = np.zeros(len(slots), bool)
+    is_train[begin : begin + length] = True
+    positives = [learned for learned, _ in sources]
+    moved = exchanged(slots, is_train, positives)
+    assert np.bincount(moved, minlength=len(counts)).tolist() == counts
+    outside = np.bincount(moved[~is_train], minlength=len(counts))
+    if sum(positives) >= (~is_train).sum():
+        assert (outside <= positives).all()
+    enough = np.bincount(slots[~is_train], minlength=len(counts)) <= positives
+    if enough.all():
+        assert np.array_equal(moved, slots)

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import re
 import sys
 import tempfile
 import tracemalloc
@@ -53,7 +54,15 @@ class Built:
 
 
 def build(
-    *sources, reference=4, train=6, heldout=2, seed=0, tokenizer=TOKENIZER, trusted=(), **more
+    *sources,
+    reference=4,
+    train=6,
+    heldout=2,
+    seed=0,
+    tokenizer=TOKENIZER,
+    trusted=(),
+    forgets=True,
+    **more,
 ):
     data = DataSettings(
         sources=list(sources),
@@ -66,7 +75,13 @@ def build(
         path = Path(folder)
         (path / "output").mkdir()
         account = build_corpus(
-            data, Tokenization(tokenizer), seed, path / "output", path, trusted=trusted
+            data,
+            Tokenization(tokenizer),
+            seed,
+            path / "output",
+            path,
+            trusted=trusted,
+            forgets=forgets,
         )
         assert [file.name for file in path.iterdir()] == ["output"]
         tables = {name: read_table(path / f"output/{name}.parquet") for name in SPLITS}
@@ -384,6 +399,7 @@ def test_counts_and_splits_add_up(tmp_path):
             "samples": table.num_rows,
             "tokens": labels.size,
             "response_tokens": int((labels != IGNORE_INDEX).sum()),
+            "weighted_tokens": 0,
         }
 
 
@@ -425,16 +441,137 @@ def test_keys_that_no_reader_uses_are_counted_with_an_example(tmp_path):
     assert source["unused_keys"]["messages[].score"] == {"count": 11, "example": "0"}
 
 
-def test_responses_labeled_false_are_left_out_and_are_no_fault_of_the_data(tmp_path):
-    records = [raw(i, label=i % 2 == 0) for i in range(24)]
-    corpus = build(write(tmp_path, records))
+def negatives(table):
+    """Numbers of the questions whose answers are to forget."""
+    rows = zip(prompts(table), table["is_negative"].to_pylist(), strict=True)
+    return [int(re.search(r"Question (\d+)", text)[1]) for text, is_negative in rows if is_negative]
+
+
+@pytest.mark.parametrize("every", [2, 3, 12])
+@pytest.mark.parametrize("reference", [0, 6])
+def test_responses_to_forget_are_only_in_d_train(tmp_path, every, reference):
+    """Each record is used, so all of them are there."""
+    records = [raw(i, label=i % every > 0) for i in range(24)]
+    corpus = build(write(tmp_path, records), reference=reference, train=20 - reference, heldout=4)
+    expected = list(range(0, 24, every))
+    assert sorted(negatives(corpus.tables["train"])) == expected
+    for name in ("reference", "heldout"):
+        assert negatives(corpus.tables[name]) == []
     count = corpus.counts["records"]
-    assert count.rejected == {"the response is labeled false, so it is not learned": 12}
-    assert len(corpus.rejected) == 12
-    assert count.unused_keys == {}
-    texts = [text for table in corpus.tables.values() for text in prompts(table)]
-    assert len(texts) == 12
-    assert not any(f"Question {i}?" in text for text in texts for i in range(1, 24, 2))
+    assert (count.negatives, count.rejected, count.unused_keys) == (len(expected), {}, {})
+    ids = [i for table in corpus.tables.values() for i in table["sample_id"].to_pylist()]
+    assert sorted(ids) == list(range(24))
+
+
+def test_d_train_has_its_share_of_responses_to_forget(tmp_path):
+    records = [raw(i, label=i % 4 > 0) for i in range(800)]
+    corpus = build(write(tmp_path, records), reference=200, train=200, heldout=50)
+    assert 30 <= len(negatives(corpus.tables["train"])) <= 70
+
+
+@pytest.mark.parametrize("quota", [{}, {"num_samples": 8}, {"share": 0.25}])
+def test_a_source_of_responses_to_forget_gives_to_d_train_alone(tmp_path, quota):
+    right = write(tmp_path, [raw(i) for i in range(24)], "right.jsonl")
+    wrong = write(tmp_path, [raw(i, label=False) for i in range(50, 58)], "wrong.jsonl")
+    wrong = wrong.model_copy(update=quota)
+    corpus = build(right, wrong, reference=12, train=16, heldout=4)
+    assert sorted(negatives(corpus.tables["train"])) == list(range(50, 58))
+    assert {name: table.num_rows for name, table in corpus.tables.items()} == {
+        "reference": 12,
+        "train": 16,
+        "heldout": 4,
+    }
+
+
+def test_too_few_responses_to_learn_for_the_other_splits_are_named(tmp_path):
+    records = [raw(i, label=i > 20) for i in range(24)]
+    with pytest.raises(InputError, match=r"need 6 responses to learn .* only 3 usable records"):
+        build(write(tmp_path, records), train=18)
+
+
+def test_responses_to_forget_are_refused_where_no_variant_forgets(tmp_path):
+    records = [raw(i, label=i != 5) for i in range(24)]
+    with pytest.raises(InputError, match=r"^records.jsonl, record 6 \(line 6\): .*no variant"):
+        build(write(tmp_path, records), forgets=False)
+    assert build(write(tmp_path, records[:5] + records[6:]), forgets=False)
+
+
+def test_trusted_responses_to_forget_are_left_out_and_are_no_fault_of_the_data(tmp_path):
+    own = write(tmp_path, [raw(i) for i in range(8)])
+    trusted = write(tmp_path, [raw(i, label=i % 4 == 0) for i in range(20, 36)], "trusted.jsonl")
+    for forgets in (True, False):
+        corpus = build(own, trusted=[trusted], forgets=forgets, max_rejected_share=0)
+        rejected = corpus.counts["trusted (trusted)"].rejected
+        assert rejected == {
+            "the response is one to forget, and D_ref holds only responses to learn": 12
+        }
+        assert corpus.tables["reference"].num_rows == 4
+
+
+def test_both_responses_of_a_pair_are_samples(tmp_path):
+    records = [
+        {"prompt": f"Question {i}?", "chosen": f"Answer {i}.", "rejected": f"No {i}.", "id": i}
+        for i in range(12)
+    ]
+    source = write(tmp_path, records)
+    assert build(source).counts["records"].unused_keys.keys() == {"rejected", "id"}
+    both = source.model_copy(update={"negatives": "rejected"})
+    corpus = build(both, train=18)
+    assert sorted(negatives(corpus.tables["train"])) == list(range(12))
+    count = corpus.counts["records"]
+    assert (count.read, count.used, count.negatives) == (24, 24, 12)
+    assert count.unused_keys.keys() == {"id"}
+    texts = prompts(corpus.tables["train"])
+    forgotten = corpus.tables["train"]["is_negative"].to_pylist()
+    assert [f"No {text}" in text or "No " in text for text in texts] == forgotten
+
+
+def test_near_repeats_are_found_among_responses_to_forget_apart(tmp_path):
+    long = "a long question about the very same thing in many words that never end " * 3
+    records = [
+        {"prompt": f"{long} {i}", "chosen": f"Right {i}.", "rejected": f"Wrong {i}."}
+        for i in (0, 0)
+    ]
+    source = write(tmp_path, records).model_copy(update={"negatives": "rejected"})
+    sizes = {"reference": 0, "train": 2, "heldout": 0, "max_length": 512}
+    corpus = build(source, duplicates="near", **sizes)
+    assert corpus.tables["train"]["is_negative"].to_pylist().count(True) == 1
+
+
+def test_pairs_are_asked_of_a_source_that_has_them(tmp_path):
+    source = write(tmp_path, [raw(i) for i in range(12)])
+    with pytest.raises(InputError, match="source records: `negatives: rejected` needs records"):
+        build(source.model_copy(update={"negatives": "rejected"}))
+
+
+def test_weights_of_turns_are_those_of_their_tokens(tmp_path):
+    def record(i):
+        turns = [("user", "q", {}), ("assistant", f"one {i}", {"weight": i % 3 / 2})] * 2
+        last = ("assistant", f"two {i}", {})
+        turns = [*turns, ("user", "r", {}), last]
+        return {"messages": [{"role": r, "content": text, **more} for r, text, more in turns]}
+
+    corpus = build(write(tmp_path, [record(i) for i in range(12)]))
+    found = 0
+    for table in corpus.tables.values():
+        samples = Samples(table)
+        weights = np.split(samples.weights, samples.response_starts[1:-1])
+        ids = np.split(samples.response_ids, samples.response_starts[1:-1])
+        for own, of_sample in zip(ids, weights, strict=True):
+            responses = TOKENIZER.decode(own).split("</s>")
+            number = int(responses[-2].removeprefix("two "))
+            expected = [number % 3 / 2] * (2 if number % 3 else 0) + [1]
+            assert len(responses) - 1 == len(expected)
+            ends = np.flatnonzero(own == TOKENIZER.eos_token_id)
+            assert of_sample[ends].tolist() == expected
+            starts = np.r_[0, ends[:-1] + 1]
+            assert of_sample[starts].tolist() == expected
+            found += int((of_sample != 1).sum())
+    count = corpus.counts["records"]
+    assert found > 0
+    assert count.weighted_tokens == found
+    assert found == sum(split.weighted_tokens for split in corpus.account.splits.values())
+    assert count.weightless_turns == 2 * 4
 
 
 def test_a_table_with_turns_as_json_text_is_read_and_its_keys_are_tracked(tmp_path):

@@ -125,13 +125,6 @@ def test_whole_weights_are_copied_and_have_no_adapter(write_recipe, tmp_path):
         export_run(run, "data", output=tmp_path / "out")
 
 
-def test_a_term_with_one_value_a_sample_has_no_token_weights(write_recipe, tmp_path, read):
-    changes = ["forgetting.term=npo", "variants={forgetting: {}}"]
-    stages = ["prepare", "reference", "score", "select"]
-    run = run_stages(load_recipe(write_recipe(), changes), tmp_path / "run", stages=stages)
-    assert "token_weights" not in read(export_run(run, output=tmp_path / "out")).column_names
-
-
 def test_the_command_says_what_where_and_how_it_is_read(
     finished_run, tmp_path, capsys, monkeypatch
 ):

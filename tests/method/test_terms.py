@@ -110,19 +110,6 @@ def test_weights_scale_each_token_in_value_and_gradient(kind, triples, numbers, 
     assert x.grad.tolist() == pytest.approx(gradient, rel=1e-9, abs=1e-12)
 
 
-def test_npo_takes_no_weights():
-    term = make_term("npo")
-    with pytest.raises(ValueError, match="takes no weights"):
-        forgetting_loss(
-            torch.zeros(1, 2),
-            -torch.ones(1, 2),
-            0.1,
-            term=term,
-            base_log_probs=torch.zeros(1, 2),
-            weights=torch.ones(1, 2),
-        )
-
-
 def test_npo_is_one_value_a_sample_over_its_negative_tokens():
     x = torch.tensor(
         [[-1.0, -2.0, -0.5], [-3.0, -1.0, -4.0], [-2.0, -2.0, -2.0]],
@@ -140,6 +127,28 @@ def test_npo_is_one_value_a_sample_over_its_negative_tokens():
     assert loss.item() == pytest.approx((0.5 + 4 + 2 + 2) / 4 + 0.3 * value, rel=1e-12)
     first, second = (0.3 * 2 * sigmoid(BETA * ratio) / 2 for ratio in (0.0, 0.5))
     expected = [[first, first, -0.25], [0, second, -0.25], [-0.25, -0.25, 0]]
+    for row, of_row in zip(x.grad.tolist(), expected, strict=True):
+        assert row == pytest.approx(of_row, rel=1e-12)
+
+
+def test_the_value_of_a_sample_has_the_mean_weight_of_its_negative_tokens():
+    x = torch.tensor(
+        [[-1.0, -2.0, -0.5], [-3.0, -1.0, -4.0]], dtype=torch.float64, requires_grad=True
+    )
+    base = torch.tensor([[-2.0, -1.0, -9.0], [-1.0, -1.5, -2.0]], dtype=torch.float64)
+    polarity = torch.tensor([[-1, -1, 1], [0, -1, 1]])
+    weights = torch.tensor([[0.5, 1.0, 3.0], [9.0, 2.0, 0.25]], dtype=torch.float64)
+    loss = forgetting_loss(
+        x, polarity, 0.3, term=make_term("npo"), base_log_probs=base, weights=weights
+    )
+    loss.backward()
+    # As above, with 0.75 and 2 times the values of the two samples.
+    values = [2 / BETA * log1p_exp(BETA * ratio) for ratio in (0.0, 0.5)]
+    value = (0.75 * values[0] + 2 * values[1]) / 2
+    assert loss.item() == pytest.approx((3 * 0.5 + 0.25 * 4) / 2 + 0.3 * value, rel=1e-12)
+    first = 0.75 * 0.3 * 2 * sigmoid(0.0) / 2
+    second = 2 * 0.3 * 2 * sigmoid(BETA * 0.5) / 2
+    expected = [[first, first, -1.5], [0, second, -0.125]]
     for row, of_row in zip(x.grad.tolist(), expected, strict=True):
         assert row == pytest.approx(of_row, rel=1e-12)
 

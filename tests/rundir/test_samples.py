@@ -104,6 +104,19 @@ def test_noise_is_known_only_if_it_is_for_every_sample(samples):
     assert Samples(samples.table.set_column(column, "noise", partly)).noise() is None
 
 
+def test_weights_are_one_unless_a_sample_has_its_own(samples):
+    assert samples.weights.tolist() == [1.0] * samples.response_ids.size
+    lengths = samples.num_response_tokens.tolist()
+    rows = samples.table.to_pylist()
+    rows[1] = {**rows[1], "weights": [0.5] * lengths[1], "is_negative": True}
+    weighted = Samples(pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA))
+    expected = np.repeat([0.5 if row == 1 else 1.0 for row in range(len(rows))], lengths)
+    assert weighted.weights.tolist() == expected.tolist()
+    assert np.flatnonzero(weighted.is_negative).tolist() == [1]
+    # They say how tokens are learned, not which they are.
+    assert weighted.fingerprint == samples.fingerprint
+
+
 def test_a_split_may_have_no_samples():
     samples = Samples(SAMPLE_SCHEMA.empty_table())
     assert len(samples) == 0

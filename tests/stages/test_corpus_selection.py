@@ -136,6 +136,95 @@ def test_a_forget_rate_that_the_positives_leave_no_room_for_is_refused(scored):
         divided(scored, rho="auto", forget_rate=0.9)
 
 
+def forget_some(run, every=3):
+    """The data says that some samples are to forget; gives a mask of response tokens."""
+    path = run / "data" / "train.parquet"
+    table = read_table(path)
+    flags = [index % every == 0 or None for index in range(len(table))]
+    place = table.column_names.index("is_negative")
+    write_table(table.set_column(place, "is_negative", pa.array(flags, pa.bool_())), path)
+    samples = Samples.read(path)
+    return samples.per_response_token(samples.is_negative)
+
+
+@pytest.mark.parametrize("shards", [(12,), (7, 5), (0, 3, 9)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rho": 0.7},
+        {"rho": 0.99},
+        {"rho": 0.4, "forget_rate": 0.2},
+        {"rho": "auto"},
+        {"rho": 0.5, "threshold": "zero"},
+        {"rho": 0.5, "granularity": "sequence"},
+        {"rho": 0.6, "balance": "source"},
+        {"rho": 0.5, "balance": "source", "granularity": "sequence"},
+    ],
+    ids=str,
+)
+def test_what_the_data_says_to_forget_is_negative_and_moves_no_threshold(
+    tmp_path, shards, settings
+):
+    run = save_scored_run(tmp_path / "run", shards)
+    is_forgotten = forget_some(run)
+    samples, scores = Samples.read(run / "data" / "train.parquet"), all_scores(run)
+    quality = scores["reference_log_probs"] - scores["base_log_probs"]
+    options = dict(settings)
+    if options.pop("balance", "none") == "source":
+        names = np.asarray(samples.table["source"].to_pylist())
+        groups = samples.per_response_token(np.unique(names, return_inverse=True)[1])
+        options["groups"] = groups[~is_forgotten]
+    ids = samples.per_response_token(samples.sample_ids)[~is_forgotten]
+    others = select_tokens(quality[~is_forgotten], sample_ids=ids, **options)
+    polarity, summary = divided(run, **settings)
+    assert (polarity[is_forgotten] == -1).all()
+    assert np.array_equal(polarity[~is_forgotten], others)
+    assert summary["num_negative"] == (polarity < 0).sum()
+    assert summary["auto_rho"] == pytest.approx((quality[~is_forgotten] > 0).mean())
+
+
+@pytest.mark.parametrize("granularity", ["token", "sequence"])
+def test_a_random_choice_and_one_of_nothing_leave_what_is_to_forget(scored, granularity):
+    is_forgotten = forget_some(scored)
+    polarity, _ = divided(scored, by="random", rho=0.5, granularity=granularity)
+    assert (polarity[is_forgotten] == -1).all()
+    assert (polarity[~is_forgotten] > 0).any()
+    polarity, _ = divided(scored, quality="detector", threshold="posterior", posterior=0.9)
+    assert (polarity[is_forgotten] == -1).all()
+    assert (polarity[~is_forgotten] > 0).any()
+    output = scored / "all.parquet"
+    select_corpus(
+        ScoredCorpus(scored),
+        SelectionSettings(),
+        output,
+        scratch=scored / "quality.bin",
+        seed=0,
+        marks_nothing=True,
+    )
+    polarity, _ = list_column(read_table(output), "polarity")
+    assert np.array_equal(polarity, np.where(is_forgotten, -1, 1))
+
+
+def test_end_tokens_to_forget_are_ignored_where_they_are_kept(scored):
+    is_forgotten = forget_some(scored)
+    samples = Samples.read(scored / "data" / "train.parquet")
+    ends = samples.response_ids == EOS
+    polarity, _ = divided(scored, rho=0.3, end_token_ids=[0, EOS])
+    assert (polarity[ends & is_forgotten] == 0).all()
+    assert (polarity[ends & ~is_forgotten] > 0).all()
+    assert (polarity[~ends & is_forgotten] == -1).all()
+
+
+def test_a_corpus_of_what_is_to_forget_is_all_negative(scored):
+    is_forgotten = forget_some(scored, every=1)
+    assert is_forgotten.all()
+    for settings in ({"rho": 0.7}, {"rho": "auto"}, {"granularity": "sequence"}):
+        assert (divided(scored, **settings)[0] == -1).all()
+    polarity, summary = divided(scored, quality="min_loss", threshold="mixture")
+    assert (polarity == -1).all()
+    assert summary["rho"] == 0
+
+
 def two_populations(tmp_path, shards):
     """A run in which a fifth of the tokens is far below the others under both models."""
     run = save_scored_run(tmp_path / str(len(shards)), shards, num_samples=600)

@@ -454,7 +454,6 @@ def test_a_missing_column_is_named(train, column):
 @pytest.mark.parametrize(
     ("options", "column", "message"),
     [
-        ({"term": "npo"}, {"token_weights": 1.0}, "Remove token_weights"),
         ({"term": "npo", "packing": True, "packing_strategy": "wrapped"}, {}, "splits samples"),
         ({}, {"images": []}, "for text only"),
     ],
@@ -566,6 +565,21 @@ def test_token_weights_multiply_each_token_in_float64(train, tiny_model, options
                 counts[sign] += 1
     (sums[1] / counts[1] - ONE_STEP["t_max"] * sums[-1] / counts[-1]).backward()
     assert_took_the_step(trainer, model, ONE_STEP["learning_rate"])
+
+
+@pytest.mark.parametrize("options", [{}, {"padding_free": True}], ids=str)
+def test_a_weight_of_all_tokens_of_a_sample_is_that_of_its_value(train, options):
+    """`npo` has one value per sample: half the weight is half the loss, and half the step."""
+    options = {**ONE_STEP, **options, "term": "npo"}
+    samples = [
+        {**row, "polarity": [-abs(p) for p in row["polarity"]]} for row in with_base(rows(4))
+    ]
+    whole = train([{**row, "token_weights": 1.0} for row in samples], **options)
+    half = train([{**row, "token_weights": 0.5} for row in samples], **options)
+    same = train(samples, **options)
+    assert_same(weights(whole), weights(same), 1e-9)
+    loss = [trainer.state.log_history[0]["loss"] for trainer in (whole, half)]
+    assert loss[1] == pytest.approx(loss[0] / 2, rel=1e-3)
 
 
 CHAT = (

@@ -119,7 +119,9 @@ def parse_records(
     Raises:
         InputError: as `parse_record`.
     """
-    fields = tracked(raw, source.fields) if isinstance(raw, Mapping) else raw
+    fields = raw
+    if isinstance(raw, Mapping) and not isinstance(raw, TrackedFields):
+        fields = tracked(raw, source.fields)
     first = parse_record(fields, form, source, origin)
     read_rejected = FORMATS[form].read_rejected
     if source.negatives is None or read_rejected is None:
