@@ -243,6 +243,8 @@ def write_corpus(folder: Path, lengths: NDArray[np.int64], vocab_size: int) -> N
             "labels": lists(np.where(in_prompt, np.int32(-100), ids), starts),
             "noise": pa.nulls(len(lengths), pa.list_(pa.int8())),
             "noise_kind": pa.nulls(len(lengths), pa.string()),
+            "weights": pa.nulls(len(lengths), pa.list_(pa.float32())),
+            "is_negative": pa.nulls(len(lengths), pa.bool_()),
         }
     ).cast(SAMPLE_SCHEMA)
     write_table(table, layout.train_file(folder))

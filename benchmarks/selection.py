@@ -91,6 +91,8 @@ def _samples(random: np.random.Generator, begin: int, end: int) -> pa.Table:
             "labels": lists(labels.ravel(), starts),
             "noise": pa.nulls(end - begin, pa.list_(pa.int8())),
             "noise_kind": pa.nulls(end - begin, pa.string()),
+            "weights": pa.nulls(end - begin, pa.list_(pa.float32())),
+            "is_negative": pa.nulls(end - begin, pa.bool_()),
         },
         schema=SAMPLE_SCHEMA,
     )

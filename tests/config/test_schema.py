@@ -382,3 +382,25 @@ def test_every_field_has_a_description_that_stands_alone():
             text = schema.get("description", "")
             assert text, f"{name}.{field}"
             assert not text.startswith("Of "), f"{name}.{field}: {text}"
+
+
+PAIRS = "data.sources=[{path: pairs.jsonl, negatives: rejected}]"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([PAIRS, "variants={full: {}, ignoring: {}}"], "`negatives`, which no variant forgets"),
+        (
+            ["reference.sources=[{path: pairs.jsonl, negatives: rejected}]"],
+            "reference.sources hold only responses to learn",
+        ),
+        (["data.sources=[{path: pairs.jsonl, negatives: chosen}]"], "negatives: .*'rejected'"),
+    ],
+)
+def test_rejected_responses_are_asked_for_where_a_variant_forgets_them(
+    write_recipe, overrides, message
+):
+    with pytest.raises(InputError, match=message):
+        load_recipe(write_recipe(), overrides)
+    assert load_recipe(write_recipe(), [PAIRS]).data.sources[0].negatives == "rejected"

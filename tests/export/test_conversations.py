@@ -135,7 +135,7 @@ def test_calls_tools_and_weights_are_exported_as_json_that_is_read_again(
             {"role": "user", "content": f"{i}?"},
             {"role": "assistant", "content": "No.", "weight": 0},
             {"role": "user", "content": "Again."},
-            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "assistant", "content": "", "tool_calls": [call], "weight": 0.5},
             {"role": "tool", "content": f"{i}:00"},
             {"role": "assistant", "content": f"{i}."},
         ]
@@ -157,10 +157,24 @@ def test_calls_tools_and_weights_are_exported_as_json_that_is_read_again(
     )
     again = run_stages(load_recipe(recipe, overrides), tmp_path / "again", stages=["prepare"])
     before, after = (
-        read_table(each / "data" / "train.parquet").select(["input_ids", "labels"]).to_pylist()
+        read_table(each / "data" / "train.parquet")
+        .select(["input_ids", "labels", "weights"])
+        .to_pylist()
         for each in (run, again)
     )
     assert sorted(map(str, after)) == sorted(map(str, before))
+
+
+def test_responses_to_forget_are_not_exported_as_conversations(write_recipe, read, tmp_path):
+    records = [{"prompt": f"{i}?", "completion": f"{i}.", "label": i % 4 > 0} for i in range(16)]
+    run = selected(write_recipe, tmp_path, records)
+    for by in ("quality", "negatives"):
+        export = export_run(run, "clean", output=tmp_path / by, drop_worst=0.25, by=by)
+        rows = read(export).to_list()
+        assert len(rows) == 6
+        assert all(row["sample_id"] % 4 for row in rows)
+        assert "6 of 12 samples, without the 2 that have the" in export.sentence
+        assert export.sentence.endswith("and the 4 to forget.")
 
 
 def test_plain_texts_stay_texts(write_recipe, read, tmp_path):

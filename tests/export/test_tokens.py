@@ -18,7 +18,8 @@ from forgetting import ForgettingConfig, ForgettingTrainer
 from forgetting.config import SelectionSettings
 from forgetting.errors import InputError
 from forgetting.export.tokens import COLUMNS, NOISE, token_tables
-from forgetting.rundir.samples import Samples, list_column, read_table
+from forgetting.rundir import layout
+from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, list_column, read_table, write_table
 from forgetting.rundir.scores import ScoredCorpus
 from forgetting.stages.corpus_selection import select_corpus
 from tests.conftest import all_scores, byte_tokenizer, save_scored_run
@@ -79,6 +80,22 @@ def test_every_column_is_what_the_run_holds(scored):
         assert not flat(table, name)[~inside].any(), name
     kinds = ["junk_phrase" if index % 3 == 0 else "" for index in range(12)]
     assert table["noise_kind"].to_pylist() == kinds
+
+
+def test_weights_of_turns_are_exported_and_what_is_ignored_has_none(scored):
+    path = layout.train_file(scored)
+    rows = read_table(path).to_pylist()
+    for row in rows[::2]:
+        number = sum(label != -100 for label in row["labels"])
+        row["weights"] = [0.5 + place % 2 for place in range(number)]
+    write_table(pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA), path)
+    table = pa.concat_tables(tables(scored))
+    inside = flat(table, "labels") != -100
+    weights = Samples.read(path).weights
+    assert {0.5, 1.0, 1.5} == set(weights)
+    expected = np.where(flat(table, "polarity")[inside] == 0, 0, weights)
+    assert flat(table, "token_weights")[inside].tolist() == expected.tolist()
+    assert table.schema.field("token_weights").type == pa.list_(pa.float32())
 
 
 def test_prompt_and_completion_together_are_the_text(scored):

@@ -10,7 +10,13 @@ from rich.console import Console
 from forgetting.data.alignment import Tokenization
 from forgetting.data.records import Message, Record
 from forgetting.data.sources import Origin
-from forgetting.report.preview import rejection_lines, sample_texts, source_table, unused_key_lines
+from forgetting.report.preview import (
+    label_lines,
+    rejection_lines,
+    sample_texts,
+    source_table,
+    unused_key_lines,
+)
 from forgetting.rundir import layout
 from forgetting.rundir.samples import Samples, write_table
 from forgetting.rundir.stats import DataSummary, SourceCounts, UnusedKey
@@ -41,6 +47,8 @@ def run(tmp_path):
         duplicates=2,
         near_duplicates=1,
         prompt_too_long=1,
+        weightless_turns=1200,
+        negatives=3,
         unused_keys={"id": UnusedKey(1, "3"), "turns[].\x1b": UnusedKey(1200, '"[x]"')},
     )
     DataSummary(max_length=9, sources=[source], splits={}, end_token_ids=[]).save(data)
@@ -96,4 +104,11 @@ def test_unused_keys_are_listed_with_count_and_example(run):
     assert text.splitlines() == [
         's[red]: turns[].⟨U+001B⟩ not used, 1,200 times, such as "[x]"',
         "s[red]: id not used, 1 time, such as 3",
+    ]
+
+
+def test_what_the_data_says_about_responses_is_listed_if_it_says_something(run):
+    assert [str(line) for line in label_lines(run)] == [
+        "s[red]: 1,200 responses of weight 0, which are context only",
+        "s[red]: 3 samples to forget",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import date
 
 import pytest
@@ -80,3 +81,18 @@ def test_a_run_keeps_the_date_of_its_first_day(write_recipe, tmp_path, on_day):
 def test_a_template_without_a_clock_has_no_date(write_recipe, tmp_path):
     run = pipeline.run(write_recipe(), tmp_path / "run", stages=["prepare"])
     assert DataSummary.load(layout.data_dir(run)).date is None
+
+
+def test_responses_to_forget_need_a_variant_that_forgets(write_recipe, tmp_path):
+    records = [{"prompt": f"{i}?", "completion": f"{i}.", "label": i % 4 > 0} for i in range(16)]
+    file = tmp_path / "kto.jsonl"
+    file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    sizes = {"num_reference": 4, "num_train": 10, "num_heldout": 2, "max_length": 64}
+    data = {"sources": [{"path": str(file)}], **sizes}
+    recipe = write_recipe(data=data, variants={"full": {}, "ignoring": {}})
+    with pytest.raises(InputError, match=r"kto.jsonl, record 1 \(line 1\).* no variant"):
+        pipeline.run(recipe, tmp_path / "refused", stages=["prepare"])
+    recipe = write_recipe(data=data, variants={"some": {"objective": "forgetting"}})
+    run = pipeline.run(recipe, tmp_path / "run", stages=["prepare"])
+    (source,) = DataSummary.load(layout.data_dir(run)).sources
+    assert source.negatives == Samples.read(layout.train_file(run)).is_negative.sum() == 4
