@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pyarrow as pa
 import pytest
 from rich.console import Console
 
@@ -18,7 +19,7 @@ from forgetting.report.preview import (
     unused_key_lines,
 )
 from forgetting.rundir import layout
-from forgetting.rundir.samples import Samples, write_table
+from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, read_table, write_table
 from forgetting.rundir.stats import DataSummary, SourceCounts, UnusedKey
 from tests.conftest import byte_tokenizer
 
@@ -48,7 +49,7 @@ def run(tmp_path):
         near_duplicates=1,
         prompt_too_long=1,
         weightless_turns=1200,
-        negatives=3,
+        negatives=1,
         unused_keys={"id": UnusedKey(1, "3"), "turns[].\x1b": UnusedKey(1200, '"[x]"')},
     )
     DataSummary(max_length=9, sources=[source], splits={}, end_token_ids=[]).save(data)
@@ -68,6 +69,14 @@ def test_responses_and_special_tokens_are_marked_without_colours(run):
     assert f"<|user|>\n{shown}\n<|assistant|>\n⟦one‹</s>›⟧\n" in text
     assert f"<|user|>\nmore\n<|assistant|>\n⟦{shown}‹</s>›⟧\n" in text.replace("\n‹", "‹")
     assert "\x1b" not in text
+
+
+def test_a_sample_to_forget_is_named_as_one(run):
+    path = layout.train_file(run)
+    rows = [{**row, "is_negative": row["sample_id"] == 1} for row in read_table(path).to_pylist()]
+    write_table(pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA), path)
+    headings = [str(text) for text in sample_texts(run, byte_tokenizer(), 5, seed=0)][::2]
+    assert [heading.endswith(", to forget") for heading in headings] == [False, True]
 
 
 def test_colours_tell_prompt_response_and_special_tokens_apart(run):
@@ -109,6 +118,6 @@ def test_unused_keys_are_listed_with_count_and_example(run):
 
 def test_what_the_data_says_about_responses_is_listed_if_it_says_something(run):
     assert [str(line) for line in label_lines(run)] == [
-        "s[red]: 1,200 responses of weight 0, which are context only",
-        "s[red]: 3 samples to forget",
+        "s[red]: 1,200 responses of weight 0, context only",
+        "s[red]: 1 sample to forget",
     ]

@@ -67,14 +67,14 @@ def rejection_lines(run_dir: Path) -> Iterator[Text]:
 def label_lines(run_dir: Path) -> Iterator[Text]:
     """What the data says about its responses: one line per source and count."""
     for source in DataSummary.load(layout.data_dir(run_dir)).sources:
-        counts = {
-            "responses of weight 0, which are context only": source.weightless_turns,
-            "response tokens with another weight than 1": source.weighted_tokens,
-            "samples to forget": source.negatives,
-        }
-        for name, count in counts.items():
+        counts = (
+            (source.weightless_turns, "response", "of weight 0, context only"),
+            (source.weighted_tokens, "response token", "with another weight than 1"),
+            (source.negatives, "sample", "to forget"),
+        )
+        for count, noun, what in counts:
             if count:
-                yield Text(visible(f"{source.name}: {count:,} {name}"))
+                yield Text(visible(f"{source.name}: {count:,} {noun}{'s' * (count != 1)} {what}"))
 
 
 def unused_key_lines(run_dir: Path) -> Iterator[Text]:
@@ -100,6 +100,7 @@ def sample_texts(
         )
 
     drawn = np.random.default_rng(seed).permutation(len(samples))[:number]
+    is_negative = samples.is_negative.tolist()
     for index in np.sort(drawn).tolist():
         begin, end = samples.token_starts[index], samples.token_starts[index + 1]
         ids = samples.input_ids[begin:end].tolist()
@@ -107,7 +108,7 @@ def sample_texts(
         source = samples.table["source"][index].as_py()
         heading = (
             f"sample {samples.sample_ids[index]} from {visible(source)}: {len(ids)} tokens, "
-            f"{sum(is_response)} response tokens"
+            f"{sum(is_response)} response tokens{', to forget' * is_negative[index]}"
         )
         yield Text(heading, style="bold")
         yield _marked(ids, is_response, special_ids, decode)
