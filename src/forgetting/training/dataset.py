@@ -31,8 +31,7 @@ def trainer_columns(
     Args:
         polarity: shape (response tokens,).
         base_log_probs: of the same shape, for the terms that compare with the base model.
-        token_weights: of the same shape, at least 0: weight of each token in the loss. Default: 1,
-            without a column.
+        token_weights: of the same shape, at least 0: weight of each token in the loss. Default: 1.
     """
     columns = {name: samples.table[name] for name in TOKENS}
     columns["polarity"] = samples.aligned(polarity)
