@@ -54,3 +54,22 @@ def test_calibration_error_against_a_loop() -> None:
             expected += abs(posterior[inside].mean() - bad[inside].mean()) * inside.sum() / 502
     assert calibration_error(calibration_table(posterior, bad)) == pytest.approx(expected)
     assert calibration_error(()) == 0.0
+
+
+def test_a_weight_counts_like_as_many_copies_of_a_token() -> None:
+    rng = np.random.default_rng(3)
+    log_odds = rng.normal(size=300) * 2
+    bad = rng.random(300) < 1 / (1 + np.exp(-log_odds))
+    weights = rng.integers(0, 4, 300)
+    repeated = np.repeat(log_odds, weights), np.repeat(bad, weights)
+    np.testing.assert_allclose(
+        fit_calibration(log_odds, bad, weights.astype(float)),
+        fit_calibration(*repeated),
+        rtol=1e-6,
+        atol=1e-8,
+    )
+    posterior = sigmoid(log_odds)
+    np.testing.assert_allclose(
+        calibration_table(posterior, bad, weights.astype(float)),
+        calibration_table(sigmoid(repeated[0]), repeated[1]),
+    )

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from forgetting.method.calibration import calibration_error, calibration_table, sigmoid
 from forgetting.method.corruptions import CLEAN
-from forgetting.method.shares import auroc
 
 # Tokens of a kind below which a figure about it would be chance.
 SMALLEST_KIND = 10
@@ -50,15 +49,22 @@ class DetectorReport:
     kinds: dict[str, KindReport]
 
 
-def auroc_of(bad: NDArray[np.bool_], score: NDArray) -> float | None:
-    """AUROC of a score; None if there are fewer than 10 tokens on either side."""
-    if bad.sum() < SMALLEST_KIND or (~bad).sum() < SMALLEST_KIND:
+def auroc_of(bad: NDArray[np.bool_], score: NDArray, weights: NDArray[np.float64]) -> float | None:
+    """AUROC of a score with a weight for each token; None if there are fewer than 10 tokens on
+    either side."""
+    if bad.sum() < SMALLEST_KIND or (~bad).sum() < SMALLEST_KIND or not weights[~bad].any():
         return None
-    return auroc(score[bad], score[~bad])
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(bad, score, sample_weight=weights))
 
 
 def describe(
-    names: NDArray, kinds: tuple[str, ...], log_odds: NDArray, left_out: dict[str, float | None]
+    names: NDArray,
+    kinds: tuple[str, ...],
+    log_odds: NDArray,
+    weights: NDArray[np.float64],
+    left_out: dict[str, float | None],
 ) -> DetectorReport:
     """Report on tokens that the detector has not seen.
 
@@ -66,6 +72,8 @@ def describe(
         names: kind of each token, "clean" if nothing was planted, shape (tokens,).
         kinds: the kinds to report on.
         log_odds: calibrated, shape (tokens,).
+        weights: how much each token counts, shape (tokens,): 1 if noise was planted, else the
+            probability that it is clean.
         left_out: AUROC of each kind by a detector that never saw it.
     """
     from sklearn.metrics import average_precision_score
@@ -79,19 +87,25 @@ def describe(
         both = of_kind | ~bad
         by_kind[kind] = KindReport(
             int(of_kind.sum()),
-            auroc_of(of_kind[both], log_odds[both]),
+            auroc_of(of_kind[both], log_odds[both], weights[both]),
             float(marked[of_kind].mean()) if of_kind.any() else None,
             left_out.get(kind),
         )
-    table = calibration_table(posterior, bad)
+    table = calibration_table(posterior, bad, weights)
     return DetectorReport(
         num_tokens=len(bad),
-        share_planted=float(bad.mean()),
-        auroc=auroc_of(bad, log_odds) or 0.5,
-        average_precision=float(average_precision_score(bad, log_odds)),
-        precision=float(bad[marked].mean()) if marked.any() else None,
+        share_planted=float(np.average(bad, weights=weights)),
+        auroc=auroc_of(bad, log_odds, weights) or 0.5,
+        average_precision=float(average_precision_score(bad, log_odds, sample_weight=weights)),
+        precision=_mean(bad[marked], weights[marked]),
         recall=float(marked[bad].mean()),
         calibration_error=calibration_error(table),
         calibration=table,
         kinds=by_kind,
     )
+
+
+def _mean(values: NDArray, weights: NDArray) -> float | None:
+    """None if nothing has a weight."""
+    total = float(weights.sum())
+    return float((values * weights).sum()) / total if total > 0 else None

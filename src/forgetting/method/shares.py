@@ -1,15 +1,15 @@
 """Estimates how much of a corpus is bad from how a detector of planted noise sees it.
 
-Input: evidence on tokens with planted noise and on the corpus. Output: the share of bad
-tokens and samples with 90 % intervals, and the posterior of each token of the corpus.
+Input: evidence on tokens with planted noise, and on the corpus. Output: how much unmarked noise
+the copies hold (`Contamination`), and for the corpus the share of bad tokens and samples with 90 %
+intervals and the posterior of each token (`Shares`). Nothing here fits a classifier.
 
-The detector tells planted noise from the corpus as it is, real noise included. Let
-`r_k(x) = p_k(x) / p_corpus(x)` be the ratio of two densities: of planted kind k, and of the corpus.
-If a share `a_k` of the corpus looks like kind k, then `a_k p_k(x) <= p_corpus(x)` for every x. So
-`a_k` is at most the smallest ratio of "corpus tokens above a score" to "planted tokens above it"
-over all scores (the best bin of Garg et al. 2021, arXiv 2111.00980). The sum of these bounds, less
-what clean text shows as well, is the share. The posterior of a token is proportional to `r(x)` of
-all kinds together, at most 1, with the share as its mean. Nothing here fits a classifier.
+The copies come from the corpus, so the tokens in which nothing was planted are as noisy as the
+corpus. If a share `a` of them looks like planted noise, then above every score the share of
+unplanted tokens is at least `a` times the share of planted ones, and at the highest scores, which
+no clean token reaches, it is about that (the best bin of Garg et al. 2021, arXiv 2111.00980).
+What is found there is mostly of the kinds that are easiest to see, so each kind counts by how much
+of it is found there (black-box shift estimation, Lipton et al. 2018, arXiv 1802.03916).
 """
 
 from __future__ import annotations
@@ -19,28 +19,40 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-RECALLS = np.linspace(0.05, 0.95, 19)
-"""Shares of the planted tokens of a kind above the scores that are looked at."""
-NUM_RESAMPLES = 200
-LEVEL = 0.9
-LOOKALIKES = 0.15
-"""Share of a corpus without noise that looks like a kind of planted noise, relative to how badly
-that kind is told from clean tokens (1 - AUROC). Measured on Alpaca and Dolly records without
-injected noise: 0.0001 (swap, AUROC 0.98) to 0.015 (substitute, 0.90). It is taken off the share of
-each kind.
-"""
+from forgetting.method.calibration import sigmoid
+
+RECALLS = (0.2, 0.3, 0.4, 0.5)
+"""Shares of the planted tokens above the scores that are looked at."""
+HIGHEST_RECALLS = (0.05, 0.1)
+"""Looked at as well for the lower end of the interval."""
+LOOKALIKES = 2.0
+"""Clean tokens that look like planted noise, as a share, relative to how often a clean token exceeds
+one of the clearer half of the planted ones. Of two normal distributions one or more standard
+deviations apart it is at most that. Taken off for the lower end of the interval."""
+LARGEST_SHARE = 0.9
 SMALLEST_SHARE = 0.005
 """A lower end of the interval below this share counts as 0."""
-SMALLEST_NUM_COPIES = 10
-"""A kind with fewer planted copies has no share: too little is known of it."""
-SMALLEST_AUROC = 0.8
-"""A kind that is told less well from clean tokens widens the interval upwards but has no share: its
-smallest ratio says how blind the detector is, not how much of it there is."""
-MISMATCH = 1.5
+MISMATCH = 1.4
 """Factor by which the interval is widened on both sides, because real noise is never made like
 planted noise: the estimates for injected noise were off by up to that much."""
-# Pseudo-counts that keep the ratio of small counts from being 0.
-_PRIOR = 1.0
+NUM_RESAMPLES = 200
+LEVEL = 0.9
+# A kind of which less than this part of the recall is found counts as if that much were.
+_SMALLEST_RECALL = 0.3
+_NUM_BINS = 400
+_EM_STEPS = 200
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """How much unmarked noise the copies hold."""
+
+    share: float
+    """Share of bad tokens among those in which nothing was planted."""
+    resampled: NDArray[np.float64]
+    """The same for resampled copies; shape (resamples,)."""
+    resampled_low: NDArray[np.float64]
+    """The least that it can be, shape (resamples,)."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +60,9 @@ class Shares:
     """How much of a corpus is bad."""
 
     share: float
-    """Share of bad tokens."""
+    """Share of bad tokens: the mean posterior."""
     interval: tuple[float, float]
-    """90 % interval of `share`, by bootstrap over probe samples and corpus samples."""
+    """90 % interval of `share`, by bootstrap over copies and corpus samples, widened."""
     share_samples: float
     """Share of samples with a token whose posterior is at least 0.5."""
     interval_samples: tuple[float, float]
@@ -62,27 +74,92 @@ class Shares:
     """What `posterior_of` adds to the log-odds of a token."""
 
 
-@dataclass(frozen=True)
-class _Counts:
-    """Tokens above the scores that are looked at."""
+def estimate_contamination(
+    log_odds: NDArray,
+    kind_probs: NDArray,
+    kinds: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    *,
+    seed: int = 0,
+) -> Contamination:
+    """Estimate how many of the tokens in which nothing was planted are bad.
 
-    planted: NDArray[np.float64]
-    """Tokens of kind k in each probe sample, shape (kinds, probe samples, recalls)."""
-    planted_total: NDArray[np.float64]
-    """Tokens of kind k at any score, shape (kinds, probe samples)."""
-    corpus: NDArray[np.float64]
-    """Tokens of the corpus in each of its samples, shape (kinds, samples, recalls)."""
-    lookalikes: NDArray[np.float64]
-    """Share of each kind that a corpus without noise would show: shape (kinds,)."""
-    trusted: NDArray[np.bool_]
-    """Whether a kind is told from clean tokens well enough to have a share: shape (kinds,)."""
+    Args:
+        log_odds: planted against not planted, out of fold, shape (tokens,).
+        kind_probs: probability of each kind if bad, shape (tokens, kinds).
+        kinds: index of the planted kind, -1 where nothing was planted, shape (tokens,).
+        lengths: response tokens of each copy, shape (copies,).
+        seed: of the bootstrap.
+    """
+    planted = kinds >= 0
+    num_kinds, num_copies = kind_probs.shape[1], len(lengths)
+    of_copy = np.repeat(np.arange(num_copies), lengths)
+    weights = np.random.default_rng(seed).poisson(1.0, (NUM_RESAMPLES, num_copies))
+    weights = np.concatenate([np.ones((1, num_copies)), weights])  # The first is the estimate.
+    prior = np.bincount(kinds[planted], minlength=num_kinds) / max(planted.sum(), 1)
+    totals = [
+        np.bincount(of_copy[kinds == kind], minlength=num_copies) for kind in range(-1, num_kinds)
+    ]
+
+    def ratios(recall: float) -> NDArray[np.float64]:
+        above = log_odds >= np.quantile(log_odds[planted], 1 - recall)
+        if not (above & ~planted).any():
+            return np.zeros(len(weights))
+        found = [
+            weights
+            @ np.bincount(of_copy[above & (kinds == kind)], minlength=num_copies)
+            / np.maximum(weights @ total, 1)
+            for kind, total in zip(range(-1, num_kinds), totals, strict=True)
+        ]  # Share of the tokens of each kind that are above, the unplanted ones first.
+        mixture = _mixture_of_kinds(kind_probs[above & ~planted], prior)
+        seen = [np.maximum(each, _SMALLEST_RECALL * recall) for each in found[1:]]
+        return found[0] * sum(part / each for part, each in zip(mixture, seen, strict=True))
+
+    likely = np.minimum(np.min([ratios(recall) for recall in RECALLS], axis=0), LARGEST_SHARE)
+    least = np.min([likely, *(ratios(recall) for recall in HIGHEST_RECALLS)], axis=0)
+    least = np.maximum(least - LOOKALIKES * _overlap(log_odds, planted, least[0]), 0)
+    return Contamination(float(likely[0]), likely[1:], least[1:])
+
+
+def _overlap(log_odds: NDArray, planted: NDArray[np.bool_], share: float) -> float:
+    """How often a clean token exceeds one of the clearer half of the planted ones.
+
+    Args:
+        log_odds: shape (tokens,).
+        planted: shape (tokens,).
+        share: of bad tokens among those in which nothing was planted; below 1.
+    """
+    found = log_odds[planted]
+    clearer = found[found >= np.median(found)]
+    others = np.sort(log_odds[~planted])
+    below = np.searchsorted(others, clearer, "left") + np.searchsorted(others, clearer, "right")
+    exceeds = 1 - float(below.mean()) / (2 * max(len(others), 1))
+    # A bad token exceeds a clearer one of its like in one of four cases.
+    return max((exceeds - share / 4) / (1 - share), 0.0)
+
+
+def _mixture_of_kinds(kind_probs: NDArray, prior: NDArray) -> NDArray[np.float64]:
+    """Shares of the kinds among bad tokens, by expectation maximization (Saerens et al. 2002).
+
+    Args:
+        kind_probs: by a classifier that saw the kinds in the shares `prior`, shape (tokens, kinds).
+        prior: shape (kinds,). It counts as one more token.
+    """
+    ratio = kind_probs / np.maximum(prior, 1e-9)
+    mixture = prior
+    for _ in range(_EM_STEPS):
+        joint = ratio * mixture
+        joint = joint / np.maximum(joint.sum(1, keepdims=True), 1e-12)
+        updated = (joint.sum(0) + prior) / (len(joint) + 1)
+        if np.abs(updated - mixture).max() < 1e-6:
+            break
+        mixture = updated
+    return mixture
 
 
 def estimate_shares(
-    probe_log_odds: NDArray,
-    probe_kind_probs: NDArray,
-    probe_kinds: NDArray[np.int64],
-    probe_lengths: NDArray[np.int64],
+    contamination: Contamination,
+    probe_share: float,
     log_odds: NDArray,
     kind_probs: NDArray,
     lengths: NDArray[np.int64],
@@ -92,110 +169,54 @@ def estimate_shares(
     """Estimate how much of a corpus is bad.
 
     Args:
-        probe_log_odds: planted against not planted, out of fold, shape (probe tokens,).
-        probe_kind_probs: probability of each kind if bad, shape (probe tokens, kinds).
-        probe_kinds: index of the planted kind, -1 where nothing was planted.
-        probe_lengths: response tokens of each probe sample.
-        log_odds: the same of the corpus, shape (tokens,).
+        contamination: of the copies, which come from that corpus.
+        probe_share: share of planted tokens at which the log-odds are meant.
+        log_odds: planted against clean, shape (tokens,).
         kind_probs: shape (tokens, kinds).
         lengths: response tokens of each sample of the corpus.
         seed: of the bootstrap.
     """
-    probe_scores = probe_log_odds[:, None] + np.log(np.maximum(probe_kind_probs, 1e-9))
-    scores = log_odds[:, None] + np.log(np.maximum(kind_probs, 1e-9))
-    counts = _count(probe_log_odds, probe_scores, probe_kinds, probe_lengths, scores, lengths)
-    rng = np.random.default_rng(seed)
-    of_probe = rng.poisson(1.0, (NUM_RESAMPLES, len(probe_lengths))).astype(np.float64)
-    of_corpus = rng.poisson(1.0, (NUM_RESAMPLES, len(lengths))).astype(np.float64)
-    alone = np.ones((1, len(probe_lengths))), np.ones((1, len(lengths)))
-    most = _smallest_ratios(counts, *alone, lengths)[0]
-    point = np.maximum(most - counts.lookalikes, 0.0) * counts.trusted
-    resampled = _smallest_ratios(counts, of_probe, of_corpus, lengths)
-    share = min(float(point.sum()), 1.0)
-    edge = 100 * (1 - LEVEL) / 2
-    low = (
-        float(np.percentile((np.maximum(resampled - counts.lookalikes, 0) @ counts.trusted), edge))
-        / MISMATCH
-    )
-    high = min(float(np.percentile(resampled.sum(1), 100 - edge)) * MISMATCH, 1.0)
-    low = low if low >= SMALLEST_SHARE else 0.0
-    shift = posterior_shift(log_odds, share)
+    shift = posterior_shift(contamination.share, probe_share)
     posterior = posterior_of(log_odds, shift)
+    drawn = np.random.default_rng(seed).poisson(1.0, (NUM_RESAMPLES, len(lengths)))
+    drawn = drawn.astype(np.float64)
+    centers, counts = _histograms(log_odds, lengths)
+    tokens = np.maximum(drawn @ counts, 0.0)
+
+    def means(shares: NDArray) -> NDArray[np.float64]:
+        shifts = np.array([posterior_shift(share, probe_share) for share in shares])
+        posteriors = posterior_of(centers[None], shifts[:, None])
+        return (tokens * posteriors).sum(1) / np.maximum(tokens.sum(1), 1.0)
+
+    edge = 100 * (1 - LEVEL) / 2
+    low = float(np.percentile(means(contamination.resampled_low), edge)) / MISMATCH
+    high = float(np.percentile(means(contamination.resampled), 100 - edge)) * MISMATCH
     bad_samples = _any_above(posterior, lengths, 0.5)
-    drawn = of_corpus @ bad_samples / np.maximum(of_corpus.sum(1), 1)
-    low_samples, high_samples = np.percentile(drawn, [edge, 100 - edge])
+    of_samples = drawn @ bad_samples / np.maximum(drawn.sum(1), 1)
+    low_samples, high_samples = np.percentile(of_samples, [edge, 100 - edge])
+    size = max(len(posterior), 1)
     return Shares(
-        share,
-        (low, high),
-        float(bad_samples.mean()),
+        float(posterior.sum() / size),
+        (low if low >= SMALLEST_SHARE else 0.0, min(high, 1.0)),
+        float(bad_samples.mean()) if len(bad_samples) else 0.0,
         (float(low_samples), float(high_samples)),
-        tuple(float(value) for value in point),
+        tuple(float(value) for value in posterior @ kind_probs / size),
         posterior.astype(np.float32),
         shift,
     )
 
 
-def _count(
-    overall: NDArray,
-    probe_scores: NDArray,
-    probe_kinds: NDArray[np.int64],
-    probe_lengths: NDArray[np.int64],
-    scores: NDArray,
-    lengths: NDArray[np.int64],
-) -> _Counts:
-    num_kinds, size = scores.shape[1], len(RECALLS)
-    planted = np.zeros((num_kinds, len(probe_lengths), size))
-    planted_total = np.zeros((num_kinds, len(probe_lengths)))
-    corpus = np.zeros((num_kinds, len(lengths), size))
-    lookalikes = np.zeros(num_kinds)
-    trusted = np.zeros(num_kinds, dtype=bool)
-    probe_samples = np.repeat(np.arange(len(probe_lengths)), probe_lengths)
-    samples = np.repeat(np.arange(len(lengths)), lengths)
-    for kind in range(num_kinds):
-        of_kind = probe_kinds == kind
-        if len(np.unique(probe_samples[of_kind])) < SMALLEST_NUM_COPIES:
-            continue
-        found = probe_scores[of_kind, kind]
-        edges = np.quantile(found, 1 - RECALLS)[::-1]
-        in_corpus = _above(scores[:, kind], edges, samples, len(lengths))
-        above = in_corpus.sum(0) / max(len(scores), 1)
-        most = min(float((above / RECALLS[::-1]).min()), 0.95)
-        separation = auroc(found, probe_scores[probe_kinds < 0, kind])
-        # Unmarked noise of the same kind among the clean tokens is a tie.
-        corrected = min((separation - most / 2) / (1 - most), 1.0)
-        lookalikes[kind] = LOOKALIKES * (1 - corrected)
-        trusted[kind] = auroc(overall[of_kind], overall[probe_kinds < 0]) >= SMALLEST_AUROC
-        planted[kind] = _above(found, edges, probe_samples[of_kind], len(probe_lengths))
-        planted_total[kind] = np.bincount(probe_samples[of_kind], minlength=len(probe_lengths))
-        corpus[kind] = in_corpus
-    return _Counts(planted, planted_total, corpus, lookalikes, trusted)
-
-
-def _above(scores: NDArray, edges: NDArray, samples: NDArray, num_samples: int) -> NDArray:
-    """Tokens of each sample whose score is at least an edge: shape (samples, edges), for edges in
-    ascending order."""
-    size = len(edges)
-    # 0: below all edges; j: at least edge j - 1.
-    place = np.searchsorted(edges, scores, side="right")
-    table = np.bincount(samples * (size + 1) + place, minlength=num_samples * (size + 1))
-    table = table.reshape(num_samples, size + 1)
-    return table[:, ::-1].cumsum(1)[:, ::-1][:, 1:].astype(np.float64)
-
-
-def _smallest_ratios(
-    counts: _Counts, of_probe: NDArray, of_corpus: NDArray, lengths: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Share of each kind under weights of samples: shape (resamples, kinds)."""
-    tokens = np.maximum(of_corpus @ lengths.astype(np.float64), 1.0)[:, None]
-    answer = np.zeros((len(of_probe), len(counts.corpus)))
-    for kind in range(len(counts.corpus)):
-        total = (of_probe @ counts.planted_total[kind])[:, None]
-        recall = (of_probe @ counts.planted[kind]) / np.maximum(total, 1.0)
-        above = (of_corpus @ counts.corpus[kind] + _PRIOR) / tokens
-        ratio = np.where(recall > 0, above / np.maximum(recall, 1e-9), np.inf)
-        found = ratio.min(1)
-        answer[:, kind] = np.where((total[:, 0] > 0) & np.isfinite(found), found, 0.0)
-    return np.minimum(answer, 1.0)
+def _histograms(
+    log_odds: NDArray, lengths: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Centers of bins of log-odds, shape (bins,), and tokens of each sample in them, shape
+    (samples, bins)."""
+    values = np.clip(np.asarray(log_odds, dtype=np.float64), -20, 20)
+    bins = np.minimum(((values + 20) / 40 * _NUM_BINS).astype(np.int64), _NUM_BINS - 1)
+    of_sample = np.repeat(np.arange(len(lengths)), lengths)
+    counts = np.bincount(of_sample * _NUM_BINS + bins, minlength=len(lengths) * _NUM_BINS)
+    centers = -20 + 40 * (np.arange(_NUM_BINS) + 0.5) / _NUM_BINS
+    return centers, counts.reshape(len(lengths), _NUM_BINS).astype(np.float64)
 
 
 def _any_above(posterior: NDArray, lengths: NDArray[np.int64], level: float) -> NDArray[np.float64]:
@@ -205,37 +226,18 @@ def _any_above(posterior: NDArray, lengths: NDArray[np.int64], level: float) -> 
     return (above[ends] > above[ends - lengths]).astype(np.float64)
 
 
-def posterior_of(log_odds: NDArray, shift: float) -> NDArray[np.float64]:
-    """Posterior of tokens, `min(1, b * odds)` with `shift = log b`; shape (tokens,)."""
-    return np.exp(np.minimum(np.asarray(log_odds, dtype=np.float64) + shift, 0))
+def posterior_shift(share: float, probe_share: float) -> float:
+    """What log-odds at one share of bad tokens need at another (Bayes' rule; Saerens et al. 2002).
 
-
-def posterior_shift(log_odds: NDArray, share: float) -> float:
-    """The shift of the log-odds of a corpus that holds a share of bad tokens.
-
-    The posterior is `min(1, b * odds)`, with the factor b that makes the mean `share`. Linear in
-    the odds, because these compare planted noise with the corpus as it is (see above), where Bayes'
-    rule for clean tokens would have `b * odds / (1 + b * odds)`. -infinity for a share of 0.
+    Args:
+        share: of bad tokens; -infinity is returned for 0.
+        probe_share: the share at which the log-odds are meant, between 0 and 1.
     """
-    log_odds = np.asarray(log_odds, dtype=np.float64)
-    if share <= 0 or not log_odds.size:
+    if share <= 0:
         return -np.inf
-    # The mean is at most `share` at the first shift and at least that at the second.
-    low, high = np.log(share) - log_odds.max(), np.log(min(share, 1.0)) - log_odds.min()
-    for _ in range(60):
-        middle = (low + high) / 2
-        if np.exp(np.minimum(log_odds + middle, 0)).mean() < share:
-            low = middle
-        else:
-            high = middle
-    return float(low + high) / 2
+    return float(np.log(share / (1 - share)) - np.log(probe_share / (1 - probe_share)))
 
 
-def auroc(high: NDArray, low: NDArray) -> float:
-    """Chance that a value of `high` exceeds one of `low`, ties counting half; 0.5 if either is
-    empty."""
-    if not len(high) or not len(low):
-        return 0.5
-    order = np.sort(low)
-    below = np.searchsorted(order, high, side="left") + np.searchsorted(order, high, side="right")
-    return float(below.mean() / (2 * len(low)))
+def posterior_of(log_odds: NDArray, shift: float | NDArray) -> NDArray[np.float64]:
+    """Posterior of tokens, `sigmoid(log_odds + shift)`; shape (tokens,)."""
+    return sigmoid(np.asarray(log_odds, dtype=np.float64) + shift)
