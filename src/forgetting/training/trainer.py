@@ -25,7 +25,7 @@ from trl.data_utils import get_dataset_column_names
 from forgetting.console import logger
 from forgetting.errors import DivergenceError
 from forgetting.method.loss import forgetting_loss, polarity_sums
-from forgetting.models.lm_head import add_tiled_head
+from forgetting.models.training_head import Request, add_training_head
 from forgetting.training.checkpoints import latest_checkpoint
 from forgetting.training.collator import (
     TOKEN_COLUMNS,
@@ -87,7 +87,7 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         refuse(args, train_dataset, kwargs)
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         refuse_sharded_sequences(self.accelerator.parallelism_config)
-        add_tiled_head(self.model.get_base_model() if is_peft_model(self.model) else self.model)
+        add_training_head(self.model.get_base_model() if is_peft_model(self.model) else self.model)
         # SFTTrainer refuses a custom collator in some modes and builds the right one itself.
         self.data_collator: Any = TokenColumnCollator(self.data_collator)
         self._num_positive = self._num_negative = torch.tensor(1)
