@@ -1,4 +1,4 @@
-"""Every loss against its formula in float64, rankings, corrections, and losses that users register."""
+"""Every loss against its formula in float64; rankings, corrections, and losses of users."""
 
 from __future__ import annotations
 

@@ -63,7 +63,8 @@ def cross_entropy(
         return head.linear(hidden).sum(-1).float()
     size = ROWS_PER_TILE if hidden.device.type == "cpu" else ROWS_PER_TILE_ACCELERATOR
     if is_plain(head.linear):
-        weight, bias = head.linear.weight, head.linear.bias
+        weight: Tensor = head.linear.weight
+        bias: Tensor | None = head.linear.bias
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight = hidden.to(dtype), weight.to(dtype)
@@ -82,15 +83,11 @@ def cross_entropy(
             size,
         )
         return values
-    tiles = zip(
-        hidden.split(size), targets.split(size), alternatives.split(size), strict=True
-    )
+    tiles = zip(hidden.split(size), targets.split(size), alternatives.split(size), strict=True)
     return torch.cat([_called_tile(head, *tile) for tile in tiles])
 
 
-def _called_tile(
-    head: Head, hidden: Tensor, targets: Tensor, alternatives: Alternatives
-) -> Tensor:
+def _called_tile(head: Head, hidden: Tensor, targets: Tensor, alternatives: Alternatives) -> Tensor:
     def forward(hidden: Tensor) -> Tensor:
         logits = head.linear(hidden).float()
         if head.scale != 1.0:
