@@ -200,8 +200,8 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         self.model.train(was_training)
         if loss.ranking.is_per_sample:
             values = [
-                values_of_samples(*pair, batch.get("cu_seq_lens_q"))
-                for pair, batch in zip(values, batches, strict=True)
+                values_of_samples(of_tokens, positive, batch.get("cu_seq_lens_q"))
+                for (of_tokens, positive), batch in zip(values, batches, strict=True)
             ]
         kept = choose_tokens(values, loss.keep, self.accelerator)
         for batch, is_kept in zip(batches, kept, strict=True):
