@@ -147,6 +147,7 @@ class VariantSettings(Section):
     that it is bad. `corrected` also gives that probability to the tokens that the reference model
     (without one: the base model) expects there. If the detector finds nothing, both are `full`."""
     loss: LossSettings = LossSettings()
+    """Loss of the tokens that are learned. `loss: dft` is short for `loss: {name: dft}`."""
     selection: SelectionSettings = SelectionSettings()
     """Selection of tokens. Fields default to those of the recipe's `selection`."""
     forgetting: ForgettingSettings = ForgettingSettings()

@@ -40,7 +40,7 @@ class TrainingOutput(FusedCausalLMOutput):
 
 
 @dataclass(frozen=True)
-class Request:
+class TokenRequest:
     """What is wanted in addition to TRL's values; all tensors align with the input's tokens."""
 
     is_corrected: Tensor | None = None
@@ -72,7 +72,7 @@ def add_training_head(model: Any) -> None:
         *args: Any,
         fused_lm_head: bool = False,
         labels: Tensor | None = None,
-        request: Request | None = None,
+        request: TokenRequest | None = None,
         **kwargs: Any,
     ) -> Any:
         if not fused_lm_head or labels is None:
@@ -124,7 +124,7 @@ def _last_hidden_state(head: Head) -> Iterator[list[Tensor]]:
 
 
 def _extras(
-    head: Head, hidden: Tensor, labels: Tensor, mask: Tensor, request: Request
+    head: Head, hidden: Tensor, labels: Tensor, mask: Tensor, request: TokenRequest
 ) -> dict[str, Tensor]:
     """What was requested, of the shape of `labels`."""
     extras = {}

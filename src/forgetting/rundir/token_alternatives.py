@@ -92,8 +92,9 @@ def read_alternatives(path: Path, samples: Samples, fingerprint: str) -> TokenAl
     ids, id_starts = list_column(table, "ids")
     log_probs, starts = list_column(table, "log_probs")
     log_rest = table["log_rest"].to_numpy()
-    width = int(id_starts[1]) if len(tokens) else 0
-    expected = width * np.arange(len(tokens) + 1)
+    count = len(tokens)
+    width = int(id_starts[1]) if count else 0
+    expected = width * np.arange(count + 1)
     fits = np.array_equal(id_starts, expected) and np.array_equal(starts, expected)
     if not fits or not np.isfinite(log_probs).all() or not np.isfinite(log_rest).all():
         raise InputError(
@@ -101,8 +102,8 @@ def read_alternatives(path: Path, samples: Samples, fingerprint: str) -> TokenAl
         )
     if (np.diff(tokens) <= 0).any():
         raise InputError(f"{path} does not hold its tokens in order. {AGAIN}")
-    whole = np.c_[log_probs.reshape(-1, width), log_rest].astype(np.float32)
-    return TokenAlternatives(tokens, ids.reshape(-1, width), whole)
+    whole = np.c_[log_probs.reshape(count, width), log_rest].astype(np.float32)
+    return TokenAlternatives(tokens, ids.reshape(count, width), whole)
 
 
 def _tokens(path: Path, table: pa.Table, samples: Samples) -> NDArray[np.int64]:

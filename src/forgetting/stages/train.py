@@ -94,12 +94,13 @@ def _corrected(
 
     folder = layout.alternatives_dir(run_dir)
     files = layout.alternatives_files(folder)
-    if index >= len(files):
-        raise InputError(f"{folder} has {len(files)} shards, fewer than the scores. {AGAIN}")
-    found = read_alternatives(files[index], samples, fingerprint)
+    if not files:
+        raise InputError(f"{folder} holds no alternatives. {AGAIN}")
+    file = layout.alternatives_file(folder, index, layout.num_shards(files[0]))
+    found = read_alternatives(file, samples, fingerprint)
     weights = np.where(posterior >= CORRECTED_FROM, posterior, np.float32(0))
     if not np.array_equal(found.tokens, np.flatnonzero(weights)):
-        raise InputError(f"{files[index]} belongs to another posterior. {AGAIN}")
+        raise InputError(f"{file} belongs to another posterior. {AGAIN}")
     return {"token_weights": not_bad(weights), "corrections": Corrections(weights, found)}
 
 

@@ -25,7 +25,7 @@ from trl.data_utils import get_dataset_column_names
 from forgetting.console import logger
 from forgetting.errors import DivergenceError
 from forgetting.method.loss import forgetting_loss, polarity_sums
-from forgetting.models.training_head import Request, add_training_head
+from forgetting.models.training_head import TokenRequest, add_training_head
 from forgetting.training.checkpoints import latest_checkpoint
 from forgetting.training.collator import (
     ALL_COLUMNS,
@@ -292,7 +292,7 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         self._count(outputs, polarity, weights, of_targets.get("correction_weights"))
         return (loss, outputs) if return_outputs else loss
 
-    def _request(self, batch: dict[str, Any]) -> Request | None:
+    def _request(self, batch: dict[str, Any]) -> TokenRequest | None:
         """What the loss needs in addition to the log-probabilities of the labels."""
         given: dict[str, Any] = {}
         if "alternative_ids" in batch:
@@ -302,7 +302,7 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
             given["needs_best_other"] = batch["polarity"] < 0
         # Every forward pass gives the entropy.
         statistics = [name for name in self.args.positive_loss.statistics if name != "entropy"]
-        return Request(**given, statistics=statistics) if given or statistics else None
+        return TokenRequest(**given, statistics=statistics) if given or statistics else None
 
     @torch.no_grad()
     def _count(
