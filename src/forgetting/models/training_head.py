@@ -10,7 +10,7 @@ losses.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,10 +77,9 @@ def add_training_head(model: Any) -> None:
     ) -> Any:
         if not fused_lm_head or labels is None:
             return fused_forward(*args, fused_lm_head=fused_lm_head, labels=labels, **kwargs)
-        unsupported = kwargs.get("output_router_logits") or kwargs.get("shift_labels") is not None
         head = split_head(model)
         mask = labels[:, 1:] != -100
-        if labels.device.type == "cpu" and not unsupported:
+        if _uses_lm_head(labels, kwargs):
             kwargs.pop("num_items_in_batch", None)
             found = head.backbone(*args, **{**kwargs, "use_cache": False})
             hidden = found.last_hidden_state[:, :-1]
@@ -93,6 +92,11 @@ def add_training_head(model: Any) -> None:
         return TrainingOutput(**output, **extras)
 
     model.forward = forward
+
+
+def _uses_lm_head(labels: Tensor, arguments: Mapping[str, Any]) -> bool:
+    unsupported = arguments.get("output_router_logits") or arguments.get("shift_labels") is not None
+    return labels.device.type == "cpu" and not unsupported
 
 
 def _on_cpu(head: Head, hidden: Tensor, labels: Tensor, mask: Tensor) -> FusedCausalLMOutput:
