@@ -152,6 +152,8 @@ def register_loss(
 ) -> None:
     """Add a loss of the tokens that are learned, which recipes then accept as `loss` of a variant.
 
+    Installed packages declare theirs as entry points in the group `forgetting.losses`.
+
     Args:
         name: lowercase letters, digits and underscores.
         value: `value(log_p, *statistics, **parameters)` returns what is minimized on each positive
