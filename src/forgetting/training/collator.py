@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from trl import pack_dataset
 
+from forgetting.console import logger
 from forgetting.rundir.samples import IGNORE_INDEX
 
 # Padding is zero.
@@ -171,6 +172,31 @@ def count_cut_rows(dataset: Dataset, max_length: int) -> CutRows:
         num_without_labels += int(((num_labels > 0) & (num_kept == 0)).sum())
         num_shortened += int(((num_kept > 0) & (num_kept < num_labels)).sum())
     return CutRows(num_labeled, num_without_labels, num_shortened)
+
+
+def report_cut_rows(dataset: Dataset, max_length: int, name: str) -> None:
+    """Log the rows that a cut leaves without labels; SFTTrainer drops them without a word.
+
+    Raises:
+        ValueError: no row keeps a label.
+    """
+    cut = count_cut_rows(dataset, max_length)
+    if cut.num_labeled and cut.num_without_labels == cut.num_labeled:
+        raise ValueError(
+            f"max_length {max_length} removes the labels of all {cut.num_labeled:,} rows of the "
+            f"{name} dataset, because their responses begin after it. Raise max_length, or set it "
+            "to None"
+        )
+    if cut.num_without_labels or cut.num_shortened:
+        logger.warning(
+            "max_length %d removes all labels of %d of %d rows of the %s dataset, which are "
+            "dropped, and some labels of %d rows",
+            max_length,
+            cut.num_without_labels,
+            cut.num_labeled,
+            name,
+            cut.num_shortened,
+        )
 
 
 def pack(

@@ -22,7 +22,6 @@ from torch.nn.utils.rnn import pad_sequence
 from trl import SFTTrainer
 from trl.data_utils import get_dataset_column_names
 
-from forgetting.console import logger
 from forgetting.errors import DivergenceError
 from forgetting.method.loss import forgetting_loss, polarity_sums
 from forgetting.models.training_head import TokenRequest, add_training_head
@@ -33,10 +32,10 @@ from forgetting.training.collator import (
     TOKEN_COLUMNS,
     TokenColumnCollator,
     align_token_columns,
-    count_cut_rows,
     cut_to_length,
     deal_by_length,
     pack,
+    report_cut_rows,
 )
 from forgetting.training.config import ForgettingConfig
 from forgetting.training.refusals import refuse, refuse_sharded_sequences
@@ -141,7 +140,7 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         columns = ["input_ids", "labels", *columns]
         cuts = not packing or args.packing_strategy == "bfd"
         if cuts and args.max_length is not None and isinstance(dataset, Dataset):
-            _report_cut_rows(dataset, args.max_length, dataset_name)
+            report_cut_rows(dataset, args.max_length, dataset_name)
         if packing:
             if args.shuffle_dataset:
                 dataset = dataset.shuffle(seed=args.seed)
@@ -404,27 +403,6 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
             f"training diverged at step {step} of {self.state.max_steps}: {reason}, at lambda "
             f"{lam:g}. Last good checkpoint: {kept or 'none yet'}. Lower t_max or the learning "
             "rate, or set a floor or max_grad_norm"
-        )
-
-
-def _report_cut_rows(dataset: Dataset, max_length: int, name: str) -> None:
-    """Log the rows that a cut leaves without labels; SFTTrainer drops them without a word."""
-    cut = count_cut_rows(dataset, max_length)
-    if cut.num_labeled and cut.num_without_labels == cut.num_labeled:
-        raise ValueError(
-            f"max_length {max_length} removes the labels of all {cut.num_labeled:,} rows of the "
-            f"{name} dataset, because their responses begin after it. Raise max_length, or set it "
-            "to None"
-        )
-    if cut.num_without_labels or cut.num_shortened:
-        logger.warning(
-            "max_length %d removes all labels of %d of %d rows of the %s dataset, which are "
-            "dropped, and some labels of %d rows",
-            max_length,
-            cut.num_without_labels,
-            cut.num_labeled,
-            name,
-            cut.num_shortened,
         )
 
 
