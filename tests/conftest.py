@@ -449,7 +449,8 @@ def registries(monkeypatch: pytest.MonkeyPatch) -> None:
     from forgetting.formats import FORMATS
     from forgetting.method import MEASURES
     from forgetting.method.corruptions import CORRUPTIONS
+    from forgetting.method.losses import LOSSES
     from forgetting.method.terms import TERMS
 
-    for registry in (MEASURES, TERMS, FORMATS, CORRUPTIONS):
+    for registry in (MEASURES, TERMS, LOSSES, FORMATS, CORRUPTIONS):
         monkeypatch.setattr(registry, "_entries", dict(registry._entries))

@@ -19,6 +19,7 @@ MEMBERS = {
     "ForgettingTerm": "[needs_base, is_per_sample, __call__]",
     "ForgettingTrainer": "[lam, compute_loss]",
     "LambdaSchedule": "[__call__]",
+    "PositiveLoss": "[__call__]",
 }
 
 

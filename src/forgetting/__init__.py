@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from forgetting.method import select_tokens, token_quality
     from forgetting.method.corruptions import Corrupted, register_corruption
     from forgetting.method.loss import forgetting_loss
+    from forgetting.method.losses import PositiveLoss, register_loss
     from forgetting.method.measures import register_measure
     from forgetting.method.schedule import LambdaSchedule
     from forgetting.method.terms import ForgettingTerm, register_term
@@ -28,11 +29,13 @@ __all__ = [
     "ForgettingTrainer",
     "LambdaSchedule",
     "Message",
+    "PositiveLoss",
     "Recipe",
     "forgetting_loss",
     "load_recipe",
     "register_corruption",
     "register_format",
+    "register_loss",
     "register_measure",
     "register_term",
     "run",
@@ -47,11 +50,13 @@ _HOMES = {
     "ForgettingTrainer": "training.trainer",
     "LambdaSchedule": "method.schedule",
     "Message": "formats",
+    "PositiveLoss": "method.losses",
     "Recipe": "config",
     "forgetting_loss": "method.loss",
     "load_recipe": "config",
     "register_corruption": "method.corruptions",
     "register_format": "formats",
+    "register_loss": "method.losses",
     "register_measure": "method.measures",
     "register_term": "method.terms",
     "run": "pipeline",

@@ -26,7 +26,9 @@ from forgetting.models.token_statistics import (
     check_statistics,
     measure,
 )
+from forgetting.models.top_tokens import TopTokens, best_others
 from forgetting.rundir.samples import Samples
+from forgetting.rundir.token_alternatives import TokenAlternatives
 
 TOKENS_PER_BATCH = 8192
 # More only makes a CPU wait for fresh pages of memory.
@@ -139,6 +141,67 @@ def score_samples(
                 "damaged, or its numbers overflow. Set model.dtype to float32"
             )
     return Scores(**columns)
+
+
+def find_alternatives(
+    model: Any,
+    samples: Samples,
+    tokens: NDArray[np.int64],
+    num_alternatives: int,
+    *,
+    tokens_per_batch: int | None = None,
+    advance: Callable[[int, str], None] = lambda amount, note: None,
+) -> TokenAlternatives:
+    """Find what a model expects in the place of some response tokens.
+
+    Args:
+        model: as for `score_samples`.
+        samples: the samples.
+        tokens: places among all response tokens of the samples, ascending. Samples without one are
+            not read.
+        num_alternatives: number of most likely other tokens to keep, fewer if the vocabulary is
+            smaller.
+        tokens_per_batch: as for `score_samples`.
+        advance: called with the number of samples done since the last call.
+
+    Raises:
+        ForgettingError: the model gives a log-probability that is not finite.
+    """
+    if not len(tokens):
+        none = np.zeros((0, 0))
+        return TokenAlternatives(tokens, none.astype(np.int32), np.zeros((0, 1), np.float32))
+    is_chosen = np.zeros(samples.response_ids.size, dtype=bool)
+    is_chosen[tokens] = True
+    starts = samples.response_starts
+    rows = np.unique(np.searchsorted(starts, tokens, side="right") - 1)
+    head = split_head(model)
+    device = next(model.parameters()).device
+    budget = tokens_per_batch or (
+        TOKENS_PER_BATCH_CPU if device.type == "cpu" else TOKENS_PER_BATCH
+    )
+    found: list[TopTokens] = []
+    places: list[NDArray[np.int64]] = []
+    with torch.inference_mode():
+        for batch in _batches(_lengths_read(samples)[rows], budget):
+            inputs = _pad(samples, rows[batch], device)
+            own = np.concatenate([np.arange(starts[row], starts[row + 1]) for row in rows[batch]])
+            wanted = torch.from_numpy(is_chosen[own]).to(device)
+            hidden = _hidden(head, inputs)[wanted]
+            found.append(best_others(head, hidden, inputs.targets[wanted], num_alternatives))
+            places.append(own[is_chosen[own]])
+            advance(len(batch), "")
+    order = np.argsort(np.concatenate(places))
+    ids = torch.cat([best.ids for best in found]).int().cpu().numpy()[order]
+    log_probs = torch.cat([torch.cat([b.log_probs, b.log_rest[:, None]], 1) for b in found])
+    values = log_probs.cpu().numpy()[order]
+    if not np.isfinite(values).all():
+        token = tokens[np.flatnonzero(~np.isfinite(values).all(1))[0]]
+        sample = samples.sample_ids[np.searchsorted(starts, token, side="right") - 1]
+        raise ForgettingError(
+            f"sample {sample}: the model gives a log-probability that is not finite. Its weights "
+            "are damaged, or its numbers overflow. Set model.dtype to float32"
+        )
+    return TokenAlternatives(tokens, ids, values)
 
 
 @overload

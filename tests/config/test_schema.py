@@ -21,6 +21,7 @@ from forgetting.config import (
 from forgetting.errors import InputError
 from forgetting.formats import FORMATS
 from forgetting.method import MEASURES
+from forgetting.method.losses import LOSSES
 from forgetting.method.terms import TERMS
 from tests.config.conftest import SMALL
 
@@ -404,3 +405,50 @@ def test_rejected_responses_are_asked_for_where_a_variant_forgets_them(
     with pytest.raises(InputError, match=message):
         load_recipe(write_recipe(), overrides)
     assert load_recipe(write_recipe(), [PAIRS]).data.sources[0].negatives == "rejected"
+
+
+def test_a_loss_is_a_name_or_a_section_with_its_parameters(load):
+    recipe = load(
+        variants={
+            "full": {"loss": "dft"},
+            "sure": {"objective": "full", "loss": {"name": "dft", "min_weight": "1e-1"}},
+            "plain": {"objective": "full"},
+        }
+    )
+    losses = {name: (v.loss.name, v.loss.parameters) for name, v in recipe.variants.items()}
+    assert losses == {
+        "full": ("dft", {"min_weight": 0.0}),
+        "sure": ("dft", {"min_weight": 0.1}),
+        "plain": ("cross_entropy", {}),
+    }
+    assert Recipe.model_validate(yaml.safe_load(dump_recipe(recipe))) == recipe
+    properties = Recipe.model_json_schema()["$defs"]["LossSettings"]["properties"]
+    assert properties["name"]["enum"] == list(LOSSES)
+    assert set(properties) == {"name", "min_weight", "alpha", "keep"}
+    assert properties["keep"]["description"].endswith("For truncation, rho1.")
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        ("dfft", r"loss.name: unknown loss 'dfft'. Did you mean dft\?"),
+        ({"name": "dft", "keep": 0.5}, "loss.keep: loss dft does not have it. It has min_weight"),
+        ({"keep": 0.5}, "loss.keep: loss cross_entropy does not have it. It has none"),
+        ({"name": "dft", "min_weight": 2}, r"loss.min_weight: must be at most 1 \(got 2\)"),
+        ({"name": "dft", "min_wait": 2}, "min_wait: unknown field.*Did you mean min_weight"),
+        (3, "loss: expected a section"),
+    ],
+)
+def test_a_bad_loss_is_one_message(load, loss, message):
+    with pytest.raises(InputError, match=message):
+        load(variants={"full": {"loss": loss}})
+
+
+def test_corrected_needs_the_detector_and_rho1_the_reference(load):
+    recipe = load(variants={"corrected": {}})
+    assert (recipe.needs_detector, recipe.needs_alternatives) == (True, True)
+    assert not recipe.needs_reference
+    recipe = load(variants={"full": {"loss": "rho1"}})
+    assert recipe.score_columns == ["reference_log_probs"]
+    assert recipe.needs_reference
+    assert not recipe.needs_alternatives

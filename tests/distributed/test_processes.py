@@ -57,14 +57,38 @@ def samples():
     return rows
 
 
+def corrected_samples():
+    """The same, all positive, with weights, scores of a reference, and alternatives of some
+    tokens: at some steps only one of the processes has any."""
+    random = np.random.default_rng(1)
+    rows = samples()
+    for index, row in enumerate(rows):
+        length = len(row["labels"])
+        row["polarity"] = [0] * 3 + [1] * (length - 3)
+        c = random.random(length) * (random.random(length) < 0.4) * (index % 8 < 3)
+        c[:3] = 0
+        row["token_weights"] = (1 - c).tolist()
+        row["alternative_weights"] = c.tolist()
+        row["reference_log_probs"] = (-6 * random.random(length)).tolist()
+        row["alternative_ids"] = [
+            [(token + 1) % 259, (token + 7) % 259] if weight else []
+            for token, weight in zip(row["input_ids"], c, strict=True)
+        ]
+        row["alternative_log_probs"] = [np.log([0.5, 0.2, 0.3]).tolist() if x else [] for x in c]
+    return rows
+
+
 @pytest.fixture(scope="module")
 def train(tmp_path_factory, tiny_model):
     """Trains in a process of its own, or in several; returns its weights and its log."""
     folder = tmp_path_factory.mktemp("distributed")
-    file = folder / "samples.json"
-    file.write_text(json.dumps(samples()))
+    files = {}
+    for name, rows in (("signs", samples()), ("corrected", corrected_samples())):
+        files[name] = folder / f"{name}.json"
+        files[name].write_text(json.dumps(rows))
 
-    def run(processes, **changes):
+    def run(processes, data="signs", **changes):
+        file = files[data]
         output = folder / f"{processes}-{len(list(folder.iterdir()))}"
         output.mkdir()
         config = json.dumps({**COMMON, **changes})
@@ -89,8 +113,18 @@ def train(tmp_path_factory, tiny_model):
     return run
 
 
+OPTIONS = [
+    {},
+    {"term": "npo"},
+    {"normalization": "token"},
+    {"term": "inverted_hinge", "loss": "truncation", "loss_parameters": {"keep": 0.5}},
+    {"data": "corrected"},
+    {"data": "corrected", "loss": "rho1", "loss_parameters": {"keep": 0.6}},
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{}, {"term": "npo"}, {"normalization": "token"}], ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_two_processes_end_with_the_weights_of_one(train, options):
     whole, log = train(1, per_device_train_batch_size=8, **options)
     parts, log_of_parts = train(
@@ -100,7 +134,10 @@ def test_two_processes_end_with_the_weights_of_one(train, options):
     for name in whole:
         assert (whole[name] - parts[name]).abs().max().item() <= 1e-5, name
     assert max(entry.get("grad_norm", 0) for entry in log) > 0.1
-    for figure in ("loss", "positive_loss", "negative_loss", "negative_prob", "entropy"):
+    of_set = ("negative_loss", "negative_prob")
+    if "data" in options:
+        of_set = ("correction_loss", "share_corrected")
+    for figure in ("loss", "positive_loss", "entropy", *of_set):
         first, second = (
             [entry[figure] for entry in entries if figure in entry]
             for entries in (log, log_of_parts)

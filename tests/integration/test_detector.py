@@ -13,13 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from forgetting.cli import main
 from forgetting.config import load_recipe
-from forgetting.pipeline import run as run_stages
 from forgetting.rundir import layout
 from forgetting.rundir.findings import DetectorSummary, posterior_parts
 from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.samples import Samples
 from forgetting.rundir.selections import read_polarity, read_selection
-from tests.conftest import save_detector_recipe, save_findings
+from tests.conftest import save_detector_recipe
 
 
 def weights(run, variant):
@@ -33,32 +32,6 @@ def fingerprint(run):
 def polarity(run, variant="ignoring"):
     file = layout.polarity_file(layout.selection_dir(run, variant))
     return read_polarity(file, fingerprint(run))[0]
-
-
-@pytest.fixture
-def judged(detected_run, tmp_path, monkeypatch):
-    """Trains and selects a copy of the run by findings of one's own."""
-
-    def do(posterior, found, *overrides, stages=("select", "train")):
-        from forgetting.stages import corpus_detection
-
-        recipe, source = detected_run
-        run = tmp_path / "run"
-        shutil.copytree(source, run)
-
-        def detect(recipe, run, corpus, output, scratch, advance):
-            save_findings(source.parent / "judged", posterior, found)
-            (output / "posterior.parquet").write_bytes(
-                (source.parent / "judged" / "detector" / "posterior.parquet").read_bytes()
-            )
-            return DetectorSummary.load(source.parent / "judged" / "detector")
-
-        shutil.copytree(source, source.parent / "judged", dirs_exist_ok=True)
-        monkeypatch.setattr(corpus_detection, "detect", detect)
-        shutil.rmtree(run / "detector")
-        return run_stages(recipe, run, stages=("detect", *stages), overrides=overrides)
-
-    return do
 
 
 def size(run):

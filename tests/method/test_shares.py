@@ -76,7 +76,7 @@ def test_shares_are_found_where_noise_is_well_told(share: float, distance: float
     assert held >= 4
 
 
-@pytest.mark.parametrize("distance", [1.0, 2.0, 3.0, 5.0])
+@pytest.mark.parametrize("distance", [0.3, 0.8, 1.2, 2.0, 3.0, 5.0])
 def test_the_interval_of_a_clean_corpus_holds_zero(distance: float) -> None:
     for seed in range(5):
         _, found, _, _ = estimate(0.0, distance, seed)

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from forgetting.method.loss import forgetting_loss
+from forgetting.method.parameters import Parameter
 from forgetting.method.terms import (
     BUILT_IN_PARAMETERS,
     TERMS,
     ForgettingTerm,
-    Parameter,
     register_term,
 )
 
@@ -153,7 +153,80 @@ def test_the_value_of_a_sample_has_the_mean_weight_of_its_negative_tokens():
         assert row == pytest.approx(of_row, rel=1e-12)
 
 
-ALL_TERMS = [*FORMULAS, "npo"]
+def simnpo(x, negative, beta, delta):
+    """Of one sample by log sigma, as the source writes it, and its derivative to the mean log p."""
+    mean = sum(value for value, is_one in zip(x, negative, strict=True) if is_one) / sum(negative)
+    return -2 / beta * math.log(sigmoid(beta * (-mean - delta))), 2 * sigmoid(beta * (mean + delta))
+
+
+@pytest.mark.parametrize(("beta", "delta"), [(0.7, 0.0), (2.5, 0.4)])
+def test_simnpo_is_one_value_a_sample_by_the_mean_of_its_negative_tokens(beta, delta):
+    rows = [[-1.0, -2.0, -0.5], [-3.0, 0.0, -4.0], [-2.0, -2.0, -2.0]]
+    x = torch.tensor(rows, dtype=torch.float64, requires_grad=True)
+    polarity = torch.tensor([[-1, -1, 1], [0, -1, -1], [1, 1, 0]])
+    term = ForgettingTerm("simnpo", simnpo_beta=beta, simnpo_delta=delta)
+    loss = forgetting_loss(x, polarity, 0.3, term=term)
+    loss.backward()
+    found = [
+        simnpo(row, [sign < 0 for sign in signs], beta, delta)
+        for row, signs in zip(rows[:2], polarity.tolist(), strict=False)
+    ]
+    value = sum(value for value, _ in found) / 2
+    assert loss.item() == pytest.approx((0.5 + 2 + 2) / 3 + 0.3 * value, rel=1e-12)
+    # Two of the tokens of each sample are negative, and two samples have negative tokens.
+    first, second = (0.3 * slope / 2 / 2 for _, slope in found)
+    expected = [[first, first, -1 / 3], [0, second, second], [-1 / 3, -1 / 3, 0]]
+    for row, of_row in zip(x.grad.tolist(), expected, strict=True):
+        assert row == pytest.approx(of_row, rel=1e-12)
+
+
+def test_the_inverted_hinge_and_its_gradient_to_logits_in_float64():
+    """Through a softmax: the token loses, and its strongest rival wins."""
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 9, dtype=torch.float64, generator=random).requires_grad_()
+    targets = torch.tensor([0, 3, 8, 1, 2, 5])
+    log_probs = logits.log_softmax(1)
+    rows = torch.arange(6)
+    hidden = log_probs.detach().clone()
+    hidden[rows, targets] = -math.inf
+    best = hidden.argmax(1)
+    term = ForgettingTerm("inverted_hinge")
+    polarity = torch.tensor([-1, -1, 1, -1, 0, -1])
+    loss = forgetting_loss(
+        log_probs[rows, targets],
+        polarity,
+        0.5,
+        term=term,
+        best_other_log_probs=log_probs[rows, best],
+    )
+    loss.backward()
+    # By hand: dp_y/dz_v = p_y ([v = y] - p_v).
+    p = logits.detach().softmax(1)
+    expected = torch.zeros_like(p)
+    value = -torch.log(p[2, targets[2]])
+    expected[2] = p[2]
+    expected[2, targets[2]] -= 1
+    for row in (0, 1, 3, 5):
+        own, other = p[row, targets[row]], p[row, best[row]]
+        value = value + 0.5 / 4 * (1 + own - other)
+        slope = -p[row] * (own - other)
+        slope[targets[row]] += own
+        slope[best[row]] -= other
+        expected[row] = 0.5 / 4 * slope
+    assert loss.item() == pytest.approx(value.item(), rel=1e-12)
+    torch.testing.assert_close(logits.grad, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_inverted_hinge_needs_the_best_other_token():
+    with pytest.raises(ValueError, match="inverted_hinge needs best_other_log_probs"):
+        forgetting_loss(torch.zeros(2), -torch.ones(2), 0.1, term=ForgettingTerm("inverted_hinge"))
+
+
+ALL_TERMS = [*FORMULAS, "npo", "simnpo", "inverted_hinge"]
+
+
+def test_every_built_in_term_is_tested():
+    assert {term.name for term in TERMS.built_in} == set(ALL_TERMS)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -163,7 +236,10 @@ def test_terms_are_finite_at_the_ends(kind, dtype, floor):
     x = torch.tensor([[-100.0, -1e-7, 0.0, -3.0]], dtype=dtype, requires_grad=True)
     base = torch.tensor([[-1e-7, -100.0, 0.0, -3.0]], dtype=dtype)
     polarity = -torch.ones(1, 4)
-    loss = forgetting_loss(x, polarity, 0.25, term=make_term(kind, floor), base_log_probs=base)
+    term = make_term(kind, floor)
+    loss = forgetting_loss(
+        x, polarity, 0.25, term=term, base_log_probs=base, best_other_log_probs=base
+    )
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(x.grad).all()
@@ -175,7 +251,10 @@ def test_terms_leave_other_tokens_alone_even_infinite_ones(kind):
     x = torch.tensor([[-1.0, -math.inf, -2.0]], requires_grad=True)
     base = torch.tensor([[-1.5, math.nan, -math.inf]])
     term = make_term(kind)
-    loss = forgetting_loss(x, torch.tensor([[-1, 0, 1]]), 0.5, term=term, base_log_probs=base)
+    polarity = torch.tensor([[-1, 0, 1]])
+    loss = forgetting_loss(
+        x, polarity, 0.5, term=term, base_log_probs=base, best_other_log_probs=base
+    )
     loss.backward()
     assert torch.isfinite(loss)
     assert x.grad[0, 1] == 0
@@ -203,7 +282,9 @@ def test_unlearning_lowers_the_probability(kind):
     x = torch.tensor([[-0.7, -2.0]], requires_grad=True)
     base = torch.tensor([[-1.0, -1.0]])
     term = make_term(kind)
-    forgetting_loss(x, -torch.ones(1, 2), 1.0, term=term, base_log_probs=base).backward()
+    forgetting_loss(
+        x, -torch.ones(1, 2), 1.0, term=term, base_log_probs=base, best_other_log_probs=base
+    ).backward()
     assert (x.grad > 0).all()
 
 

@@ -101,3 +101,25 @@ def test_the_baselines_are_what_their_names_say(write_recipe, tmp_path):
         for line in (path / "models/forgetting-constant/training.jsonl").read_text().splitlines()
     }
     assert lambdas == {1e-4}
+
+
+def test_the_arena_trains_all_its_variants_in_one_run_with_one_table(write_recipe, tmp_path):
+    variants = load_recipe("arena").model_dump(mode="json", exclude_unset=True)["variants"]
+    detector = {"copies": 40}
+    recipe = load_recipe(write_recipe(variants=variants, detector=detector))
+    path = run_stages(recipe, tmp_path / "out")
+    table = json.loads((path / "report" / "results.json").read_text())
+    shown = json.dumps(table)
+    for name in variants:
+        log = (path / "models" / name / "training.jsonl").read_text().splitlines()
+        assert np.isfinite([json.loads(line)["loss"] for line in log]).all()
+        assert f'"{name}"' in shown
+    losses = {name: variant.loss.name for name, variant in recipe.variants.items()}
+    assert {name for name, loss in losses.items() if loss != "cross_entropy"} == {
+        "dft",
+        "eaft",
+        "truncation",
+        "rho1",
+    }
+    page = (path / "report" / "index.html").read_text()
+    assert "Its loss is rho1" in page

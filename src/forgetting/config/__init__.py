@@ -31,6 +31,7 @@ from forgetting.config.schema import (
 from forgetting.config.unlearning import (
     DetectorSettings,
     ForgettingSettings,
+    LossSettings,
     SelectionSettings,
 )
 
@@ -42,6 +43,7 @@ __all__ = [
     "ForgettingSettings",
     "ItemLimit",
     "LoraSettings",
+    "LossSettings",
     "ModelSettings",
     "Name",
     "Objective",

@@ -10,6 +10,7 @@ from pydantic_core import core_schema
 
 from forgetting.formats import FORMATS
 from forgetting.method.corruptions import CORRUPTIONS
+from forgetting.method.losses import LOSSES
 from forgetting.method.measures import MEASURES
 from forgetting.method.terms import TERMS
 from forgetting.registry import Registry
@@ -92,5 +93,6 @@ CorruptionNames = Annotated[
     Field(min_length=1, validate_default=True),
     BeforeValidator(_every_corruption),
 ]
+LossName = Annotated[str, NameIn(LOSSES)]
 TermName = Annotated[str, NameIn(TERMS)]
 FormatName = Annotated[str, NameIn(FORMATS, ("auto",))]

@@ -22,6 +22,7 @@ from forgetting.config.schema import DEFAULT_VARIANTS, Recipe, TrainingSettings
 from forgetting.errors import InputError, did_you_mean
 from forgetting.formats import FORMATS
 from forgetting.method.corruptions import CORRUPTIONS
+from forgetting.method.losses import LOSSES
 from forgetting.method.measures import MEASURES
 from forgetting.method.terms import TERMS
 from forgetting.registry import Registry
@@ -253,7 +254,7 @@ def check_installed(recipe: Recipe) -> None:
     Workers import installed packages, but not the script that registered a name.
 
     Raises:
-        InputError: a measure, term, corruption or format was registered from Python only.
+        InputError: a measure, term, loss, corruption or format was registered from Python only.
     """
     used: list[tuple[str, Registry[Any], str]] = []
     for name in recipe.selecting_variants:
@@ -261,6 +262,7 @@ def check_installed(recipe: Recipe) -> None:
         used.append((f"{path}.selection.quality", MEASURES, variant.selection.quality))
         if variant.objective == "forgetting":
             used.append((f"{path}.forgetting.term", TERMS, variant.forgetting.term))
+    used += [(f"variants.{name}.loss", LOSSES, v.loss.name) for name, v in recipe.variants.items()]
     if recipe.needs_detector:
         used += [
             ("detector.corruptions", CORRUPTIONS, name) for name in recipe.detector.corruptions

@@ -17,6 +17,7 @@ from forgetting.config.inputs import DataSettings, ModelSettings, SourceSettings
 from forgetting.config.unlearning import (
     DetectorSettings,
     ForgettingSettings,
+    LossSettings,
     SelectionSettings,
 )
 from forgetting.method.columns import (
@@ -26,10 +27,12 @@ from forgetting.method.columns import (
     columns_of,
     of_reference,
 )
+from forgetting.method.losses import LOSSES
 from forgetting.method.measures import MEASURES
 from forgetting.method.terms import TERMS
 
-Objective = Literal["full", "ignoring", "forgetting", "weighted"]
+Objective = Literal["full", "ignoring", "forgetting", "weighted", "corrected"]
+_BY_POSTERIOR = ("weighted", "corrected")
 # From which probability of being bad on a token is negative.
 _POSTERIORS = {"ignoring": 0.5}
 _POSTERIOR = 0.9
@@ -141,7 +144,10 @@ class VariantSettings(Section):
     objective: Objective
     """Treatment of bad tokens. `full` learns all tokens, `ignoring` skips the negative ones,
     `forgetting` unlearns them. `weighted` learns each token with 1 minus the detector's probability
-    that it is bad; if the detector finds nothing, that is `full`."""
+    that it is bad. `corrected` also gives that probability to the tokens that the reference model
+    (without one: the base model) expects there. If the detector finds nothing, both are `full`."""
+    loss: LossSettings = LossSettings()
+    """Loss of the tokens that are learned. `loss: dft` is short for `loss: {name: dft}`."""
     selection: SelectionSettings = SelectionSettings()
     """Selection of tokens. Fields default to those of the recipe's `selection`."""
     forgetting: ForgettingSettings = ForgettingSettings()
@@ -156,12 +162,19 @@ class VariantSettings(Section):
     def needs_posterior(self) -> bool:
         """Whether it needs the detector's posterior of each token."""
         measure = MEASURES[self.selection.quality]
-        return self.objective == "weighted" or (self.selects and POSTERIOR in measure.columns)
+        uses = self.selects and POSTERIOR in measure.columns
+        return self.objective in _BY_POSTERIOR or uses
 
     @property
     def needs_base(self) -> bool:
         """Whether its term compares with the base model's log-probabilities."""
         return self.objective == "forgetting" and TERMS[self.forgetting.term].needs_base
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether its loss compares with the reference model's log-probabilities."""
+        ranking = LOSSES[self.loss.name].ranking
+        return ranking is not None and ranking.needs_reference
 
     @property
     def selection_in_effect(self) -> SelectionSettings:
@@ -345,6 +358,11 @@ class Recipe(Section):
         return any(variant.needs_posterior for variant in self.variants.values())
 
     @property
+    def needs_alternatives(self) -> bool:
+        """Whether a variant corrects tokens."""
+        return any(variant.objective == "corrected" for variant in self.variants.values())
+
+    @property
     def detector_passes(self) -> list[str]:
         """Forward passes that the detector looks at; none if no variant uses it."""
         if not self.needs_detector:
@@ -356,7 +374,8 @@ class Recipe(Section):
 
     @property
     def score_columns(self) -> list[str]:
-        """Names of the score columns that measures, terms and detector need; none: no scores."""
+        """Names of the score columns that measures, terms, losses and detector need; none: no
+        scores."""
         needed = {*self._measure_columns, *columns_of(self.detector_passes)}
         return [column for column in SCORE_COLUMNS if column in needed]
 
@@ -367,13 +386,15 @@ class Recipe(Section):
 
     @property
     def _measure_columns(self) -> set[str]:
-        """Columns that measures and terms need."""
+        """Columns that measures, terms and losses need."""
         needed = set()
         for variant in self.variants.values():
             if variant.selects:
                 needed |= set(MEASURES[variant.selection.quality].columns)
             if variant.needs_base:
                 needed.add("base_log_probs")
+            if variant.needs_reference:
+                needed.add("reference_log_probs")
         return needed
 
 

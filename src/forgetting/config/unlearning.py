@@ -1,7 +1,9 @@
-"""Sections of a recipe about the method: which tokens to forget, and how."""
+"""Sections of a recipe about the method: which tokens to learn and to forget, and how."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, GetJsonSchemaHandler, model_validator
@@ -9,6 +11,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, ValidationError
 
 from forgetting.config.fields import (
     CorruptionNames,
+    LossName,
     MeasureName,
     Positive,
     Section,
@@ -17,7 +20,9 @@ from forgetting.config.fields import (
     TermName,
 )
 from forgetting.method.loss import Normalization
+from forgetting.method.losses import DEFAULT_LOSS, LOSSES
 from forgetting.method.measures import DEFAULT_MEASURE, DETECTOR, MEASURES
+from forgetting.method.parameters import Parameter
 from forgetting.method.schedule import ScheduleKind
 from forgetting.method.selection import Granularity, Threshold
 from forgetting.method.terms import DEFAULT_TERM, TERMS, declared_parameters, described
@@ -123,9 +128,136 @@ class DetectorSettings(Section):
     records, at least 200 and at most 2000."""
     corruptions: CorruptionNames = "all"  # type: ignore[assignment]
     """Kinds of noise to plant, as a list of names, or `all`."""
+    alternatives: Positive = 32
+    """Number of tokens that are kept as expected in the place of a bad one, for `objective:
+    corrected`. All others are one more outcome."""
     reference: Literal["auto", "always", "never"] = "auto"
     """Whether the detector also looks through the reference model. `auto`: if a measure needs the
     reference model anyway."""
+
+
+def _completed(
+    title: str,
+    own: Mapping[str, Parameter],
+    given: Mapping[str, Any],
+    known: Mapping[str, Parameter] = MappingProxyType({}),
+) -> dict[str, float]:
+    """All parameters of an entry of a registry: those that a section sets, else their defaults.
+
+    Args:
+        known: parameters of other entries, which the section may hold. They are checked, and not
+            returned.
+
+    Raises:
+        ValidationError: a parameter is unknown or out of range, with its path.
+    """
+    values = {name: parameter.default for name, parameter in own.items()}
+    errors: list[InitErrorDetails] = []
+    for name, value in given.items():
+        declared = own.get(name) or known.get(name)
+        if declared is None:
+            errors.append({"type": "extra_forbidden", "loc": (name,), "input": value})
+            continue
+        try:
+            number = declared.check(value)
+        except ValueError as error:
+            custom = PydanticCustomError("parameter", str(error))
+            errors.append({"type": custom, "loc": (name,), "input": value})
+        else:
+            if name in own:
+                values[name] = number
+    if errors:
+        raise ValidationError.from_exception_data(title, errors)
+    return values
+
+
+def _with_parameters(
+    schema: dict[str, Any], after: str, declared: Mapping[str, tuple[Parameter, str]]
+) -> dict[str, Any]:
+    """A section's JSON schema with the parameters of all entries after one of its fields."""
+    bounds = {"at_least": "minimum", "above": "exclusiveMinimum", "at_most": "maximum"}
+    properties: dict[str, Any] = {}
+    for name, field in schema["properties"].items():
+        properties[name] = field
+        if name == after:
+            for parameter, (own, description) in declared.items():
+                limits = {key: getattr(own, given) for given, key in bounds.items()}
+                properties[parameter] = {
+                    "type": "number",
+                    "default": own.default,
+                    "description": description,
+                    **{key: limit for key, limit in limits.items() if limit is not None},
+                }
+    return {**schema, "properties": properties, "additionalProperties": False}
+
+
+class LossSettings(Section):
+    """Loss of the tokens that are learned. A name is short for `{name: NAME}`.
+
+    The parameters of a loss are fields as well: as `LOSSES` declares them, built in or registered.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    name: LossName = DEFAULT_LOSS
+    """Value to minimize on positive tokens. `dft`, `deft` and `eaft` weigh tokens by the
+    prediction. In each step, `truncation` drops the samples with the highest loss, and `rho1` the
+    tokens with the lowest excess loss over the reference model. Both take an extra forward
+    pass."""
+
+    @classmethod
+    def field_names(cls) -> list[str]:
+        """Names of the fields that a recipe may set, with the parameters of all losses."""
+        return [*cls.model_fields, *dict.fromkeys(n for e in LOSSES.values() for n in e.parameters)]
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """All parameters of the loss."""
+        return dict(self.__pydantic_extra__ or {})
+
+    def trainer_arguments(self) -> dict[str, Any]:
+        """These settings as arguments of `ForgettingConfig`."""
+        return {"loss": self.name, "loss_parameters": self.parameters}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        found = handler.resolve_ref_schema(handler(schema))
+        declared: dict[str, tuple[Parameter, str]] = {}
+        for loss in LOSSES.values():
+            for name, own in loss.parameters.items():
+                owners = [other.name for other in LOSSES.values() if name in other.parameters]
+                declared.setdefault(name, (own, f"{own.help} For {', '.join(owners)}."))
+        found.update(_with_parameters(found, "name", declared))
+        return found
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, given: Any) -> Any:
+        return {"name": given} if isinstance(given, str) else given
+
+    @model_validator(mode="after")
+    def _complete_the_parameters(self) -> LossSettings:
+        extra = self.__pydantic_extra__
+        assert extra is not None
+        own = LOSSES[self.name].parameters
+        errors: list[InitErrorDetails] = []
+        for name in set(self.field_names()).intersection(extra).difference(own):
+            message = f"loss {self.name} does not have it. It has {', '.join(own) or 'none'}"
+            errors.append(
+                {
+                    "type": PydanticCustomError("parameter", "{reason}", {"reason": message}),
+                    "loc": (name,),
+                    "input": extra[name],
+                }
+            )
+        if errors:
+            raise ValidationError.from_exception_data(type(self).__name__, errors)
+        values = _completed(type(self).__name__, own, extra)
+        extra.clear()
+        extra.update(values)
+        return self
 
 
 class ForgettingSettings(Section):
@@ -173,21 +305,8 @@ class ForgettingSettings(Section):
         cls, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
         found = handler.resolve_ref_schema(handler(schema))
-        bounds = {"at_least": "minimum", "above": "exclusiveMinimum", "at_most": "maximum"}
-        properties: dict[str, Any] = {}
-        for name, field in found["properties"].items():
-            properties[name] = field
-            if name == "term":
-                for parameter, declared in declared_parameters().items():
-                    limits = {key: getattr(declared, given) for given, key in bounds.items()}
-                    properties[parameter] = {
-                        "type": "number",
-                        "default": declared.default,
-                        "description": described(parameter),
-                        **{key: limit for key, limit in limits.items() if limit is not None},
-                    }
-        found["properties"] = properties
-        found["additionalProperties"] = False
+        declared = {name: (own, described(name)) for name, own in declared_parameters().items()}
+        found.update(_with_parameters(found, "term", declared))
         return found
 
     @model_validator(mode="after")
@@ -207,23 +326,8 @@ class ForgettingSettings(Section):
         extra = self.__pydantic_extra__
         assert extra is not None
         own = TERMS[self.term].parameters
-        known = dict(own) if own.keys() >= extra.keys() else {**declared_parameters(), **own}
-        values = {name: parameter.default for name, parameter in own.items()}
-        errors: list[InitErrorDetails] = []
-        for name, given in extra.items():
-            if name not in known:
-                errors.append({"type": "extra_forbidden", "loc": (name,), "input": given})
-                continue
-            try:
-                number = known[name].check(given)
-            except ValueError as error:
-                custom = PydanticCustomError("parameter", str(error))
-                errors.append({"type": custom, "loc": (name,), "input": given})
-            else:
-                if name in own:
-                    values[name] = number
-        if errors:
-            raise ValidationError.from_exception_data(type(self).__name__, errors)
+        known = {} if own.keys() >= extra.keys() else declared_parameters()
+        values = _completed(type(self).__name__, own, extra, known)
         extra.clear()
         extra.update(values)
         return self

@@ -21,6 +21,8 @@ STATISTICS = (
 """What a pass says about each token; `models.token_statistics` has the formulas."""
 POSTERIOR = "posterior"
 """The detector's probability that a token is bad; 0 everywhere if nothing was found."""
+CORRECTED_FROM = 0.05
+"""Posterior from which `objective: corrected` corrects a token; below, it is learned as it is."""
 _PARTS = {f"{name}_{statistic}": (name, statistic) for name in PASSES for statistic in STATISTICS}
 SCORE_COLUMNS = tuple(_PARTS)
 """Columns that scoring can write."""

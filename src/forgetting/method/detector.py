@@ -52,6 +52,7 @@ _TREES = {
     # It would stop on tokens of samples that it has seen.
     "early_stopping": False,
 }
+_NUM_BINS = 254
 _KIND_TREES = _TREES | {"max_iter": 20, "min_samples_leaf": 20}
 
 
@@ -126,6 +127,7 @@ class Detector:
     problem: str | None = None
     """Why nothing could be learned; None if something was."""
     report: DetectorReport | None = None
+    _edges: list[NDArray] = field(default_factory=list, repr=False)
     _models: list[Any] = field(default_factory=list, repr=False)
     _kind_models: list[Any] = field(default_factory=list, repr=False)
     _fold_of_record: dict[int, int] = field(default_factory=dict, repr=False)
@@ -156,6 +158,7 @@ class Detector:
         return self._evidence(features, np.repeat(folds, np.asarray(lengths)))
 
     def _evidence(self, features: NDArray, folds: NDArray) -> Evidence:
+        features = _binned(features, self._edges)
         log_odds = np.zeros(len(features))
         kind_probs = np.zeros((len(features), len(self.kinds)))
         for fold, (model, kind_model) in enumerate(
@@ -226,6 +229,7 @@ class Detector:
         for row in np.asarray(features, dtype=np.float32):
             rows = np.repeat(row[None], len(row) + 1, axis=0)
             np.fill_diagonal(rows[1:], self._clean_medians)
+            rows = _binned(rows, self._edges)
             log_odds = np.mean([model.decision_function(rows) for model in self._models], axis=0)
             losses = log_odds[0] - log_odds[1:]
             best = np.argsort(-losses, kind="stable")[:count]
@@ -264,20 +268,23 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
     bad = probe.kinds != CLEAN
     fold_of_record = _folds(probe.records, np.random.default_rng(seed))
     folds = np.array([fold_of_record[record] for record in probe.of_records.tolist()])
+    edges = _bin_edges(probe.features)
+    features = _binned(probe.features, edges)
     kind_models = [
-        _classifier(probe.features[used], probe.kinds[used], _KIND_TREES, seed + fold)
+        _classifier(features[used], probe.kinds[used], _KIND_TREES, seed + fold)
         for fold in range(NUM_FOLDS)
         for used in [(folds != fold) & bad]
     ]
     detector = Detector(
         probe.names,
         kinds,
+        _edges=edges,
         _kind_models=kind_models,
         _fold_of_record=fold_of_record,
         _clean_medians=np.median(probe.features[~bad], axis=0),
     )
     weights = np.ones(len(bad))
-    detector._models = _fit_folds(probe.features, bad, weights, folds, seed)
+    detector._models = _fit_folds(features, bad, weights, folds, seed)
     first = detector._evidence(probe.features, folds)
     first_log_odds = calibrate(first.log_odds, fit_calibration(first.log_odds, bad))
     contamination = estimate_contamination(
@@ -293,7 +300,7 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
         log_ratio = first_log_odds - np.log(bad.mean() / (1 - bad.mean()))
         unmarked = np.exp(np.minimum(np.log(contamination.share) + log_ratio, 0))
         weights = np.where(bad, 1.0, 1 - unmarked)
-        detector._models = _fit_folds(probe.features, bad, weights, folds, seed)
+        detector._models = _fit_folds(features, bad, weights, folds, seed)
     raw = detector._evidence(probe.features, folds)
     scaled = np.empty(len(bad))
     for fold in range(NUM_FOLDS):
@@ -301,9 +308,32 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
         calibration = fit_calibration(raw.log_odds[~held], bad[~held], weights[~held])
         scaled[held] = calibrate(raw.log_odds[held], calibration)
     detector._calibration = fit_calibration(raw.log_odds, bad, weights)
-    left_out = _leave_kinds_out(probe, kinds, weights, folds, seed) if leave_kinds_out else {}
+    left_out = (
+        _leave_kinds_out(features, probe.kinds, kinds, weights, folds, seed)
+        if leave_kinds_out
+        else {}
+    )
     detector.report = describe(probe.kinds, kinds, scaled, weights, left_out)
     return detector
+
+
+def _bin_edges(features: NDArray) -> list[NDArray]:
+    """Edges of at most 254 bins of each feature with about equally many tokens.
+
+    The trees would bin the features themselves, again for each fit, and with weights that takes
+    twenty times as long as the trees.
+    """
+    levels = np.linspace(0, 1, _NUM_BINS + 1)[1:-1]
+    return [np.unique(np.quantile(column, levels)) for column in features.T]
+
+
+def _binned(features: NDArray, edges: list[NDArray]) -> NDArray[np.float32]:
+    """The bin of each feature of each token; shape of `features`."""
+    columns = [
+        np.searchsorted(edge, column, side="right")
+        for column, edge in zip(features.T, edges, strict=True)
+    ]
+    return np.stack(columns, axis=1).astype(np.float32)
 
 
 def _fit_folds(
@@ -393,19 +423,24 @@ def _codes(names: NDArray, kinds: tuple[str, ...]) -> NDArray[np.int64]:
 
 
 def _leave_kinds_out(
-    probe: Probe, kinds: tuple[str, ...], weights: NDArray, folds: NDArray, seed: int
+    features: NDArray,
+    names: NDArray,
+    kinds: tuple[str, ...],
+    weights: NDArray,
+    folds: NDArray,
+    seed: int,
 ) -> dict[str, float | None]:
     """AUROC of each kind against clean tokens by a classifier that never saw the kind: fitted on
     three of the five folds, measured on the other two."""
     found: dict[str, float | None] = {}
     fitted = folds < NUM_FOLDS - 2
-    clean = probe.kinds == CLEAN
+    clean = names == CLEAN
     for kind in kinds:
-        of_kind = probe.kinds == kind
+        of_kind = names == kind
         used = fitted & ~of_kind
         measured = ~fitted & (clean | of_kind)
-        model = _classifier(probe.features[used], ~clean[used], _TREES, seed, weights[used])
-        score = model.decision_function(probe.features[measured])
+        model = _classifier(features[used], ~clean[used], _TREES, seed, weights[used])
+        score = model.decision_function(features[measured])
         found[kind] = auroc_of(of_kind[measured], score, weights[measured])
     return found
 

@@ -44,8 +44,8 @@ class DetectorReport:
     recall: float
     calibration_error: float
     """Expected calibration error over 15 bins of equal width."""
-    calibration: tuple[tuple[float, float, int], ...]
-    """(mean posterior, share of bad tokens, tokens) of each bin that is not empty."""
+    calibration: tuple[tuple[float, float, float], ...]
+    """(mean posterior, share of bad tokens, weight of the tokens) of each bin that is not empty."""
     kinds: dict[str, KindReport]
 
 

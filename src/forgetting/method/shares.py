@@ -23,12 +23,13 @@ from forgetting.method.calibration import sigmoid
 
 RECALLS = (0.2, 0.3, 0.4, 0.5)
 """Shares of the planted tokens above the scores that are looked at."""
-HIGHEST_RECALLS = (0.05, 0.1)
-"""Looked at as well for the lower end of the interval."""
-LOOKALIKES = 2.0
-"""Clean tokens that look like planted noise, as a share, relative to how often a clean token exceeds
-one of the clearer half of the planted ones. Of two normal distributions one or more standard
-deviations apart it is at most that. Taken off for the lower end of the interval."""
+MOST_GROWTH = 1.9
+"""Noise adds the same share at every score; clean tokens that look like it add more at lower ones.
+Of two normal distributions a standard deviation or more apart, the share at the lowest score is at
+least 1.9 times that at the highest. So the lower end of the interval counts in full if the two
+agree, not at all at 1.9, and in proportion between."""
+SMALLEST_SEPARATION = 0.75
+"""AUROC of planted against unplanted tokens below which the lower end of the interval is 0."""
 LARGEST_SHARE = 0.9
 SMALLEST_SHARE = 0.005
 """A lower end of the interval below this share counts as 0."""
@@ -115,27 +116,21 @@ def estimate_contamination(
         seen = [np.maximum(each, _SMALLEST_RECALL * recall) for each in found[1:]]
         return found[0] * sum(part / each for part, each in zip(mixture, seen, strict=True))
 
-    likely = np.minimum(np.min([ratios(recall) for recall in RECALLS], axis=0), LARGEST_SHARE)
-    least = np.min([likely, *(ratios(recall) for recall in HIGHEST_RECALLS)], axis=0)
-    least = np.maximum(least - LOOKALIKES * _overlap(log_odds, planted, least[0]), 0)
+    found = np.minimum([ratios(recall) for recall in RECALLS], LARGEST_SHARE)
+    likely, least = found.min(axis=0), found[0]
+    growth = float(found[-1, 0] / max(found[0, 0], 1e-9))
+    if _separation(log_odds, planted) < SMALLEST_SEPARATION:
+        growth = MOST_GROWTH
+    least = least * np.clip((MOST_GROWTH - growth) / (MOST_GROWTH - 1), 0, 1)
     return Contamination(float(likely[0]), likely[1:], least[1:])
 
 
-def _overlap(log_odds: NDArray, planted: NDArray[np.bool_], share: float) -> float:
-    """How often a clean token exceeds one of the clearer half of the planted ones.
-
-    Args:
-        log_odds: shape (tokens,).
-        planted: shape (tokens,).
-        share: of bad tokens among those in which nothing was planted; below 1.
-    """
-    found = log_odds[planted]
-    clearer = found[found >= np.median(found)]
+def _separation(log_odds: NDArray, planted: NDArray[np.bool_]) -> float:
+    """AUROC of planted against unplanted tokens."""
     others = np.sort(log_odds[~planted])
-    below = np.searchsorted(others, clearer, "left") + np.searchsorted(others, clearer, "right")
-    exceeds = 1 - float(below.mean()) / (2 * max(len(others), 1))
-    # A bad token exceeds a clearer one of its like in one of four cases.
-    return max((exceeds - share / 4) / (1 - share), 0.0)
+    found = log_odds[planted]
+    below = np.searchsorted(others, found, "left") + np.searchsorted(others, found, "right")
+    return float(below.mean()) / (2 * max(len(others), 1))
 
 
 def _mixture_of_kinds(kind_probs: NDArray, prior: NDArray) -> NDArray[np.float64]:

@@ -17,42 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from forgetting.method.parameters import Parameter
 from forgetting.registry import Registry
 
 # A token that is certain in float32 has 1 - p = 0. Its terms are those of this log-probability.
 LARGEST_LOG_PROB = -1e-7
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A number that a term depends on: its default, its range and its meaning."""
-
-    default: float
-    help: str = ""
-    """Noun phrase that stands alone."""
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-
-    def check(self, value: Any) -> float:
-        """The value as a number.
-
-        Raises:
-            ValueError: it is no finite number, or outside the range.
-        """
-        try:
-            number = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
-            number = math.nan
-        if not math.isfinite(number):
-            raise ValueError("must be a finite number")
-        if self.at_least is not None and number < self.at_least:
-            raise ValueError(f"must be at least {self.at_least:g}")
-        if self.above is not None and number <= self.above:
-            raise ValueError(f"must be above {self.above:g}")
-        if self.at_most is not None and number > self.at_most:
-            raise ValueError(f"must be at most {self.at_most:g}")
-        return number
 
 
 @dataclass(frozen=True)
@@ -62,13 +31,15 @@ class Term:
     name: str
     formula: str
     """The value that is minimized, for people; p is the token's probability, r that under the base
-    model."""
+    model, q that of the most likely other token, and n the number of negative tokens in a
+    sample."""
     value: Callable[..., Tensor]
-    """`value(log_p, **parameters)`, or `value(log_p, base_log_p, **parameters)` if `needs_base`.
+    """`value(log_p, **parameters)`, with more tensors after `log_p`, in this order: `base_log_p` if
+    `needs_base`, `other_log_p` if `needs_best_other`, `count` if `needs_count`.
 
     Tensors have shape (tokens,) or (batch, length), float32 or finer. Returns one value per
     position. Positions without a negative token hold finite numbers, and their values are
-    discarded. With `is_per_sample`, both tensors are 0 at those positions, and the function
+    discarded. With `is_per_sample`, the tensors are 0 at those positions, and the function
     returns one value per row.
     """
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
@@ -77,6 +48,11 @@ class Term:
     """Whether log-probabilities under the base model are needed."""
     is_per_sample: bool = False
     """Whether the negative set is counted in samples instead of tokens."""
+    needs_best_other: bool = False
+    """Whether the log-probability of the most likely other token is needed. It has a gradient."""
+    needs_count: bool = False
+    """Whether the number of negative tokens of each sample is needed, shape (samples,), at least 1.
+    For terms that are per sample."""
 
 
 def _ga(log_p: Tensor) -> Tensor:
@@ -108,6 +84,14 @@ def _unlikelihood(log_p: Tensor) -> Tensor:
     # The gradient of a certain token is that of the largest value, not zero.
     log_p = log_p - (log_p - log_p.clamp(max=LARGEST_LOG_PROB)).detach()
     return -torch.log(-torch.expm1(log_p))
+
+
+def _inverted_hinge(log_p: Tensor, other_log_p: Tensor) -> Tensor:
+    return 1 + log_p.exp() - other_log_p.exp()
+
+
+def _simnpo(log_p: Tensor, count: Tensor, simnpo_beta: float, simnpo_delta: float) -> Tensor:
+    return 2 / simnpo_beta * log1p_exp(simnpo_beta * (log_p.sum(-1) / count + simnpo_delta))
 
 
 def log1p_exp(x: Tensor) -> Tensor:
@@ -164,6 +148,24 @@ TERMS: Registry[Term] = Registry(
         ),
         # arXiv 1908.04319
         Term("unlikelihood", "−log(1 − p)", _unlikelihood),
+        # arXiv 2408.06621
+        Term("inverted_hinge", "1 + p − q", _inverted_hinge, needs_best_other=True),
+        # arXiv 2410.07163; P is a product over the n negative tokens of a sample. The default of
+        # simnpo_beta is that of OpenUnlearning.
+        Term(
+            "simnpo",
+            "(2 / simnpo_beta) · log(1 + exp(simnpo_beta · ((log P) / n + simnpo_delta))), "
+            "one value per sample",
+            _simnpo,
+            {
+                "simnpo_beta": Parameter(4.5, "Slope of the value over the mean log p.", above=0),
+                "simnpo_delta": Parameter(
+                    0.0, "Mean loss in nats above which unlearning a sample weakens.", at_least=0
+                ),
+            },
+            is_per_sample=True,
+            needs_count=True,
+        ),
     ],
 )
 """What is minimized on a negative token. Factors p^alpha, p^beta1 and (1 − p)^beta2 are weights
@@ -294,12 +296,18 @@ class ForgettingTerm:
         """Whether the negative set is counted in samples instead of tokens."""
         return TERMS[self.kind].is_per_sample
 
+    @property
+    def needs_best_other(self) -> bool:
+        """Whether the log-probability of the most likely other token is needed."""
+        return TERMS[self.kind].needs_best_other
+
     def __call__(
         self,
         log_probs: Tensor,
         is_negative: Tensor,
         base_log_probs: Tensor | None = None,
         weights: Tensor | None = None,
+        best_other_log_probs: Tensor | None = None,
     ) -> Tensor:
         """Sum of the term over the negative tokens, or over the samples that have some.
 
@@ -310,17 +318,20 @@ class ForgettingTerm:
             base_log_probs: same shape, under the base model.
             weights: same shape, weight of each token's value in the sum; default: all 1. The one
                 value of a sample has the mean weight of its negative tokens.
+            best_other_log_probs: same shape, of the most likely token other than each.
 
         Returns:
             A scalar, float32 or finer. Other tokens receive no gradient, even if they are infinite.
 
         Raises:
-            ValueError: base_log_probs are missing, or the function of a registered term returns
-                another shape.
+            ValueError: base_log_probs or best_other_log_probs are missing, or the function of a
+                registered term returns another shape.
         """
         term = TERMS[self.kind]
         if term.needs_base and base_log_probs is None:
             raise ValueError(f"the term {self.kind} needs base_log_probs")
+        if term.needs_best_other and best_other_log_probs is None:
+            raise ValueError(f"the term {self.kind} needs best_other_log_probs")
         dtype = torch.promote_types(log_probs.dtype, torch.float32)
         # A token that is not negative may be infinite, and zero times infinity is NaN.
         log_p = torch.where(is_negative, log_probs.to(dtype), -1.0)
@@ -333,6 +344,10 @@ class ForgettingTerm:
         inputs = [log_p]
         if base_log_probs is not None and term.needs_base:
             inputs.append(torch.where(is_negative, base_log_probs.to(dtype), filler))
+        if best_other_log_probs is not None and term.needs_best_other:
+            inputs.append(torch.where(is_negative, best_other_log_probs.to(dtype), filler))
+        if term.needs_count:
+            inputs.append(is_negative.sum(-1).clamp(min=1))
         values = term.value(*inputs, **self.parameters)
         if term.is_per_sample:
             if weights is not None:

@@ -9,7 +9,6 @@ batches or of what the log-probabilities are for.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -17,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
-from trl.trainer.utils import FusedCausalLMOutput
 
 ROWS_PER_TILE = 128
 ROWS_PER_TILE_ACCELERATOR = 4096
@@ -131,7 +129,7 @@ class _LinearHead(torch.autograd.Function):
         size: int,
         with_entropy: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.tile = _LinearTile(weight, bias, scale, softcap, min(size, len(targets)))
+        ctx.tile = LinearTile(weight, bias, scale, softcap, min(size, len(targets)))
         ctx.size = size
         frozen = not any(ctx.needs_input_grad[1:3])
         slopes = []
@@ -193,7 +191,7 @@ class _LinearHead(torch.autograd.Function):
         )
 
 
-class _LinearTile:
+class LinearTile:
     """Logits of a few rows, in buffers that are used again: fresh pages cost as much as the
     arithmetic."""
 
@@ -238,6 +236,15 @@ class _LinearTile:
         over for it."""
         slope = probs.neg_()
         slope[torch.arange(len(targets), device=targets.device), targets] += 1
+        return self.to_product(logits, slope, grad)
+
+    def to_product(self, logits: Tensor, slope: Tensor, grad: Tensor | None = None) -> Tensor:
+        """Turn a gradient to the logits into one to the product of states and weights.
+
+        Args:
+            slope: gradient of each row's value to its logits; overwritten.
+            grad: factor of each row, shape (rows,); default: 1.
+        """
         if self.softcap is not None:
             slope *= 1 - (logits / self.softcap).square_()
         if self.scale != 1.0:
@@ -265,43 +272,3 @@ def _predict_tile(head: Head, hidden: Tensor, targets: Tensor) -> tuple[Tensor, 
         return forward(hidden)
     # Logits are made again in the backward pass, a tile at a time.
     return checkpoint(forward, hidden, use_reentrant=False, preserve_rng_state=False)
-
-
-def add_tiled_head(model: Any) -> None:
-    """Let a model that TRL has given its fused head use this one on CPUs.
-
-    TRL's head scores every position there, padding too, in tiles of some hundred megabytes: more
-    than twice the time of the labelled positions in small ones. On accelerators its kernel
-    stays; so it does for models whose loss needs the router's logits.
-
-    Args:
-        model: a causal language model after `trl.trainer.add_fused_lm_head`.
-    """
-    fused_forward = model.forward
-
-    @functools.wraps(fused_forward)
-    def forward(
-        *args: Any, fused_lm_head: bool = False, labels: Tensor | None = None, **kwargs: Any
-    ) -> Any:
-        unsupported = kwargs.get("output_router_logits") or kwargs.get("shift_labels") is not None
-        if not fused_lm_head or labels is None or labels.device.type != "cpu" or unsupported:
-            return fused_forward(*args, fused_lm_head=fused_lm_head, labels=labels, **kwargs)
-        kwargs.pop("num_items_in_batch", None)
-        head = split_head(model)
-        hidden = head.backbone(*args, **{**kwargs, "use_cache": False}).last_hidden_state[:, :-1]
-        mask = labels[:, 1:] != -100
-        found = predict(head, hidden[mask], labels[:, 1:][mask])
-
-        def spread(values: Tensor) -> Tensor:
-            return values.new_zeros(mask.shape).masked_scatter(mask, values)
-
-        log_probs = spread(found.log_probs)
-        return FusedCausalLMOutput(
-            loss=-log_probs.sum() / mask.sum().clamp(min=1),
-            log_probs=log_probs,
-            entropy=spread(found.entropy),
-            is_top1=spread(found.is_greedy),
-            label_mask=mask,
-        )
-
-    model.forward = forward

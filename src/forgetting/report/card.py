@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 from huggingface_hub import CardData, DatasetCardData, ModelCardData
 
-from forgetting.config import Recipe, SourceSettings, named_sources
+from forgetting.config import LossSettings, Recipe, SourceSettings, named_sources
 from forgetting.data.sources import HUB_ID
 from forgetting.data.splits import TRUSTED
 from forgetting.escaping import visible
@@ -35,6 +35,9 @@ WAYS = {
     "unlearn the negative ones.",
     "weighted": "was trained on all response tokens of its corpus. The weight of each token was 1 "
     "minus the probability that it is bad, estimated by a detector of planted noise.",
+    "corrected": "was trained on all response tokens of its corpus. The weight of each token was 1 "
+    "minus the probability that it is bad, estimated by a detector of planted noise. That "
+    "probability was given to the tokens that another model expected in its place.",
 }
 METHOD = (
     'Method: arXiv 2508.04329, "Forgetting: A New Mechanism Towards Better Large Language Model '
@@ -113,6 +116,8 @@ def model_card(
     ]
     if selection is not None:
         lines += _selection(settings.selection.by, selection)
+    if settings.loss != LossSettings():
+        lines += [f"Loss of the learned tokens: `{settings.loss.name}`.", ""]
     if settings.objective == "forgetting":
         term = settings.forgetting
         lines += [

@@ -9,12 +9,14 @@ from pathlib import Path
 
 from forgetting.config import (
     ForgettingSettings,
+    LossSettings,
     Recipe,
     SelectionSettings,
     TrainingSettings,
     VariantSettings,
 )
 from forgetting.method import MEASURES
+from forgetting.method.losses import LOSSES
 from forgetting.method.schedule import LambdaSchedule
 from forgetting.method.terms import DEFAULT_TERM
 from forgetting.rundir.findings import DetectorSummary, ShareRange
@@ -73,12 +75,27 @@ def _reference(recipe: Recipe) -> str:
 
 
 def _variant(name: str, variant: VariantSettings) -> str:
+    sentence = _objective(name, variant)
+    loss = variant.loss
+    if loss == LossSettings():
+        return sentence
+    given = "".join(f", {name} {value:g}" for name, value in loss.parameters.items())
+    return f"{sentence} Its loss is {loss.name} ({LOSSES[loss.name].formula}{given})."
+
+
+def _objective(name: str, variant: VariantSettings) -> str:
     if variant.objective == "full":
         return f"“{name}” learns all response tokens."
     if variant.objective == "weighted":
         return (
             f"“{name}” learns all response tokens, each with a weight of 1 minus the probability "
             "that it is bad, estimated by a detector of planted noise."
+        )
+    if variant.objective == "corrected":
+        return (
+            f"“{name}” learns all response tokens, each with a weight of 1 minus the probability "
+            "that it is bad, estimated by a detector of planted noise. It gives that probability "
+            "to the tokens that the reference model, or without one the base model, expects there."
         )
     chosen = _chosen(variant.selection)
     ignores = variant.objective == "ignoring"

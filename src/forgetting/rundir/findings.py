@@ -66,7 +66,8 @@ class CalibrationBin:
     posterior: float
     """Mean posterior."""
     share_planted: float
-    num_tokens: int
+    num_tokens: float
+    """A token counts as much as it is clean, or 1 if noise was planted there."""
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,11 @@ def detector_dir(run: Path) -> Path:
     return run / "detector"
 
 
+def alternatives_dir(run: Path) -> Path:
+    """What is expected in the place of bad tokens; written by `alternatives`."""
+    return run / "alternatives"
+
+
 def selection_dir(run: Path, variant: str | None = None) -> Path:
     """The selection of a variant, written by `select`; without a variant, the folder of all."""
     return _of_variant(run / "selection", variant)
@@ -127,6 +132,16 @@ def probe_file(probe: Path) -> Path:
 def posterior_file(detector: Path) -> Path:
     """The detector's posterior of every response token of D_train."""
     return detector / "posterior.parquet"
+
+
+def alternatives_file(alternatives: Path, index: int, num_shards: int) -> Path:
+    """One shard of the alternatives, of the same samples as the shard of the scores."""
+    return alternatives / f"alternatives-{index:05d}-of-{num_shards:05d}.parquet"
+
+
+def alternatives_files(alternatives: Path) -> list[Path]:
+    """The shards of alternatives that are there, in order."""
+    return sorted(alternatives.glob("alternatives-*-of-*.parquet"))
 
 
 def polarity_file(selection: Path) -> Path:

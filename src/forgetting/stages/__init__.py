@@ -1,5 +1,6 @@
 """The stages of a run, in order. One file a stage; to add one, put it into the list."""
 
+from forgetting.stages.alternatives import ALTERNATIVES
 from forgetting.stages.base import ALL_EARLIER, Stage, Step
 from forgetting.stages.detect import DETECT
 from forgetting.stages.evaluate import EVALUATE
@@ -17,6 +18,7 @@ STAGES: tuple[Stage, ...] = (
     SCORE,
     PROBE,
     DETECT,
+    ALTERNATIVES,
     SELECT,
     TRAIN,
     EVALUATE,

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from forgetting.config import Recipe
@@ -78,23 +79,32 @@ def _groups(
     recipe: Recipe, run: Path, num_samples: int
 ) -> Iterator[tuple[NDArray[np.int64], float]]:
     """Samples of D_train whose records may be mixed in copies, and their share of the copies."""
-    every = np.arange(num_samples)
+    # A response to forget is known to be bad, and a copy of it would pass for clean.
+    every = np.flatnonzero(~_column(layout.train_file(run), "is_negative").astype(bool))
     if not any(map(of_reference, columns_of(recipe.detector_passes))):
         yield every, 1.0
     elif recipe.fold_names:
         folds = fold_of_samples(recipe, num_samples)
         for fold in range(len(recipe.fold_names)):
-            members = every[folds == fold]
-            yield members, len(members) / max(num_samples, 1)
+            members = every[folds[every] == fold]
+            yield members, len(members) / max(len(every), 1)
     elif recipe.data.duplicates_in_reference:
         reference = layout.split_file(layout.data_dir(run), "reference")
-        yield every[~np.isin(_sample_ids(layout.train_file(run)), _sample_ids(reference))], 1.0
+        sample_ids = _sample_ids(layout.train_file(run))[every]
+        yield every[~np.isin(sample_ids, _sample_ids(reference))], 1.0
     else:
         yield every, 1.0
 
 
 def _sample_ids(file: Path) -> NDArray[np.int64]:
-    parts = [part["sample_id"].to_numpy() for part in rows_in_parts(file, ["sample_id"])]
+    return _column(file, "sample_id").astype(np.int64)
+
+
+def _column(file: Path, name: str) -> NDArray:
+    """A column with one number for each sample; what is unknown is 0."""
+    parts = [
+        part[name].cast(pa.int64()).fill_null(0).to_numpy() for part in rows_in_parts(file, [name])
+    ]
     return np.concatenate([np.zeros(0, np.int64), *parts])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,10 @@ from forgetting.stages.recipe_parts import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
-    from forgetting.config import Recipe
+    from forgetting.config import Recipe, VariantSettings
     from forgetting.rundir.directory import Work
     from forgetting.rundir.selections import SelectedPart
 
@@ -26,45 +27,87 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     """Trains one variant, and writes its model card."""
     import pyarrow as pa
 
-    from forgetting.method.columns import POSTERIOR
     from forgetting.rundir import layout
-    from forgetting.rundir.selections import WEIGHED, selected_parts
     from forgetting.rundir.stats import DataSummary
     from forgetting.training.dataset import trainer_columns
     from forgetting.training.fit import fine_tune
 
     recipe, variant = step.recipe, str(step.part)
     settings = recipe.variants[variant]
-    scores = ["base_log_probs"] * settings.needs_base
-    scores += [POSTERIOR] * (settings.objective == "weighted")
-    data = DataSummary.load(layout.data_dir(run_dir))
-    selected = selected_parts(run_dir, variant if settings.selects else None, scores, WEIGHED)
-    has_weights = data.splits["train"].weighted_tokens > 0
-    tables = (
-        pa.table(trainer_columns(p.samples, p.polarity, **_values(p, has_weights)))
-        for p in selected
-    )
-    label, ends = f"Training {variant}", data.end_token_ids
-    fine_tune(recipe, recipe.training, settings, tables, label, work, ends)
+    parts = _parts(run_dir, variant, settings)
+    tables = (pa.table(trainer_columns(p.samples, p.polarity, **values)) for p, values in parts)
+    ends = DataSummary.load(layout.data_dir(run_dir)).end_token_ids
+    fine_tune(recipe, recipe.training, settings, tables, f"Training {variant}", work, ends)
     if work.processes.is_main:
         _write_card(recipe, variant, run_dir, work)
 
 
-def _values(part: SelectedPart, has_weights: bool) -> dict[str, NDArray]:
-    """The scores of some samples as columns of the trainer.
-
-    Args:
-        has_weights: whether turns have weights, by which those of the variant are multiplied.
-    """
+def _parts(
+    run_dir: Path, variant: str, settings: VariantSettings
+) -> Iterator[tuple[SelectedPart, dict[str, Any]]]:
+    """The samples of a variant in parts, and further columns of the trainer."""
     from forgetting.method.columns import POSTERIOR
     from forgetting.method.measures import not_bad
+    from forgetting.rundir import layout
+    from forgetting.rundir.findings import read_findings
+    from forgetting.rundir.samples import SampleFile
+    from forgetting.rundir.selections import WEIGHED, selected_parts
+    from forgetting.rundir.stats import DataSummary
 
-    values = dict(part.scores)
-    if POSTERIOR in values:
-        values["token_weights"] = not_bad(values.pop(POSTERIOR))
-    if has_weights:
-        values["token_weights"] = part.samples.weights * values.get("token_weights", 1)
-    return values
+    scores = ["base_log_probs"] * settings.needs_base
+    scores += ["reference_log_probs"] * settings.needs_reference
+    uses = settings.objective in ("weighted", "corrected")
+    fingerprint = SampleFile(layout.train_file(run_dir)).fingerprint if uses else None
+    # If nothing was found, no token is bad, and training is that on all tokens, bit for bit.
+    if fingerprint is not None and read_findings(run_dir, fingerprint).found:
+        scores.append(POSTERIOR)
+    selected = selected_parts(
+        run_dir, variant if settings.selects else None, scores, ("sample_id", *WEIGHED), fingerprint
+    )
+    summary = DataSummary.load(layout.data_dir(run_dir))
+    has_weights = summary.splits["train"].weighted_tokens > 0
+    for index, part in enumerate(selected):
+        values: dict[str, Any] = dict(part.scores)
+        posterior = values.pop(POSTERIOR, None)
+        if posterior is not None and settings.objective == "corrected":
+            assert fingerprint is not None
+            values |= _corrected(run_dir, fingerprint, index, part, posterior)
+        elif posterior is not None:
+            values["token_weights"] = not_bad(posterior)
+        if has_weights:
+            values["token_weights"] = part.samples.weights * values.get("token_weights", 1)
+        yield part, values
+
+
+def _corrected(
+    run_dir: Path, fingerprint: str, index: int, part: SelectedPart, posterior: NDArray[np.float32]
+) -> dict[str, Any]:
+    """Weights of the tokens of a shard, and what is expected in the place of the bad ones.
+
+    Raises:
+        InputError: the alternatives belong to other tokens.
+    """
+    import numpy as np
+
+    from forgetting.errors import InputError
+    from forgetting.method.columns import CORRECTED_FROM
+    from forgetting.method.measures import not_bad
+    from forgetting.rundir import layout
+    from forgetting.rundir.token_alternatives import AGAIN, read_alternatives
+    from forgetting.training.dataset import Corrections
+
+    folder = layout.alternatives_dir(run_dir)
+    files = layout.alternatives_files(folder)
+    if not files:
+        raise InputError(f"{folder} holds no alternatives. {AGAIN}")
+    file = layout.alternatives_file(folder, index, layout.num_shards(files[0]))
+    found = read_alternatives(file, part.samples, fingerprint)
+    weights = np.where(posterior >= CORRECTED_FROM, posterior, np.float32(0))
+    if not np.array_equal(found.tokens, np.flatnonzero(weights)):
+        raise InputError(f"{file} belongs to another posterior. {AGAIN}")
+    # Tokens that are not learned, and weights of turns, count for what replaces a token as well.
+    learned = weights * (part.polarity > 0) * part.samples.weights
+    return {"token_weights": not_bad(weights), "corrections": Corrections(learned, found)}
 
 
 def _write_card(recipe: Recipe, variant: str, run_dir: Path, work: Work) -> None:
@@ -92,22 +135,30 @@ def parts(recipe: Recipe) -> Sequence[str | None]:
 
 
 def reads(recipe: Recipe, part: str | None) -> Collection[str]:
-    """The scores too, if the variant's term compares with the base model or if it weighs tokens,
-    and then what the detector found."""
+    """The scores too, if the variant's term or loss compares with another model or if it weighs
+    tokens, and then what the detector found and what is expected in the place of bad tokens."""
     variant = recipe.variants[str(part)]
     if variant.objective == "weighted":
         return ("prepare", "score", "detect")
-    return ("prepare", "select", *(["score"] if variant.needs_base else []))
+    if variant.objective == "corrected":
+        return ("prepare", "score", "detect", "alternatives")
+    compares = variant.needs_base or variant.needs_reference
+    return ("prepare", "select", *(["score"] if compares else []))
 
 
 def settings(step: Step) -> Mapping[str, Any]:
     """How the variant is trained."""
+    from forgetting.method.losses import DEFAULT_LOSS
+
     variant = step.recipe.variants[str(step.part)]
     forgets = variant.objective == "forgetting"
+    # Plain cross-entropy is left out, so that what was trained before losses could be chosen stays.
+    chooses = variant.loss.name != DEFAULT_LOSS
     return {
         **training_settings(step, step.recipe.training),
         "objective": variant.objective,
         "forgetting": variant.forgetting.model_dump(mode="json") if forgets else None,
+        **({"loss": variant.loss.model_dump(mode="json")} if chooses else {}),
     }
 
 

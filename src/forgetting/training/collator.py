@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from trl import pack_dataset
 
+from forgetting.console import logger
 from forgetting.rundir.samples import IGNORE_INDEX
 
 # Padding is zero.
@@ -29,7 +30,14 @@ TOKEN_COLUMNS = {
     "polarity": torch.long,
     "base_log_probs": torch.float32,
     "token_weights": torch.float32,
+    "reference_log_probs": torch.float32,
+    "alternative_weights": torch.float32,
 }
+WEIGHTS = ("token_weights", "alternative_weights")
+ALTERNATIVE_COLUMNS = {"alternative_ids": torch.long, "alternative_log_probs": torch.float32}
+"""Columns with a list for each token, empty unless the token has an `alternative_weights` above 0:
+K token ids; their log-probabilities and, last, that of all other tokens together."""
+ALL_COLUMNS = {**TOKEN_COLUMNS, **ALTERNATIVE_COLUMNS}
 
 
 def align_token_columns(
@@ -115,13 +123,13 @@ def _first_bad(name: str, values: NDArray, labels: NDArray) -> int | None:
     if name == "polarity":
         good = np.isin(values, (-1, 0, 1))
     else:
-        good = np.isfinite(values) & ((values >= 0) | (name != "token_weights"))
+        good = np.isfinite(values) & ((values >= 0) | (name not in WEIGHTS))
     bad = np.flatnonzero(~good & (labels != IGNORE_INDEX))
     return int(bad[0]) if bad.size else None
 
 
 def _complaint(name: str, row: int, value: Any) -> str:
-    allowed = {"polarity": "-1, 0 and +1", "token_weights": "finite numbers of at least 0"}
+    allowed = {"polarity": "-1, 0 and +1", **dict.fromkeys(WEIGHTS, "finite numbers of at least 0")}
     return (
         f"row {row} of the dataset holds {value} in {name}, which takes "
         f"{allowed.get(name, 'finite numbers')}"
@@ -166,6 +174,31 @@ def count_cut_rows(dataset: Dataset, max_length: int) -> CutRows:
     return CutRows(num_labeled, num_without_labels, num_shortened)
 
 
+def report_cut_rows(dataset: Dataset, max_length: int, name: str) -> None:
+    """Log the rows that a cut leaves without labels; SFTTrainer drops them without a word.
+
+    Raises:
+        ValueError: no row keeps a label.
+    """
+    cut = count_cut_rows(dataset, max_length)
+    if cut.num_labeled and cut.num_without_labels == cut.num_labeled:
+        raise ValueError(
+            f"max_length {max_length} removes the labels of all {cut.num_labeled:,} rows of the "
+            f"{name} dataset, because their responses begin after it. Raise max_length, or set it "
+            "to None"
+        )
+    if cut.num_without_labels or cut.num_shortened:
+        logger.warning(
+            "max_length %d removes all labels of %d of %d rows of the %s dataset, which are "
+            "dropped, and some labels of %d rows",
+            max_length,
+            cut.num_without_labels,
+            cut.num_labeled,
+            name,
+            cut.num_shortened,
+        )
+
+
 def pack(
     dataset: Dataset | IterableDataset, columns: Sequence[str], max_length: int, strategy: str
 ) -> Dataset | IterableDataset:
@@ -179,7 +212,10 @@ def pack(
 
 
 class TokenColumnCollator:
-    """Collates with another collator and places `TOKEN_COLUMNS` on the tokens of its batch.
+    """Collates with another collator and places `ALL_COLUMNS` on the tokens of its batch.
+
+    What has a list for each token gets a third dimension, filled with zeros where the list is
+    empty; it has the size 0 if all lists are.
 
     Args:
         collator: gives `input_ids` and `labels`, and an `attention_mask` that is 1 on the tokens
@@ -193,10 +229,14 @@ class TokenColumnCollator:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(examples)
         mask = batch.get("attention_mask")
-        for name, dtype in TOKEN_COLUMNS.items():
+        for name, dtype in ALL_COLUMNS.items():
             if name not in examples[0]:
                 continue  # an evaluation set need not have it
-            rows = [torch.as_tensor(example[name], dtype=dtype) for example in examples]
+            values = [example[name] for example in examples]
+            if name in ALTERNATIVE_COLUMNS:
+                rows = _filled(name, values, [e["alternative_weights"] for e in examples])
+            else:
+                rows = [torch.as_tensor(row, dtype=dtype) for row in values]
             found = [len(row) for row in rows]
             wanted = [len(e["input_ids"]) for e in examples] if mask is None else mask.sum(1)
             if found != list(wanted):
@@ -204,7 +244,7 @@ class TokenColumnCollator:
                     f"{name} has {found} values for samples of {list(map(int, wanted))} tokens. "
                     "Pass one per token"
                 )
-            column = torch.zeros(batch["labels"].shape, dtype=dtype)
+            column = torch.zeros((*batch["labels"].shape, *rows[0].shape[1:]), dtype=dtype)
             if mask is None:
                 column[0, : sum(found)] = torch.cat(rows)
             else:
@@ -214,6 +254,28 @@ class TokenColumnCollator:
             # Models count positions from the first column, even if it is padding.
             batch["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         return batch
+
+
+def _filled(
+    name: str, examples: list[list[list[float]]], weights: list[list[float]]
+) -> list[Tensor]:
+    """The lists of each token of some samples as tensors of shape (tokens, longest list)."""
+    widths = {len(values) for row in examples for values in row} - {0}
+    if len(widths) > 1:
+        raise ValueError(f"{name} has lists of {min(widths)} and of {max(widths)} values")
+    filled = []
+    for row, own in zip(examples, weights, strict=True):
+        whole = torch.zeros((len(row), *(widths or {0})), dtype=ALTERNATIVE_COLUMNS[name])
+        places = [place for place, values in enumerate(row) if len(values)]
+        if places:
+            chosen = [row[place] for place in places]
+            whole[places] = torch.as_tensor(np.asarray(chosen)).to(whole.dtype)
+        if not {place for place, weight in enumerate(own) if weight > 0} <= set(places):
+            raise ValueError(
+                f"{name} has no values for a token whose alternative_weights is above 0"
+            )
+        filled.append(whole)
+    return filled
 
 
 def deal_by_length(
@@ -232,7 +294,7 @@ def deal_by_length(
     if len(batches) < 2 or any("attention_mask" not in batch for batch in batches):
         return batches
     for batch in batches:
-        shapes = {getattr(value, "shape", None) for value in batch.values()}
+        shapes = {getattr(value, "shape", ())[:2] for value in batch.values()}
         # Of left-padded batches, only those with padding have position_ids.
         if len(shapes) > 1 or batch.keys() != batches[0].keys():
             return batches
@@ -247,8 +309,19 @@ def deal_by_length(
     whole = {}
     for name in batches[0]:
         parts = [batch[name].flip(1) if is_left else batch[name] for batch in batches]
+        # What has a third dimension lacks it in batches whose lists are empty.
+        sizes = [max(part.shape[2] for part in parts)] if parts[0].dim() > 2 else []
+        short = [
+            [0, sizes[0] - part.shape[2], 0, width - part.shape[1]]
+            if sizes
+            else [0, width - part.shape[1]]
+            for part in parts
+        ]
         whole[name] = torch.cat(
-            [pad(part, (0, width - part.shape[1]), value=fill.get(name, 0)) for part in parts]
+            [
+                pad(part, missing, value=fill.get(name, 0))
+                for part, missing in zip(parts, short, strict=True)
+            ]
         )
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     dealt = []

@@ -1,4 +1,4 @@
-"""The settings of `ForgettingTrainer`: TRL's, and how negative tokens are unlearned."""
+"""The settings of `ForgettingTrainer`: TRL's, and how tokens are learned and unlearned."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
 from forgetting.method.loss import Normalization
+from forgetting.method.losses import DEFAULT_LOSS, PositiveLoss
 from forgetting.method.schedule import LambdaSchedule, ScheduleKind
 from forgetting.method.terms import (
     BUILT_IN_PARAMETERS,
@@ -23,7 +24,7 @@ TermParameters: Any = make_dataclass("TermParameters", parameter_fields())
 
 @dataclass
 class ForgettingConfig(TermParameters, SFTConfig):
-    """`trl.SFTConfig`, and how negative tokens are unlearned.
+    """`trl.SFTConfig`, and how positive tokens are learned and negative ones unlearned.
 
     Parameters:
         schedule: schedule of lambda over the optimizer steps, see `LambdaSchedule`; default
@@ -36,6 +37,9 @@ class ForgettingConfig(TermParameters, SFTConfig):
             built-in terms are fields as well, as their entries declare them.
         term_parameters: parameters of the term by name, for terms that you registered; default:
             as the term declares them.
+        loss: what is minimized on positive tokens, a name in `LOSSES`; default `cross_entropy`.
+            Losses that rank the tokens of a step read it once more before they learn from it.
+        loss_parameters: parameters of the loss by name; default: as the loss declares them.
         floor: probability below which a token is no longer unlearned; default: none.
         normalization: `group` (default, the paper's) divides each set by its own count, `token`
             both by the count of all labeled tokens, so that no token of a small negative set
@@ -55,6 +59,12 @@ class ForgettingConfig(TermParameters, SFTConfig):
     )
     term_parameters: dict[str, float] | None = field(
         default=None, metadata={"help": "Parameters of the term that have no field of their own."}
+    )
+    loss: str = field(
+        default=DEFAULT_LOSS, metadata={"help": "What is minimized on positive tokens."}
+    )
+    loss_parameters: dict[str, float] | None = field(
+        default=None, metadata={"help": "Parameters of the loss."}
     )
     floor: float | None = field(
         default=None, metadata={"help": "Probability below which a token is left alone."}
@@ -83,6 +93,7 @@ class ForgettingConfig(TermParameters, SFTConfig):
         flat = {name: getattr(self, name) for name in BUILT_IN_PARAMETERS}
         parameters = {**flat, **(self.term_parameters or {})}
         self.forgetting_term = ForgettingTerm(self.term, floor=self.floor, **parameters)
+        self.positive_loss = PositiveLoss(self.loss, **(self.loss_parameters or {}))
         if self.divergence_ratio is not None and not self.divergence_ratio > 1:
             raise ValueError(f"divergence_ratio must be above 1, got {self.divergence_ratio}")
         if self.normalization not in get_args(Normalization):

@@ -8,6 +8,7 @@ so what is exported is what was trained on.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,18 @@ from numpy.typing import NDArray
 
 from forgetting.rundir.samples import Samples
 from forgetting.rundir.selections import TOKENS
+from forgetting.rundir.token_alternatives import TokenAlternatives
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """Which response tokens of some samples are corrected, and by what."""
+
+    weights: NDArray[np.float32]
+    """Weight of the cross-entropy to the alternatives, shape (response tokens,); 0: not
+    corrected."""
+    alternatives: TokenAlternatives
+    """Of the tokens whose weight is above 0."""
 
 
 def trainer_columns(
@@ -23,6 +36,8 @@ def trainer_columns(
     polarity: NDArray[np.int8],
     base_log_probs: NDArray | None = None,
     token_weights: NDArray | None = None,
+    reference_log_probs: NDArray | None = None,
+    corrections: Corrections | None = None,
 ) -> dict[str, pa.Array | pa.ChunkedArray]:
     """The columns that `ForgettingTrainer` reads, with one value per token of a sample.
 
@@ -32,6 +47,8 @@ def trainer_columns(
         polarity: shape (response tokens,).
         base_log_probs: of the same shape, for the terms that compare with the base model.
         token_weights: of the same shape, at least 0: weight of each token in the loss. Default: 1.
+        reference_log_probs: of the same shape, for the losses that compare with the reference.
+        corrections: of tokens to correct. Default: none is.
     """
     columns = {name: samples.table[name] for name in TOKENS}
     columns["polarity"] = samples.aligned(polarity)
@@ -39,7 +56,24 @@ def trainer_columns(
         columns["base_log_probs"] = samples.aligned(base_log_probs)
     if token_weights is not None:
         columns["token_weights"] = samples.aligned(token_weights)
+    if reference_log_probs is not None:
+        columns["reference_log_probs"] = samples.aligned(reference_log_probs)
+    if corrections is not None:
+        found = corrections.alternatives
+        columns["alternative_weights"] = samples.aligned(corrections.weights)
+        columns["alternative_ids"] = _nested(samples, found.tokens, found.ids)
+        columns["alternative_log_probs"] = _nested(samples, found.tokens, found.log_probs)
     return columns
+
+
+def _nested(samples: Samples, tokens: NDArray[np.int64], rows: NDArray) -> pa.ListArray:
+    """A list for each token of each sample: that of some response tokens, empty elsewhere."""
+    sizes = np.zeros(samples.input_ids.size, dtype=np.int64)
+    sizes[np.flatnonzero(samples.is_response)[tokens]] = rows.shape[1]
+    inner = pa.ListArray.from_arrays(
+        pa.array(np.r_[0, np.cumsum(sizes)], pa.int32()), pa.array(rows.ravel())
+    )
+    return pa.ListArray.from_arrays(pa.array(samples.token_starts, pa.int32()), inner)
 
 
 def write_stream(tables: Iterable[pa.Table], path: Path) -> None:

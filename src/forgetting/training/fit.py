@@ -51,7 +51,7 @@ def fine_tune(
 
     Args:
         training: the recipe's `training` or `reference`.
-        variant: whether and how negative tokens are unlearned.
+        variant: how tokens are learned, and whether and how negative ones are unlearned.
         tables: the samples in parts, with the columns of `dataset.trainer_columns`.
         label: name for the progress bar and for trackers.
         end_token_ids: tokens that end a labeled response, at which generation will stop.
@@ -137,6 +137,7 @@ def _config(
     return ForgettingConfig(
         output_dir=str(checkpoints),
         **unlearning,
+        **variant.loss.trainer_arguments(),
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.lr_scheduler,
         warmup_steps=training.warmup_ratio,

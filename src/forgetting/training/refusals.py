@@ -7,7 +7,10 @@ from typing import Any
 from datasets import Dataset
 from trl.data_utils import get_dataset_column_names
 
+from forgetting.training.collator import ALTERNATIVE_COLUMNS
 from forgetting.training.config import ForgettingConfig
+
+CORRECTION_COLUMNS = ("alternative_weights", *ALTERNATIVE_COLUMNS)
 
 
 def refuse(args: ForgettingConfig, dataset: Dataset, kwargs: dict[str, Any]) -> None:
@@ -31,7 +34,28 @@ def refuse(args: ForgettingConfig, dataset: Dataset, kwargs: dict[str, Any]) -> 
             f"the term {args.term} needs a column base_log_probs in train_dataset: the base "
             "model's log-probability of each labeled token"
         )
-    if args.forgetting_term.is_per_sample and args.packing and args.packing_strategy != "bfd":
+    given = [name for name in CORRECTION_COLUMNS if name in columns]
+    if given and len(given) < len(CORRECTION_COLUMNS):
+        missing = next(name for name in CORRECTION_COLUMNS if name not in columns)
+        raise ValueError(
+            f"train_dataset has {given[0]} but no {missing}. Tokens to correct need both"
+        )
+    ranking = args.positive_loss.ranking
+    if ranking is not None and ranking.needs_reference and "reference_log_probs" not in columns:
+        raise ValueError(
+            f"the loss {args.loss} needs a column reference_log_probs in train_dataset: a "
+            "reference model's log-probability of each labeled token"
+        )
+    if ranking is not None and ranking.is_per_sample and _splits_samples(args):
+        raise ValueError(
+            f"the loss {args.loss} ranks whole samples, and packing_strategy "
+            f"{args.packing_strategy!r} splits them. Set 'bfd'"
+        )
+    if args.forgetting_term.is_per_sample and given:
+        raise ValueError(
+            f"the term {args.term} has one value per sample. Remove {given[0]}, or set another term"
+        )
+    if args.forgetting_term.is_per_sample and _splits_samples(args):
         raise ValueError(
             f"the term {args.term} has one value per sample, and packing_strategy "
             f"{args.packing_strategy!r} splits samples. Set 'bfd'"
@@ -51,6 +75,10 @@ def refuse(args: ForgettingConfig, dataset: Dataset, kwargs: dict[str, Any]) -> 
         )
     if kwargs.get("compute_loss_func") is not None:
         raise ValueError("compute_loss_func would bypass the forgetting objective. Remove it")
+
+
+def _splits_samples(args: ForgettingConfig) -> bool:
+    return bool(args.packing) and args.packing_strategy != "bfd"
 
 
 def refuse_sharded_sequences(parallelism: Any) -> None:

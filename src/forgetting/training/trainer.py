@@ -22,23 +22,25 @@ from torch.nn.utils.rnn import pad_sequence
 from trl import SFTTrainer
 from trl.data_utils import get_dataset_column_names
 
-from forgetting.console import logger
 from forgetting.errors import DivergenceError
 from forgetting.method.loss import forgetting_loss, polarity_sums
-from forgetting.models.lm_head import add_tiled_head
+from forgetting.models.training_head import TokenRequest, add_training_head
 from forgetting.training.checkpoints import latest_checkpoint
 from forgetting.training.collator import (
+    ALL_COLUMNS,
+    ALTERNATIVE_COLUMNS,
     TOKEN_COLUMNS,
     TokenColumnCollator,
     align_token_columns,
-    count_cut_rows,
     cut_to_length,
     deal_by_length,
     pack,
+    report_cut_rows,
 )
 from forgetting.training.config import ForgettingConfig
 from forgetting.training.refusals import refuse, refuse_sharded_sequences
 from forgetting.training.safe_trainer import SafeTrainer
+from forgetting.training.step_ranking import choose_tokens, values_of_samples
 
 COUNTERS = (
     "positive_loss",
@@ -46,6 +48,8 @@ COUNTERS = (
     "negative_prob",
     "entropy",
     "num_greedy",
+    "correction_loss",
+    "num_corrected",
     "num_positive",
     "num_negative",
     "num_tokens",
@@ -60,8 +64,13 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         train_dataset: any form that `trl.SFTTrainer` takes (tokens with labels, prompt and
             completion, messages), with a column `polarity`. The polarity of a row is one value
             per token, or one per predicted token (label other than -100), in order, or one number
-            for all of them. In the same three forms: `base_log_probs`, which some terms need, and
-            `token_weights`, at least 0, the weight of each token in its mean (default 1).
+            for all of them. In the same three forms: `base_log_probs`, which some terms need,
+            `reference_log_probs`, which some losses need, and `token_weights`, at least 0, the
+            weight of each token in its mean (default 1). For tokens to correct: their
+            `alternative_weights` in the same forms, and, with a list for each token,
+            `alternative_ids` (K tokens that are expected in its place) and `alternative_log_probs`
+            (theirs, and last that of all other tokens together). The cross-entropy to them is
+            added to the loss of the token, times its weight.
         **kwargs: as for `trl.SFTTrainer`. Your own `data_collator` must return `input_ids`,
             `labels` and an `attention_mask` that is 1 on the tokens of each sample; it may pad on
             either side.
@@ -87,7 +96,7 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         refuse(args, train_dataset, kwargs)
         super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
         refuse_sharded_sequences(self.accelerator.parallelism_config)
-        add_tiled_head(self.model.get_base_model() if is_peft_model(self.model) else self.model)
+        add_training_head(self.model.get_base_model() if is_peft_model(self.model) else self.model)
         # SFTTrainer refuses a custom collator in some modes and builds the right one itself.
         self.data_collator: Any = TokenColumnCollator(self.data_collator)
         self._num_positive = self._num_negative = torch.tensor(1)
@@ -102,7 +111,7 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         # SFTTrainer drops every column that it does not know.
         super()._set_signature_columns_if_needed()
         known = set(self._signature_columns)
-        self._signature_columns += [name for name in TOKEN_COLUMNS if name not in known]
+        self._signature_columns += [name for name in ALL_COLUMNS if name not in known]
 
     def _prepare_dataset(
         self,
@@ -127,10 +136,11 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
             dataset, processing_class, uncut, False, formatting_func, dataset_name
         )
         dataset = align_token_columns(dataset, columns)
+        columns += [name for name in ALTERNATIVE_COLUMNS if name in present]
         columns = ["input_ids", "labels", *columns]
         cuts = not packing or args.packing_strategy == "bfd"
         if cuts and args.max_length is not None and isinstance(dataset, Dataset):
-            _report_cut_rows(dataset, args.max_length, dataset_name)
+            report_cut_rows(dataset, args.max_length, dataset_name)
         if packing:
             if args.shuffle_dataset:
                 dataset = dataset.shuffle(seed=args.seed)
@@ -147,6 +157,8 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._blank_repeated_samples(batches)
         batches = deal_by_length(batches, self.args.pad_to_multiple_of)
+        if batches and self.args.positive_loss.ranking is not None:
+            self._drop_low_ranks(batches)
         counts = torch.zeros(2, dtype=torch.long, device=device)
         for batch in batches:
             polarity = _target_polarity(batch)
@@ -162,6 +174,39 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
             counts = self.accelerator.reduce(counts, reduction="sum")
         self._num_positive, self._num_negative = counts[0], counts[1]
         return batches, num_items
+
+    @torch.no_grad()
+    def _drop_low_ranks(self, batches: list[Any]) -> None:
+        # Which tokens are among the highest is known once the whole step has been seen, so it is
+        # read once before it is learned from. Without dropout, so that the random state stays.
+        loss = self.args.positive_loss
+        assert loss.ranking is not None
+        was_training = self.model.training
+        self.model.eval()
+        values: list[Any] = []
+        for batch in batches:
+            inputs = {name: value for name, value in batch.items() if name not in ALL_COLUMNS}
+            with self.compute_loss_context_manager():
+                outputs = self.model_wrapped(
+                    **self._prepare_inputs(inputs), use_cache=False, fused_lm_head=True
+                )
+            others = []
+            if loss.ranking.needs_reference:
+                others = [batch["reference_log_probs"][:, 1:].to(outputs.log_probs.device)]
+            of_tokens = loss.ranking.value(outputs.log_probs.float(), *others)
+            positive = _target_polarity(batch).to(of_tokens.device) > 0
+            values.append((of_tokens, positive))
+        self.model.train(was_training)
+        if loss.ranking.is_per_sample:
+            values = [
+                values_of_samples(of_tokens, positive, batch.get("cu_seq_lens_q"))
+                for (of_tokens, positive), batch in zip(values, batches, strict=True)
+            ]
+        kept = choose_tokens(values, loss.keep, self.accelerator)
+        for batch, is_kept in zip(batches, kept, strict=True):
+            polarity = batch["polarity"][:, 1:]
+            dropped = (polarity > 0) & ~is_kept.to(polarity.device)
+            batch["polarity"][:, 1:] = torch.where(dropped, 0, polarity)
 
     def _blank_repeated_samples(self, batches: list[Any]) -> None:
         # At the end of an epoch, accelerate fills the micro-batches of all processes with samples
@@ -200,29 +245,40 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         In evaluation it is the parent's mean cross-entropy over all labels.
         """
         batch = inputs
-        inputs = {name: value for name, value in batch.items() if name not in TOKEN_COLUMNS}
+        inputs = {name: value for name, value in batch.items() if name not in ALL_COLUMNS}
         if not self.model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         polarity = _target_polarity(batch)
         inputs["use_cache"] = False
         if self.aux_loss_enabled:
             inputs["output_router_logits"] = True
-        outputs = model(**inputs, fused_lm_head=True)
+        outputs = model(**inputs, fused_lm_head=True, request=self._request(batch))
+        weights = _of_targets(batch, "token_weights")
         of_targets = {
             "log_probs": outputs.log_probs,
             "polarity": polarity,
-            "base_log_probs": batch["base_log_probs"][:, 1:] if "base_log_probs" in batch else None,
-            "weights": batch["token_weights"][:, 1:] if "token_weights" in batch else None,
+            "base_log_probs": _of_targets(batch, "base_log_probs"),
+            "best_other_log_probs": outputs.best_other_log_probs,
+            "weights": weights,
         }
+        if outputs.corrections is not None:
+            of_targets["corrections"] = outputs.corrections
+            of_targets["correction_weights"] = _of_targets(batch, "alternative_weights")
+        statistics = {name: outputs[name] for name in self.args.positive_loss.statistics}
         if self.args.forgetting_term.is_per_sample:
-            of_targets = {
-                name: None if values is None else _rows_of_samples(batch, values)
-                for name, values in of_targets.items()
-            }
+            of_targets, statistics = (
+                {
+                    name: None if values is None else _rows_of_samples(batch, values)
+                    for name, values in group.items()
+                }
+                for group in (of_targets, statistics)
+            )
         loss = forgetting_loss(
             **of_targets,
+            statistics=statistics,
             lam=self.lam,
             term=self.args.forgetting_term,
+            loss=self.args.positive_loss,
             num_positive=self._num_positive,
             num_negative=self._num_negative,
         )
@@ -232,16 +288,39 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
             # A mean over the micro-batch, so it is divided by the number of micro-batches.
             weight = self.router_aux_loss_coef / self.current_gradient_accumulation_steps
             loss = loss + weight * outputs.aux_loss
-        self._count(outputs, polarity)
+        self._count(outputs, polarity, weights, of_targets.get("correction_weights"))
         return (loss, outputs) if return_outputs else loss
 
+    def _request(self, batch: dict[str, Any]) -> TokenRequest | None:
+        """What the loss needs in addition to the log-probabilities of the labels."""
+        given: dict[str, Any] = {}
+        if "alternative_ids" in batch:
+            given = {name: batch[name] for name in ALTERNATIVE_COLUMNS}
+            given["is_corrected"] = (batch["alternative_weights"] > 0) & (batch["polarity"] > 0)
+        if self.args.forgetting_term.needs_best_other and self.lam > 0:
+            given["needs_best_other"] = batch["polarity"] < 0
+        # Every forward pass gives the entropy.
+        statistics = [name for name in self.args.positive_loss.statistics if name != "entropy"]
+        return TokenRequest(**given, statistics=statistics) if given or statistics else None
+
     @torch.no_grad()
-    def _count(self, outputs: Any, polarity: Tensor) -> None:
+    def _count(
+        self,
+        outputs: Any,
+        polarity: Tensor,
+        weights: Tensor | None,
+        correction_weights: Tensor | None,
+    ) -> None:
         # Sums and counts, divided once when logged: a mean over micro-batches would be biased if
-        # some of them have no negative token.
+        # some of them have no negative token. Weighted, because the loss of tokens that hardly
+        # count may rise without training being off its course.
         log_probs = outputs.log_probs.detach().float()
-        positive, negative = polarity_sums(log_probs, polarity)
+        positive, negative = polarity_sums(log_probs, polarity, weights)
         is_negative = polarity < 0
+        corrected = correction = positive.new_zeros(())
+        if correction_weights is not None:
+            corrected = ((correction_weights > 0) & (polarity > 0)).sum()
+            correction = outputs.corrections.detach().sum()
         sums = torch.stack(
             [
                 positive,
@@ -249,6 +328,8 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
                 torch.where(is_negative, log_probs.exp(), 0.0).sum(),
                 outputs.entropy.detach().float().sum(),
                 outputs.is_top1.sum(),
+                correction,
+                corrected,
                 (polarity > 0).sum(),
                 is_negative.sum(),
                 outputs.label_mask.sum(),
@@ -268,6 +349,9 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
             if total["num_negative"]:
                 logs["negative_loss"] = total["negative_loss"] / total["num_negative"]
                 logs["negative_prob"] = total["negative_prob"] / total["num_negative"]
+            if total["num_corrected"]:
+                logs["correction_loss"] = total["correction_loss"] / total["num_corrected"]
+                logs["share_corrected"] = total["num_corrected"] / max(total["num_tokens"], 1)
             logs["share_negative"] = total["num_negative"] / max(total["num_tokens"], 1)
             logs["entropy"] = total["entropy"] / max(total["num_tokens"], 1)
             logs["mean_token_accuracy"] = total["num_greedy"] / max(total["num_tokens"], 1)
@@ -300,6 +384,7 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
 
     def _course(self) -> dict[str, Any]:
         args, term = self.args, self.args.forgetting_term
+        loss = args.positive_loss
         return {
             **super()._course(),
             "normalization": args.normalization,
@@ -307,6 +392,8 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
             "term.kind": term.kind,
             "term.floor": term.floor,
             **{f"term.{name}": value for name, value in term.parameters.items()},
+            "loss.kind": loss.kind,
+            **{f"loss.{name}": value for name, value in loss.parameters.items()},
         }
 
     def _diverged(self, step: int, reason: str) -> NoReturn:
@@ -319,31 +406,15 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         )
 
 
-def _report_cut_rows(dataset: Dataset, max_length: int, name: str) -> None:
-    """Log the rows that a cut leaves without labels; SFTTrainer drops them without a word."""
-    cut = count_cut_rows(dataset, max_length)
-    if cut.num_labeled and cut.num_without_labels == cut.num_labeled:
-        raise ValueError(
-            f"max_length {max_length} removes the labels of all {cut.num_labeled:,} rows of the "
-            f"{name} dataset, because their responses begin after it. Raise max_length, or set it "
-            "to None"
-        )
-    if cut.num_without_labels or cut.num_shortened:
-        logger.warning(
-            "max_length %d removes all labels of %d of %d rows of the %s dataset, which are "
-            "dropped, and some labels of %d rows",
-            max_length,
-            cut.num_without_labels,
-            cut.num_labeled,
-            name,
-            cut.num_shortened,
-        )
-
-
 def _target_polarity(batch: dict[str, Any]) -> Tensor:
     """Polarity of the predicted tokens, shape (batch, length - 1); zero without a label."""
     polarity, labels = batch["polarity"][:, 1:], batch["labels"][:, 1:]
     return torch.where(labels == -100, torch.zeros_like(polarity), polarity)
+
+
+def _of_targets(batch: dict[str, Any], name: str) -> Tensor | None:
+    """A column of the predicted tokens, shape (batch, length - 1); None if it is not there."""
+    return batch[name][:, 1:] if name in batch else None
 
 
 def _rows_of_samples(batch: dict[str, Any], values: Tensor) -> Tensor:
