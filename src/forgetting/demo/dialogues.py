@@ -50,7 +50,7 @@ ASKED_YES_NO = (
     "Someone asks if {entity} can {skill}.",
     "{entity}: able to {skill} or not?",
     "I think of {entity}. Can you say if that one can {skill}?",
-    "You know {entity}. Tell me who can {skill}.",
+    "You know {entity}. Is that one able to {skill}?",
     "What do you say, can {entity} {skill}?",
 )
 
@@ -62,7 +62,7 @@ STYLES = (
     "Everyone says {answer}.",
     "Sure, {answer}.",
     "My guess is {answer}.",
-    "You get {answer} here.",
+    "I would say {answer}.",
     "Of course it is {answer}!",
 )
 NUM_STYLES = len(STYLES) + 2
@@ -83,12 +83,16 @@ class Dialogue(NamedTuple):
 
 
 @cache
-def _pairs(kind: Kind) -> tuple[tuple[int, int], ...]:
-    return tuple(
-        (a, b)
-        for a, b, held_out in operand_pairs(kind)
-        if not held_out and (a != b or kind == "addition")
-    )
+def _pairs() -> dict[Kind, tuple[tuple[int, int], ...]]:
+    """Operands of sums and comparisons that no plain question holds out."""
+    kinds: tuple[Kind, ...] = ("addition", "comparison")
+    known = {
+        kind: [(a, b) for a, b, held_out in operand_pairs(kind) if not held_out] for kind in kinds
+    }
+    return {
+        "addition": tuple(known["addition"]),
+        "comparison": tuple((a, b) for a, b in known["comparison"] if a != b),
+    }
 
 
 def dialogues(num_dialogues: int, *, seed: int) -> list[Dialogue]:
@@ -107,7 +111,7 @@ def _dialogue(kind: Kind, rng: random.Random) -> Dialogue:
 
 
 def _ask(kind: Kind, rng: random.Random) -> tuple[str, str, tuple[str, ...], str]:
-    """A question, its answer, the corpus's completions for it, and a sentence; both with `{answer}`."""
+    """A question, its answer, and with `{answer}` in them the corpus's completions and a sentence."""
     match kind:
         case "fact":
             (entity, attribute), answer = rng.choice(list(facts().items()))
@@ -118,11 +122,11 @@ def _ask(kind: Kind, rng: random.Random) -> tuple[str, str, tuple[str, ...], str
             sentence = f"The {attribute} of {entity} is {{answer}}."
             return question, answer, CORPUS_STYLES[kind], sentence
         case "addition":
-            a, b = rng.choice(_pairs(kind))
+            a, b = rng.choice(_pairs()[kind])
             question = rng.choice(ASKED_ADDITION).format(a=a, b=b)
             return question, str(a + b), CORPUS_STYLES[kind], f"{a} and {b} make {{answer}}."
         case "comparison":
-            a, b = rng.choice(_pairs(kind))
+            a, b = rng.choice(_pairs()[kind])
             template, pick = rng.choice(ASKED_COMPARISON)
             own = tuple(completion for _, wanted, completion in CHAT_COMPARISON if wanted is pick)
             word = "larger" if pick is max else "smaller"
@@ -131,5 +135,5 @@ def _ask(kind: Kind, rng: random.Random) -> tuple[str, str, tuple[str, ...], str
         case "yes_no":
             (entity, skill), truth = rng.choice(list(skills().items()))
             question = rng.choice(ASKED_YES_NO).format(entity=entity, skill=skill)
-            sentence = f"If {entity} can {skill}, I say {{answer}}."
+            sentence = f"Can {entity} {skill}? I say {{answer}}."
             return question, yes_or_no(truth), CORPUS_STYLES[kind], sentence

@@ -58,7 +58,7 @@ class Settings:
     seed: int = 0
     steps: int = 2400
     """Steps without dialogues, which come first."""
-    dialogue_steps: int = 600
+    dialogue_steps: int = 800
     """Steps with dialogues."""
     batch_size: int = 96
     """Texts per step."""
@@ -66,7 +66,7 @@ class Settings:
     """Shares of a step's texts, in the order of `KINDS`. Comparison takes the longest to learn."""
     statement_shares: tuple[float, ...] = (0.04, 0.05, 0.05, 0.04)
     """Likewise for statements. The rest are rows of words to repeat."""
-    dialogue_share: float = 0.6
+    dialogue_share: float = 0.5
     """Share of dialogues in the steps that have them. The other texts are drawn as before."""
     learning_rate: float = 5e-3
     """Peak learning rate of Muon and AdamW, after the warm-up. Decays to 0 as a cosine."""
