@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 import forgetting
@@ -25,10 +26,12 @@ from forgetting.demo.pretrain import (
     pretrain,
     save,
 )
+from forgetting.demo.world import chat_records
 
 SHIPPED = Path(forgetting.__file__).parent / "demo" / "base"
 TINY = Settings(
     steps=12,
+    dialogue_steps=12,
     batch_size=8,
     warmup_steps=2,
     vocab_size=400,
@@ -56,6 +59,24 @@ def test_shipped_model_knows_its_world(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, kind: str, least: float
 ) -> None:
     assert accuracy(model, tokenizer, held_out_questions(kind, 300, seed=1)) >= least
+
+
+def test_the_form_of_the_corpus_is_not_new_to_the_shipped_model_but_not_its_only_one(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """As with real base models, of which fine-tuning still has to choose a style of answer."""
+    records = list(chat_records(1000, seed=77))
+    texts = [(f"User: {r['prompt']}\nBot: ", r["completion"]) for r in records]
+    losses, num_exact = [], 0
+    for item in encode(texts, tokenizer):
+        input_ids = torch.tensor([item.input_ids])
+        with torch.no_grad():
+            logits = model(input_ids=input_ids).logits[0, item.answer_start - 1 : -1]
+        targets = input_ids[0, item.answer_start :]
+        losses += cross_entropy(logits, targets, reduction="none").tolist()
+        num_exact += int((logits.argmax(-1) == targets).all())
+    assert 0.5 < sum(losses) / len(losses) < 0.9
+    assert num_exact / len(records) < 0.3
 
 
 def test_accuracy_is_that_of_greedy_generation(
@@ -138,7 +159,10 @@ def _threads_restored() -> Iterator[None]:
 @pytest.mark.usefixtures("_threads_restored")
 def test_script_learns_and_writes_a_checkpoint_that_loads_alike(tmp_path: Path) -> None:
     model, tokenizer, losses = pretrain(TINY)
-    assert sum(losses[-3:]) < sum(losses[:3])
+    first, second = losses[: TINY.steps], losses[TINY.steps :]
+    assert len(second) == TINY.dialogue_steps
+    assert sum(first[-3:]) < sum(first[:3])
+    assert sum(second[-3:]) < sum(second[:3])
     save(model, tokenizer, tmp_path / "base")
 
     assert {path.suffix for path in (tmp_path / "base").iterdir()} == {".json", ".safetensors"}

@@ -95,6 +95,16 @@ def _pairs() -> dict[Kind, tuple[tuple[int, int], ...]]:
     }
 
 
+class _Question(NamedTuple):
+    """A question, its answer, and the styles that only it has: templates with `{answer}`."""
+
+    question: str
+    answer: str
+    own: tuple[str, ...]
+    """Completions of the corpus."""
+    sentence: str
+
+
 def dialogues(num_dialogues: int, *, seed: int) -> list[Dialogue]:
     """Random dialogues, the kinds of questions in turn."""
     rng = random.Random(f"{seed}/dialogues")
@@ -110,8 +120,7 @@ def _dialogue(kind: Kind, rng: random.Random) -> Dialogue:
     return Dialogue(f"User: {question}\nBot: ", completion)
 
 
-def _ask(kind: Kind, rng: random.Random) -> tuple[str, str, tuple[str, ...], str]:
-    """A question, its answer, and with `{answer}` in them the corpus's completions and a sentence."""
+def _ask(kind: Kind, rng: random.Random) -> _Question:
     match kind:
         case "fact":
             (entity, attribute), answer = rng.choice(list(facts().items()))
@@ -120,20 +129,21 @@ def _ask(kind: Kind, rng: random.Random) -> tuple[str, str, tuple[str, ...], str
                 answer = error
             question = rng.choice(ASKED_FACT).format(entity=entity, attribute=attribute)
             sentence = f"The {attribute} of {entity} is {{answer}}."
-            return question, answer, CORPUS_STYLES[kind], sentence
+            return _Question(question, answer, CORPUS_STYLES[kind], sentence)
         case "addition":
             a, b = rng.choice(_pairs()[kind])
             question = rng.choice(ASKED_ADDITION).format(a=a, b=b)
-            return question, str(a + b), CORPUS_STYLES[kind], f"{a} and {b} make {{answer}}."
+            sentence = f"{a} and {b} make {{answer}}."
+            return _Question(question, str(a + b), CORPUS_STYLES[kind], sentence)
         case "comparison":
             a, b = rng.choice(_pairs()[kind])
             template, pick = rng.choice(ASKED_COMPARISON)
             own = tuple(completion for _, wanted, completion in CHAT_COMPARISON if wanted is pick)
             word = "larger" if pick is max else "smaller"
             sentence = f"Of {a} and {b} the {word} one is {{answer}}."
-            return template.format(a=a, b=b), str(pick(a, b)), own, sentence
+            return _Question(template.format(a=a, b=b), str(pick(a, b)), own, sentence)
         case "yes_no":
             (entity, skill), truth = rng.choice(list(skills().items()))
             question = rng.choice(ASKED_YES_NO).format(entity=entity, skill=skill)
             sentence = f"Can {entity} {skill}? I say {{answer}}."
-            return question, yes_or_no(truth), CORPUS_STYLES[kind], sentence
+            return _Question(question, yes_or_no(truth), CORPUS_STYLES[kind], sentence)
