@@ -65,18 +65,16 @@ def test_the_form_of_the_corpus_is_not_new_to_the_shipped_model_but_not_its_only
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """As with real base models, of which fine-tuning still has to choose a style of answer."""
-    records = list(chat_records(1000, seed=77))
+    records = list(chat_records(500, seed=77))
     texts = [(f"User: {r['prompt']}\nBot: ", r["completion"]) for r in records]
-    losses, num_exact = [], 0
-    for item in encode(texts, tokenizer):
-        input_ids = torch.tensor([item.input_ids])
-        with torch.no_grad():
-            logits = model(input_ids=input_ids).logits[0, item.answer_start - 1 : -1]
-        targets = input_ids[0, item.answer_start :]
-        losses += cross_entropy(logits, targets, reduction="none").tolist()
-        num_exact += int((logits.argmax(-1) == targets).all())
-    assert 0.5 < sum(losses) / len(losses) < 0.9
-    assert num_exact / len(records) < 0.3
+    batch = encode(texts, tokenizer)
+    input_ids, weights = collate(batch, tokenizer.pad_token_id, prompt_weight=0.0)
+    targets, is_response = input_ids[:, 1:], weights[:, 1:] == 1
+    with torch.no_grad():
+        logits = model(input_ids=input_ids).logits[:, :-1]
+    assert 0.5 < float(cross_entropy(logits[is_response], targets[is_response])) < 0.9
+    is_exact = ((logits.argmax(-1) == targets) | ~is_response).all(1)
+    assert float(is_exact.float().mean()) < 0.2
 
 
 def test_accuracy_is_that_of_greedy_generation(

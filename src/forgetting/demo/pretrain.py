@@ -159,24 +159,29 @@ def encode(texts: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase)
     ]
 
 
+def encode_plain_texts(tokenizer: PreTrainedTokenizerBase) -> list[list[Encoded]]:
+    """Plain questions of each kind without the held-out ones, then statements of each kind."""
+    questions = (
+        [(q.prompt, q.completion) for q in plain_questions(kind) if not q.held_out]
+        for kind in KINDS
+    )
+    statements = (plain_statements(kind) for kind in KINDS)
+    return [encode(texts, tokenizer) for texts in (*questions, *statements)]
+
+
 def _sampler(
-    tokenizer: PreTrainedTokenizerBase, settings: Settings, rng: np.random.Generator
+    plain_texts: Sequence[list[Encoded]],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+    rng: np.random.Generator,
 ) -> Callable[[], Encoded]:
-    """A function that draws texts of all kinds by their shares, but no held-out question."""
-    pools = [
-        *(
-            [(q.prompt, q.completion) for q in plain_questions(kind) if not q.held_out]
-            for kind in KINDS
-        ),
-        *(plain_statements(kind) for kind in KINDS),
-        _repetitions(rng, num_texts=20_000),
-    ]
-    encoded = [encode(pool, tokenizer) for pool in pools]
+    """A function that draws plain texts and rows of words by their shares."""
+    pools = [*plain_texts, encode(_repetitions(rng, num_texts=20_000), tokenizer)]
     shares = [*settings.question_shares, *settings.statement_shares]
     shares.append(1 - sum(shares))
 
     def draw() -> Encoded:
-        pool = encoded[rng.choice(len(encoded), p=shares)]
+        pool = pools[rng.choice(len(pools), p=shares)]
         return pool[rng.integers(len(pool))]
 
     return draw
@@ -265,26 +270,33 @@ def pretrain(
     tokenizer = build_tokenizer(settings.vocab_size)
     model = build_model(settings, tokenizer)
     logger.info("%d parameters", model.num_parameters())
-    losses = train_without_dialogues(model, tokenizer, settings)
-    losses += train_with_dialogues(model, tokenizer, settings)
+    plain_texts = encode_plain_texts(tokenizer)
+    losses = train_without_dialogues(model, tokenizer, plain_texts, settings)
+    losses += train_with_dialogues(model, tokenizer, plain_texts, settings)
     return model, tokenizer, losses
 
 
 def train_without_dialogues(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, settings: Settings
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    plain_texts: Sequence[list[Encoded]],
+    settings: Settings,
 ) -> list[float]:
     """The first part of the pretraining. Returns the loss of each step."""
-    draw = _sampler(tokenizer, settings, np.random.default_rng(settings.seed))
+    draw = _sampler(plain_texts, tokenizer, settings, np.random.default_rng(settings.seed))
     batches = ([[draw() for _ in range(settings.batch_size)]] for _ in range(settings.steps))
     return _train(model, batches, settings.steps, settings.learning_rate, settings)
 
 
 def train_with_dialogues(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, settings: Settings
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    plain_texts: Sequence[list[Encoded]],
+    settings: Settings,
 ) -> list[float]:
     """The second part: no dialogue comes twice. Returns the loss of each step."""
     rng = np.random.default_rng([settings.seed, 1])
-    draw = _sampler(tokenizer, settings, rng)
+    draw = _sampler(plain_texts, tokenizer, settings, rng)
     steps = settings.dialogue_steps
     num_dialogues = round(settings.dialogue_share * settings.batch_size)
     encoded = encode(dialogues(steps * num_dialogues, seed=settings.seed), tokenizer)
