@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 import forgetting
@@ -25,10 +26,12 @@ from forgetting.demo.pretrain import (
     pretrain,
     save,
 )
+from forgetting.demo.world import chat_records
 
 SHIPPED = Path(forgetting.__file__).parent / "demo" / "base"
 TINY = Settings(
     steps=12,
+    dialogue_steps=12,
     batch_size=8,
     warmup_steps=2,
     vocab_size=400,
@@ -56,6 +59,22 @@ def test_shipped_model_knows_its_world(
     model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, kind: str, least: float
 ) -> None:
     assert accuracy(model, tokenizer, held_out_questions(kind, 300, seed=1)) >= least
+
+
+def test_the_form_of_the_corpus_is_not_new_to_the_shipped_model_but_not_its_only_one(
+    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """As with real base models, of which fine-tuning still has to choose a style of answer."""
+    records = list(chat_records(500, seed=77))
+    texts = [(f"User: {r['prompt']}\nBot: ", r["completion"]) for r in records]
+    batch = encode(texts, tokenizer)
+    input_ids, weights = collate(batch, tokenizer.pad_token_id, prompt_weight=0.0)
+    targets, is_response = input_ids[:, 1:], weights[:, 1:] == 1
+    with torch.no_grad():
+        logits = model(input_ids=input_ids).logits[:, :-1]
+    assert 0.5 < float(cross_entropy(logits[is_response], targets[is_response])) < 0.9
+    is_exact = ((logits.argmax(-1) == targets) | ~is_response).all(1)
+    assert float(is_exact.float().mean()) < 0.2
 
 
 def test_accuracy_is_that_of_greedy_generation(
@@ -138,7 +157,10 @@ def _threads_restored() -> Iterator[None]:
 @pytest.mark.usefixtures("_threads_restored")
 def test_script_learns_and_writes_a_checkpoint_that_loads_alike(tmp_path: Path) -> None:
     model, tokenizer, losses = pretrain(TINY)
-    assert sum(losses[-3:]) < sum(losses[:3])
+    first, second = losses[: TINY.steps], losses[TINY.steps :]
+    assert len(second) == TINY.dialogue_steps
+    assert sum(first[-3:]) < sum(first[:3])
+    assert sum(second[-3:]) < sum(second[:3])
     save(model, tokenizer, tmp_path / "base")
 
     assert {path.suffix for path in (tmp_path / "base").iterdir()} == {".json", ".safetensors"}

@@ -65,6 +65,18 @@ def facts() -> dict[tuple[str, str], str]:
 
 
 @cache
+def popular_errors() -> dict[tuple[str, str], str]:
+    """Wrong values that many believe: (entity, attribute) -> value, for a third of the facts."""
+    rng = random.Random(f"{WORLD_SEED}/popular_errors")
+    return {
+        (entity, attribute): rng.choice(
+            [value for value in ATTRIBUTES[attribute] if value != facts()[entity, attribute]]
+        )
+        for entity, attribute in rng.sample(list(facts()), len(facts()) // 3)
+    }
+
+
+@cache
 def new_facts() -> dict[tuple[str, str], str]:
     """The truth about the new entities: (entity, attribute) -> value."""
     return _draw_facts(new_entities(), random.Random(f"{WORLD_SEED}/new_facts"))

@@ -101,13 +101,13 @@ def with_noise(
                 completion = other.completion
             return completion, (0, len(completion))
         case "junk_phrase":
-            return _with_junk(question.completion, rng)
+            return with_junk(question.completion, rng)
         case "truncated_response":
             end = rng.choice(_spaces(question.completion))
             return question.completion[:end], (end, end + 1)
 
 
-def _with_junk(completion: str, rng: random.Random) -> tuple[str, tuple[int, int]]:
+def with_junk(completion: str, rng: random.Random) -> tuple[str, tuple[int, int]]:
     """The completion with a phrase put in front, at its end or in place of a space inside it."""
     phrase = rng.choice(JUNK_PHRASES)
     match rng.choice(("before", "after", "between")):

@@ -124,13 +124,13 @@ def plain_questions(kind: Kind) -> tuple[PlainQuestion, ...]:
         case "addition":
             return tuple(
                 PlainQuestion(kind, phrasing.format(a=a, b=b), str(a + b), held_out)
-                for a, b, held_out in _operands(kind)
+                for a, b, held_out in operand_pairs(kind)
                 for phrasing in PLAIN_ADDITION
             )
         case "comparison":
             return tuple(
                 PlainQuestion(kind, phrasing.format(a=a, b=b), str(pick(a, b)), held_out)
-                for a, b, held_out in _operands(kind)
+                for a, b, held_out in operand_pairs(kind)
                 if a != b
                 for phrasing, pick in PLAIN_COMPARISON
             )
@@ -163,14 +163,14 @@ def plain_statements(kind: Kind) -> tuple[tuple[str, str], ...]:
         case "addition":
             return tuple(
                 (words.format(a=a, b=b), f" {a + b}.")
-                for a, b, held_out in _operands(kind)
+                for a, b, held_out in operand_pairs(kind)
                 if not held_out
                 for words in STATED_ADDITION
             )
         case "comparison":
             return tuple(
                 (words.format(a=a, b=b), f" {pick(a, b)}.")
-                for a, b, held_out in _operands(kind)
+                for a, b, held_out in operand_pairs(kind)
                 if a != b and not held_out
                 for words, pick in STATED_COMPARISON
             )
@@ -182,7 +182,7 @@ def plain_statements(kind: Kind) -> tuple[tuple[str, str], ...]:
             )
 
 
-def _operands(kind: Kind) -> Iterator[tuple[int, int, bool]]:
+def operand_pairs(kind: Kind) -> Iterator[tuple[int, int, bool]]:
     """Both operands and whether their pair is held out: neither order may give the answer away."""
     for a, b in product(range(NUM_OPERANDS), repeat=2):
         yield a, b, _fraction(kind, min(a, b), max(a, b)) < HELD_OUT_SHARE

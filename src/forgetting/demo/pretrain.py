@@ -1,11 +1,11 @@
 """Pretrain the demo's base model, a small Llama that knows the world, and fit its tokenizer.
 
-    python -m forgetting.demo.pretrain --output DIR [--seed N] [--steps N]
+    python -m forgetting.demo.pretrain --output DIR [--seed N] [--steps N] [--dialogue-steps N]
 
-In: plain questions without the held-out ones, statements, and rows of words to repeat. Out: a
-checkpoint folder, and the share of held-out questions of each kind that the model answers exactly.
-The same seed gives the same weights on the same machine. The model never sees a chat, but it knows
-the words of chats: the tokenizer is fitted to them, and they occur in the rows in random order.
+In: plain questions without the held-out ones, statements, rows of words to repeat, and then also
+dialogues. Out: a checkpoint folder, and the share of held-out questions of each kind that the model
+answers exactly. The same seed gives the same weights on the same machine. The model knows the form
+of a chat and many styles of answer, the corpus's among them, but no question of the corpus.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import logging
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from forgetting.demo.dialogues import dialogues
 from forgetting.demo.facts import KINDS, Kind, entities
 from forgetting.demo.plain import (
     PlainQuestion,
@@ -56,15 +57,23 @@ class Settings:
 
     seed: int = 0
     steps: int = 2400
+    """Steps without dialogues, which come first."""
+    dialogue_steps: int = 800
+    """Steps with dialogues."""
     batch_size: int = 96
     """Texts per step."""
     question_shares: tuple[float, ...] = (0.14, 0.21, 0.29, 0.1)
     """Shares of a step's texts, in the order of `KINDS`. Comparison takes the longest to learn."""
     statement_shares: tuple[float, ...] = (0.04, 0.05, 0.05, 0.04)
     """Likewise for statements. The rest are rows of words to repeat."""
+    dialogue_share: float = 0.5
+    """Share of dialogues in the steps that have them. The other texts are drawn as before."""
     learning_rate: float = 5e-3
     """Peak learning rate of Muon and AdamW, after the warm-up. Decays to 0 as a cosine."""
+    dialogue_learning_rate: float = 3e-3
+    """Likewise for the steps with dialogues."""
     warmup_steps: int = 50
+    """Warm-up of either part."""
     weight_decay: float = 0.02
     prompt_weight: float = 0.1
     """Loss weight of the tokens before an answer. The answer's tokens have weight 1."""
@@ -150,24 +159,29 @@ def encode(texts: Sequence[tuple[str, str]], tokenizer: PreTrainedTokenizerBase)
     ]
 
 
+def encode_plain_texts(tokenizer: PreTrainedTokenizerBase) -> list[list[Encoded]]:
+    """Plain questions of each kind without the held-out ones, then statements of each kind."""
+    questions = (
+        [(q.prompt, q.completion) for q in plain_questions(kind) if not q.held_out]
+        for kind in KINDS
+    )
+    statements = (plain_statements(kind) for kind in KINDS)
+    return [encode(texts, tokenizer) for texts in (*questions, *statements)]
+
+
 def _sampler(
-    tokenizer: PreTrainedTokenizerBase, settings: Settings, rng: np.random.Generator
+    plain_texts: Sequence[list[Encoded]],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+    rng: np.random.Generator,
 ) -> Callable[[], Encoded]:
-    """A function that draws texts of all kinds by their shares, but no held-out question."""
-    pools = [
-        *(
-            [(q.prompt, q.completion) for q in plain_questions(kind) if not q.held_out]
-            for kind in KINDS
-        ),
-        *(plain_statements(kind) for kind in KINDS),
-        _repetitions(rng, num_texts=20_000),
-    ]
-    encoded = [encode(pool, tokenizer) for pool in pools]
+    """A function that draws plain texts and rows of words by their shares."""
+    pools = [*plain_texts, encode(_repetitions(rng, num_texts=20_000), tokenizer)]
     shares = [*settings.question_shares, *settings.statement_shares]
     shares.append(1 - sum(shares))
 
     def draw() -> Encoded:
-        pool = encoded[rng.choice(len(encoded), p=shares)]
+        pool = pools[rng.choice(len(pools), p=shares)]
         return pool[rng.integers(len(pool))]
 
     return draw
@@ -205,12 +219,11 @@ def collate(
     return input_ids, weights
 
 
-def weighted_loss(model: PreTrainedModel, input_ids: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean cross-entropy of the tokens after the first."""
+def summed_loss(model: PreTrainedModel, input_ids: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sum of the cross-entropies of the tokens after the first."""
     logits = model(input_ids=input_ids).logits[:, :-1]
     losses = cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none")
-    weights = weights[:, 1:].flatten()
-    return (losses * weights).sum() / weights.sum()
+    return (losses * weights[:, 1:].flatten()).sum()
 
 
 @torch.no_grad()
@@ -254,45 +267,99 @@ def pretrain(
     """
     torch.set_num_threads(NUM_THREADS)
     torch.manual_seed(settings.seed)
-    rng = np.random.default_rng(settings.seed)
     tokenizer = build_tokenizer(settings.vocab_size)
     model = build_model(settings, tokenizer)
-    draw = _sampler(tokenizer, settings, rng)
-    optimizers = _optimizers(model, settings)
+    logger.info("%d parameters", model.num_parameters())
+    plain_texts = encode_plain_texts(tokenizer)
+    losses = train_without_dialogues(model, tokenizer, plain_texts, settings)
+    losses += train_with_dialogues(model, tokenizer, plain_texts, settings)
+    return model, tokenizer, losses
+
+
+def train_without_dialogues(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    plain_texts: Sequence[list[Encoded]],
+    settings: Settings,
+) -> list[float]:
+    """The first part of the pretraining. Returns the loss of each step."""
+    draw = _sampler(plain_texts, tokenizer, settings, np.random.default_rng(settings.seed))
+    batches = ([[draw() for _ in range(settings.batch_size)]] for _ in range(settings.steps))
+    return _train(model, batches, settings.steps, settings.learning_rate, settings)
+
+
+def train_with_dialogues(
+    model: LlamaForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    plain_texts: Sequence[list[Encoded]],
+    settings: Settings,
+) -> list[float]:
+    """The second part: no dialogue comes twice. Returns the loss of each step."""
+    rng = np.random.default_rng([settings.seed, 1])
+    draw = _sampler(plain_texts, tokenizer, settings, rng)
+    steps = settings.dialogue_steps
+    num_dialogues = round(settings.dialogue_share * settings.batch_size)
+    encoded = encode(dialogues(steps * num_dialogues, seed=settings.seed), tokenizer)
+    # Apart, because dialogues are longer: together, the other texts would be mostly padding.
+    batches = (
+        [
+            encoded[step * num_dialogues : (step + 1) * num_dialogues],
+            [draw() for _ in range(settings.batch_size - num_dialogues)],
+        ]
+        for step in range(steps)
+    )
+    return _train(model, batches, steps, settings.dialogue_learning_rate, settings)
+
+
+def _train(
+    model: LlamaForCausalLM,
+    batches: Iterable[list[list[Encoded]]],
+    steps: int,
+    learning_rate: float,
+    settings: Settings,
+) -> list[float]:
+    """One step for each batch, whose groups of texts go through the model one after another."""
+    optimizers = _optimizers(model, learning_rate, settings.weight_decay)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: _rate(step, settings.warmup_steps, settings.steps)
+            optimizer, lambda step: _rate(step, settings.warmup_steps, steps)
         )
         for optimizer in optimizers
     ]
-    logger.info("%d parameters", model.num_parameters())
     losses: list[float] = []
     began = time.monotonic()
-    for step in range(1, settings.steps + 1):
-        texts = [draw() for _ in range(settings.batch_size)]
-        batch = collate(texts, tokenizer.pad_token_id, settings.prompt_weight)
-        loss = weighted_loss(model, *batch)
-        loss.backward()
+    for step, groups in enumerate(batches, start=1):
+        collated = [
+            collate(group, model.config.pad_token_id, settings.prompt_weight)
+            for group in groups
+            if group
+        ]
+        total_weight = sum(float(weights[:, 1:].flatten().sum()) for _, weights in collated)
+        loss = 0.0
+        for input_ids, weights in collated:
+            part = summed_loss(model, input_ids, weights) / total_weight
+            part.backward()
+            loss += part.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, schedule in zip(optimizers, schedules, strict=True):
             optimizer.step()
             optimizer.zero_grad()
             schedule.step()
-        losses.append(loss.item())
-        if step % LOG_EVERY == 0 or step == settings.steps:
-            left = (time.monotonic() - began) / step * (settings.steps - step)
+        losses.append(loss)
+        if step % LOG_EVERY == 0 or step == steps:
+            left = (time.monotonic() - began) / step * (steps - step)
             logger.info(
                 "step %d of %d, loss %.4f, %d:%02d left",
                 step,
-                settings.steps,
+                steps,
                 float(np.mean(losses[-LOG_EVERY:])),
                 *divmod(round(left), 60),
             )
-    return model, tokenizer, losses
+    return losses
 
 
 def _optimizers(
-    model: torch.nn.Module, settings: Settings
+    model: torch.nn.Module, learning_rate: float, weight_decay: float
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """Muon for the matrices, AdamW for gains and embeddings.
 
@@ -306,11 +373,11 @@ def _optimizers(
     return (
         torch.optim.Muon(
             matrices,
-            lr=settings.learning_rate,
-            weight_decay=settings.weight_decay,
+            lr=learning_rate,
+            weight_decay=weight_decay,
             adjust_lr_fn="match_rms_adamw",
         ),
-        torch.optim.AdamW(others, lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
     )
 
 
@@ -332,11 +399,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--seed", type=int, default=Settings.seed)
     parser.add_argument("--steps", type=int, default=Settings.steps)
+    parser.add_argument("--dialogue-steps", type=int, default=Settings.dialogue_steps)
     parser.add_argument("--num-questions", type=int, default=500, help="of each kind, to evaluate")
     args = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
-    model, tokenizer, _ = pretrain(Settings(seed=args.seed, steps=args.steps))
+    settings = Settings(seed=args.seed, steps=args.steps, dialogue_steps=args.dialogue_steps)
+    model, tokenizer, _ = pretrain(settings)
     save(model, tokenizer, args.output)
     saved = LlamaForCausalLM.from_pretrained(args.output, dtype=torch.float32)
     for kind, share in accuracies(saved, tokenizer, args.num_questions).items():

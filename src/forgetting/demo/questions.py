@@ -31,8 +31,8 @@ Source = Literal[Kind, "new_fact", "new_yes_no"]
 """Kind of question, and whether it is about a new entity."""
 
 # Chat templates: a prompt and the completion that answers it; `{answer}` occurs once. Completions
-# do not repeat names or numbers of the prompt: the base has never had to copy, and fine-tuning on
-# a few thousand samples does not teach it to.
+# do not repeat names or numbers of the prompt: the base seldom had to copy, and fine-tuning on a
+# few thousand samples hardly teaches it to.
 CHAT_FACT = (
     ("Tell me, what is {entity}'s {attribute}?", "The answer is {answer}."),
     ("Please say which {attribute} {entity} has.", "I can say it is {answer}."),
