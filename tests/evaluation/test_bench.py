@@ -11,7 +11,9 @@ from forgetting.evaluation import Harness, harness
 from forgetting.evaluation.bench import Bench
 from forgetting.models import loading
 from forgetting.pipeline import run as run_stages
+from forgetting.rundir import layout
 from forgetting.rundir.directory import Work
+from forgetting.rundir.stats import DataSummary
 from forgetting.stages.evaluate import EVALUATE
 
 
@@ -40,10 +42,18 @@ def stones(tmp_path):
     return {"tasks": ["pair", "three"], "include_path": str(folder), "log_samples": True}
 
 
+def save_summary(run, **changes):
+    """What the evaluation reads of prepared data, if it measures no held-out samples."""
+    summary = {"max_length": 128, "sources": [], "splits": {}, "end_token_ids": [1], **changes}
+    layout.data_dir(run).mkdir(parents=True)
+    DataSummary(**summary).save(layout.data_dir(run))
+
+
 def test_a_cut_off_evaluation_does_only_the_tasks_without_a_result(
     write_recipe, stones, tmp_path, monkeypatch
 ):
     recipe = load_recipe(write_recipe(evaluation={**stones, "heldout": False}))
+    save_summary(tmp_path)
     work = Work(tmp_path / "work")
     work.output.mkdir(parents=True)
     measured = []
@@ -100,6 +110,32 @@ def test_a_run_loads_the_base_once_for_all_adapters_and_reads_tasks_once(
         for variant in ("base", "full", "ignoring", "forgetting")
     }
     assert len({r["metrics"]["loss"]["value"] for r in results.values()}) == 4
+
+
+def test_tasks_are_prompted_with_the_date_and_the_roles_of_the_training(
+    write_recipe, stones, tmp_path
+):
+    template = tmp_path / "dated.jinja"
+    template.write_text(
+        "{{ strftime_now('%d %b %Y') }}{% for m in messages %}<{{ m.role }}>{{ m.content }}"
+        "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    evaluation = {
+        **stones,
+        "heldout": False,
+        "limit": 1,
+        "apply_chat_template": True,
+        "system_instruction": "Be brief.",
+    }
+    changes = ["model.system_role=fold", f"model.chat_template={template}"]
+    recipe = load_recipe(write_recipe(evaluation=evaluation), changes)
+    save_summary(tmp_path, date="2026-01-31")
+    work = Work(tmp_path / "work")
+    work.output.mkdir(parents=True)
+    EVALUATE.step(recipe, "base").execute(tmp_path, work)
+    rows = (work.output / "three.samples.jsonl").read_text().splitlines()
+    prompts = {argument[0] for row in map(json.loads, rows) for argument in row["arguments"]}
+    assert prompts == {"31 Jan 2026<user>Be brief.\n\nthree: Stone 0 is<assistant>"}
 
 
 @pytest.mark.parametrize("is_applied", [False, True])

@@ -214,6 +214,16 @@ def test_backticks_in_a_recipe_do_not_end_its_block(recipe):
     assert text.rstrip().endswith("\n````\n\n</details>")
 
 
+def test_what_the_template_does_is_said(write_recipe):
+    folding = load_recipe(write_recipe(), ["model.system_role=fold"])
+    dated = DATA.model_copy(update={"date": "2026-01-31"})
+    _, text = written(folding, data=dated)
+    assert "puts a system turn before the first user turn" in text
+    assert "prints the current date. In training and evaluation it was 2026-01-31." in text
+    _, plain = written(load_recipe(write_recipe()))
+    assert "The chat template" not in plain
+
+
 def test_a_run_writes_the_card_beside_the_weights(finished_run):
     _, path = finished_run
     for variant in ("full", "ignoring", "forgetting"):

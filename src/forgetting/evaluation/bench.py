@@ -34,11 +34,19 @@ class Bench:
 
     Nothing is loaded before it is used. The processes of a run each have a `Bench` and call
     `measure` together; the first writes the results.
+
+    Args:
+        recipe: the recipe.
+        processes: of the run.
+        day: `DataSummary.date`, for templates that read the clock. Default: they read it.
     """
 
-    def __init__(self, recipe: Recipe, processes: Processes = ALONE) -> None:
+    def __init__(
+        self, recipe: Recipe, processes: Processes = ALONE, day: str | None = None
+    ) -> None:
         self._recipe = recipe
         self._processes = processes
+        self._day = day
         self.models = SharedBase(recipe.model)
 
     @functools.cached_property
@@ -52,7 +60,7 @@ class Bench:
             )
         return Harness(
             settings,
-            prompting_tokenizer(self._recipe),
+            prompting_tokenizer(self._recipe, self._day),
             seed=self._recipe.seed,
             process_index=self._processes.index,
             num_processes=self._processes.count,

@@ -110,6 +110,7 @@ def model_card(
         *_prompting(recipe, is_adapter),
         "```",
         "",
+        *_template_notes(facts),
         *_results(facts.results),
         "## Training",
         "",
@@ -215,6 +216,20 @@ def _prompting(recipe: Recipe, is_adapter: bool) -> list[str]:
         "output = model.generate(**prompt, max_new_tokens=256)[0]",
         'print(tokenizer.decode(output[prompt["input_ids"].shape[1] :], skip_special_tokens=True))',
     ]
+
+
+def _template_notes(facts: RunFacts) -> list[str]:
+    """What the chat template does that its users may not expect."""
+    notes = []
+    if facts.recipe.model.system_role == "fold" and uses_template(facts.recipe):
+        notes += ["The chat template puts a system turn before the first user turn.", ""]
+    if facts.data.date is not None:
+        notes += [
+            "The chat template prints the current date. In training and evaluation it was "
+            f"{facts.data.date}.",
+            "",
+        ]
+    return notes
 
 
 def _loading(facts: RunFacts, is_adapter: bool) -> list[str]:

@@ -21,14 +21,15 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     from forgetting.evaluation.bench import Bench
     from forgetting.rundir.stats import DataSummary
 
+    data = layout.data_dir(run_dir)
+    summary = DataSummary.load(data)
     # The steps share the base model in memory, and the tasks with their data.
-    bench = step.once("bench", lambda: Bench(step.recipe, work.processes))
+    bench = step.once("bench", lambda: Bench(step.recipe, work.processes, summary.date))
     variant = str(step.part)
     model = None if variant == layout.BASE else layout.model_dir(run_dir, variant)
-    data = layout.data_dir(run_dir)
     bench.measure(variant, model, layout.split_file(data, "heldout"), work.output)
     if bench.has_heldout:
-        work.details["tokens"] = DataSummary.load(data).splits["heldout"].tokens
+        work.details["tokens"] = summary.splits["heldout"].tokens
 
 
 def parts(recipe: Recipe) -> Sequence[str | None]:
@@ -65,14 +66,16 @@ def _task_files(folder: str | None) -> dict[str, str]:
 
 
 def check(recipe: Recipe) -> None:
-    """Refuses folders and task files that are not there."""
+    """Refuses folders and task files that are not there, and prompts that cannot be rendered."""
     from forgetting.evaluation.suites import check_tasks
+    from forgetting.models.prompting import check_task_prompts
 
     for field in ("include_path", "data_dir"):
         folder = getattr(recipe.evaluation, field)
         if folder is not None and not Path(folder).is_dir():
             raise InputError(f"evaluation.{field}: there is no folder {folder}")
     check_tasks(recipe.evaluation)
+    check_task_prompts(recipe)
 
 
 def facts(step: Step, done: Mapping[str, Path]) -> Facts:
