@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,9 +13,12 @@ from safetensors.numpy import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from forgetting.launch import config_path
+from tests.conftest import save_tiny_model, save_tiny_recipe
 
 pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("train_in_parts.py")
+SAVING = Path(__file__).with_name("fine_tune_in_parts.py")
+LAUNCH = ["-m", "accelerate.commands.launch", "--num_processes=2", "--main_process_port=0"]
 CONFIG = {
     "learning_rate": 1e-3,
     "per_device_train_batch_size": 2,
@@ -60,8 +64,7 @@ def outputs(tmp_path_factory, tiny_model):
         output = folder / str(processes)
         config = {**CONFIG, "gradient_accumulation_steps": 4 // processes}
         config["use_cpu"] = processes == 1
-        launch = ["-m", "accelerate.commands.launch", "--num_processes=2", "--main_process_port=0"]
-        launch += [f"--config_file={config_path('fsdp2')}"]
+        launch = [*LAUNCH, f"--config_file={config_path('fsdp2')}"]
         command = [sys.executable, *(launch if processes > 1 else [])]
         command += [str(SCRIPT), str(model), str(samples), str(output), json.dumps(config)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -97,3 +100,28 @@ def test_a_checkpoint_in_parts_holds_no_pickle(outputs, kind):
     names = {file.name for file in checkpoint.rglob("*")}
     assert {"weights.safetensors", "optimizer.safetensors", "sealed.json"} <= names
     assert {Path(name).suffix for name in names} == {".safetensors", ".json"}
+
+
+def test_what_processes_saved_together_is_loaded_and_compared(tmp_path):
+    model = save_tiny_model(tmp_path / "model", tie_word_embeddings=True)
+    recipe = save_tiny_recipe(tmp_path, model)
+    ids = [list(range(3 + n % 5, 20 + 3 * n % 7)) for n in range(16)]
+    rows = [{"input_ids": row, "labels": row, "polarity": [1] * len(row)} for row in ids]
+    samples, output = tmp_path / "samples.json", tmp_path / "out"
+    samples.write_text(json.dumps(rows))
+    command = [sys.executable, *LAUNCH, f"--config_file={config_path('fsdp2')}", str(SAVING)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, str(recipe), str(samples), str(output)],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        timeout=15 * 60,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    found = json.loads((output / "found.json").read_text())
+    assert found["sharded"] == [True]
+    for kind, what in (("full", "model"), ("merged", "adapter")):
+        assert "model.safetensors" in found[kind]
+        message = f"the {what} in .* does not work like the trained model: its logits differ"
+        assert re.match(message, found[f"{kind}, damaged"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import pytest
@@ -101,6 +102,26 @@ def test_what_is_out_of_date_is_refused(own_run, tmp_path):
         export_run(own_run, "adapter", output=tmp_path / "out")
     # The selection does not depend on it.
     export_run(own_run, "data", output=tmp_path / "out")
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "tokenizer.json"])
+def test_files_that_changed_after_training_are_not_copied(name, own_run, tmp_path):
+    file = own_run / "models" / "forgetting" / name
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    # As a failing disk does: same size, same time.
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    file.write_bytes(content)
+    os.utime(file, ns=times)
+    with pytest.raises(InputError, match=rf"{name} is not the file that was written"):
+        export_run(own_run, "adapter", output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_that_training_did_not_write_are_not_copied(own_run, tmp_path):
+    (own_run / "models" / "forgetting" / "extra.json").write_text("{}")
+    folder = export_run(own_run, "adapter", output=tmp_path / "out").path
+    assert not (folder / "extra.json").exists()
 
 
 def test_results_of_another_recipe_are_left_out(own_run, tmp_path):

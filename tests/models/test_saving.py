@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from forgetting.config import ModelSettings
 from forgetting.errors import ForgettingError
 from forgetting.models import adapters, loading
-from forgetting.models.saving import check_adapter, check_whole, save_merged
+from forgetting.models.saving import check_adapter, check_saved, save_merged
 from forgetting.models.verification import check_prompting, probe_logits
 from tests.conftest import byte_tokenizer, save_tiny_model
 
@@ -100,8 +100,8 @@ def test_weights_on_disk_are_compared_with_the_trained_ones(tmp_path):
     folder = save_tiny_model(tmp_path / "model")
     own = settings(folder)
     expected = probe_logits(loading.load_base_model(own, torch.float32), torch.float32)
-    check_whole(own, torch.float32, torch.float32, folder, expected)
-    check_whole(
+    check_saved(own, torch.float32, torch.float32, folder, expected)
+    check_saved(
         own,
         torch.float32,
         torch.bfloat16,
@@ -110,11 +110,11 @@ def test_weights_on_disk_are_compared_with_the_trained_ones(tmp_path):
     )
     tamper(folder / "model.safetensors")
     with pytest.raises(ForgettingError, match="its logits differ by"):
-        check_whole(own, torch.float32, torch.float32, folder, expected)
+        check_saved(own, torch.float32, torch.float32, folder, expected)
     with pytest.raises(ForgettingError, match="predicts 259 tokens, and the trained model 257"):
-        check_whole(own, torch.float32, torch.float32, folder, expected[:, 2:])
+        check_saved(own, torch.float32, torch.float32, folder, expected[:, 2:])
     with pytest.raises(ForgettingError, match="differ by nan"):
-        check_whole(own, torch.float32, torch.float32, folder, expected * float("nan"))
+        check_saved(own, torch.float32, torch.float32, folder, expected * float("nan"))
 
 
 def test_a_template_or_an_end_token_that_is_missing_is_refused(tmp_path):

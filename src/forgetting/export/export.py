@@ -30,11 +30,12 @@ from forgetting.pipeline import plan_with_state
 from forgetting.report.card import RunFacts, data_card, model_card
 from forgetting.report.result_table import tabulate
 from forgetting.rundir import layout
-from forgetting.rundir.manifest import read_manifest
+from forgetting.rundir.manifest import StageEntry, read_manifest
 from forgetting.rundir.reader import RunReader
 from forgetting.rundir.samples import SampleFile
 from forgetting.rundir.selections import SelectionSummary, read_selection
 from forgetting.rundir.stats import DataSummary
+from forgetting.rundir.storage import file_sha256
 
 What = Literal["data", "clean", "model", "adapter"]
 PREFERRED = "forgetting"
@@ -242,22 +243,22 @@ class _Job:
                 f"{self.variant} has no adapter, because it was trained or merged to full weights. "
                 "Export it with --what model"
             )
+        manifest = read_manifest(self.run)
+        assert manifest is not None
+        entry = manifest.stages[f"train:{self.variant}"]
         tokenizer, ends = prompting_tokenizer(self.recipe), self.facts.data.end_token_ids
         if has_adapter and not is_adapter:
             dtype = loading.pick_dtype(self.recipe.model)
             save_merged(self.recipe.model, dtype, trained, folder, tokenizer, ends)
             shutil.copyfile(layout.training_log(trained), layout.training_log(folder))
         else:
-            for file in sorted(trained.iterdir()):
-                if file.is_file() and file.suffix in MODEL_FILES:
-                    shutil.copyfile(file, folder / file.name)
-            # The copied weights were checked when they were trained.
+            # Their logits were compared when they were trained.
+            _copy_unchanged(trained, folder, entry)
             check_prompting(folder, tokenizer, ends)
-        manifest = read_manifest(self.run)
-        assert manifest is not None
         selection = self._selection() if self.settings.selects else None
-        details = manifest.stages[f"train:{self.variant}"].details
-        card = model_card(self.facts, self.variant, selection, details, is_adapter=is_adapter)
+        card = model_card(
+            self.facts, self.variant, selection, entry.details, is_adapter=is_adapter
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 2**20
         kind, package = ("adapter", "peft") if is_adapter else ("model", "transformers")
@@ -271,6 +272,30 @@ class _Job:
     def _selection(self) -> SelectionSummary:
         fingerprint = SampleFile(layout.train_file(self.run)).fingerprint
         return read_selection(self.run, self.variant, fingerprint)
+
+
+def _copy_unchanged(trained: Path, folder: Path, entry: StageEntry) -> None:
+    """Copy the files of a model that its training wrote.
+
+    Args:
+        trained: folder of the model in the run.
+        folder: to copy into.
+        entry: of the training in the manifest.
+
+    Raises:
+        InputError: a copy differs from the file that was written.
+    """
+    for name, output in entry.outputs.items():
+        file = trained / Path(name).name
+        # Files in folders are those of trackers.
+        if Path(name).parent.name != trained.name or file.suffix not in MODEL_FILES:
+            continue
+        shutil.copyfile(file, folder / file.name)
+        if file_sha256(folder / file.name) != output.sha256:
+            raise InputError(
+                f"{file} is not the file that was written after training. Remove {trained}, and "
+                "train again with `forgetting run`"
+            )
 
 
 def _refuse_unread(options: Mapping[str, tuple[str, Any, bool]]) -> None:

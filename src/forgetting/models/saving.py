@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from forgetting.config import ModelSettings
-from forgetting.models.adapters import load_variant, merge_adapter
+from forgetting.models.adapters import is_adapter, load_variant, merge_adapter
 from forgetting.models.prompting import set_end_tokens
 from forgetting.models.verification import (
     QUANTIZED,
@@ -55,31 +55,33 @@ def save_merged(
     merged.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     del merged
-    check_whole(settings, dtype, dtype, folder, expected)
+    check_saved(settings, dtype, dtype, folder, expected)
     check_prompting(folder, tokenizer, end_token_ids)
 
 
-def check_whole(
+def check_saved(
     settings: ModelSettings,
     weights: torch.dtype,
     computation: torch.dtype,
     folder: Path,
     expected: Tensor,
 ) -> None:
-    """Load whole weights and compare their logits.
+    """Load whole weights, or an adapter on its base model, and compare their logits.
 
     Args:
         settings: of the base model.
         weights: dtype to load the weights in.
         computation: dtype that the expected logits were computed in.
-        folder: of the weights.
+        folder: of the weights or the adapter.
         expected: what `probe_logits` gave for the trained model.
 
     Raises:
         ForgettingError: they differ.
     """
-    found = probe_logits(load_variant(settings, weights, folder), computation)
-    check_logits(found, expected, computation, f"the model in {folder}")
+    model = load_variant(settings, weights, folder)
+    found = probe_logits(model, computation)
+    what = "adapter" if is_adapter(folder) else "model"
+    check_logits(found, expected, computation, f"the {what} in {folder}", _tolerances(model))
 
 
 def check_adapter(adapted: Any, dtype: torch.dtype, folder: Path, expected: Tensor) -> None:
@@ -100,6 +102,9 @@ def check_adapter(adapted: Any, dtype: torch.dtype, folder: Path, expected: Tens
     found = probe_logits(adapted, dtype)
     adapted.set_adapter(trained)
     adapted.delete_adapter(_SAVED)
-    is_quantized = getattr(adapted.get_base_model(), "is_quantized", False)
-    tolerances = QUANTIZED if is_quantized else SAME_WEIGHTS
-    check_logits(found, expected, dtype, f"the adapter in {folder}", tolerances)
+    check_logits(found, expected, dtype, f"the adapter in {folder}", _tolerances(adapted))
+
+
+def _tolerances(model: Any) -> dict[torch.dtype, float]:
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return QUANTIZED if getattr(base, "is_quantized", False) else SAME_WEIGHTS

@@ -6,7 +6,7 @@ Compares logits on a few tokens, the chat template of the tokenizer, and the end
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +26,35 @@ MERGED = {torch.float32: 1e-3, torch.bfloat16: 0.3}
 """The same for an adapter that was merged: each merged weight is rounded."""
 
 
-def probe_logits(model: Any, dtype: torch.dtype) -> Tensor:
+def probe_logits(
+    model: Any,
+    dtype: torch.dtype,
+    *,
+    forward: Callable[..., Any] | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
     """Logits of a model on a few tokens from all over its vocabulary.
 
     Args:
+        model: the model. If processes hold parts of it, they must call this together.
         dtype: dtype of the computation; weights may have another one.
+        forward: computes with the model, if a trainer wrapped it. Default: the model.
+        device: where it computes. Default: where its embeddings are.
 
     Returns:
         Logits without their mean, shape (tokens, vocabulary), float32 on the CPU.
     """
-    device = model.get_input_embeddings().weight.device
+    forward = forward or model
+    device = device or model.get_input_embeddings().weight.device
     size = model.config.get_text_config().vocab_size
     # From the last token down, because new tokens come last.
     ids = torch.linspace(size - 1, 0, min(NUM_PROBES, size), device=device).long()[None]
     was_training = model.training
     model.eval()
     half = torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32)
-    with torch.inference_mode(), half:
-        logits = model(input_ids=ids).logits[0].float().cpu()
+    # Not inference_mode: parts of a model are gathered into tensors that outlive this.
+    with torch.no_grad(), half:
+        logits = forward(input_ids=ids).logits[0].float().cpu()
     model.train(was_training)
     return logits - logits.mean(-1, keepdim=True)
 

@@ -24,7 +24,7 @@ from forgetting.console import logger
 from forgetting.errors import InputError
 from forgetting.models import loading
 from forgetting.models.prompting import prompting_tokenizer, set_end_tokens
-from forgetting.models.saving import check_adapter, check_whole, save_merged
+from forgetting.models.saving import check_adapter, check_saved, save_merged
 from forgetting.models.verification import check_prompting, probe_logits
 from forgetting.rundir.directory import Work
 from forgetting.rundir.processes import share_one_model
@@ -95,6 +95,14 @@ def fine_tune(
     set_end_tokens(model, end_token_ids)
     folder = work.path / "adapter" if training.merge else work.output
     trainer.save_model(str(folder))
+    is_shared = share_one_model()
+    # All processes compute it: if they share one model, no process can do so alone.
+    expected = probe_logits(
+        trainer.model,
+        dtype,
+        forward=trainer.model_wrapped if is_shared else None,
+        device=trainer.args.device if is_shared else None,
+    )
     if not work.processes.is_main:
         return
     write_training_log(work.output, (e for e in trainer.state.log_history if "loss" in e))
@@ -104,20 +112,20 @@ def fine_tune(
     work.details["trainable_parameters"] = sum(
         p.numel() for p in trainer.model.parameters() if p.requires_grad
     )
-    # If processes share one model, this one alone cannot compute with it.
-    expected = None if share_one_model() else probe_logits(trainer.model, dtype)
     if training.lora:
         # PEFT writes the adapter only.
         model.generation_config.save_pretrained(folder)
-        if expected is not None:
+        if not is_shared:
             check_adapter(trainer.model, dtype, folder, expected)
     # A second model is loaded now, for which the first must go.
     del trainer, model
     gc.collect()
+    if is_shared or training.lora is None:
+        # A model that does not fit here in float32 is loaded as it will be evaluated.
+        weights = dtype if is_shared else torch.float32
+        check_saved(recipe.model, weights, dtype, folder, expected)
     if training.merge:
         save_merged(recipe.model, dtype, folder, work.output, tokenizer, end_token_ids)
-    elif training.lora is None and expected is not None:
-        check_whole(recipe.model, torch.float32, dtype, folder, expected)
     check_prompting(work.output, tokenizer, end_token_ids)
     shutil.rmtree(checkpoints, ignore_errors=True)
 
