@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from forgetting.config import load_recipe
 from forgetting.errors import InputError
@@ -16,7 +17,7 @@ from forgetting.rundir.samples import Samples, list_column, read_table
 from forgetting.scoring import score_samples
 from forgetting.stages.reference import REFERENCE, fold_of_samples
 from forgetting.training import fit
-from tests.conftest import alpaca_records
+from tests.conftest import alpaca_records, byte_tokenizer, small_model
 
 STAGES = ["prepare", "reference", "score", "select"]
 
@@ -141,3 +142,20 @@ def test_what_a_reference_is_made_of_is_in_its_fingerprint(write_recipe, tmp_pat
     assert done("reference.folds=3") == ["prepare"]
     assert done() == []
     assert done(f"reference.sources=[{{path: {trusted}}}]") == []
+
+
+def test_a_reference_of_another_architecture_gives_its_own_scores(write_recipe, tmp_path):
+    small_model("gemma2", 300).save_pretrained(tmp_path / "other")
+    byte_tokenizer().save_pretrained(tmp_path / "other")
+    recipe = load_recipe(write_recipe(), [f"reference.name_or_path={tmp_path / 'other'}"])
+    path = run(recipe, tmp_path / "run", stages=["prepare", "score"])
+    samples = Samples.read(path / "data" / "train.parquet")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "other")
+    expected = []
+    for row in samples.table.to_pylist():
+        labels = torch.tensor(row["labels"])[1:].long()
+        with torch.no_grad():
+            logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1].double()
+        log_probs = logits.log_softmax(-1)[labels != -100]
+        expected += log_probs.gather(1, labels[labels != -100, None])[:, 0].tolist()
+    assert reference_log_probs(path) == pytest.approx(np.array(expected), abs=1e-4)

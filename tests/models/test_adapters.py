@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from forgetting.config import LoraSettings, ModelSettings
 from forgetting.errors import InputError
-from forgetting.models import adapters, loading
+from forgetting.models import adapter_files, adapters, loading
 from tests.conftest import save_tiny_model
 
 needs_bitsandbytes = pytest.mark.skipif(
@@ -29,8 +29,8 @@ def test_an_adapter_shares_the_base_weights(tiny_model, tmp_path):
         AutoModelForCausalLM.from_pretrained(tiny_model), loading.lora_config(LoraSettings(rank=2))
     )
     tuned.save_pretrained(tmp_path / "adapter")
-    assert adapters.is_adapter(tmp_path / "adapter")
-    assert not adapters.is_adapter(tiny_model)
+    assert adapter_files.is_adapter(tmp_path / "adapter")
+    assert not adapter_files.is_adapter(tiny_model)
     base = loading.load_base_model(settings(tiny_model), torch.float32)
     before = base.model.layers[0].self_attn.q_proj.weight.data_ptr()
     model = adapters.attach_adapter(base, tmp_path / "adapter")

@@ -22,7 +22,7 @@ from forgetting.export.conversations import By
 from forgetting.export.folder import Format, check_output, whole_folder, write_rows
 from forgetting.export.hub import check_repo, push
 from forgetting.models import loading
-from forgetting.models.adapters import is_adapter as is_adapter_folder
+from forgetting.models.adapter_files import is_adapter as is_adapter_folder
 from forgetting.models.prompting import prompting_tokenizer
 from forgetting.models.saving import save_merged
 from forgetting.models.verification import check_prompting

@@ -19,10 +19,8 @@ from transformers import PreTrainedModel
 from forgetting.config import ModelSettings
 from forgetting.errors import InputError
 from forgetting.models import loading
+from forgetting.models.adapter_files import ADAPTER_WEIGHTS, adapter_shapes, is_adapter
 from forgetting.models.verification import MERGED, check_logits, probe_logits
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def merge_adapter(settings: ModelSettings, dtype: torch.dtype, path: Path | str) -> PreTrainedModel:
@@ -178,18 +176,8 @@ def leaves_base_alone(path: Path | str) -> bool:
     PEFT puts whole modules of an adapter (`modules_to_save`, resized embeddings) into the base,
     and does not take them out again.
     """
-    from huggingface_hub import try_to_load_from_cache
-    from safetensors import safe_open
-
-    if Path(path).is_dir():
-        file: Any = Path(path) / ADAPTER_WEIGHTS
-    else:
-        file = try_to_load_from_cache(str(path), ADAPTER_WEIGHTS)
-        if not isinstance(file, str):
-            return False
-    with safe_open(file, framework="pt") as tensors:
-        names = tensors.keys()
-        return all(".lora_" in name for name in names)
+    shapes = adapter_shapes(path)
+    return shapes is not None and all(".lora_" in name for name in shapes)
 
 
 def changes_logits(model: Any) -> bool:
@@ -201,19 +189,3 @@ def changes_logits(model: Any) -> bool:
         with model.disable_adapter():
             base = model(input_ids=ids).logits
     return not torch.equal(tuned, base)
-
-
-def is_adapter(path: Path | str) -> bool:
-    """Whether a folder or Hub id holds an adapter rather than whole weights.
-
-    Raises:
-        InputError: it is not a folder, and the Hub cannot be asked.
-    """
-    if Path(path).is_dir():
-        return (Path(path) / ADAPTER_CONFIG).is_file()
-    from huggingface_hub import file_exists
-
-    try:
-        return file_exists(str(path), ADAPTER_CONFIG)
-    except Exception as error:
-        raise InputError(f"{path} is not a folder, and the Hub cannot be asked: {error}") from error

@@ -2,12 +2,16 @@
 
 Input: the model settings of a recipe, and the name of a reference model. Output: nothing, or
 an error with both values. Reads configurations, tokenizers and the headers of adapters; loads no
-weights. A model on the Hub that cannot be reached is not checked here: loading it says why.
+weights. A model on the Hub that cannot be reached, and is not in its cache, is not checked here:
+loading it says why.
+
+A reference may have any architecture and size, because it is only asked for the log-probabilities
+of the same tokens. So its tokens must be those of the base, and it must have as many positions as
+samples have tokens.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +28,14 @@ from transformers import (
 from forgetting.config import ModelSettings
 from forgetting.console import logger
 from forgetting.errors import InputError
-from forgetting.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from forgetting.models.loading import load_config, load_tokenizer
+from forgetting.models.adapter_files import (
+    ADAPTER_CONFIG,
+    Shapes,
+    adapter_config,
+    adapter_shapes,
+    small_file,
+)
+from forgetting.models.loading import load_config, load_tokenizer, max_positions
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -47,35 +57,47 @@ def check_base(settings: ModelSettings) -> None:
     _check_generation_config(settings, config)
 
 
-def check_reference(settings: ModelSettings, reference: str) -> None:
-    """Refuse a reference model that does not fit the base model.
+def check_reference(settings: ModelSettings, reference: str, max_length: int) -> None:
+    """Refuse a reference model that does not fit the base model and the data.
 
     Args:
         settings: of the base model.
         reference: folder or Hub id of an adapter or whole weights.
+        max_length: maximum number of tokens per sample.
 
     Raises:
-        InputError: another tokenizer, another base model, or weights of another size.
+        InputError: another tokenizer; an adapter of another base model, or for weights of another
+            size; whole weights with fewer token ids or positions than needed.
     """
     config, tokenizer = _config(settings), _tokenizer(settings)
     if config is None or tokenizer is None:
         return
     own = settings.model_copy(update={"name_or_path": reference, "revision": None})
-    folder = Path(reference)
-    adapter = _adapter_config(reference)
+    adapter = small_file(reference, ADAPTER_CONFIG)
     if adapter is not None:
-        _check_adapter_base(settings, reference, adapter)
-        if folder.is_dir():
-            _check_adapter_sizes(settings, config, folder)
+        _check_adapter_base(settings, reference, adapter_config(adapter))
+        shapes = adapter_shapes(reference)
+        if shapes is not None:
+            _check_adapter_sizes(settings, config, reference, adapter.parent, shapes)
     else:
         reference_config = _config(own)
         if reference_config is not None:
-            _check_reference_vocabulary(settings, reference, reference_config, tokenizer)
-    has_tokenizer = any((folder / name).is_file() for name in TOKENIZER_FILES)
-    if has_tokenizer or not (folder.is_dir() or adapter is not None):
+            _check_reference_sizes(settings, reference, reference_config, tokenizer, max_length)
+    found = [small_file(reference, name) for name in TOKENIZER_FILES]
+    if adapter is not None and found[0] is not None:
+        # Without a configuration next to it, a tokenizer on the Hub is found by its folder alone.
+        own = own.model_copy(update={"name_or_path": str(found[0].parent)})
+    if any(found):
         other = _tokenizer(own)
         if other is not None:
             _check_same_tokens(settings.name_or_path, tokenizer, reference, other)
+    elif adapter is None and Path(reference).is_dir():
+        logger.warning(
+            "The reference model %s has no tokenizer, so its tokens could not be compared with "
+            "those of %s. Its scores mean something only if they are the same",
+            reference,
+            settings.name_or_path,
+        )
 
 
 def _config(settings: ModelSettings) -> PretrainedConfig | None:
@@ -147,25 +169,6 @@ def _check_generation_config(settings: ModelSettings, config: PretrainedConfig) 
         ) from error
 
 
-def _adapter_config(reference: str) -> dict[str, Any] | None:
-    """The configuration of an adapter; None for whole weights, or if the Hub cannot be asked."""
-    file = Path(reference) / ADAPTER_CONFIG
-    if Path(reference).is_dir():
-        if not file.is_file():
-            return None
-    else:
-        from huggingface_hub import hf_hub_download
-
-        try:
-            file = Path(hf_hub_download(reference, ADAPTER_CONFIG))
-        except (OSError, ValueError):
-            return None
-    try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise InputError(f"{reference}: {ADAPTER_CONFIG} is not valid JSON: {error}") from error
-
-
 def _check_adapter_base(
     settings: ModelSettings, reference: str, adapter: Mapping[str, Any]
 ) -> None:
@@ -188,13 +191,41 @@ def _check_adapter_base(
     )
 
 
-def _check_adapter_sizes(settings: ModelSettings, config: PretrainedConfig, folder: Path) -> None:
-    from peft import PeftConfig, get_peft_model
-    from safetensors import SafetensorError, safe_open
+def _check_adapter_sizes(
+    settings: ModelSettings, config: PretrainedConfig, reference: str, folder: Path, saved: Shapes
+) -> None:
+    """Refuse an adapter whose weights the base model has no place for.
 
-    file = folder / ADAPTER_WEIGHTS
-    if not file.is_file():
-        raise InputError(f"reference.name_or_path: {folder} holds no safetensors adapter")
+    Args:
+        reference: the adapter, for messages.
+        folder: of its configuration.
+        saved: shapes of its weights.
+    """
+    needed = _needed_shapes(settings, config, reference, folder)
+    base = settings.name_or_path
+    other = (
+        "Set the model that the adapter was trained on in model.name_or_path, or another reference"
+    )
+    for name, shape in saved.items():
+        if name in needed and needed[name] != shape:
+            raise InputError(
+                f"reference.name_or_path: the adapter {reference} has {name.split('.', 2)[-1]} of "
+                f"shape {list(shape)}, but {base} needs {list(needed[name])}. {other}"
+            )
+    layers, needed_layers = _num_layers(saved), _num_layers(needed)
+    if layers != needed_layers:
+        raise InputError(
+            f"reference.name_or_path: the adapter {reference} adapts layers up to number {layers}, "
+            f"but on {base} they would go up to {needed_layers}. {other}"
+        )
+
+
+def _needed_shapes(
+    settings: ModelSettings, config: PretrainedConfig, reference: str, folder: Path
+) -> Shapes:
+    """The shapes of the weights of an adapted base model, without loading it."""
+    from peft import PeftConfig, get_peft_model
+
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
@@ -206,24 +237,16 @@ def _check_adapter_sizes(settings: ModelSettings, config: PretrainedConfig, fold
             adapted = get_peft_model(model, peft_config)
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(
-            f"reference.name_or_path: the adapter {folder} does not fit {settings.name_or_path}: "
-            f"{' '.join(str(error).split())[:300]}"
+            f"reference.name_or_path: the adapter {reference} does not fit "
+            f"{settings.name_or_path}: {' '.join(str(error).split())[:300]}"
         ) from error
-    sizes = {_saved_name(name): tuple(v.shape) for name, v in adapted.state_dict().items()}
-    try:
-        with safe_open(file, framework="pt") as tensors:
-            names = tensors.keys()
-            saved = {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
-    except SafetensorError as error:
-        raise InputError(f"{file} is damaged: {error}") from error
-    for name, shape in saved.items():
-        if name in sizes and sizes[name] != shape:
-            raise InputError(
-                f"reference.name_or_path: the adapter {folder} has {name.split('.', 2)[-1]} of "
-                f"shape {list(shape)}, but {settings.name_or_path} needs {list(sizes[name])}. Set "
-                "the model that the adapter was trained on in model.name_or_path, or another "
-                "reference"
-            )
+    return {_saved_name(name): tuple(v.shape) for name, v in adapted.state_dict().items()}
+
+
+def _num_layers(shapes: Shapes) -> int:
+    """The number of the last layer with an adapter, counted from 1; 0 if no layer has one."""
+    found = (re.search(r"\.(\d+)\.", name) for name in shapes if ".lora_" in name)
+    return max((int(match[1]) + 1 for match in found if match), default=0)
 
 
 def _saved_name(name: str) -> str:
@@ -231,19 +254,27 @@ def _saved_name(name: str) -> str:
     return re.sub(r"\.(modules_to_save\.default|default)(?=\.|$)", "", name)
 
 
-def _check_reference_vocabulary(
+def _check_reference_sizes(
     settings: ModelSettings,
     reference: str,
     config: PretrainedConfig,
     tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
 ) -> None:
     size = config.get_text_config().vocab_size
     needed = max(tokenizer.get_vocab().values()) + 1
     if needed > size:
         raise InputError(
             f"reference.name_or_path: the tokenizer of {settings.name_or_path} has {needed:,} "
-            f"token ids, but the vocabulary of {reference} has {size:,}. Set a reference that was "
-            "trained from the base model"
+            f"token ids, but the vocabulary of {reference} has {size:,}. Set a reference with the "
+            "tokenizer of the base model"
+        )
+    positions = max_positions(config)
+    if positions is not None and max_length > positions:
+        raise InputError(
+            f"data.max_length {max_length} is more than the {positions} positions of the reference "
+            f"model {reference}. Set data.max_length to {positions} or less, or set another "
+            "reference.name_or_path"
         )
 
 

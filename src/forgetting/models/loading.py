@@ -30,9 +30,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.utils import CONFIG_NAME
 
 from forgetting.config import LoraSettings, ModelSettings
 from forgetting.errors import InputError
+from forgetting.models.adapter_files import ADAPTER_CONFIG, small_file
 from forgetting.rundir.storage import file_sha256
 
 
@@ -213,7 +215,7 @@ def count_trainable(settings: ModelSettings, lora: LoraSettings | None) -> int |
 
 
 def model_fingerprint(settings: ModelSettings) -> dict[str, Any]:
-    """What identifies the weights: checksums of local files, or the commit on the Hub."""
+    """What identifies a model or an adapter: checksums of local files, or the commit on the Hub."""
     path = Path(settings.name_or_path)
     if path.is_dir():
         return {
@@ -221,8 +223,20 @@ def model_fingerprint(settings: ModelSettings) -> dict[str, Any]:
             for file in sorted(path.iterdir())
             if file.suffix in {".json", ".safetensors", ".jinja", ".model"}
         }
-    config = load_config(settings)
-    return {"id": settings.name_or_path, "commit": getattr(config, "_commit_hash", None)}
+    commit = _hub_commit(settings)
+    if commit is None:
+        # It says why there is no such model.
+        load_config(settings)
+    return {"id": settings.name_or_path, "commit": commit}
+
+
+def _hub_commit(settings: ModelSettings) -> str | None:
+    """The commit of a model or an adapter on the Hub; None if the Hub cannot be asked."""
+    for name in (CONFIG_NAME, ADAPTER_CONFIG):
+        file = small_file(settings.name_or_path, name, settings.revision)
+        if file is not None:
+            return file.parent.name
+    return None
 
 
 @dataclass(frozen=True)
@@ -243,7 +257,7 @@ def model_facts(settings: ModelSettings) -> ModelFacts:
         if path.is_dir():
             card = path / REPOCARD_NAME
         else:
-            commit = getattr(load_config(settings), "_commit_hash", None)
+            commit = _hub_commit(settings)
             name, revision = settings.name_or_path, settings.revision
             card = Path(hf_hub_download(name, REPOCARD_NAME, revision=revision))
         data = ModelCard.load(card, ignore_metadata_errors=True).data.to_dict()

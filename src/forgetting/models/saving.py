@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from forgetting.config import ModelSettings
-from forgetting.models.adapters import is_adapter, load_variant, merge_adapter
+from forgetting.models.adapter_files import is_adapter
+from forgetting.models.adapters import load_variant, merge_adapter
 from forgetting.models.prompting import set_end_tokens
 from forgetting.models.verification import (
     QUANTIZED,

@@ -128,7 +128,7 @@ def check_named_reference(recipe: Recipe) -> None:
     name = recipe.reference.name_or_path
     if name is not None:
         check_model("reference.name_or_path", name)
-        check_reference(recipe.model, name)
+        check_reference(recipe.model, name, recipe.data.max_length)
 
 
 def check_trackers(section: str, training: TrainingSettings) -> None:

@@ -111,7 +111,7 @@ def _corrected(
 
 
 def _write_card(recipe: Recipe, variant: str, run_dir: Path, work: Work) -> None:
-    from forgetting.models.adapters import is_adapter
+    from forgetting.models.adapter_files import is_adapter
     from forgetting.models.loading import model_facts
     from forgetting.report.card import RunFacts, model_card
     from forgetting.rundir import layout
