@@ -7,9 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from forgetting.export import Export, export_run
+from forgetting.pipeline import run as run_stages
+from forgetting.rundir import layout
+from forgetting.rundir.manifest import Output, read_manifest
+from forgetting.rundir.samples import Samples
+from tests.conftest import save_findings
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +43,21 @@ def read(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Export], Any]:
 
     cache = str(tmp_path_factory.mktemp("datasets"))
     return lambda export: load_dataset(str(export.path), split="train", cache_dir=cache)
+
+
+@pytest.fixture
+def weighed_run(detected_run: tuple[Path, Path], tmp_path: Path) -> Path:
+    """A run whose detector gave each token a posterior of its own, and its trained variants."""
+    recipe, source = detected_run
+    run = Path(shutil.copytree(source, tmp_path / "weighed-run"))
+    size = Samples.read(layout.train_file(run)).response_ids.size
+    save_findings(run, np.random.default_rng(0).random(size).astype(np.float32))
+    manifest = read_manifest(run)
+    assert manifest is not None
+    entry = manifest.stages["detect"]
+    entry.outputs = {name: Output.of(run / name) for name in entry.outputs}
+    layout.manifest_file(run).write_text(manifest.model_dump_json())
+    return run_stages(recipe, run, stages=["select", "train"])
 
 
 @pytest.fixture

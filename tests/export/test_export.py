@@ -68,7 +68,7 @@ def test_another_variant_is_had_by_its_name(exported, finished_run):
     about = json.loads((exported("data", variant="ignoring").path / "export.json").read_text())
     assert about["variant"] == "ignoring"
     with pytest.raises(
-        InputError, match=r"no variant full with a selection\. It has: ignoring, for"
+        InputError, match=r"no variant full with a selection or weights\. It has: ignoring, for"
     ):
         export_run(finished_run[1], "data", variant="full")
     assert (
@@ -142,7 +142,7 @@ def test_whole_weights_are_copied_and_have_no_adapter(write_recipe, tmp_path):
         assert (export.path / name).read_bytes() == (run / "models" / "full" / name).read_bytes()
     card = (export.path / "README.md").read_text()
     assert "Not evaluated when this card was written." in card
-    with pytest.raises(InputError, match="no variant of this run selects tokens"):
+    with pytest.raises(InputError, match="this run has no variant with a selection or weights"):
         export_run(run, "data", output=tmp_path / "out")
 
 

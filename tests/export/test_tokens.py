@@ -17,6 +17,7 @@ from trl import SFTConfig, SFTTrainer
 from forgetting import ForgettingConfig, ForgettingTrainer
 from forgetting.config import SelectionSettings
 from forgetting.errors import InputError
+from forgetting.export import export_run
 from forgetting.export.tokens import COLUMNS, NOISE, token_tables
 from forgetting.rundir import layout
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, list_column, read_table, write_table
@@ -188,6 +189,45 @@ def test_our_trainer_gives_the_weights_of_the_run(
     config = ForgettingConfig(**settings(tmp_path), schedule="linear", t_min=1e-4, t_max=0.25)
     data = read(exported("data", format=format))
     assert_same(train(ForgettingTrainer, config, tiny_model, data), finished_run[1], "forgetting")
+
+
+def test_a_weighted_variant_is_exported_with_its_weights_and_trains_again(
+    weighed_run, read, tiny_model, tmp_path
+):
+    export = export_run(weighed_run, "data", variant="weighted", output=tmp_path / "out")
+    data = read(export)
+    labels, weights, polarity, quality, posterior = (
+        np.concatenate([np.asarray(row) for row in data[name]])
+        for name in ("labels", "token_weights", "polarity", "quality", "posterior")
+    )
+    inside = labels != -100
+    expected = 1 - all_scores(weighed_run)["posterior"]
+    assert weights[inside] == pytest.approx(expected, abs=1e-6)
+    assert len(set(weights[inside].tolist())) > 100
+    assert posterior[inside] == pytest.approx(1 - expected, abs=1e-6)
+    assert np.array_equal(quality, weights)
+    assert (polarity == inside).all()
+    assert not weights[~inside].any()
+    card = (export.path / "README.md").read_text()
+    assert "About half of the tokens look bad." in card
+    assert "and weighed them for the variant `weighted`" in card
+    config = ForgettingConfig(
+        **settings(tmp_path / "trained"), schedule="constant", t_min=0.0, t_max=0.0
+    )
+    found = train(ForgettingTrainer, config, tiny_model, data)
+    assert_same(found, weighed_run, "weighted")
+    unweighted = train(ForgettingTrainer, config, tiny_model, data.remove_columns("token_weights"))
+    assert_same(unweighted, weighed_run, "full")
+
+
+def test_a_weighted_variant_has_weights_whatever_its_term(weighed_run, read, tmp_path):
+    recipe = weighed_run / "recipe.yaml"
+    assert "term: ga" in recipe.read_text()
+    recipe.write_text(recipe.read_text().replace("term: ga", "term: npo"))
+    export = export_run(weighed_run, "data", variant="weighted", output=tmp_path / "out")
+    assert "token_weights" in read(export).column_names
+    with pytest.raises(InputError, match="no variant weighted with a selection. It has: ignoring"):
+        export_run(weighed_run, "clean", variant="weighted", output=tmp_path / "clean")
 
 
 def positive_only(row):

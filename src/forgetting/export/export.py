@@ -21,6 +21,7 @@ from forgetting.export import conversations, tokens
 from forgetting.export.conversations import By
 from forgetting.export.folder import Format, check_output, whole_folder, write_rows
 from forgetting.export.hub import check_repo, push
+from forgetting.method.measures import DETECTOR
 from forgetting.models import loading
 from forgetting.models.adapter_files import is_adapter as is_adapter_folder
 from forgetting.models.prompting import prompting_tokenizer
@@ -30,9 +31,10 @@ from forgetting.pipeline import plan_with_state
 from forgetting.report.card import RunFacts, data_card, model_card
 from forgetting.report.result_table import tabulate
 from forgetting.rundir import layout
+from forgetting.rundir.findings import DetectorSummary, read_findings
 from forgetting.rundir.manifest import StageEntry, read_manifest
 from forgetting.rundir.reader import RunReader
-from forgetting.rundir.samples import SampleFile
+from forgetting.rundir.samples import SampleFile, rows_in_parts
 from forgetting.rundir.selections import SelectionSummary, read_selection
 from forgetting.rundir.stats import DataSummary
 from forgetting.rundir.storage import file_sha256
@@ -73,8 +75,8 @@ def export_run(
 
     Args:
         run_dir: the run directory.
-        what: `data` is the corpus with its selection, `clean` its conversations without the worst
-            samples, `model` full weights, `adapter` the adapter alone.
+        what: `data` is the corpus with its selection or its weights, `clean` its conversations
+            without the worst samples, `model` full weights, `adapter` the adapter alone.
         variant: default: `forgetting`, or the first.
         output: default: `exports/<recipe>-<variant>-<what>`.
         format: file format of a corpus; default: `parquet` for `data`, `jsonl` for `clean`.
@@ -104,14 +106,17 @@ def export_run(
     if public and push_to_hub is None:
         raise InputError("--public needs --push-to-hub")
     recipe = load_recipe(layout.recipe_file(run))
-    variant = _variant(recipe, variant, recipe.selecting_variants if is_corpus else None)
+    variant = _variant(recipe, variant, what)
     if output is None:
         output = Path("exports") / f"{recipe.name}-{variant}-{what}"
     check_output(output, force)
     if push_to_hub is not None:
         check_repo(push_to_hub, "dataset" if is_corpus else "model", public=public)
     _, done = plan_with_state(recipe, run)
-    needed = f"{'select' if is_corpus else 'train'}:{variant}"
+    if is_corpus:
+        needed = f"select:{variant}" if recipe.variants[variant].selects else "detect"
+    else:
+        needed = f"train:{variant}"
     if needed not in done:
         raise InputError(
             f"{needed} is not done in {run} for its recipe. Run it with "
@@ -158,26 +163,38 @@ class _Job:
         return self.recipe.variants[self.variant]
 
     def data(self, folder: Path, format: Format) -> _Result:
-        selection = self._selection()
+        file = SampleFile(layout.train_file(self.run))
+        num_samples = len(file)
         columns = dict(tokens.COLUMNS)
-        if selection.noise is None:
+        judgment: SelectionSummary | DetectorSummary
+        if self.settings.selects:
+            selection = judgment = self._selection()
+            has_noise = selection.noise is not None
+            title, quality = "the corpus with its selection", self.settings.selection.quality
+            sentence = (
+                f"{num_samples:,} samples with {selection.num_tokens:,} response tokens: "
+                f"{selection.num_positive:,} positive, {selection.num_negative:,} negative, "
+                f"{selection.num_ignored:,} ignored."
+            )
+        else:
+            judgment = read_findings(self.run, file.fingerprint)
+            has_noise = _knows_noise(layout.train_file(self.run))
+            title, quality = "the corpus with its weights", DETECTOR
+            num_tokens = self.facts.data.splits["train"].response_tokens
+            sentence = (
+                f"{num_samples:,} samples with {num_tokens:,} response tokens, each with a weight."
+            )
+        if not has_noise:
             for name in tokens.NOISE:
                 del columns[name]
         for name in set(tokens.SCORES).difference(tokens.stored_scores(self.run)):
             del columns[name]
         decode = loading.decoder(self.recipe.model)
-        quality = self.settings.selection.quality
-        tables = tokens.token_tables(self.run, self.variant, quality, decode, tuple(columns))
-        num_samples = len(SampleFile(layout.train_file(self.run)))
+        variant = self.variant if self.settings.selects else None
+        tables = tokens.token_tables(self.run, variant, quality, decode, tuple(columns))
         with progress("Exporting the corpus", num_samples) as advance:
             write_rows(tables, folder / f"train.{format}", format, advance)
-        sentence = (
-            f"{num_samples:,} samples with {selection.num_tokens:,} response tokens: "
-            f"{selection.num_positive:,} positive, {selection.num_negative:,} negative, "
-            f"{selection.num_ignored:,} ignored."
-        )
-        title = "the corpus with its selection"
-        return self._corpus(folder, title, sentence, columns, num_samples)
+        return self._corpus(folder, title, sentence, columns, num_samples, judgment)
 
     def clean(self, folder: Path, format: Format, share: float, by: By) -> _Result:
         quality = conversations.sample_quality(
@@ -206,7 +223,7 @@ class _Job:
         )
         columns = {name: conversations.COLUMNS[name] for name in first}
         title = "the corpus without its worst samples"
-        return self._corpus(folder, title, sentence, columns, total)
+        return self._corpus(folder, title, sentence, columns, total, self._selection())
 
     def _corpus(
         self,
@@ -215,6 +232,7 @@ class _Job:
         sentence: str,
         columns: Mapping[str, str],
         num_samples: int,
+        judgment: SelectionSummary | DetectorSummary,
     ) -> _Result:
         def usage(place: str) -> tuple[str, ...]:
             return (
@@ -225,7 +243,7 @@ class _Job:
         card = data_card(
             self.facts,
             self.variant,
-            self._selection(),
+            judgment,
             title=title,
             sentence=sentence,
             loading=usage('"."'),
@@ -309,19 +327,27 @@ def _refuse_unread(options: Mapping[str, tuple[str, Any, bool]]) -> None:
             raise InputError(f"{option} applies to --what {where} only. Remove it")
 
 
-def _variant(recipe: Recipe, asked: str | None, selecting: list[str] | None) -> str:
-    known = list(recipe.variants) if selecting is None else selecting
+def _variant(recipe: Recipe, asked: str | None, what: What) -> str:
+    known = [name for name, settings in recipe.variants.items() if _can_export(settings, what)]
+    needed = {"data": " with a selection or weights", "clean": " with a selection"}.get(what, "")
     if not known:
-        raise InputError(
-            "no variant of this run selects tokens (all are `full`), so there is no selection to "
-            "export"
-        )
+        raise InputError(f"this run has no variant{needed}, so there is nothing to export")
     if asked is None:
         return PREFERRED if PREFERRED in known else known[0]
     if asked not in known:
-        what = "" if selecting is None else " with a selection"
-        raise InputError(f"this run has no variant {asked}{what}. It has: {', '.join(known)}")
+        raise InputError(f"this run has no variant {asked}{needed}. It has: {', '.join(known)}")
     return asked
+
+
+def _can_export(settings: VariantSettings, what: What) -> bool:
+    if what in ("model", "adapter"):
+        return True
+    return settings.selects or (what == "data" and settings.objective == "weighted")
+
+
+def _knows_noise(train: Path) -> bool:
+    """Whether noise is known for every sample."""
+    return not any(part["noise"].null_count for part in rows_in_parts(train, ["noise"]))
 
 
 def _facts(recipe: Recipe, run: Path, done: set[str]) -> RunFacts:

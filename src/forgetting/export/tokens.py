@@ -1,7 +1,8 @@
 """The corpus with its selection, in the form that `ForgettingTrainer` and other trainers read.
 
-Input: a run directory with a selection. Output: tables with one row per sample of D_train, in
-order, with the columns of `COLUMNS`. Memory is bounded by one shard of scores.
+Input: a run directory with a selection, or with the detector's posterior as weights. Output: tables
+with one row per sample of D_train, in order, with the columns of `COLUMNS`. Memory is bounded by
+one shard of scores.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import pyarrow as pa
 
 from forgetting.method import MEASURES
 from forgetting.method.columns import POSTERIOR
+from forgetting.method.measures import not_bad
 from forgetting.rundir.findings import has_findings
 from forgetting.rundir.samples import Samples
 from forgetting.rundir.scores import LOG_PROBS, ScoredCorpus
@@ -30,7 +32,7 @@ COLUMNS = {
     "completion_mask": "1 where the token is predicted, else 0",
     "polarity": "+1 learn, -1 forget, 0 ignore",
     "token_weights": "weight in the mean of its polarity: that of its turn (1 unless the data "
-    "sets it), or 0 if ignored",
+    "sets it), or 0 if ignored; times 1 - posterior for weighted variants",
     "quality": "quality by the selected measure; higher is better",
     "base_log_probs": "log-probability under the base model, in nats",
     "reference_log_probs": "log-probability under the reference model, in nats",
@@ -53,14 +55,16 @@ def stored_scores(run: Path) -> list[str]:
 
 def token_tables(
     run: Path,
-    variant: str,
+    variant: str | None,
     quality: str,
     decode: Callable[[Sequence[int]], str],
     columns: Sequence[str] = tuple(COLUMNS),
 ) -> Iterator[pa.Table]:
-    """D_train with a variant's selection, one table per shard of scores.
+    """D_train with a variant's selection or with weights, one table per shard of scores.
 
     Args:
+        variant: whose selection. None: that of a weighted variant, whose tokens also weigh
+            1 - posterior.
         quality: name of the measure.
         decode: text of token ids, special tokens included.
         columns: names in `COLUMNS`. Those of `NOISE` need noise that is known for every sample.
@@ -71,12 +75,16 @@ def token_tables(
     """
     measure = MEASURES[quality]
     own = [name for name in SCORES if name in columns]
+    own += [POSTERIOR] * (variant is None)
     scores = tuple(dict.fromkeys((*own, *measure.columns)))
     stored = ["sample_id", "source", *WEIGHED, *(name for name in NOISE if name in columns)]
     for part in selected_parts(run, variant, scores, stored):
         samples, polarity = part.samples, part.polarity
         texts = [_texts(samples, row, decode) for row in range(len(samples))]
         values = measure.compute(*(part.scores[name] for name in measure.columns))
+        weights = (polarity != 0) * samples.weights
+        if variant is None:
+            weights *= not_bad(part.scores[POSTERIOR])
         found = {
             **trainer_columns(samples, polarity),
             **{name: samples.aligned(part.scores[name]) for name in own},
@@ -85,7 +93,7 @@ def token_tables(
             "prompt": pa.array([prompt for prompt, _ in texts], pa.string()),
             "completion": pa.array([completion for _, completion in texts], pa.string()),
             "completion_mask": samples.aligned(np.ones(polarity.size, np.int8)),
-            "token_weights": samples.aligned((polarity != 0) * samples.weights),
+            "token_weights": samples.aligned(weights),
             "quality": samples.aligned(values.astype(np.float32, copy=False)),
         }
         if "noise" in columns:

@@ -24,6 +24,7 @@ from forgetting.escaping import visible
 from forgetting.models.loading import ModelFacts
 from forgetting.models.prompting import uses_template
 from forgetting.report.result_table import ResultsTable, plain
+from forgetting.rundir.findings import DetectorSummary
 from forgetting.rundir.selections import SelectionSummary, SourceSelection
 from forgetting.rundir.stats import DataSummary
 
@@ -136,7 +137,7 @@ def model_card(
 def data_card(
     facts: RunFacts,
     variant: str,
-    selection: SelectionSummary,
+    judgment: SelectionSummary | DetectorSummary,
     *,
     title: str,
     sentence: str,
@@ -147,8 +148,8 @@ def data_card(
     """The card of an exported corpus.
 
     Args:
-        variant: the variant whose selection it is.
-        selection: of the variant.
+        variant: the variant whose selection or weights they are.
+        judgment: the selection of the variant, or the findings that its weights come from.
         title: what the corpus is.
         sentence: its size.
         loading: Python code that loads it.
@@ -156,6 +157,11 @@ def data_card(
         num_samples: number of rows.
     """
     recipe = facts.recipe
+    if isinstance(judgment, SelectionSummary):
+        done, by = "selected", recipe.variants[variant].selection.by
+        lines_of_judgment = ["## Selection", "", *_selection(by, judgment)]
+    else:
+        done, lines_of_judgment = "weighed", ["## Weights", "", plain(judgment.verdict), ""]
     metadata = DatasetCardData(
         # No `configs`: with them, `datasets` caches a folder by its name alone and returns an
         # earlier export of the same name.
@@ -166,7 +172,7 @@ def data_card(
     lines = [
         f"# {recipe.name}: {title}",
         "",
-        f"{sentence} `forgetting` scored the tokens with the model {_base(facts)} and selected "
+        f"{sentence} `forgetting` scored the tokens with the model {_base(facts)} and {done} "
         f"them for the variant `{variant}`. {METHOD}",
         "",
         "```python",
@@ -177,9 +183,7 @@ def data_card(
         "|---|---|",
         *(f"| `{name}` | {meaning} |" for name, meaning in columns.items()),
         "",
-        "## Selection",
-        "",
-        *_selection(recipe.variants[variant].selection.by, selection),
+        *lines_of_judgment,
         *_about(facts),
     ]
     return _card(metadata, lines)
