@@ -13,6 +13,13 @@ import yaml
 from forgetting.config import EvaluationSettings
 from forgetting.errors import InputError
 from forgetting.evaluation import Harness
+from tests.conftest import byte_tokenizer
+
+
+METRIC = {
+    "multiple_choice": [{"metric": "acc"}],
+    "generate_until": [{"metric": "exact_match"}],
+}
 
 
 @pytest.fixture
@@ -154,6 +161,50 @@ def test_prompts_are_rendered_with_the_chat_template_on_request(model, tokenizer
     }
     assert len(prompts) == 1
     assert prompts <= expected
+
+
+@pytest.mark.parametrize("tokenizer_adds", [False, True])
+@pytest.mark.parametrize("template_writes", [False, True])
+@pytest.mark.parametrize("output_type", ["multiple_choice", "generate_until"])
+def test_a_model_reads_the_ids_that_the_template_gives(
+    output_type, template_writes, tokenizer_adds, model, local_task, monkeypatch
+):
+    from tokenizers.processors import TemplateProcessing
+
+    folder, _ = local_task
+    task = yaml.safe_load((folder / "stones.yaml").read_text())
+    task |= {"output_type": output_type, "generation_kwargs": {"until": ["x"], "max_gen_toks": 1}}
+    (folder / "stones.yaml").write_text(yaml.safe_dump({**task, "metric_list": METRIC[output_type]}))
+    tokenizer = byte_tokenizer()
+    if tokenizer_adds:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
+    tokenizer.chat_template = (
+        "{{ bos_token }}" * template_writes
+        + "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}<assistant>{% endif %}"
+    )
+    settings = EvaluationSettings(
+        tasks=["stones"], include_path=str(folder), limit=1, apply_chat_template=True, batch_size=1
+    )
+    read = []
+    forward = model.forward
+
+    def noted(input_ids=None, **kwargs):
+        read.append(input_ids[0].tolist())
+        return forward(input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(model, "forward", lambda *args, **kwargs: noted(*args, **kwargs))
+    harness = Harness(settings, tokenizer)
+    harness.measure(model, harness.requests[0])
+    turns = [{"role": "user", "content": "Stone 0 is"}]
+    expected = tokenizer.apply_chat_template(turns, add_generation_prompt=True)["input_ids"]
+    # The choices are red and blue; the last token is not read.
+    ends = ["re", "blu"] if output_type == "multiple_choice" else [""]
+    assert {tuple(ids) for ids in read} == {
+        (*expected, *tokenizer(end, add_special_tokens=False).input_ids) for end in ends
+    }
 
 
 def test_without_a_template_the_results_say_so(measure, local_task):

@@ -181,7 +181,14 @@ class Harness:
         """The model as lm-eval runs it, on this process's share of the items."""
         from lm_eval.models.huggingface import HFLM
 
-        lm = HFLM(pretrained=model, tokenizer=self._tokenizer, batch_size=self._settings.batch_size)
+        settings = self._settings
+        lm = HFLM(
+            pretrained=model,
+            tokenizer=self._tokenizer,
+            batch_size=settings.batch_size,
+            # A template writes its own. Otherwise the tokenizer decides, as for texts in training.
+            add_bos_token=False if settings.apply_chat_template else None,
+        )
         if self._num_processes > 1:
             # For a model in memory, HFLM leaves it to the caller to divide items among processes.
             lm.accelerator = Accelerator()
