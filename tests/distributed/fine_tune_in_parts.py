@@ -1,8 +1,8 @@
 """Fine-tunes as a stage does, over processes that share one model (FSDP2 on CPUs).
 
-python fine_tune_in_parts.py RECIPE SAMPLES OUTPUT, started by `accelerate launch`. The first process
-writes what became of each training: all weights and an adapter, as they are and with damaged weights
-on disk.
+python fine_tune_in_parts.py RECIPE SAMPLES OUTPUT, started by `accelerate launch`. The first
+process writes what became of each training: of all weights and of an adapter, as they are and with
+damaged weights on disk.
 """
 
 import json

@@ -15,7 +15,6 @@ from forgetting.errors import InputError
 from forgetting.evaluation import Harness
 from tests.conftest import byte_tokenizer
 
-
 METRIC = {
     "multiple_choice": [{"metric": "acc"}],
     "generate_until": [{"metric": "exact_match"}],
@@ -174,14 +173,17 @@ def test_a_model_reads_the_ids_that_the_template_gives(
     folder, _ = local_task
     task = yaml.safe_load((folder / "stones.yaml").read_text())
     task |= {"output_type": output_type, "generation_kwargs": {"until": ["x"], "max_gen_toks": 1}}
-    (folder / "stones.yaml").write_text(yaml.safe_dump({**task, "metric_list": METRIC[output_type]}))
+    (folder / "stones.yaml").write_text(
+        yaml.safe_dump({**task, "metric_list": METRIC[output_type]})
+    )
     tokenizer = byte_tokenizer()
     if tokenizer_adds:
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
         )
     tokenizer.chat_template = (
-        "{{ bos_token }}" * template_writes
+        "{{ bos_token }}"
+        * template_writes
         + "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}<assistant>{% endif %}"
     )

@@ -152,13 +152,15 @@ def test_the_report_holds_every_variant(run):
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+@pytest.mark.parametrize("whole", ["[]", "[embed_tokens, lm_head]"])
 def test_adapters_on_a_quantised_base_are_merged_into_whole_weights(
-    write_recipe, quantizable_model, tmp_path
+    whole, write_recipe, quantizable_model, tmp_path
 ):
     overrides = [
         f"model.name_or_path={quantizable_model}",
         "model.quantization=nf4",
         "training.merge=true",
+        f"training.lora.modules_to_save={whole}",
         "variants={forgetting: {}}",
     ]
     path = run_pipeline(write_recipe(), tmp_path / "run", overrides=overrides)

@@ -58,7 +58,9 @@ def test_damaged_files_are_named(adapter):
         adapter_config(adapter / "adapter_config.json")
 
 
-def test_a_run_scores_with_a_cached_adapter(adapter, tiny_model, put_on_hub, write_recipe, tmp_path):
+def test_a_run_scores_with_a_cached_adapter(
+    adapter, tiny_model, put_on_hub, write_recipe, tmp_path
+):
     put_on_hub(adapter, "org/adapter")
     recipe = load_recipe(write_recipe(), ["reference.name_or_path=org/adapter"])
     run = run_stages(recipe, tmp_path / "run", stages=["prepare", "score"])

@@ -7,13 +7,15 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from forgetting.config import LoraSettings, ModelSettings
+from forgetting.config import LoraSettings, ModelSettings, load_recipe
 from forgetting.errors import InputError
 from forgetting.models import loading
-from forgetting.models.fitness import check_base, check_reference
+from forgetting.models.fitness import check_adapted_modules, check_base, check_reference
+from forgetting.pipeline import describe_plan
 from tests.conftest import byte_tokenizer, save_tiny_model, small_model
 
 
@@ -65,6 +67,55 @@ def test_a_generation_config_that_cannot_be_saved(copy):
         check_base(settings(copy))
     change(copy / "generation_config.json", do_sample=True)
     check_base(settings(copy))
+
+
+def test_weights_of_other_sizes_than_the_configuration_says(copy, tiny_model):
+    change(copy / "config.json", vocab_size=300)
+    message = r"embed_tokens.weight of shape \[259, 32\], but config.json says vocab_size 300 and h"
+    with pytest.raises(InputError, match=message):
+        check_base(settings(copy))
+    with pytest.raises(InputError, match=message):
+        check_reference(settings(tiny_model), str(copy), 128)
+
+
+def test_other_weights_of_other_sizes_are_an_error_of_the_model(copy):
+    change(copy / "config.json", intermediate_size=16)
+    check_base(settings(copy))
+    with pytest.raises(InputError, match="no model could be read from that folder"):
+        loading.load_base_model(settings(copy), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        (
+            {"target_modules": ["q_proj", "nope"]},
+            r"target_modules: .* has no module nope. It has: ",
+        ),
+        ({"modules_to_save": ["lm_heed"]}, r"modules_to_save: .* no module lm_heed. .* lm_head, "),
+        (
+            {"target_modules": ["q_proj", "lm_head"]},
+            r"an adapter on the output head lm_head .* with training\.lora\.modules_to_save",
+        ),
+    ],
+    ids=str,
+)
+def test_modules_that_cannot_be_adapted_are_refused(lora, message, tiny_model, write_recipe):
+    with pytest.raises(InputError, match=rf"training\.lora.*{message}"):
+        check_adapted_modules("training", settings(tiny_model), LoraSettings(**lora))
+    for section in ("training", "reference"):
+        with pytest.raises(InputError, match=rf"^{section}\.lora"):
+            describe_plan(load_recipe(write_recipe(**{section: {"lora": lora}})))
+
+
+def test_modules_that_can_be_adapted_are_accepted(tiny_model):
+    for lora in (
+        LoraSettings(),
+        LoraSettings(target_modules=["q_proj", "layers.1.mlp.up_proj", "embed_tokens"]),
+        LoraSettings(modules_to_save=["embed_tokens", "lm_head"]),
+    ):
+        check_adapted_modules("training", settings(tiny_model), lora)
+    check_adapted_modules("training", settings("nobody/nothing"), LoraSettings())
 
 
 def test_weights_that_are_quantized_already(copy):

@@ -82,9 +82,7 @@ def recipe_of(write_recipe, tiny_model, tmp_path):
         tokenizer.add_special_tokens({"additional_special_tokens": list(marks)})
         tokenizer.chat_template = template
         tokenizer.save_pretrained(folder)
-        return load_recipe(
-            write_recipe(**sections), [f"model.name_or_path={folder}", *overrides]
-        )
+        return load_recipe(write_recipe(**sections), [f"model.name_or_path={folder}", *overrides])
 
     return made
 
@@ -150,7 +148,12 @@ def test_a_folding_template_takes_content_in_parts_and_its_macros_see_it():
 
 @pytest.mark.parametrize(
     "source",
-    ["\n  {% if true %}a{% endif %}\n b", "  {{ 'a' }}\n", "\n\na", " {%- if true -%} a{% endif %}"],
+    [
+        "\n  {% if true %}a{% endif %}\n b",
+        "  {{ 'a' }}\n",
+        "\n\na",
+        " {%- if true -%} a{% endif %}",
+    ],
 )
 def test_white_space_at_the_start_of_a_template_stays(source):
     rendered = {
@@ -218,7 +221,7 @@ def test_a_template_for_plain_texts_is_refused(recipe_of, tmp_path):
     (tmp_path / "texts.jsonl").write_text('{"text": "So."}\n')
     data = {"sources": [{"path": str(tmp_path / "texts.jsonl"), "format": "text"}]}
     told = {"apply_chat_template": True, "tasks": ["stones"]}
-    with pytest.raises(InputError, match="has no chat template. Set evaluation.apply_chat"):
+    with pytest.raises(InputError, match=r"no chat template\. Set evaluation\.apply_chat"):
         check_task_prompts(recipe_of(None, data=data, evaluation=told))
     check_task_prompts(recipe_of(DATED, data=data, evaluation=told))
 

@@ -109,7 +109,8 @@ class ReferenceSettings(TrainingSettings):
     """The reference model. Training fields default to those of `training`."""
 
     name_or_path: str | None = None
-    """Your own reference model (adapter or full weights), used instead of training one on D_ref."""
+    """Your own reference model, used instead of training one on D_ref: an adapter of the base
+    model, or full weights of any size and architecture with the base model's tokenizer."""
     sources: Annotated[list[SourceSettings], Field(min_length=1)] | None = None
     """Trusted data sets to draw D_ref from, instead of the corpus. Samples that are also in D_train
     or held out are dropped from D_ref."""

@@ -274,9 +274,7 @@ class _Job:
             _copy_unchanged(trained, folder, entry)
             check_prompting(folder, tokenizer, ends)
         selection = self._selection() if self.settings.selects else None
-        card = model_card(
-            self.facts, self.variant, selection, entry.details, is_adapter=is_adapter
-        )
+        card = model_card(self.facts, self.variant, selection, entry.details, is_adapter=is_adapter)
         (folder / "README.md").write_text(card, encoding="utf-8")
         size = sum(file.stat().st_size for file in folder.glob("*.safetensors")) / 2**20
         kind, package = ("adapter", "peft") if is_adapter else ("model", "transformers")

@@ -80,12 +80,7 @@ def adapter_shapes(path: Path | str) -> Shapes | None:
     if file is not None:
         if not file.is_file():
             raise InputError(missing)
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                names = tensors.keys()
-                return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
-        except SafetensorError as error:
-            raise InputError(f"{file} is damaged: {error}") from error
+        return header_shapes(file)
     try:
         header = HfApi().parse_safetensors_file_metadata(str(path), ADAPTER_WEIGHTS)
     except RemoteEntryNotFoundError as error:
@@ -94,6 +89,20 @@ def adapter_shapes(path: Path | str) -> Shapes | None:
     except Exception:
         return None
     return {name: tuple(tensor.shape) for name, tensor in header.tensors.items()}
+
+
+def header_shapes(file: Path) -> Shapes:
+    """The shapes in a safetensors file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            names = tensors.keys()
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+    except SafetensorError as error:
+        raise InputError(f"{file} is damaged: {error}") from error
 
 
 def cached(path: Path | str, name: str) -> Path | None:

@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from forgetting.config import ModelSettings
+from forgetting.config import LoraSettings, ModelSettings
 from forgetting.console import logger
 from forgetting.errors import InputError
 from forgetting.models.adapter_files import (
@@ -33,10 +33,13 @@ from forgetting.models.adapter_files import (
     Shapes,
     adapter_config,
     adapter_shapes,
+    header_shapes,
     small_file,
 )
 from forgetting.models.loading import load_config, load_tokenizer, max_positions
 
+_EMBEDDINGS = {"model.embed_tokens.weight", "transformer.wte.weight"}
+_NUMBERS = set(map(str, range(1000)))
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -51,6 +54,7 @@ def check_base(settings: ModelSettings) -> None:
     if config is None:
         return
     _check_unquantized(settings, config)
+    _check_weights(settings.name_or_path, config)
     tokenizer = _tokenizer(settings)
     if tokenizer is not None:
         _check_vocabulary(settings.name_or_path, tokenizer, config)
@@ -82,6 +86,7 @@ def check_reference(settings: ModelSettings, reference: str, max_length: int) ->
     else:
         reference_config = _config(own)
         if reference_config is not None:
+            _check_weights(reference, reference_config)
             _check_reference_sizes(settings, reference, reference_config, tokenizer, max_length)
     found = [small_file(reference, name) for name in TOKENIZER_FILES]
     if adapter is not None and found[0] is not None:
@@ -97,6 +102,43 @@ def check_reference(settings: ModelSettings, reference: str, max_length: int) ->
             "those of %s. Its scores mean something only if they are the same",
             reference,
             settings.name_or_path,
+        )
+
+
+def check_adapted_modules(section: str, settings: ModelSettings, lora: LoraSettings) -> None:
+    """Refuse names of modules that a new adapter would not find, or could not train.
+
+    Args:
+        section: of the recipe, for messages.
+        settings: of the base model.
+        lora: the adapter.
+
+    Raises:
+        InputError: the model has no such module, or the adapter is on its output head.
+    """
+    config = _config(settings)
+    if config is None:
+        return
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            config, trust_remote_code=settings.trust_remote_code
+        )
+    names = [name for name, _ in model.named_modules() if name]
+    targets = [] if lora.target_modules == "all-linear" else lora.target_modules
+    for field, wanted in (("target_modules", targets), ("modules_to_save", lora.modules_to_save)):
+        for module in wanted:
+            if not any(name == module or name.endswith(f".{module}") for name in names):
+                known = sorted({name.rpartition(".")[2] for name in names} - _NUMBERS)
+                raise InputError(
+                    f"{section}.lora.{field}: {settings.name_or_path} has no module {module}. "
+                    f"It has: {', '.join(known)}"
+                )
+    head = next((n for n, m in model.named_modules() if m is model.get_output_embeddings()), "")
+    if head and any(head == module or head.endswith(f".{module}") for module in targets):
+        # The loss is computed from the weights of the head alone.
+        raise InputError(
+            f"{section}.lora.target_modules: an adapter on the output head {head} would not be "
+            f"trained. Remove it, and train the whole head with {section}.lora.modules_to_save"
         )
 
 
@@ -133,6 +175,25 @@ def _check_unquantized(settings: ModelSettings, config: PretrainedConfig) -> Non
         f"already quantized ({method}). An adapter cannot be merged into them without loss. Set "
         "the unquantized model, and model.quantization: nf4 or int8 if memory is short"
     )
+
+
+def _check_weights(name: str, config: PretrainedConfig) -> None:
+    """Refuse a folder whose config.json is that of another vocabulary or hidden size.
+
+    Compares the embedding alone: other weights may be stored in another form than the model holds
+    them.
+    """
+    text = config.get_text_config()
+    needed = (text.vocab_size, getattr(text, "hidden_size", None))
+    for file in sorted(Path(name).glob("*.safetensors")):
+        shapes = header_shapes(file)
+        for key in shapes.keys() & _EMBEDDINGS:
+            if shapes[key] != needed:
+                raise InputError(
+                    f"{name}: {file.name} has {key} of shape {list(shapes[key])}, but config.json "
+                    f"says vocab_size {needed[0]} and hidden_size {needed[1]}. Use the config.json "
+                    "that belongs to the weights"
+                )
 
 
 def _check_vocabulary(

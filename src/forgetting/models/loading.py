@@ -283,7 +283,10 @@ def _origin(settings: ModelSettings) -> dict[str, Any]:
 def _read(settings: ModelSettings, what: str, load: Callable[[], Any]) -> Any:
     try:
         return load()
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    # A RuntimeError: weights of another shape than the configuration says.
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
         where = "that folder" if Path(settings.name_or_path).is_dir() else "a folder or the Hub"

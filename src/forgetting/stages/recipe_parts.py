@@ -131,6 +131,24 @@ def check_named_reference(recipe: Recipe) -> None:
         check_reference(recipe.model, name, recipe.data.max_length)
 
 
+def check_training(recipe: Recipe, section: str) -> None:
+    """Refuse trackers that are not installed, and adapters on modules that are not there.
+
+    Args:
+        section: `training` or `reference`.
+
+    Raises:
+        InputError: the message names the field.
+    """
+    from forgetting.models.fitness import check_adapted_modules
+
+    settings = recipe.reference if section == "reference" else recipe.training
+    check_trackers(section, settings)
+    is_inherited = settings.lora == recipe.training.lora
+    if settings.lora is not None and not (section == "reference" and is_inherited):
+        check_adapted_modules(section, recipe.model, settings.lora)
+
+
 def check_trackers(section: str, training: TrainingSettings) -> None:
     """Refuse trackers whose package is not installed.
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from forgetting.stages.base import Facts, Stage, Step
 from forgetting.stages.recipe_parts import (
     SplitSize,
-    check_trackers,
+    check_training,
     split_sizes,
     training_facts,
     training_settings,
@@ -97,8 +97,8 @@ def settings(step: Step) -> Mapping[str, Any]:
 
 
 def check(recipe: Recipe) -> None:
-    """Refuses trackers that are not installed."""
-    check_trackers("reference", recipe.reference)
+    """Refuses trackers that are not installed, and adapters on modules that are not there."""
+    check_training(recipe, "reference")
 
 
 def facts(step: Step, done: Mapping[str, Path]) -> Facts:

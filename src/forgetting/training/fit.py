@@ -88,6 +88,11 @@ def fine_tune(
         peft_config=loading.lora_config(training.lora) if training.lora else None,
         callbacks=[ProgressCallback(label), *_tensorboard(training, work)],
     )
+    if recipe.model.quantization is not None and dtype == torch.float32:
+        # TRL has made them bfloat16, which modules that are trained whole cannot compute with here.
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
     trainer.remove_callback(PrinterCallback)
     if latest is not None:
         logger.info("%s: resuming from step %s", label, latest.name.removeprefix("checkpoint-"))
