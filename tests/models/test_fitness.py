@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config
 
 from forgetting.config import LoraSettings, ModelSettings, load_recipe
 from forgetting.errors import InputError
@@ -76,6 +76,19 @@ def test_weights_of_other_sizes_than_the_configuration_says(copy, tiny_model):
         check_base(settings(copy))
     with pytest.raises(InputError, match=message):
         check_reference(settings(tiny_model), str(copy), 128)
+
+
+def test_a_model_that_is_not_causal(tiny_model, tmp_path):
+    T5Config(vocab_size=300).save_pretrained(tmp_path / "t5")
+    byte_tokenizer().save_pretrained(tmp_path / "t5")
+    for check in (
+        lambda: check_base(settings(tmp_path / "t5")),
+        lambda: check_reference(settings(tiny_model), str(tmp_path / "t5"), 128),
+    ):
+        with pytest.raises(
+            InputError, match=r"t5: .* no causal language model .*\(model_type t5\)"
+        ):
+            check()
 
 
 def test_other_weights_of_other_sizes_are_an_error_of_the_model(copy):

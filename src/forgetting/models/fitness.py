@@ -22,6 +22,7 @@ from transformers import (
     AutoModelForCausalLM,
     GenerationConfig,
     PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
@@ -47,13 +48,15 @@ def check_base(settings: ModelSettings) -> None:
     """Refuse a base model that cannot be trained and saved.
 
     Raises:
-        InputError: the tokenizer is larger than the vocabulary, the weights are quantized, or the
-            generation configuration cannot be saved.
+        InputError: it is no causal language model, the tokenizer is larger than the vocabulary, the
+            weights are quantized or of other sizes than the configuration says, or the generation
+            configuration cannot be saved.
     """
     config = _config(settings)
     if config is None:
         return
     _check_unquantized(settings, config)
+    _without_weights(settings, config)
     _check_weights(settings.name_or_path, config)
     tokenizer = _tokenizer(settings)
     if tokenizer is not None:
@@ -86,6 +89,7 @@ def check_reference(settings: ModelSettings, reference: str, max_length: int) ->
     else:
         reference_config = _config(own)
         if reference_config is not None:
+            _without_weights(own, reference_config)
             _check_weights(reference, reference_config)
             _check_reference_sizes(settings, reference, reference_config, tokenizer, max_length)
     found = [small_file(reference, name) for name in TOKENIZER_FILES]
@@ -119,10 +123,7 @@ def check_adapted_modules(section: str, settings: ModelSettings, lora: LoraSetti
     config = _config(settings)
     if config is None:
         return
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, trust_remote_code=settings.trust_remote_code
-        )
+    model = _without_weights(settings, config)
     names = [name for name, _ in model.named_modules() if name]
     targets = [] if lora.target_modules == "all-linear" else lora.target_modules
     for field, wanted in (("target_modules", targets), ("modules_to_save", lora.modules_to_save)):
@@ -140,6 +141,24 @@ def check_adapted_modules(section: str, settings: ModelSettings, lora: LoraSetti
             f"{section}.lora.target_modules: an adapter on the output head {head} would not be "
             f"trained. Remove it, and train the whole head with {section}.lora.modules_to_save"
         )
+
+
+def _without_weights(settings: ModelSettings, config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a configuration.
+
+    Raises:
+        InputError: it is no causal language model.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                config, trust_remote_code=settings.trust_remote_code
+            )
+    except ValueError as error:
+        raise InputError(
+            f"{settings.name_or_path}: config.json describes no causal language model that can be "
+            f"used (model_type {config.model_type}): {' '.join(str(error).split())[:200]}"
+        ) from error
 
 
 def _config(settings: ModelSettings) -> PretrainedConfig | None:
@@ -287,11 +306,9 @@ def _needed_shapes(
     """The shapes of the weights of an adapted base model, without loading it."""
     from peft import PeftConfig, get_peft_model
 
+    model = _without_weights(settings, config)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
-                config, trust_remote_code=settings.trust_remote_code
-            )
             peft_config = PeftConfig.from_pretrained(str(folder))
             # Otherwise PEFT warns of a copy of the base model.
             peft_config.base_model_name_or_path = None
