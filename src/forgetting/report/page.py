@@ -1,7 +1,8 @@
 """Builds the report page from what was read, counted and drawn.
 
 Input: a run directory and the tokenizer's `decode`. Output: index.html, inspector.html if
-tokens were scored and selected, and the results as JSON, CSV and Markdown. The template engine
+tokens were scored and selected, and the results as JSON, CSV and Markdown. What the detector found
+is a section of the page, of the JSON and of the Markdown. The template engine
 escapes all text, and `visible` replaces invisible characters; only our own SVG passes unchanged.
 """
 
@@ -21,6 +22,7 @@ from forgetting.inspector.pieces import Decode
 from forgetting.inspector.rendering import content_policy, static_page
 from forgetting.report import figures, tables
 from forgetting.report.counts import Negatives, SplitLengths, count_lengths, count_negatives
+from forgetting.report.detector_section import DetectorSection, detector_section
 from forgetting.report.result_table import ResultsTable, tabulate, to_csv, to_json, to_markdown
 from forgetting.report.sentences import base_name, noise_sentence, recipe_paragraph
 from forgetting.rundir import layout
@@ -75,11 +77,14 @@ def build_report(
         is not None
     }
     inspection = open_inspection(run_dir, decode)
-    content = _index(run, table, splits, negatives)
+    detector = None if run.findings is None else detector_section(run_dir, run.findings)
+    content = _index(run, table, splits, negatives, detector)
+    found = {} if detector is None else {"detector": detector.values}
+    sections = [to_markdown(table), *([] if detector is None else [detector.to_markdown()])]
     files = {
-        layout.results_file(output_dir, "json"): to_json(table),
+        layout.results_file(output_dir, "json"): to_json(table, found),
         layout.results_file(output_dir, "csv"): to_csv(table),
-        layout.results_file(output_dir, "md"): to_markdown(table),
+        layout.results_file(output_dir, "md"): "\n".join(sections),
         layout.report_page(output_dir): _render({**content, "has_tokens": inspection is not None}),
     }
     if inspection is not None:
@@ -95,6 +100,7 @@ def _index(
     table: ResultsTable,
     splits: Sequence[SplitLengths],
     negatives: dict[str, Negatives],
+    detector: DetectorSection | None,
 ) -> dict[str, Any]:
     variants = in_order({*table.variants, *run.curves, *run.selections})
     styles = figures.series_styles(variants)
@@ -108,6 +114,8 @@ def _index(
         "results": tables.results_rows(table) if table.columns else None,
         "bars": _markup(figures.result_bars("results-bars", table, styles)),
         "costs": tables.cost_rows(run.costs) if run.costs else None,
+        "detector": detector,
+        "reliability": None if detector is None else _markup(detector.figure),
         "noise": _noise(run),
         "training": _training(run, styles),
         "selection": _selection(run, styles, negatives) if run.selections else None,
