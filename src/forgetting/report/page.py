@@ -17,9 +17,10 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from forgetting.escaping import visible
-from forgetting.inspector.corpus import open_inspection
+from forgetting.inspector.opening import open_inspection
 from forgetting.inspector.pieces import Decode
 from forgetting.inspector.rendering import content_policy, static_page
+from forgetting.inspector.shown import Explain
 from forgetting.report import figures, tables
 from forgetting.report.counts import Negatives, SplitLengths, count_lengths, count_negatives
 from forgetting.report.detector_section import DetectorSection, detector_section
@@ -53,6 +54,7 @@ def build_report(
     decode: Decode,
     special_ids: Collection[int] = (),
     seed: int = 0,
+    explain: Explain | None = None,
 ) -> ReportSummary:
     """Write the report of a run.
 
@@ -63,6 +65,7 @@ def build_report(
         decode: text of token ids, special tokens and spaces included.
         special_ids: ids of special tokens, which have no text.
         seed: for the choice of random samples. The same run and seed give the same bytes.
+        explain: names the features that speak for a token being bad, for the inspector.
 
     Raises:
         InputError: there is no run, or an artifact is damaged or belongs to other tokens.
@@ -76,7 +79,7 @@ def build_report(
         if (counted := count_negatives(run_dir, name, decode, special_ids, run.fingerprint))
         is not None
     }
-    inspection = open_inspection(run_dir, decode)
+    inspection = open_inspection(run_dir, decode, explain=explain)
     detector = None if run.findings is None else detector_section(run_dir, run.findings)
     content = _index(run, table, splits, negatives, detector)
     found = {} if detector is None else {"detector": detector.values}
