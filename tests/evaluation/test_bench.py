@@ -14,6 +14,8 @@ from forgetting.pipeline import run as run_stages
 from forgetting.rundir.directory import Work
 from forgetting.stages.evaluate import EVALUATE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def stones(tmp_path):

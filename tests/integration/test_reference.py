@@ -18,6 +18,8 @@ from forgetting.stages.reference import REFERENCE, fold_of_samples
 from forgetting.training import fit
 from tests.conftest import alpaca_records
 
+pytestmark = pytest.mark.slow
+
 STAGES = ["prepare", "reference", "score", "select"]
 
 

@@ -15,6 +15,8 @@ from forgetting.rundir.scores import ScoredCorpus
 from forgetting.stages.corpus_detection import features_of, fitted_detector, segment_ends
 from forgetting.stages.telling import NUM_FEATURES, TellingFeatures
 
+pytestmark = pytest.mark.usefixtures("with_few_trees")
+
 
 def test_they_are_those_of_the_whole_corpus_in_any_order(detected_run):
     recipe, run = load_recipe(detected_run[0]), detected_run[1]
