@@ -8,6 +8,7 @@ it as text. Knows nothing of run directories.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -115,14 +116,19 @@ def content_policy(style: str, script: str, *, is_served: bool) -> str:
     return "; ".join(rules)
 
 
-def _render(data: dict[str, Any], *, is_served: bool) -> str:
-    environment = Environment(
+@functools.cache
+def _templates() -> Environment:
+    return Environment(
         loader=PackageLoader("forgetting.inspector"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _render(data: dict[str, Any], *, is_served: bool) -> str:
+    environment = _templates()
     style = environment.get_template("inspector.css").render(levels=COLOR_LEVELS)
     folder = resources.files("forgetting.inspector") / "templates"
     script = (folder / "inspector.js").read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ escapes all text, and `visible` replaces invisible characters; only our own SVG 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,8 +232,9 @@ def _markup(svg: str | None) -> Markup | None:
     return None if svg is None else Markup(svg)
 
 
-def _render(content: dict[str, Any]) -> str:
-    environment = Environment(
+@functools.cache
+def _templates() -> Environment:
+    return Environment(
         # The inspector has the style that both pages share.
         loader=ChoiceLoader(
             [PackageLoader("forgetting.report"), PackageLoader("forgetting.inspector")]
@@ -243,6 +245,10 @@ def _render(content: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _render(content: dict[str, Any]) -> str:
+    environment = _templates()
     style = environment.get_template("style.css").render()
     style += environment.get_template("index.css").render()
     return environment.get_template("index.html").render(
