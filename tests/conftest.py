@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
 import shutil
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,6 +46,29 @@ torch.set_num_threads(1)
 # How long a case takes depends on what else the machine does.
 settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: else one process would be left alone with one of them."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+MODULES_OF_A_FRAMEWORK = 200
+_num_modules = 0
+
+
+def pytest_runtest_setup() -> None:
+    """Exempt what has been imported from garbage collection.
+
+    Every training collects garbage twice, and walks over all objects of torch, transformers and the
+    other frameworks each time: nearly half of the time of a tiny run.
+    """
+    global _num_modules
+    if len(sys.modules) > _num_modules + MODULES_OF_A_FRAMEWORK:
+        _num_modules = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 def save_tiny_model(folder: Path, *, vocab_extra: int = 0, seed: int = 0, **changes: Any) -> Path:
@@ -371,6 +397,33 @@ def save_detector_recipe(folder: Path, model: Path, **sections: Any) -> Path:
     return save_tiny_recipe(folder, model, **sections)
 
 
+NUM_TREES = 4
+
+
+@contextmanager
+def few_trees() -> Iterator[None]:
+    """Detectors are fitted in a tenth of the time: for what is done with a detector, not for how
+    much it finds."""
+    from forgetting.method import detector
+
+    trees = detector._TREES, detector._KIND_TREES
+    before = [dict(each) for each in trees]
+    for each in trees:
+        each["max_iter"] = NUM_TREES
+    try:
+        yield
+    finally:
+        for each, settings_before in zip(trees, before, strict=True):
+            each.update(settings_before)
+
+
+@pytest.fixture
+def with_few_trees() -> Iterator[None]:
+    """See `few_trees`; for tests that go on with `detected_run`."""
+    with few_trees():
+        yield
+
+
 @pytest.fixture(scope="session")
 def detected_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> tuple[Path, Path]:
     """A recipe with the detector, and the directory in which it has run up to `detect`. Copy it to
@@ -380,7 +433,8 @@ def detected_run(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> 
     folder = tmp_path_factory.mktemp("detected")
     recipe = save_detector_recipe(folder, tiny_model)
     stages = ["prepare", "score", "probe", "detect"]
-    return recipe, run(recipe, folder / "run", stages=stages)
+    with few_trees():
+        return recipe, run(recipe, folder / "run", stages=stages)
 
 
 @pytest.fixture

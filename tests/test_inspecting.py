@@ -53,6 +53,13 @@ def test_a_run_before_its_selection_says_what_is_missing(write_recipe, tmp_path)
         open_run(path)
 
 
+def test_a_run_that_only_the_detector_judged_is_opened(detected_run):
+    inspection = open_run(detected_run[1])
+    assert inspection.selection.variant is None
+    assert len(inspection.judgment.posterior) == len(inspection.quality)
+    assert "Detector: " in inspection.whole()["about"]
+
+
 def test_every_distinct_record_of_a_file_is_scored(scored):
     inspection = open_run(scored[1])
     assert len(inspection) == 30

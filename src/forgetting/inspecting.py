@@ -26,6 +26,8 @@ from forgetting.models import loading
 from forgetting.pipeline import default_run_dir, describe_plan
 from forgetting.pipeline import run as run_stages
 from forgetting.rundir import layout
+from forgetting.rundir.findings import has_findings
+from forgetting.stages.telling import TellingFeatures
 
 STAGES = ("prepare", "score", "select")
 # A corpus up to this size is scored whole.
@@ -34,23 +36,25 @@ DEFAULT_MAX_LENGTH = 2048
 
 
 def open_run(run_dir: Path, variant: str | None = None) -> Inspection:
-    """Open a run with scores and a selection.
+    """Open a run with scores and a selection, or with what the detector found.
 
     Args:
-        variant: whose selection is shown; default: `forgetting`, or the first.
+        variant: whose selection is shown; default: `forgetting`, or the first. If no variant
+            selects, the detector's posterior is shown.
 
     Raises:
-        InputError: there is no run, no selection or no such variant, or scores or selection do not
-            belong to the tokens of D_train.
+        InputError: there is no run, no such variant, neither a selection nor findings, or scores,
+            selection or findings do not belong to the tokens of D_train.
     """
     if not layout.recipe_file(run_dir).is_file():
         raise InputError(f"{run_dir} is not a run directory: it has no {layout.RECIPE}")
     recipe = load_recipe(layout.recipe_file(run_dir))
-    inspection = open_inspection(run_dir, loading.decoder(recipe.model), variant)
+    explain = TellingFeatures(recipe, run_dir) if has_findings(run_dir) else None
+    inspection = open_inspection(run_dir, loading.decoder(recipe.model), variant, explain)
     if inspection is None:
         raise InputError(
             f"{run_dir} has no selection yet. Run its recipe with `forgetting run`, or the stages "
-            "up to `forgetting select`"
+            "up to `forgetting select` or, with a detector, `forgetting detect`"
         )
     return inspection
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,6 +28,8 @@ from forgetting.demo.pretrain import (
     save,
 )
 from forgetting.demo.world import chat_records
+
+pytestmark = pytest.mark.slow
 
 SHIPPED = Path(forgetting.__file__).parent / "demo" / "base"
 TINY = Settings(
@@ -154,9 +157,20 @@ def _threads_restored() -> Iterator[None]:
     torch.set_num_threads(num_threads)
 
 
-@pytest.mark.usefixtures("_threads_restored")
-def test_script_learns_and_writes_a_checkpoint_that_loads_alike(tmp_path: Path) -> None:
-    model, tokenizer, losses = pretrain(TINY)
+@pytest.fixture(scope="module")
+def pretrained() -> tuple[Any, PreTrainedTokenizerBase, list[float]]:
+    """Model, tokenizer and losses."""
+    num_threads = torch.get_num_threads()
+    try:
+        return pretrain(TINY)
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+def test_script_learns_and_writes_a_checkpoint_that_loads_alike(
+    pretrained: tuple[Any, PreTrainedTokenizerBase, list[float]], tmp_path: Path
+) -> None:
+    model, tokenizer, losses = pretrained
     first, second = losses[: TINY.steps], losses[TINY.steps :]
     assert len(second) == TINY.dialogue_steps
     assert sum(first[-3:]) < sum(first[:3])
@@ -173,6 +187,6 @@ def test_script_learns_and_writes_a_checkpoint_that_loads_alike(tmp_path: Path) 
 
 
 @pytest.mark.usefixtures("_threads_restored")
-def test_same_seed_gives_the_same_weights() -> None:
-    first, second = (pretrain(TINY)[0].state_dict() for _ in range(2))
+def test_same_seed_gives_the_same_weights(pretrained: tuple[Any, ...]) -> None:
+    first, second = pretrained[0].state_dict(), pretrain(TINY)[0].state_dict()
     assert all(torch.equal(first[name], second[name]) for name in first)

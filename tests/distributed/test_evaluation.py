@@ -6,15 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from forgetting.rundir.samples import SAMPLE_SCHEMA, write_table
-
-SCRIPT = Path(__file__).with_name("evaluate_tasks.py")
+from tests.distributed import evaluate_tasks
 
 
 @pytest.fixture
@@ -61,15 +59,16 @@ def measured(tmp_path, tiny_model):
 
     def run(processes):
         output = tmp_path / f"{processes}.json"
-        python = [sys.executable]
-        if processes > 1:
-            python += ["-m", "accelerate.commands.launch", "--multi_gpu"]
-            python += [f"--num_processes={processes}", "--main_process_port=0"]
-            python += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-        arguments = [SCRIPT, tiny_model, heldout, output, json.dumps(settings)]
+        arguments = [str(tiny_model), str(heldout), str(output), json.dumps(settings)]
+        if processes == 1:
+            evaluate_tasks.main(*arguments)
+            return json.loads(output.read_text())
+        launch = ["-m", "accelerate.commands.launch", "--multi_gpu"]
+        launch += [f"--num_processes={processes}", "--main_process_port=0"]
+        launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
         done = subprocess.run(
-            [*python, *map(str, arguments)],
+            [sys.executable, *launch, evaluate_tasks.__file__, *arguments],
             capture_output=True,
             text=True,
             env=environment,

@@ -14,9 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from forgetting.launch import config_path
 from tests.conftest import save_tiny_model, save_tiny_recipe
+from tests.distributed import train_in_parts
 
 pytestmark = pytest.mark.slow
-SCRIPT = Path(__file__).with_name("train_in_parts.py")
 SAVING = Path(__file__).with_name("fine_tune_in_parts.py")
 LAUNCH = ["-m", "accelerate.commands.launch", "--num_processes=2", "--main_process_port=0"]
 CONFIG = {
@@ -59,21 +59,22 @@ def outputs(tmp_path_factory, tiny_model):
         for n in range(40)
     ]
     samples.write_text(json.dumps(rows))
-    started = []
-    for processes in (1, 2):
-        output = folder / str(processes)
+
+    def arguments(processes):
         config = {**CONFIG, "gradient_accumulation_steps": 4 // processes}
         config["use_cpu"] = processes == 1
-        launch = [*LAUNCH, f"--config_file={config_path('fsdp2')}"]
-        command = [sys.executable, *(launch if processes > 1 else [])]
-        command += [str(SCRIPT), str(model), str(samples), str(output), json.dumps(config)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-        started.append((process, output))
-    for process, _ in started:
-        _, errors = process.communicate(timeout=15 * 60)
-        assert process.returncode == 0, errors[-5000:]
-    return [output for _, output in started]
+        return [str(model), str(samples), str(folder / str(processes)), json.dumps(config)]
+
+    launch = [*LAUNCH, f"--config_file={config_path('fsdp2')}"]
+    launch += [train_in_parts.__file__, *arguments(2)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, *launch], stderr=subprocess.PIPE, text=True, env=environment
+    )
+    train_in_parts.main(*arguments(1))
+    _, errors = process.communicate(timeout=15 * 60)
+    assert process.returncode == 0, errors[-5000:]
+    return [folder / "1", folder / "2"]
 
 
 KINDS = {"full": "model.safetensors", "lora": "adapter_model.safetensors"}

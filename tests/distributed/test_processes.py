@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
-SCRIPT = Path(__file__).with_name("train_rows.py")
+from tests.distributed import train_rows
+
 COMMON = {
     # Adam would hide a gradient that is wrong by a factor.
     "optim": "sgd",
@@ -78,65 +78,73 @@ def corrected_samples():
     return rows
 
 
-@pytest.fixture(scope="module")
-def train(tmp_path_factory, tiny_model):
-    """Trains in a process of its own, or in several; returns its weights and its log."""
-    folder = tmp_path_factory.mktemp("distributed")
-    files = {}
-    for name, rows in (("signs", samples()), ("corrected", corrected_samples())):
-        files[name] = folder / f"{name}.json"
-        files[name].write_text(json.dumps(rows))
+OPTIONS = {
+    "default": {},
+    "npo": {"term": "npo"},
+    "by token": {"normalization": "token"},
+    "truncation": {
+        "term": "inverted_hinge",
+        "loss": "truncation",
+        "loss_parameters": {"keep": 0.5},
+    },
+}
+CORRECTED = {"corrected": {}, "rho1": {"loss": "rho1", "loss_parameters": {"keep": 0.6}}}
+WHOLE = {"per_device_train_batch_size": 8}
+PARTS = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
 
-    def run(processes, data="signs", **changes):
-        file = files[data]
-        output = folder / f"{processes}-{len(list(folder.iterdir()))}"
-        output.mkdir()
-        config = json.dumps({**COMMON, **changes})
-        python = [sys.executable]
-        if processes > 1:
-            launch = ["-m", "accelerate.commands.launch", "--multi_gpu"]
-            # Processes of torch.distributed; `use_cpu` in COMMON makes gloo their backend. With
-            # --cpu, accelerate would start them by MPI.
-            # A free port, so that two test runs on one machine do not meet.
-            python += [*launch, f"--num_processes={processes}", "--main_process_port=0"]
-            python += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-        command = [*python, str(SCRIPT), str(tiny_model), str(file), str(output), config]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_model):
+    """Folders of what one process and two processes have trained, with all options."""
+    folder = tmp_path_factory.mktemp("distributed")
+    outputs = folder / "one", folder / "two"
+    # Processes of torch.distributed; `use_cpu` in COMMON makes gloo their backend. With --cpu,
+    # accelerate would start them by MPI.
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+    # A free port, so that two test runs on one machine do not meet.
+    launch += ["--main_process_port=0", "--num_machines=1", "--mixed_precision=no"]
+    launch += ["--dynamo_backend=no", train_rows.__file__]
+    for rows, options in ((samples(), OPTIONS), (corrected_samples(), CORRECTED)):
+        file = folder / "samples.json"
+        file.write_text(json.dumps(rows))
+        arguments = [
+            [
+                *(str(tiny_model), str(file), str(output)),
+                json.dumps({name: {**COMMON, **batches, **own} for name, own in options.items()}),
+            ]
+            for output, batches in zip(outputs, (WHOLE, PARTS), strict=True)
+        ]
+        train_rows.main(*arguments[0])
         done = subprocess.run(
-            command, capture_output=True, text=True, env=environment, timeout=15 * 60, check=False
+            [sys.executable, *launch, *arguments[1]],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            timeout=15 * 60,
+            check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]
-        assert (output / "processes.txt").read_text() == str(processes)
-        log = json.loads((output / "log.json").read_text())
-        return load_file(output / "weights.safetensors"), log
-
-    return run
+    return outputs
 
 
-OPTIONS = [
-    {},
-    {"term": "npo"},
-    {"normalization": "token"},
-    {"term": "inverted_hinge", "loss": "truncation", "loss_parameters": {"keep": 0.5}},
-    {"data": "corrected"},
-    {"data": "corrected", "loss": "rho1", "loss_parameters": {"keep": 0.6}},
-]
+def read(folder, processes):
+    """Weights and log."""
+    assert (folder / "processes.txt").read_text() == str(processes)
+    return load_file(folder / "weights.safetensors"), json.loads((folder / "log.json").read_text())
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_two_processes_end_with_the_weights_of_one(train, options):
-    whole, log = train(1, per_device_train_batch_size=8, **options)
-    parts, log_of_parts = train(
-        2, per_device_train_batch_size=2, gradient_accumulation_steps=2, **options
-    )
+@pytest.mark.parametrize("name", [*OPTIONS, *CORRECTED])
+def test_two_processes_end_with_the_weights_of_one(trained, name):
+    whole, log = read(trained[0] / name, 1)
+    parts, log_of_parts = read(trained[1] / name, 2)
+    of_set = ("negative_loss", "negative_prob")
+    if name in CORRECTED:
+        of_set = ("correction_loss", "share_corrected")
     assert whole.keys() == parts.keys()
     for name in whole:
         assert (whole[name] - parts[name]).abs().max().item() <= 1e-5, name
     assert max(entry.get("grad_norm", 0) for entry in log) > 0.1
-    of_set = ("negative_loss", "negative_prob")
-    if "data" in options:
-        of_set = ("correction_loss", "share_corrected")
     for figure in ("loss", "positive_loss", "entropy", *of_set):
         first, second = (
             [entry[figure] for entry in entries if figure in entry]

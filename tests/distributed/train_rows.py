@@ -1,11 +1,13 @@
-"""Trains a model on samples from files: python train_rows.py MODEL SAMPLES OUTPUT CONFIG (JSON).
+"""Trains a model on samples from files: python train_rows.py MODEL SAMPLES OUTPUT CONFIGS (JSON).
 
-Started by tests, alone and by `accelerate launch`.
+Once for each of several configurations by name, because starting processes takes longer than
+training. Called by tests, and started by `accelerate launch`.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -16,20 +18,26 @@ from forgetting.training.config import ForgettingConfig
 from forgetting.training.trainer import ForgettingTrainer
 
 
-def main(model: str, samples: str, output: str, config: str) -> None:
+def main(model: str, samples: str, output: str, configs: str) -> None:
     torch.set_num_threads(1)
+    for name, config in json.loads(configs).items():
+        train(model, samples, Path(output) / name, config)
+
+
+def train(model: str, samples: str, output: Path, config: dict[str, Any]) -> None:
     trainer = ForgettingTrainer(
         model=AutoModelForCausalLM.from_pretrained(model),
-        args=ForgettingConfig(output_dir=str(Path(output) / "out"), **json.loads(config)),
+        args=ForgettingConfig(output_dir=str(output / "out"), **config),
         train_dataset=Dataset.from_list(json.loads(Path(samples).read_text())),
         processing_class=AutoTokenizer.from_pretrained(model),
     )
     trainer.train()
     if trainer.accelerator.is_main_process:
         weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
-        save_file(weights, Path(output) / "weights.safetensors")
-        (Path(output) / "log.json").write_text(json.dumps(trainer.state.log_history))
-        (Path(output) / "processes.txt").write_text(str(trainer.accelerator.num_processes))
+        output.mkdir(parents=True, exist_ok=True)
+        save_file(weights, output / "weights.safetensors")
+        (output / "log.json").write_text(json.dumps(trainer.state.log_history))
+        (output / "processes.txt").write_text(str(trainer.accelerator.num_processes))
 
 
 if __name__ == "__main__":

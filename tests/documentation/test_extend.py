@@ -15,6 +15,8 @@ import yaml
 import forgetting
 from tests.documentation.conftest import DOCS, SMALL, page_blocks
 
+pytestmark = pytest.mark.slow
+
 SHOWN = {block.title: block.text for block in page_blocks(DOCS / "how-to" / "extend.md")}
 MODULES = [name for name in SHOWN if name.startswith("tickets/")]
 SOURCE = Path(forgetting.__file__).parents[1]
@@ -67,7 +69,10 @@ def call(folder, *arguments):
     )
 
 
-def check_the_run(run):
+def test_a_script_runs_the_recipe(folder):
+    done = call(folder, "run.py")
+    assert done.returncode == 0, done.stderr
+    run = folder / "runs" / "tickets"
     assert (run / "report" / "index.html").is_file()
     saved = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     assert saved["data"]["sources"][0]["format"] == "ticket"
@@ -76,17 +81,11 @@ def check_the_run(run):
     assert variant["forgetting"]["term"] == "power"
 
 
-def test_a_script_runs_the_recipe(folder):
-    done = call(folder, "run.py")
-    assert done.returncode == 0, done.stderr
-    check_the_run(folder / "runs" / "tickets")
-
-
-def test_the_command_runs_the_recipe_with_an_installed_package(folder):
+def test_the_command_knows_the_names_of_an_installed_package(folder):
     install(folder)
-    done = call(folder, "-m", "forgetting", "run", "tickets.yaml")
+    # A whole run by such names is in tests/integration/test_extensions.py.
+    done = call(folder, "-m", "forgetting", "run", "tickets.yaml", "--dry-run")
     assert done.returncode == 0, done.stderr
-    check_the_run(folder / "runs" / "tickets")
 
 
 def test_a_recipe_that_names_what_nobody_registered_is_refused(folder):

@@ -16,6 +16,8 @@ from forgetting.rundir.directory import Work
 from forgetting.rundir.stats import DataSummary
 from forgetting.stages.evaluate import EVALUATE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def stones(tmp_path):

@@ -18,6 +18,9 @@ from forgetting.inspector import (
     static_page,
 )
 from forgetting.inspector.corpus import Query
+from forgetting.rundir import layout
+from forgetting.rundir.samples import Samples
+from tests.conftest import save_findings
 from tests.written_run import write_recipe, write_run
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -243,6 +246,72 @@ def test_filters_and_order(page: Page, either: Inspection) -> None:
     page.set("rho", "0.2", "input")  # more is negative: more samples have enough of it
     rows = find(either, source=source, min_negative=0.25, text="seven", sort="best", rho=0.2)
     page.wait_for_text("place", f"of {len(rows):,}$")
+
+
+@pytest.fixture(params=[(served, selects) for served in (False, True) for selects in (False, True)])
+def judged(
+    request: pytest.FixtureRequest, page: Page, tmp_path: Path, decode: Callable[..., str]
+) -> Iterator[Inspection]:
+    """A run in which the detector has run, with and without a selection, as a file and served."""
+    served, selects = request.param
+    run = tmp_path / "run"
+    write_run(run, variants=["full", "forgetting"] if selects else ["full"])
+    size = Samples.read(layout.train_file(run)).response_ids.size
+    save_findings(run, np.random.default_rng(0).beta(0.3, 1, size).astype(np.float32))
+
+    def explain(row: int, tokens: Any) -> list[list[tuple[str, float]]]:
+        return [[(f"row {row}", 2.5), (f"token {token}", 0.25)] for token in tokens]
+
+    inspection = open_inspection(run, decode, explain=explain)
+    assert inspection is not None
+    file = tmp_path / "judged.html"
+    file.write_text(static_page(inspection), encoding="utf-8")
+    server = InspectorServer(inspection)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    page.open(server.url if served else file.as_uri())
+    yield inspection
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_tokens_are_colored_by_the_posterior_and_say_why(page: Page, judged: Inspection) -> None:
+    rows = find(judged, sort="bad")
+    assert page.rows() == rows[:50]
+    sample = judged.sample(rows[0], 4096)
+    levels = [level for level in range(1, 11) for _ in page.marked(f"b{level}")]
+    pieces = np.split(
+        np.array(sample["posterior"]), np.cumsum([n for _, n in sample["blocks"][-1]])
+    )
+    wanted = [round(10 * piece.max() + 1e-9) for piece in pieces[:-1]]
+    assert levels == sorted(level for level in wanted if level)
+    assert page.marked("g10") == []
+    worst = int(np.argmax(sample["posterior"]))
+    (place,) = pieces_with(sample, [worst])
+    told = page.hover(place)
+    assert told["probability of being bad"] == f"{100 * sample['posterior'][worst]:.1f}%"
+    assert (
+        told["likely kind, if bad"]
+        == ("garbled word", "answer to another question")[sample["kind"][worst]]
+    )
+    assert ("quality" in told) == (judged.selection.variant is not None)
+    page.wait_for_text("telling", rf"row {rows[0]} \(\+2\.5\) · token {worst} \(\+0\.3\)$")
+    assert f"expected bad tokens: {sample['num_bad']:.1f}" in page.text("note")
+    assert page.complaints() == []
+
+
+def test_without_a_selection_there_is_nothing_to_slide(page: Page, judged: Inspection) -> None:
+    selects = judged.selection.variant is not None
+    shown = "return ['rho', 'color'].map(name => document.getElementById(name).checkVisibility())"
+    assert page.run(shown) == [selects, selects]
+    assert ("likely bad" in page.text("rows")) != selects
+    if selects:
+        page.set("color", "quality")
+        sample = judged.sample(page.shown(), 4096)
+        good = sum(quality > 0.5 * judged.scale.high for quality in sample["quality"])
+        assert sum(len(page.marked(f"g{level}")) for level in range(1, 11)) >= good > 0
+        assert page.text("high") == f"+{judged.scale.high:.2f}"
 
 
 def test_ten_thousand_samples_are_listed_a_page_at_a_time(

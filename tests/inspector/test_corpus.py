@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from forgetting.errors import InputError
-from forgetting.inspector.corpus import Inspection, Query, Scale, open_inspection
+from forgetting.inspector.corpus import Inspection, Query, Scale
+from forgetting.inspector.opening import open_inspection
 from forgetting.rundir import layout
 from tests.written_run import change_selection, replace_samples
 

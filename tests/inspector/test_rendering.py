@@ -29,6 +29,8 @@ Decode = Callable[..., str]
 class Means:
     """As much of an inspection as the choice looks at."""
 
+    judgment = None
+
     def __init__(self, mean_quality: np.ndarray, has_noise: np.ndarray) -> None:
         self.mean_quality, self.num_noisy = mean_quality, has_noise.astype(int)
 

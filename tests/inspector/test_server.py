@@ -64,6 +64,22 @@ def test_routes_answer_with_the_page_a_list_and_a_sample(server: InspectorServer
     assert ask_json(server, "sample?row=7") == server.inspection.sample(7, MAX_TOKENS_SHOWN)
 
 
+def test_a_token_is_explained_on_request(server: InspectorServer) -> None:
+    server.inspection.explain = lambda row, tokens: [
+        [("base z", row + token / 10)] for token in tokens
+    ]
+    assert ask_json(server, "telling?row=7&token=2") == [["base z", 7.2]]
+    for route in ("telling?row=7", "telling?row=80&token=0", "telling?row=7&token=99"):
+        assert ask(server, server.prefix + route)[0] == 400
+
+    def gone(row: int, tokens: Any) -> Any:
+        raise InputError("the copies are gone")
+
+    server.inspection.explain = gone
+    status, body, _ = ask(server, server.prefix + "telling?row=7&token=2")
+    assert (status, body) == (500, b"the copies are gone")
+
+
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", ""])
 def test_another_hosts_name_is_refused(server: InspectorServer, host: str) -> None:
     assert ask(server, server.prefix, Host=host)[0] == 421
@@ -119,6 +135,7 @@ def test_nothing_but_reading_is_known(server: InspectorServer, method: str) -> N
         "samples?limit=1000000",
         "samples?offset=-1",
         "samples?sort=__class__",
+        "samples?sort=bad",
         "samples?source=x",
         "samples?unknown=1",
         "samples?" + "&".join(f"text={i}" for i in range(50)),

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from forgetting.inspector import Inspection, open_inspection, show_in_terminal
 from forgetting.inspector.corpus import Query
 from forgetting.inspector.terminal import sample_text
+from forgetting.rundir import layout
+from forgetting.rundir.samples import Samples
+from tests.conftest import save_findings
 
 Decode = Callable[..., str]
 
@@ -83,6 +88,47 @@ def test_marks_are_those_of_the_sample(inspection: Inspection) -> None:
         token += length
     assert flags == wanted
     assert 0 < len(wanted["noisy"]) < len(wanted["all"])
+
+
+def judged(run_dir: Path, decode: Callable[..., str], found: bool) -> Inspection:
+    size = Samples.read(layout.train_file(run_dir)).response_ids.size
+    posterior = np.linspace(0, 1, size, dtype=np.float32)
+    save_findings(run_dir, posterior if found else 0 * posterior, found)
+    shutil.rmtree(layout.selection_dir(run_dir))
+    inspection = open_inspection(run_dir, decode)
+    assert inspection is not None
+    return inspection
+
+
+def test_bad_tokens_come_first_where_the_detector_has_run(
+    run_dir: Path, decode: Callable[..., str]
+) -> None:
+    inspection = judged(run_dir, decode, found=True)
+    keyboard = Keyboard("d", "m", "q")
+    show_in_terminal(inspection, keyboard)
+    worst = str(int(inspection.expected_bad.argmax()))
+    assert keyboard.shown == [worst, "0", worst]
+    text = keyboard.file.getvalue()  # type: ignore[attr-defined]
+    assert f"expected bad tokens: {inspection.expected_bad.max():.1f}" in text
+    assert "likely bad" in text
+    assert "mean quality" not in text
+
+
+def test_the_color_is_the_probability_of_being_bad(
+    run_dir: Path, decode: Callable[..., str]
+) -> None:
+    inspection = judged(run_dir, decode, found=True)
+    for row, blue in ((0, (250, 255)), (79, (30, 60))):
+        segments = list(Console(width=10_000).render(sample_text(inspection, row, "1")))
+        colors = [s.style.bgcolor for s in segments if s.style is not None]
+        shown = [color.triplet.blue for color in colors if color and color.triplet]
+        assert blue[0] <= min(shown) <= max(shown) <= blue[1]
+
+
+def test_the_key_for_bad_tokens_needs_the_detector(inspection: Inspection) -> None:
+    keyboard = Keyboard("n", "m", "q")
+    show_in_terminal(inspection, keyboard)
+    assert len(set(keyboard.shown[1:])) == 1
 
 
 def test_the_data_cannot_reach_the_terminal(make_run: Callable[..., Path]) -> None:

@@ -19,6 +19,8 @@ from forgetting.stages import corpus_selection
 from forgetting.training import checkpoints
 from tests.conftest import save_tiny_model
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def refused(write_recipe, tmp_path, capsys):

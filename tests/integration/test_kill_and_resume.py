@@ -19,12 +19,30 @@ from safetensors.numpy import load_file
 
 from forgetting.rundir.manifest import read_manifest
 
+pytestmark = pytest.mark.slow
+
 VARIANTS = ("full", "ignoring", "forgetting")
+
+# A process that is forked imports none of these again.
+PRELOAD = [
+    "forgetting.pipeline",
+    "forgetting.stages.corpus_scores",
+    "forgetting.stages.corpus_detection",
+    "forgetting.stages.corpus_selection",
+    "forgetting.stages.copies",
+    "forgetting.training.fit",
+    "forgetting.report",
+    "forgetting.cli",
+    "sklearn.ensemble",
+]
 
 # Runs in the child: waits for ever before or after a chosen call.
 CHILD = """
-import importlib, signal, sys, time
+import gc, importlib, signal, sys, time
 from pathlib import Path
+
+# See `pytest_runtest_setup` of tests/conftest.py.
+gc.freeze()
 
 # As a terminal starts it; where tests run in processes of their own, these ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -76,15 +94,7 @@ def attempt(finished_run, tmp_path_factory):
     recipe, _ = finished_run
     folder = tmp_path_factory.mktemp("killed")
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(
-        [
-            "forgetting.pipeline",
-            "forgetting.stages.corpus_scores",
-            "forgetting.stages.corpus_selection",
-            "forgetting.training.fit",
-            "forgetting.cli",
-        ]
-    )
+    server.set_forkserver_preload(PRELOAD)
 
     def do(stop=None, with_signal=signal.SIGKILL) -> Attempt:
         log, reached, run = folder / "log", folder / "reached", folder / "run"

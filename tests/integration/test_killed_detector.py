@@ -10,8 +10,16 @@ import time
 import pytest
 
 from forgetting.rundir.manifest import read_manifest
-from tests.conftest import save_detector_recipe
-from tests.integration.test_kill_and_resume import CHILD
+from tests.conftest import NUM_TREES, few_trees, save_detector_recipe
+from tests.integration.test_kill_and_resume import CHILD, PRELOAD
+
+pytestmark = pytest.mark.slow
+# As `few_trees`.
+FEW_TREES = f"""
+from forgetting.method import detector
+for trees in (detector._TREES, detector._KIND_TREES):
+    trees["max_iter"] = {NUM_TREES}
+"""
 
 STOPS = [
     # The first of the copies are encoded.
@@ -37,15 +45,16 @@ def pair(tmp_path_factory, tiny_model):
     folder = tmp_path_factory.mktemp("killed-detector")
     recipe = save_detector_recipe(folder, tiny_model, variants={"weighted": {}})
     whole, killed = folder / "whole", folder / "killed"
-    run_stages(recipe, whole)
+    with few_trees():
+        run_stages(recipe, whole)
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["forgetting.pipeline", "forgetting.stages.corpus_detection"])
+    server.set_forkserver_preload(PRELOAD)
     for stop in STOPS:
         log, reached = folder / "log", folder / "reached"
         reached.unlink(missing_ok=True)
         names = {"recipe": recipe, "run": killed, "log": log, "reached": reached}
         scope = {**{key: str(value) for key, value in names.items()}, "stop": stop}
-        process = server.Process(target=exec, args=(CHILD, scope))
+        process = server.Process(target=exec, args=(FEW_TREES + CHILD, scope))
         process.start()
         try:
             if stop is not None:

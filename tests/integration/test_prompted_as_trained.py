@@ -15,6 +15,8 @@ from forgetting.pipeline import run as run_stages
 from forgetting.rundir.samples import Samples
 from tests.conftest import byte_tokenizer, save_tiny_model
 
+pytestmark = pytest.mark.slow
+
 CHATML = (
     "{%- for m in messages -%}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' -}}"
     "{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"

@@ -19,6 +19,8 @@ from forgetting.stages.reference import REFERENCE, fold_of_samples
 from forgetting.training import fit
 from tests.conftest import alpaca_records, byte_tokenizer, small_model
 
+pytestmark = pytest.mark.slow
+
 STAGES = ["prepare", "reference", "score", "select"]
 
 

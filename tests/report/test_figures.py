@@ -19,11 +19,13 @@ from forgetting.report.figures import (
     negative_bars,
     position_shares,
     quality_histogram,
+    reliability_diagram,
     result_bars,
     series_styles,
 )
 from forgetting.report.result_table import tabulate
 from forgetting.rundir import layout
+from forgetting.rundir.findings import CalibrationBin
 from forgetting.rundir.reader import RunReader
 from forgetting.rundir.selections import MixtureCurve, MixtureFit, MixtureSummary
 from tests.written_run import change_selection
@@ -178,3 +180,22 @@ def test_a_group_named_all_is_not_taken_for_all(run_dir: Path) -> None:
     assert svg is not None
     texts = ["".join(e.itertext()) for e in ElementTree.fromstring(svg).findall(".//{*}text")]
     assert texts.count("all") == 2
+
+
+def test_a_reliability_diagram_has_a_point_and_a_bar_for_each_bin() -> None:
+    bins = [
+        CalibrationBin(0.1, 0.12, 70_000),
+        CalibrationBin(0.5, 0.4, 9),
+        CalibrationBin(0.9, 1, 3),
+    ]
+    svg = reliability_diagram("calibration", bins)
+    assert svg is not None
+    ElementTree.fromstring(svg)
+    assert "Reliability diagram of 3 bins with 70,012 tokens" in svg
+    assert len(re.findall(r"<use [^>]*var\(--series-3", svg)) == 3
+    bars = re.findall(r'<path d="([^"]+)"[^>]*fill="var\(--muted', svg)
+    heights = [np.ptp([float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", bar)]) for bar in bars]
+    heights = [height for height in heights if height > 5]
+    assert len(heights) == 3
+    assert heights == sorted(heights, reverse=True)
+    assert reliability_diagram("calibration", []) is None

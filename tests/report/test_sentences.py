@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from forgetting.config import Recipe
-from forgetting.report.sentences import noise_sentence, recipe_paragraph
+from forgetting.report.sentences import noise_sentence, recipe_paragraph, reference_sentence
+from forgetting.rundir.findings import ProbeReport
 from forgetting.rundir.selections import KnownNoise
 
 DATA = {"sources": [{"path": "notes.jsonl"}], "num_train": 2000, "num_reference": 300}
@@ -115,3 +116,21 @@ def test_noise_sentence_gives_precision_against_the_share_of_noise() -> None:
         in sentence
     )
     assert "None" not in noise_sentence("forgetting", replace(NOISE, precision=None))
+
+
+REPORT = ProbeReport(900, 0.2, 0.91, 0.7, 0.8, 0.6, 0.02, [], 0.9, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("alone", "start"),
+    [(0.68, "passes help:"), (0.72, "passes hurt:"), (0.705, "passes make no difference:")],
+)
+def test_the_reference_is_judged_by_average_precision(alone: float, start: str) -> None:
+    sentence = reference_sentence(replace(REPORT, average_precision_without_reference=alone))
+    assert sentence is not None
+    assert start in sentence
+    assert f"average precision 0.700 and {alone:.3f}." in sentence
+
+
+def test_without_a_reference_there_is_nothing_to_judge() -> None:
+    assert reference_sentence(replace(REPORT, auroc_without_reference=None)) is None

@@ -148,6 +148,17 @@ def test_a_posterior_of_other_tokens_is_refused(tmp_path):
         read_scores(scored, ["posterior"])
 
 
+def test_a_shard_is_read_without_the_others(run):
+    corpus = ScoredCorpus(run)
+    whole = list(corpus.scores(NAMES, ["labels"]))
+    layout.score_file(layout.scores_dir(run), 0, 2).write_bytes(b"")
+    shard = corpus.shard(1, NAMES, ["labels"])
+    assert shard.sample_ids.tolist() == whole[1].sample_ids.tolist()
+    assert shard.samples.equals(whole[1].samples)
+    for name in NAMES:
+        assert np.array_equal(shard.columns[name], whole[1].columns[name])
+
+
 def test_shards_of_other_samples_are_refused(run):
     first, second = (layout.score_file(layout.scores_dir(run), index, 2) for index in range(2))
     second.write_bytes(first.read_bytes())

@@ -22,6 +22,8 @@ from forgetting.stages.corpus_scores import ScoringJob, after_empty_prompt
 from forgetting.stages.probe import PROBE
 from tests.conftest import save_detector_recipe
 
+pytestmark = pytest.mark.slow
+
 
 def tables(folder):
     return {file.name: read_table(file) for file in sorted(folder.glob("*.parquet"))}

@@ -1,16 +1,22 @@
 """The token inspector: every response token of D_train, colored by its quality.
 
-Input: a run with scores and a selection, and the tokenizer's `decode`. Output: a page, either
-as a file with some samples or served with all of them, and a view for terminals. `corpus` reads the
-run and answers questions about it; the other modules only show the answers.
+Where the detector has run, a token is colored by its probability of being bad.
+
+Input: a run with scores and a selection or the detector's findings, and the tokenizer's `decode`.
+Output: a page, either as a file with some samples or served with all of them, and a view for
+terminals. `opening` reads the run and `corpus` answers questions about it; the other modules only
+show the answers.
 """
 
-from forgetting.inspector.corpus import Inspection, open_inspection
+from forgetting.inspector.corpus import Inspection
+from forgetting.inspector.opening import open_inspection
 from forgetting.inspector.rendering import static_page
 from forgetting.inspector.server import InspectorServer
+from forgetting.inspector.shown import Explain
 from forgetting.inspector.terminal import show_in_terminal
 
 __all__ = [
+    "Explain",
     "Inspection",
     "InspectorServer",
     "open_inspection",

@@ -1,9 +1,9 @@
 """All samples and tokens of a scored run in memory, and the questions that the views ask.
 
-Input: a run directory after `select`, and a `decode`. Output: pages of a filtered and sorted
-list of samples, single samples cut into pieces with their numbers, and facts about the whole
-corpus. Numbers are arrays over all samples or tokens; text is decoded on request. Knows nothing
-of HTML or HTTP. This is the only module of the inspector that reads the run.
+Input: samples with their scores, how they are divided, what the detector found in them, and a
+`decode`. Output: pages of a filtered and sorted list of samples, single samples cut into pieces
+with their numbers, and facts about the whole corpus. Numbers are arrays over all samples or tokens;
+text is decoded on request. Knows nothing of files, HTML or HTTP.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from forgetting.errors import InputError
 from forgetting.escaping import visible
 from forgetting.inspector.pieces import Decode, piece_spans
 from forgetting.inspector.search import TextIndex
+from forgetting.inspector.shown import Explain, Judgment, ShownSelection
 from forgetting.inspector.thresholds import (
     RHOS,
     Bools,
@@ -32,16 +31,14 @@ from forgetting.inspector.thresholds import (
     Thresholds,
     step_of,
 )
-from forgetting.rundir.reader import RunReader
-from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, list_column
-from forgetting.rundir.scores import LOG_PROBS, ScoredCorpus, has_scores
-from forgetting.rundir.selections import SelectionSummary, selected_parts
+from forgetting.rundir.samples import Samples, list_column
+from forgetting.rundir.scores import LOG_PROBS
 
 COLOR_LEVELS = 10
 CLIP = (0.02, 0.98)
 PREVIEW_TOKENS = 32
 UNKNOWN = -1
-Sort = Literal["worst", "best", "position"]
+Sort = Literal["worst", "best", "position", "bad"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,8 @@ class Query:
     min_negative: float = 0.0
     """Minimum share of a sample's response tokens that is negative."""
     sort: Sort = "worst"
-    """By mean quality, lowest or highest first, or in the order of D_train."""
+    """By mean quality, lowest or highest first; in the order of D_train; or by the expected number
+    of bad tokens, highest first, where the detector has run."""
     offset: int = 0
     limit: int = 50
 
@@ -82,28 +80,34 @@ class Scale:
 
 
 class Inspection:
-    """A scored and selected corpus, ready to be browsed.
+    """A scored corpus that is selected from or judged by the detector, ready to be browsed.
 
     Args:
         name: of the run.
         samples: D_train.
-        selection: the selection that is shown.
+        selection: how the tokens are divided.
         columns: `quality` and `polarity` of all response tokens, and `base_log_probs` and
             `reference_log_probs` if the run has them, each of shape (response tokens,).
         decode: text of token ids.
+        judgment: what the detector found; None if it has not run.
+        explain: names the features that speak for a token being bad; None if nothing can.
     """
 
     def __init__(
         self,
         name: str,
         samples: Samples,
-        selection: SelectionSummary,
+        selection: ShownSelection,
         columns: dict[str, npt.NDArray[Any]],
         decode: Decode,
+        judgment: Judgment | None = None,
+        explain: Explain | None = None,
     ) -> None:
         self.name = name
         self.selection = selection
         self.columns = columns
+        self.judgment = judgment
+        self.explain = explain
         self.by_sample = selection.granularity == "sequence"
         """Whether whole samples are selected, by their mean quality."""
         self.by_source = selection.balance == "source"
@@ -124,6 +128,9 @@ class Inspection:
         means = self._per_sample(columns["quality"]) / np.maximum(self.lengths, 1)
         self.mean_quality: Floats = np.where(self.lengths > 0, means, np.nan)
         self.num_noisy = self._per_sample(self.noise > 0)
+        posterior = np.zeros(len(self.noise)) if judgment is None else judgment.posterior
+        self.expected_bad: Floats = self._per_sample(posterior)
+        """Expected bad tokens of each sample, 0 without the detector; shape (samples,)."""
         self.is_end = np.isin(samples.response_ids, selection.end_token_ids)
         """Tokens that are never negative, shape (response tokens,)."""
         self._sorted_quality = np.sort(columns["quality"])
@@ -204,7 +211,10 @@ class Inspection:
         worst = np.argsort(self.mean_quality, kind="stable")
         known = np.isfinite(self.mean_quality[worst])
         best = np.concatenate([worst[known][::-1], worst[~known]])
-        return {"worst": worst, "best": best, "position": np.arange(len(self))}
+        orders = {"worst": worst, "best": best, "position": np.arange(len(self))}
+        if self.judgment is not None:
+            orders["bad"] = np.argsort(-self.expected_bad, kind="stable")
+        return orders
 
     def num_negative(self, rho: float | None) -> Ints:
         """Negative tokens of each sample at a rho (None: as the run selected), shape (samples,)."""
@@ -263,6 +273,7 @@ class Inspection:
             "num_tokens": int(self.lengths[row]),
             "num_negative": num_negative,
             "num_noisy": int(self.num_noisy[row]),
+            "num_bad": None if self.judgment is None else float(self.expected_bad[row]),
             "preview": self._preview(row),
         }
 
@@ -285,7 +296,7 @@ class Inspection:
             end = int(np.flatnonzero(is_response)[max_tokens])
         shown = slice(int(self.starts[row]), int(self.starts[row]) + min(length, max_tokens))
         ranks = np.searchsorted(self._sorted_quality, self.quality[shown]) + 1
-        noise = self.noise[shown]
+        noise, judged = self.noise[shown], self.judgment
         return {
             **self.summary(row, int(self._own_negatives[row])),
             "noise_kind": visible(self._table["noise_kind"][row].as_py() or ""),
@@ -298,7 +309,19 @@ class Inspection:
             "polarity": self.polarity[shown].tolist(),
             "noise": (noise > 0).astype(int).tolist() if (noise > 0).any() else None,
             "rank": ranks.tolist(),
+            "posterior": None if judged is None else _decimals(judged.posterior[shown]),
+            "kind": None if judged is None else judged.kind[shown].tolist(),
         }
+
+    def telling(self, row: int, tokens: Sequence[int]) -> list[list[tuple[str, float]]]:
+        """Features that speak most for some tokens of a sample being bad, see `Explain`.
+
+        Raises:
+            ValueError: the response has no such token.
+        """
+        if tokens and not 0 <= min(tokens) <= max(tokens) < self.lengths[row]:
+            raise ValueError(tokens)
+        return [[] for _ in tokens] if self.explain is None else self.explain(row, tokens)
 
     def _probabilities(self, column: str, shown: slice) -> list[float] | None:
         """Probabilities of some tokens under a model; None if it did not score them."""
@@ -336,14 +359,19 @@ class Inspection:
         known = self.noise != UNKNOWN
         not_positive = (self.polarity != 1) & known
         noisy = self.noise > 0
-        selection = self.selection
+        selection, judged = self.selection, self.judgment
         return {
             "name": visible(self.name),
-            "about": (
-                f"{len(self):,} samples with {len(self.quality):,} response tokens, as selected by "
-                f"the variant {visible(selection.variant)}. Quality ({selection.quality}): "
-                f"{selection.measure.formula}, where l is the loss of a token in nats."
-            ),
+            "about": self._about(),
+            "has_selection": selection.variant is not None,
+            "detector": None
+            if judged is None
+            else {
+                "found": judged.found,
+                "kinds": [visible(kind) for kind in judged.kinds],
+                "num_bad": float(judged.posterior.sum(dtype=np.float64)),
+                "explains": self.explain is not None,
+            },
             "has_base": self.has_base,
             "has_reference": self.has_reference,
             "num_samples": len(self),
@@ -358,7 +386,7 @@ class Inspection:
             "by_sample": self.by_sample,
             "by_source": self.by_source,
             "ignores": selection.forget_rate is not None or bool((self.polarity == 0).any()),
-            "end_ids": selection.end_token_ids,
+            "end_ids": list(selection.end_token_ids),
             "own_negative": int((self.polarity < 0).sum()),
             "scale": [self.scale.low, self.scale.center, self.scale.high],
             "color_levels": COLOR_LEVELS,
@@ -372,6 +400,19 @@ class Inspection:
                 "num_found": self.curve.num_found.tolist(),
             },
         }
+
+    def _about(self) -> str:
+        """How many tokens there are, how they were divided, and what the detector found."""
+        selection = self.selection
+        about = f"{len(self):,} samples with {len(self.quality):,} response tokens"
+        if selection.variant is not None:
+            about += (
+                f", as selected by the variant {visible(selection.variant)}. Quality "
+                f"({selection.quality}): {selection.measure.formula}, where l is the loss of a "
+                "token in nats"
+            )
+        about += "."
+        return about if self.judgment is None else f"{about} Detector: {self.judgment.verdict}"
 
     def _limits(self, thresholds: Floats) -> list[float | None]:
         """Thresholds as numbers that compare on the page as they do here; None is above all."""
@@ -397,43 +438,3 @@ def _known_noise(samples: Samples) -> npt.NDArray[np.int8]:
 def _decimals(values: npt.NDArray[Any]) -> list[float]:
     """The shortest decimals that are these numbers in float32."""
     return [float(str(value)) for value in values.astype(np.float32)]
-
-
-def open_inspection(run_dir: Path, decode: Decode, variant: str | None = None) -> Inspection | None:
-    """Read a run for inspection.
-
-    Args:
-        run_dir: a run, at least up to `select`.
-        decode: text of token ids, special tokens included.
-        variant: whose selection is shown; default: `forgetting`, or the first.
-
-    Returns:
-        None if nothing is scored and selected yet, or D_train is empty.
-
-    Raises:
-        InputError: there is no run or no such variant, or scores or selection are damaged or
-            belong to other tokens than those of D_train.
-    """
-    run = RunReader(run_dir)
-    if variant is not None and variant not in run.selected_variants:
-        known = ", ".join(run.selected_variants) or "none"
-        raise InputError(f"{run_dir} has no selection of a variant {variant}. It has: {known}")
-    variant = variant or run.preferred_variant
-    if variant is None or not has_scores(run_dir):
-        return None
-    selection = run.selection(variant)
-    measure = selection.measure
-    stored = ScoredCorpus(run_dir, run.fingerprint).column_names
-    log_probs = [name for name in LOG_PROBS if name in stored]
-    names = list(dict.fromkeys((*log_probs, *measure.columns)))
-    parts = list(selected_parts(run_dir, variant, names, SAMPLE_SCHEMA.names, run.fingerprint))
-    if not parts:
-        return None
-    scores = {name: np.concatenate([part.scores[name] for part in parts]) for name in names}
-    columns = {
-        **{name: scores[name] for name in log_probs},
-        "quality": measure.compute(*(scores[name] for name in measure.columns)),
-        "polarity": np.concatenate([part.polarity for part in parts]),
-    }
-    samples = Samples(pa.concat_tables(part.samples.table for part in parts))
-    return Inspection(run.name, samples, selection, columns, decode)

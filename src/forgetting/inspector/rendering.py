@@ -8,8 +8,10 @@ it as text. Knows nothing of run directories.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib import resources
 from typing import Any
 
@@ -22,6 +24,9 @@ from forgetting.inspector.corpus import COLOR_LEVELS, Inspection, Ints
 NUM_WORST, NUM_BEST, NUM_RANDOM = 20, 20, 200
 # With 240 whole samples of 2,048 tokens, the page would have 100 MB.
 MAX_TOKENS_IN_FILE = 512
+MAX_EXPLAINED = 200
+"""Tokens of the file whose telling features are in it; each costs some milliseconds."""
+LIKELY_BAD = 0.5
 
 
 def static_page(inspection: Inspection, seed: int = 0) -> str:
@@ -33,6 +38,7 @@ def static_page(inspection: Inspection, seed: int = 0) -> str:
     """
     chosen = choose_samples(inspection, seed)
     samples = [inspection.sample(int(row), MAX_TOKENS_IN_FILE) for rows in chosen for row in rows]
+    _explain(inspection, samples)
     whole = inspection.whole()
     worst, best, random = (len(rows) for rows in chosen)
     whole["about"] += (
@@ -40,6 +46,26 @@ def static_page(inspection: Inspection, seed: int = 0) -> str:
         "forgetting inspect shows all samples."
     )
     return _render({**whole, "samples": samples}, is_served=False)
+
+
+def _explain(inspection: Inspection, samples: Sequence[dict[str, Any]]) -> None:
+    """Add the telling features of the tokens that are most likely bad."""
+    if inspection.explain is None:
+        return
+    found = [
+        (-posterior, place, token)
+        for place, sample in enumerate(samples)
+        for token, posterior in enumerate(sample["posterior"])
+        if posterior >= LIKELY_BAD
+    ]
+    tokens_of: dict[int, list[int]] = {}
+    for _, place, token in sorted(found)[:MAX_EXPLAINED]:
+        tokens_of.setdefault(place, []).append(token)
+    # In the order of the corpus, because features are read a shard at a time.
+    for place in sorted(tokens_of, key=lambda place: samples[place]["row"]):
+        sample, tokens = samples[place], tokens_of[place]
+        told = inspection.telling(sample["row"], tokens)
+        sample["telling"] = dict(zip(map(str, tokens), told, strict=True))
 
 
 def served_page(inspection: Inspection) -> str:
@@ -50,10 +76,16 @@ def served_page(inspection: Inspection) -> str:
 def choose_samples(inspection: Inspection, seed: int) -> tuple[Ints, Ints, Ints]:
     """Rows of the worst, the best and random samples, without repetition.
 
+    The worst have the lowest mean quality or, where the detector found something, the most bad
+    tokens.
+
     If noise is known, half of the random samples have noisy tokens, if there are enough of them.
     """
     mean_quality, has_noise = inspection.mean_quality, inspection.num_noisy > 0
-    order = np.argsort(mean_quality, kind="stable")
+    goodness = mean_quality
+    if inspection.judgment is not None and inspection.judgment.found:
+        goodness = -inspection.expected_bad
+    order = np.argsort(goodness, kind="stable")
     order = order[np.isfinite(mean_quality[order])]
     worst, rest = order[:NUM_WORST], order[NUM_WORST:]
     best, rest = rest[::-1][:NUM_BEST], rest[: max(len(rest) - NUM_BEST, 0)]
@@ -84,14 +116,19 @@ def content_policy(style: str, script: str, *, is_served: bool) -> str:
     return "; ".join(rules)
 
 
-def _render(data: dict[str, Any], *, is_served: bool) -> str:
-    environment = Environment(
+@functools.cache
+def _templates() -> Environment:
+    return Environment(
         loader=PackageLoader("forgetting.inspector"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _render(data: dict[str, Any], *, is_served: bool) -> str:
+    environment = _templates()
     style = environment.get_template("inspector.css").render(levels=COLOR_LEVELS)
     folder = resources.files("forgetting.inspector") / "templates"
     script = (folder / "inspector.js").read_text(encoding="utf-8")
@@ -103,6 +140,8 @@ def _render(data: dict[str, Any], *, is_served: bool) -> str:
         data=Markup(embedded_json(data)),
         is_served=is_served,
         has_noise=data["noise"] is not None,
+        has_selection=data["has_selection"],
+        has_detector=data["detector"] is not None,
         rhos=data["rhos"],
     )
 

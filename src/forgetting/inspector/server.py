@@ -1,8 +1,8 @@
 """A read-only localhost server for the inspector.
 
-Input: an `Inspection`. Output: three routes on 127.0.0.1 (the page, a part of the list, one
-sample) below a random path. Everything else is refused: other methods and paths, requests from
-other sites, and requests for another host name. No request opens a file.
+Input: an `Inspection`. Output: four routes on 127.0.0.1 (the page, a part of the list, one sample,
+why a token looks bad) below a random path. Everything else is refused: other methods and paths,
+requests from other sites, and requests for another host name. No request names a file.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import math
 import re
 import secrets
+from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, get_args
@@ -98,14 +99,24 @@ class _Handler(BaseHTTPRequestHandler):
             elif route == "samples":
                 self._send_json(self.server.inspection.page(read_query(given)))
             elif route == "sample":
-                row = int(given.get("row", ""))
-                if not 0 <= row < len(self.server.inspection):
-                    raise ValueError(row)
-                self._send_json(self.server.inspection.sample(row, MAX_TOKENS_SHOWN))
+                self._send_json(self.server.inspection.sample(self._row(given), MAX_TOKENS_SHOWN))
+            elif route == "telling":
+                token = int(given.get("token", ""))
+                self._send_json(self.server.inspection.telling(self._row(given), [token])[0])
             else:
                 self._refuse(HTTPStatus.NOT_FOUND)
         except (ValueError, KeyError):
             self._refuse(HTTPStatus.BAD_REQUEST)
+        except InputError as error:
+            # The copies of the detector are read on request, and may be gone.
+            self._send(str(error).encode(), "text/plain", HTTPStatus.INTERNAL_SERVER_ERROR)
+
+    def _row(self, given: Mapping[str, str]) -> int:
+        """The row that a request names."""
+        row = int(given.get("row", ""))
+        if not 0 <= row < len(self.server.inspection):
+            raise ValueError(row)
+        return row
 
     def _send_json(self, value: Any) -> None:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))

@@ -20,7 +20,8 @@ MAX_TOKENS_SHOWN = 2048
 HELP = (
     "Enter or n: next · p: previous · w: worst first · b: best first · d: D_train order · q: quit"
 )
-SORTS: dict[str, Sort] = dict(zip("wbd", get_args(Sort), strict=True))
+HELP_JUDGED = f"m: most bad tokens first · {HELP}"
+SORTS: dict[str, Sort] = dict(zip("wbdm", get_args(Sort), strict=True))
 # Orange and blue, as on the page, with black text in every terminal theme.
 BAD, GOOD = (224, 112, 0), (66, 140, 214)
 PAPER = (255, 255, 255)
@@ -31,7 +32,10 @@ def show_in_terminal(inspection: Inspection, console: Console) -> None:
 
     If the console is not a terminal, only the worst sample is shown.
     """
-    sort: Sort = "worst"
+    judgment = inspection.judgment
+    sort: Sort = "bad" if judgment is not None and judgment.found else "worst"
+    known = {key: name for key, name in SORTS.items() if name != "bad" or judgment is not None}
+    usage = HELP if judgment is None else HELP_JUDGED
     place = 0
     while True:
         rows, _ = inspection.find(Query(sort=sort))
@@ -39,13 +43,13 @@ def show_in_terminal(inspection: Inspection, console: Console) -> None:
         if not console.is_terminal:
             return
         try:
-            answer = console.input(Text(f"{HELP} › ", style="dim")).strip().lower()
+            answer = console.input(Text(f"{usage} › ", style="dim")).strip().lower()
         except (EOFError, KeyboardInterrupt):
             return
         if answer == "q":
             return
-        if answer in SORTS:
-            sort, place = SORTS[answer], 0
+        if answer in known:
+            sort, place = known[answer], 0
         elif answer == "p":
             place = max(place - 1, 0)
         elif answer in ("", "n"):
@@ -59,7 +63,13 @@ def sample_text(inspection: Inspection, row: int, place: str) -> Group:
     title = Text(f"\nSample {sample['id']} · {source}", style="bold")
     title.append(f"  {place}", style="not bold dim")
     mean = "–" if sample["mean"] is None else f"{sample['mean']:+.3f}"
-    facts = f"mean quality {mean} · {sample['num_negative']} of {sample['num_tokens']} negative"
+    facts = f"{sample['num_negative']} of {sample['num_tokens']} "
+    if inspection.selection.variant is None:
+        facts += "likely bad"
+    else:
+        facts = f"mean quality {mean} · {facts}negative"
+    if sample["num_bad"] is not None:
+        facts += f" · expected bad tokens: {sample['num_bad']:.1f}"
     if sample["num_noisy"]:
         facts += f" · {sample['num_noisy']} noisy (overlined): {sample['noise_kind']}"
     body = Text()
@@ -77,8 +87,12 @@ def sample_text(inspection: Inspection, row: int, place: str) -> Group:
 
 
 def _style(inspection: Inspection, sample: dict[str, Any], tokens: slice) -> Style:
-    quality: Sequence[float] = sample["quality"][tokens]
-    share = inspection.scale.share(sum(quality) / len(quality))
+    judgment = inspection.judgment
+    if judgment is not None and (judgment.found or inspection.selection.variant is None):
+        share = -max(sample["posterior"][tokens])
+    else:
+        quality: Sequence[float] = sample["quality"][tokens]
+        share = inspection.scale.share(sum(quality) / len(quality))
     end = GOOD if share > 0 else BAD
     color = [round(p + (e - p) * 0.85 * abs(share)) for p, e in zip(PAPER, end, strict=True)]
     noisy = sample["noise"] is not None and any(sample["noise"][tokens])

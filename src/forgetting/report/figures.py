@@ -23,6 +23,7 @@ from matplotlib.figure import Figure
 from forgetting.escaping import shortened
 from forgetting.report.counts import SplitLengths
 from forgetting.report.result_table import ResultsTable
+from forgetting.rundir.findings import CalibrationBin
 from forgetting.rundir.selections import SelectionSummary
 
 Floats = npt.NDArray[np.floating]
@@ -238,6 +239,33 @@ def length_histogram(figure_id: str, split: SplitLengths, max_length: int) -> st
     return _svg(figure, figure_id, label)
 
 
+def reliability_diagram(figure_id: str, bins: Sequence[CalibrationBin]) -> str | None:
+    """Share of planted tokens by posterior, over the number of tokens; None without tokens."""
+    if not bins:
+        return None
+    said, shares, counts = zip(
+        *((each.posterior, each.share_planted, each.num_tokens) for each in bins), strict=True
+    )
+    figure, (top, bottom) = _stacked_axes(4.0, (3, 1))
+    top.plot([0, 1], [0, 1], color=MUTED, linewidth=0.8, dashes=(5, 2))
+    top.plot(said, shares, color=SERIES[3], linewidth=1.5, marker="o", markersize=4)
+    top.set_ylim(-0.03, 1.03)
+    top.set_title("Share of planted tokens by posterior", loc="left", fontsize=9, color=INK)
+    bottom.bar(said, counts, width=0.04, color=MUTED, alpha=0.6)
+    bottom.set_yscale("log")
+    # Bars would begin at the smallest count, which would then be invisible.
+    bottom.set_ylim(0.5, 3 * max(counts))
+    bottom.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    bottom.set_title("Tokens (logarithmic)", loc="left", fontsize=9, color=INK)
+    bottom.set_xlim(-0.03, 1.03)
+    bottom.set_xlabel("mean posterior of the bin", color=MUTED)
+    label = (
+        f"Reliability diagram of {len(bins)} bins with {sum(counts):,} tokens; see the table for "
+        "numbers"
+    )
+    return _svg(figure, figure_id, label)
+
+
 @dataclass(frozen=True)
 class Bar:
     """A value with its standard error (0 if unknown) and its text."""
@@ -344,18 +372,32 @@ def negative_bars(
 
 def _axes(height: float) -> tuple[Figure, Axes]:
     """An empty transparent plot, 4.6 inches wide to fit a phone."""
+    figure, (axes,) = _stacked_axes(height, (1,))
+    return figure, axes
+
+
+def _stacked_axes(height: float, shares: Sequence[float]) -> tuple[Figure, list[Axes]]:
+    """Plots below each other with one horizontal axis; `shares` divide the height."""
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(4.6, height), layout="constrained")
         FigureCanvasSVG(figure)
         figure.patch.set_visible(False)
-        axes = figure.add_subplot()
+        stacked = figure.subplots(
+            len(shares), squeeze=False, sharex=True, gridspec_kw={"height_ratios": list(shares)}
+        )[:, 0].tolist()
+    for axes in stacked:
+        _clear(axes)
+    return figure, stacked
+
+
+def _clear(axes: Axes) -> None:
+    """Transparent, with thin lines and a grid."""
     axes.patch.set_visible(False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(LINE)
     axes.tick_params(color=LINE, labelcolor=MUTED, width=0.6)
     axes.grid(axis="y", color=LINE, linewidth=0.5)
     axes.set_axisbelow(True)
-    return figure, axes
 
 
 def _svg(figure: Figure, figure_id: str, label: str) -> str:

@@ -1,12 +1,14 @@
 """Builds the report page from what was read, counted and drawn.
 
 Input: a run directory and the tokenizer's `decode`. Output: index.html, inspector.html if
-tokens were scored and selected, and the results as JSON, CSV and Markdown. The template engine
+tokens were scored and selected, and the results as JSON, CSV and Markdown. What the detector found
+is a section of the page, of the JSON and of the Markdown. The template engine
 escapes all text, and `visible` replaces invisible characters; only our own SVG passes unchanged.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +18,13 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from forgetting.escaping import visible
-from forgetting.inspector.corpus import open_inspection
+from forgetting.inspector.opening import open_inspection
 from forgetting.inspector.pieces import Decode
 from forgetting.inspector.rendering import content_policy, static_page
+from forgetting.inspector.shown import Explain
 from forgetting.report import figures, tables
 from forgetting.report.counts import Negatives, SplitLengths, count_lengths, count_negatives
+from forgetting.report.detector_section import DetectorSection, detector_section
 from forgetting.report.result_table import ResultsTable, tabulate, to_csv, to_json, to_markdown
 from forgetting.report.sentences import base_name, noise_sentence, recipe_paragraph
 from forgetting.rundir import layout
@@ -51,6 +55,7 @@ def build_report(
     decode: Decode,
     special_ids: Collection[int] = (),
     seed: int = 0,
+    explain: Explain | None = None,
 ) -> ReportSummary:
     """Write the report of a run.
 
@@ -61,6 +66,7 @@ def build_report(
         decode: text of token ids, special tokens and spaces included.
         special_ids: ids of special tokens, which have no text.
         seed: for the choice of random samples. The same run and seed give the same bytes.
+        explain: names the features that speak for a token being bad, for the inspector.
 
     Raises:
         InputError: there is no run, or an artifact is damaged or belongs to other tokens.
@@ -74,12 +80,15 @@ def build_report(
         if (counted := count_negatives(run_dir, name, decode, special_ids, run.fingerprint))
         is not None
     }
-    inspection = open_inspection(run_dir, decode)
-    content = _index(run, table, splits, negatives)
+    inspection = open_inspection(run_dir, decode, explain=explain)
+    detector = None if run.findings is None else detector_section(run_dir, run.findings)
+    content = _index(run, table, splits, negatives, detector)
+    found = {} if detector is None else {"detector": detector.values}
+    sections = [to_markdown(table), *([] if detector is None else [detector.to_markdown()])]
     files = {
-        layout.results_file(output_dir, "json"): to_json(table),
+        layout.results_file(output_dir, "json"): to_json(table, found),
         layout.results_file(output_dir, "csv"): to_csv(table),
-        layout.results_file(output_dir, "md"): to_markdown(table),
+        layout.results_file(output_dir, "md"): "\n".join(sections),
         layout.report_page(output_dir): _render({**content, "has_tokens": inspection is not None}),
     }
     if inspection is not None:
@@ -95,6 +104,7 @@ def _index(
     table: ResultsTable,
     splits: Sequence[SplitLengths],
     negatives: dict[str, Negatives],
+    detector: DetectorSection | None,
 ) -> dict[str, Any]:
     variants = in_order({*table.variants, *run.curves, *run.selections})
     styles = figures.series_styles(variants)
@@ -108,6 +118,8 @@ def _index(
         "results": tables.results_rows(table) if table.columns else None,
         "bars": _markup(figures.result_bars("results-bars", table, styles)),
         "costs": tables.cost_rows(run.costs) if run.costs else None,
+        "detector": detector,
+        "reliability": None if detector is None else _markup(detector.figure),
         "noise": _noise(run),
         "training": _training(run, styles),
         "selection": _selection(run, styles, negatives) if run.selections else None,
@@ -220,8 +232,9 @@ def _markup(svg: str | None) -> Markup | None:
     return None if svg is None else Markup(svg)
 
 
-def _render(content: dict[str, Any]) -> str:
-    environment = Environment(
+@functools.cache
+def _templates() -> Environment:
+    return Environment(
         # The inspector has the style that both pages share.
         loader=ChoiceLoader(
             [PackageLoader("forgetting.report"), PackageLoader("forgetting.inspector")]
@@ -232,6 +245,10 @@ def _render(content: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def _render(content: dict[str, Any]) -> str:
+    environment = _templates()
     style = environment.get_template("style.css").render()
     style += environment.get_template("index.css").render()
     return environment.get_template("index.html").render(

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from forgetting.escaping import visible
 from forgetting.rundir.reader import RunReader, in_order
@@ -263,8 +264,12 @@ def _first(wanted: Sequence[str], present: Sequence[str]) -> str | None:
     return next((name for name in wanted if name in present), None)
 
 
-def to_json(table: ResultsTable) -> str:
-    """One object with the sentence and one entry per cell. Values that are not finite are null."""
+def to_json(table: ResultsTable, more: Mapping[str, Any] | None = None) -> str:
+    """One object with the sentence and one entry per cell. Values that are not finite are null.
+
+    Args:
+        more: further entries of the object.
+    """
 
     def finite(value: float | None) -> float | None:
         return value if value is not None and math.isfinite(value) else None
@@ -283,10 +288,8 @@ def to_json(table: ResultsTable) -> str:
         }
         for variant, column, cell in _entries(table)
     ]
-    return (
-        json.dumps({"sentence": table.sentence, "results": results}, indent=1, allow_nan=False)
-        + "\n"
-    )
+    content = {"sentence": table.sentence, "results": results, **(more or {})}
+    return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 
 def to_csv(table: ResultsTable) -> str:

@@ -19,8 +19,11 @@ from forgetting.method import MEASURES
 from forgetting.method.losses import LOSSES
 from forgetting.method.schedule import LambdaSchedule
 from forgetting.method.terms import DEFAULT_TERM
-from forgetting.rundir.findings import DetectorSummary, ShareRange
+from forgetting.rundir.findings import DetectorSummary, ProbeReport, ShareRange
 from forgetting.rundir.selections import KnownNoise
+
+SMALLEST_GAIN = 0.01
+"""Change of average precision that is worth mentioning."""
 
 
 def recipe_paragraph(recipe: Recipe) -> str:
@@ -191,19 +194,42 @@ def noise_sentence(variant: str, noise: KnownNoise) -> str:
 def detector_sentences(summary: DetectorSummary) -> list[str]:
     """What the detector found: the verdict, the shares, and each kind of planted noise."""
     sentences = [summary.verdict]
-    if summary.found and summary.tokens is not None and summary.samples is not None:
-        sentences.append(
-            f"Bad tokens: {_range(summary.tokens)}. Samples with one: {_range(summary.samples)}."
-        )
+    shares = share_sentence(summary)
+    if summary.found and shares is not None:
+        sentences.append(shares)
     for kind in summary.kinds:
         if kind.auroc is not None and kind.recall is not None:
             sentences.append(
                 f"{kind.words} ({kind.kind}): AUROC {kind.auroc:.2f}, "
-                f"{100 * kind.recall:.0f}\u00a0% of the planted tokens are found."
+                f"{100 * kind.recall:.0f}% of the planted tokens are found."
             )
     return sentences
 
 
+def share_sentence(summary: DetectorSummary) -> str | None:
+    """The estimated shares of D_train with their intervals; None if nothing could be learned."""
+    if summary.tokens is None or summary.samples is None:
+        return None
+    return f"Bad tokens: {_range(summary.tokens)}. Samples with one: {_range(summary.samples)}."
+
+
+def reference_sentence(report: ProbeReport) -> str | None:
+    """Whether the reference model's passes helped; None if there are none."""
+    alone = report.auroc_without_reference
+    precision_alone = report.average_precision_without_reference
+    if alone is None or precision_alone is None:
+        return None
+    gain = report.average_precision - precision_alone
+    if abs(gain) < SMALLEST_GAIN:
+        verdict = "The reference model’s passes make no difference"
+    else:
+        verdict = f"The reference model’s passes {'help' if gain > 0 else 'hurt'}"
+    return (
+        f"{verdict}: AUROC is {report.auroc:.3f} with them and {alone:.3f} without, average "
+        f"precision {report.average_precision:.3f} and {precision_alone:.3f}."
+    )
+
+
 def _range(share: ShareRange) -> str:
     low, high = (f"{100 * value:.1f}" for value in (share.low, share.high))
-    return f"{100 * share.share:.1f}\u00a0% (90\u00a0% interval: {low} to {high}\u00a0%)"
+    return f"{100 * share.share:.1f}% (90% interval: {low} to {high}%)"

@@ -176,6 +176,18 @@ class ScoredSamples:
         walk = zip(self._files, parts, strict=True)
         return _ahead(self._read(file, part, columns, sample_columns) for file, part in walk)
 
+    def shard(
+        self, index: int, columns: Sequence[str], sample_columns: Sequence[str] = ()
+    ) -> ScoreShard:
+        """One shard of `scores`, without reading the others.
+
+        Raises:
+            InputError: as `scores`.
+        """
+        end = sum(self.shard_sizes[: index + 1])
+        part = SampleFile(self.path).read(end - self.shard_sizes[index], end).table
+        return self._read(self._files[index], part, columns, sample_columns)
+
     def samples(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Columns of the samples, in parts as large as the shards."""
         return _ahead(rows_in_parts(self.path, columns, self.shard_sizes))

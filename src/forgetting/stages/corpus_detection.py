@@ -91,7 +91,7 @@ def read_copies(recipe: Recipe, run: Path, fingerprint: str) -> Copies:
         kinds.append(token_kinds(shard.samples))
         kind_of_copy += [kind or CLEAN for kind in shard.samples["noise_kind"].to_pylist()]
         lengths.append(shard.lengths)
-        for part in _features(shard, passes, ends):
+        for part in features_of(shard, passes, ends):
             features.append(part.features)
             names = part.names
     probe = Probe(
@@ -112,7 +112,7 @@ def segment_ends(model: ModelSettings) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
-class _Part:
+class FeaturePart:
     """Features of consecutive samples of a shard."""
 
     samples: slice
@@ -120,7 +120,15 @@ class _Part:
     names: tuple[str, ...]
 
 
-def _features(shard: ScoreShard, passes: Sequence[str], ends: NDArray[np.bool_]) -> Iterator[_Part]:
+def features_of(
+    shard: ScoreShard, passes: Sequence[str], ends: NDArray[np.bool_]
+) -> Iterator[FeaturePart]:
+    """Features of the response tokens of a shard, some samples at a time.
+
+    Args:
+        shard: with the statistics of the passes, and the samples' `labels`.
+        ends: see `segment_ends`.
+    """
     labels, token_starts = list_column(shard.samples, "labels")
     ids = labels[response_mask(labels, token_starts)]
     # A model may have more tokens than its tokenizer.
@@ -138,7 +146,7 @@ def _features(shard: ScoreShard, passes: Sequence[str], ends: NDArray[np.bool_])
             for name in passes
         }
         found, names = compute_features(of_passes, shard.lengths[begin:end], ends_segment[tokens])
-        yield _Part(slice(begin, end), found, names)
+        yield FeaturePart(slice(begin, end), found, names)
         begin = end
 
 
@@ -167,7 +175,7 @@ class WeighedCorpus:
         """Source of each sample."""
         with path.open("wb") as file:
             for shard in corpus.scores(columns_of(passes), ["labels", "source"]):
-                for part in _features(shard, passes, ends):
+                for part in features_of(shard, passes, ends):
                     own = shard.lengths[part.samples]
                     evidence = detector.weigh(part.features, own, shard.sample_ids[part.samples])
                     table = np.c_[evidence.log_odds, evidence.kind_probs].astype(np.float32)

@@ -16,10 +16,13 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     """Writes the report of what is done in the run."""
     from forgetting.models.loading import decoder, special_token_ids
     from forgetting.report import build_report
+    from forgetting.rundir.findings import has_findings
+    from forgetting.stages.telling import TellingFeatures
 
     build_report(
         run_dir,
         work.output,
+        explain=TellingFeatures(step.recipe, run_dir) if has_findings(run_dir) else None,
         decode=decoder(step.recipe.model),
         special_ids=special_token_ids(step.recipe.model),
         seed=step.recipe.report.seed,

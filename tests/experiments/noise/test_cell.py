@@ -28,6 +28,8 @@ from forgetting.evaluation import evaluate_heldout
 from forgetting.method import MEASURES
 from forgetting.rundir.samples import Samples, list_column, read_table
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["data.num_train=300", "data.num_reference=100", "data.num_heldout=90"]
 MODELS = ("base", "reference")
 SHORT = ["training.epochs=0.1"]

@@ -6,6 +6,10 @@
   const corpus = JSON.parse(document.getElementById("data").textContent);
   const PAGE = 50;
   const state = { rho: null, text: "", source: "", min: 0, sort: "worst", offset: 0 };
+  const detector = corpus.detector;
+  if (detector && detector.found) state.sort = "bad";
+  // Without a selection, quality is only the posterior the other way round.
+  state.color = detector && (detector.found || !corpus.has_selection) ? "posterior" : "quality";
   let listed = { total: 0, num_searched: 0, rows: [] };
   let chosen = -1; // index in the whole list
   let sample = null;
@@ -68,6 +72,7 @@
       worst: (a, b) => (a.mean ?? Infinity) - (b.mean ?? Infinity) || a.row - b.row,
       best: (a, b) => (b.mean ?? -Infinity) - (a.mean ?? -Infinity) || a.row - b.row,
       position: (a, b) => a.row - b.row,
+      bad: (a, b) => b.num_bad - a.num_bad || a.row - b.row,
     };
     const byRow = new Map(samples.map((one) => [one.row, one]));
     return {
@@ -88,6 +93,8 @@
         };
       },
       load: async (row) => byRow.get(row),
+      // Only the tokens that are most likely bad have theirs in the file.
+      telling: async (row, token) => (byRow.get(row).telling || {})[token] || null,
     };
   }
 
@@ -106,6 +113,7 @@
         return get("samples", fields);
       },
       load: (row) => get("sample", { row }),
+      telling: (row, token) => get("telling", { row, token }),
     };
   }
 
@@ -149,9 +157,14 @@
     at("rows").replaceChildren(
       ...listed.rows.map((one, index) => {
         const facts = element("span", "facts", element("b", "", `${one.id}`));
-        facts.append(element("span", "", `mean ${signed(one.mean, 2)}`));
         const shown = one.ids ? one.ids.length : one.num_tokens;
-        facts.append(element("span", "", `${percent(shown ? one.num_negative / shown : 0)} negative`));
+        const share = percent(shown ? one.num_negative / shown : 0);
+        if (corpus.has_selection) {
+          facts.append(element("span", "", `mean ${signed(one.mean, 2)}`));
+          facts.append(element("span", "", `${share} negative`));
+        }
+        if (detector) facts.append(element("span", "", `${one.num_bad.toFixed(1)} bad`));
+        if (!corpus.has_selection) facts.append(element("span", "", `${share} likely bad`));
         if (one.num_noisy) facts.append(element("span", "", `${count(one.num_noisy)} noisy`));
         const button = element("button", "", facts, element("span", "preview", one.preview));
         button.type = "button";
@@ -219,7 +232,18 @@
     });
   }
 
-  function color(quality) {
+  // The class of a color for the tokens from `start` to `stop` of the sample that is shown.
+  function color(start, stop) {
+    const mean = (values) => values.slice(start, stop).reduce((a, b) => a + b) / (stop - start);
+    if (state.color === "posterior") {
+      // A piece of several tokens is as bad as its worst one.
+      const level = Math.round(Math.max(...sample.posterior.slice(start, stop)) * corpus.color_levels);
+      return level ? `b${level}` : "";
+    }
+    return colorOf(mean(sample.quality));
+  }
+
+  function colorOf(quality) {
     const [low, center, high] = corpus.scale;
     const distance = quality - center;
     const end = distance > 0 ? high - center : center - low;
@@ -254,8 +278,7 @@
       response.setAttribute("role", "group");
       response.setAttribute("aria-label", "Response tokens");
       for (const [text, length] of block) {
-        const quality = sample.quality.slice(token, token + length).reduce((a, b) => a + b) / length;
-        const piece = element("span", `t ${color(quality)}`, ...withLineBreaks(text));
+        const piece = element("span", `t ${color(token, token + length)}`, ...withLineBreaks(text));
         piece.dataset.start = token;
         piece.dataset.stop = token + length;
         piece.tabIndex = isFirst ? 0 : -1;
@@ -292,9 +315,10 @@
     }
     const negative = signs.filter((sign) => sign < 0).length;
     const facts = [
-      `mean quality ${signed(sample.mean)}`,
-      `${count(negative)} of ${count(signs.length)} response tokens negative`,
+      `${count(negative)} of ${count(signs.length)} response tokens ${corpus.has_selection ? "negative" : "likely bad"}`,
     ];
+    if (corpus.has_selection) facts.unshift(`mean quality ${signed(sample.mean)}`);
+    if (detector) facts.push(`expected bad tokens: ${sample.num_bad.toFixed(1)}`);
     if (sample.num_noisy) {
       facts.push(`${count(sample.num_noisy)} noisy${sample.noise_kind ? `: ${sample.noise_kind}` : ""}`);
     }
@@ -304,13 +328,55 @@
   const probability = (p) => (p >= 0.0001 || p === 0 ? p.toPrecision(3) : p.toExponential(2));
   const SIGNS = { 1: "learned", 0: "ignored", [-1]: "negative" };
 
+  function detectorFacts(index, fact) {
+    if (!detector) return [];
+    const facts = [fact("probability of being bad", percent(sample.posterior[index]))];
+    const kind = detector.kinds[sample.kind[index]];
+    if (kind !== undefined) facts.push(fact("likely kind, if bad", kind));
+    return facts;
+  }
+
+  // The features that speak most for a piece being bad: of its worst token.
+  async function drawTelling(piece) {
+    const place = at("telling");
+    if (!place) return;
+    place.replaceChildren();
+    if (!piece || !detector.explains) return;
+    const { start, stop } = piece.dataset;
+    const inside = sample.posterior.slice(start, stop);
+    const token = Number(start) + inside.indexOf(Math.max(...inside));
+    const row = sample.row;
+    const isShown = () => sample && sample.row === row && piece.classList.contains("shown");
+    // Pointing passes over many tokens; each answer costs the server some milliseconds.
+    await new Promise((done) => setTimeout(done, 120));
+    if (!isShown()) return;
+    if (corpus.samples === null) place.textContent = "…";
+    let told;
+    try {
+      told = await origin.telling(row, token);
+    } catch (error) {
+      if (isShown()) place.textContent = `What speaks for it cannot be loaded (${error.message}).`;
+      return;
+    }
+    if (!isShown()) return;
+    place.replaceChildren();
+    if (told === null) return;
+    const named = told.map(([name, loss]) => `${name} (${signed(loss, 1)})`);
+    place.append(
+      element("span", "", "Speaks for bad (log-odds): "),
+      named.join(" · ") || "nothing",
+    );
+  }
+
   function drawToken(piece) {
     for (const other of at("blocks").querySelectorAll(".shown")) other.classList.remove("shown");
     if (!piece) {
+      drawTelling(null);
       at("token").replaceChildren(element("p", "", "Point at a token, or move with ← and →."));
       return;
     }
     piece.classList.add("shown");
+    drawTelling(piece);
     const signs = polarity(sample);
     const text = piece.textContent.replaceAll(" ", "␣");
     const fact = (name, value) => element("div", "", element("dt", "", name), element("dd", "", value));
@@ -323,13 +389,18 @@
         ...(corpus.has_reference
           ? [fact("reference", probability(sample.reference[index]))]
           : []),
-        fact("quality", signed(sample.quality[index])),
-        fact(
-          "rank from the worst",
-          `${count(sample.rank[index])} of ${count(corpus.num_tokens)} (${percent(sample.rank[index] / corpus.num_tokens)})`,
-        ),
-        fact("selection", SIGNS[signs[index]] + noisy),
+        ...detectorFacts(index, fact),
       );
+      const rank = `${count(sample.rank[index])} of ${count(corpus.num_tokens)} (${percent(sample.rank[index] / corpus.num_tokens)})`;
+      if (corpus.has_selection) {
+        facts.push(
+          fact("quality", signed(sample.quality[index])),
+          fact("rank from the worst", rank),
+          fact("selection", SIGNS[signs[index]] + noisy),
+        );
+      } else if (noisy) {
+        facts.push(fact("noise", "known"));
+      }
     }
     at("token").replaceChildren(...facts);
   }
@@ -354,7 +425,9 @@
     at("own").disabled = own;
     at("own").textContent = `reset to ${corpus.rho.toFixed(3)}`;
     const parts = [];
-    if (own) {
+    if (!corpus.has_selection) {
+      parts.push(`${percent(corpus.own_negative / corpus.num_tokens)} of ${count(corpus.num_tokens)} tokens are bad with a probability of at least 50%`);
+    } else if (own) {
       parts.push(`As selected: ${percent(corpus.own_negative / corpus.num_tokens)} of ${count(corpus.num_tokens)} tokens negative`);
     } else if (corpus.by_source) {
       parts.push(`At rho ${rho.toFixed(3)}: one threshold per source`);
@@ -362,6 +435,7 @@
       const value = signed(bounds(0).positive);
       parts.push(`At rho ${rho.toFixed(3)}: not learned if ${corpus.by_sample ? "the sample’s mean quality" : "quality"} is below ${value}`);
     }
+    if (detector) parts.push(`expected bad tokens: ${count(Math.round(detector.num_bad))}`);
     if (corpus.noise) {
       const noise = corpus.noise;
       const [marked, found] = own
@@ -369,7 +443,7 @@
         : [noise.num_not_positive[stepOf(rho)], noise.num_found[stepOf(rho)]];
       const precision = marked ? percent(found / marked) : "–";
       parts.push(
-        `known noise among the tokens not learned: precision ${precision}, recall ${percent(found / noise.num_noisy)} (chance: ${percent(noise.num_noisy / noise.num_known)}, ${percent(marked / noise.num_known)})`,
+        `known noise among the ${corpus.has_selection ? "tokens not learned" : "likely bad tokens"}: precision ${precision}, recall ${percent(found / noise.num_noisy)} (chance: ${percent(noise.num_noisy / noise.num_known)}, ${percent(marked / noise.num_known)})`,
       );
     }
     at("figures").textContent = parts.join(" · ");
@@ -419,6 +493,13 @@
   at("source").addEventListener("change", (event) => filter("source", event.target.value));
   at("min").addEventListener("change", (event) => filter("min", Number(event.target.value)));
   at("sort").addEventListener("change", (event) => filter("sort", event.target.value));
+  if (detector) {
+    at("color").addEventListener("change", (event) => {
+      state.color = event.target.value;
+      drawRamp();
+      if (sample) drawSample();
+    });
+  }
   at("back").addEventListener("click", () => turn(-1));
   at("on").addEventListener("click", () => turn(1));
   at("previous").addEventListener("click", () => choose(chosen - 1));
@@ -461,12 +542,23 @@
     option.value = index;
     at("source").append(option);
   });
-  const [low, , high] = corpus.scale;
-  at("low").textContent = signed(low, 2);
-  at("high").textContent = signed(high, 2);
-  for (let level = -corpus.color_levels; level <= corpus.color_levels; level++) {
-    at("ramp").append(element("i", level < 0 ? `b${-level}` : level > 0 ? `g${level}` : ""));
+  function drawRamp() {
+    const isPosterior = state.color === "posterior";
+    const [low, , high] = corpus.scale;
+    at("ramp-name").textContent = isPosterior ? "probability of being bad" : "";
+    at("low").textContent = isPosterior ? "0" : signed(low, 2);
+    at("high").textContent = isPosterior ? "1" : signed(high, 2);
+    const levels = [];
+    for (let level = corpus.color_levels; level > 0; level--) levels.push(`b${level}`);
+    levels.push("");
+    for (let level = 1; level <= corpus.color_levels; level++) levels.push(`g${level}`);
+    const shown = isPosterior ? levels.slice(0, corpus.color_levels + 1).reverse() : levels;
+    at("ramp").replaceChildren(...shown.map((level) => element("i", level)));
   }
+
+  at("sort").value = state.sort;
+  if (detector) at("color").value = state.color;
+  drawRamp();
   at("key-ignored").hidden = !corpus.ignores;
   setRho(null);
   clearTimeout(waiting);

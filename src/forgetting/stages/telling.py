@@ -1,0 +1,88 @@
+"""Names the features that speak most for a token being bad.
+
+Input: a run in which the detector has run. Output: a function of a sample and tokens in it, as the
+inspector asks. The detector is fitted again on the first call, from the copies with planted noise;
+this takes seconds.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forgetting.config import Recipe
+from forgetting.method.columns import columns_of
+from forgetting.method.detector import Detector
+from forgetting.rundir.scores import ScoredCorpus, ScoreShard
+from forgetting.stages.corpus_detection import features_of, fitted_detector, segment_ends
+
+NUM_FEATURES = 5
+
+
+class TellingFeatures:
+    """Names the features that speak most for tokens being bad. May be called by several threads.
+
+    Args:
+        recipe: of the run.
+        run: the run directory.
+    """
+
+    def __init__(self, recipe: Recipe, run: Path) -> None:
+        self._recipe = recipe
+        self._run = run
+        self._fitting = threading.Lock()
+        self._shard: tuple[int, ScoreShard] | None = None
+
+    def __call__(self, row: int, tokens: Sequence[int]) -> list[list[tuple[str, float]]]:
+        """The features of some tokens.
+
+        Args:
+            row: of the sample in D_train.
+            tokens: places in its response.
+
+        Returns:
+            For each token at most five pairs (name, what the feature adds to the log-odds), largest
+            first.
+
+        Raises:
+            InputError: scores or copies are missing or damaged, or belong to other tokens.
+        """
+        with self._fitting:
+            features = self._features(row)
+            return self._detector.telling_features(features[list(tokens)], NUM_FEATURES)
+
+    @cached_property
+    def _corpus(self) -> ScoredCorpus:
+        return ScoredCorpus(self._run)
+
+    @cached_property
+    def _detector(self) -> Detector:
+        return fitted_detector(self._recipe, self._run, self._corpus.fingerprint)
+
+    @cached_property
+    def _ends(self) -> NDArray[np.bool_]:
+        return segment_ends(self._recipe.model)
+
+    def _features(self, row: int) -> NDArray[np.float32]:
+        """Features of a sample's response tokens, shape (response tokens, features)."""
+        starts = np.r_[0, np.cumsum(self._corpus.shard_sizes)]
+        index = int(np.searchsorted(starts, row, side="right")) - 1
+        passes = self._recipe.detector_passes
+        if self._shard is None or self._shard[0] != index:
+            self._shard = index, self._corpus.shard(index, columns_of(passes), ["labels"])
+        shard, place = self._shard[1], row - int(starts[index])
+        stop = int(shard.lengths[: place + 1].sum())
+        tokens = slice(stop - int(shard.lengths[place]), stop)
+        sample = ScoreShard(
+            shard.sample_ids[place : place + 1],
+            shard.lengths[place : place + 1],
+            {name: values[tokens] for name, values in shard.columns.items()},
+            shard.samples.slice(place, 1),
+        )
+        (part,) = features_of(sample, passes, self._ends)
+        return part.features

@@ -1,0 +1,44 @@
+"""The features that speak for a token being bad are those of the detector that judged it."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from forgetting.config import load_recipe
+from forgetting.errors import InputError
+from forgetting.method.columns import columns_of
+from forgetting.rundir import layout
+from forgetting.rundir.scores import ScoredCorpus
+from forgetting.stages.corpus_detection import features_of, fitted_detector, segment_ends
+from forgetting.stages.telling import NUM_FEATURES, TellingFeatures
+
+pytestmark = pytest.mark.usefixtures("with_few_trees")
+
+
+def test_they_are_those_of_the_whole_corpus_in_any_order(detected_run):
+    recipe, run = load_recipe(detected_run[0]), detected_run[1]
+    corpus = ScoredCorpus(run)
+    assert len(corpus.shard_sizes) > 1
+    ends, passes = segment_ends(recipe.model), recipe.detector_passes
+    shards = list(corpus.scores(columns_of(passes), ["labels"]))
+    parts = [part.features for shard in shards for part in features_of(shard, passes, ends)]
+    features = np.concatenate(parts)
+    starts = np.r_[0, np.cumsum(np.concatenate([shard.lengths for shard in shards]))]
+    detector = fitted_detector(recipe, run, corpus.fingerprint)
+    telling = TellingFeatures(recipe, run)
+    for row in (59, 0, 25, 24):
+        own = features[starts[row] : starts[row + 1]]
+        found = telling(row, [2, 0])
+        assert found == detector.telling_features(own[[2, 0]], NUM_FEATURES)
+        assert all(0 < len(each) <= NUM_FEATURES for each in found)
+
+
+def test_copies_that_are_gone_are_named(detected_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(detected_run[1], run)
+    shutil.rmtree(layout.probe_dir(run))
+    with pytest.raises(InputError, match="probe"):
+        TellingFeatures(load_recipe(detected_run[0]), run)(0, [0])
