@@ -29,11 +29,14 @@ def test_they_are_those_of_the_whole_corpus_in_any_order(detected_run):
     starts = np.r_[0, np.cumsum(np.concatenate([shard.lengths for shard in shards]))]
     detector = fitted_detector(recipe, run, corpus.fingerprint)
     telling = TellingFeatures(recipe, run)
+    told = []
     for row in (59, 0, 25, 24):
         own = features[starts[row] : starts[row + 1]]
         found = telling(row, [2, 0])
         assert found == detector.telling_features(own[[2, 0]], NUM_FEATURES)
-        assert all(0 < len(each) <= NUM_FEATURES for each in found)
+        told += map(len, found)
+    # Nothing may speak for a token.
+    assert 0 < max(told) <= NUM_FEATURES
 
 
 def test_copies_that_are_gone_are_named(detected_run, tmp_path):
