@@ -260,8 +260,8 @@ def reliability_diagram(figure_id: str, bins: Sequence[CalibrationBin]) -> str |
     bottom.set_xlim(-0.03, 1.03)
     bottom.set_xlabel("mean posterior of the bin", color=MUTED)
     label = (
-        f"Reliability diagram of {len(bins)} bins with {sum(counts):,.0f} tokens; see the table for "
-        "numbers"
+        f"Reliability diagram of {len(bins)} bins with {sum(counts):,.0f} tokens; see the table "
+        "for numbers"
     )
     return _svg(figure, figure_id, label)
 
