@@ -8,15 +8,15 @@ of text, models or files.
 
 The copies in the probe come from the corpus itself, so the tokens in which nothing was planted are
 as noisy as the corpus. A classifier fitted on them learns that noise as clean. So the detector is
-fitted twice: the first fit says how likely each unplanted token is bad (out of fold, with the share
-that `forgetting.method.shares` estimates), and in the second it counts as much as it is clean. On
-Alpaca records with 9 % bad tokens this raises the average precision from 0.68 to 0.82.
+fitted twice: the first fit says how likely each unplanted token is bad (out of fold, with shares of
+`forgetting.method.shares`), and in the second it counts as much as it is clean. On Alpaca records
+with 9 % bad tokens this raises the average precision from 0.68 to 0.85.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -30,10 +30,12 @@ from forgetting.method.calibration import (
 from forgetting.method.corruptions import CLEAN
 from forgetting.method.detector_report import DetectorReport, auroc_of, describe
 from forgetting.method.shares import (
-    Contamination,
     Shares,
-    estimate_contamination,
     estimate_shares,
+    first_shares,
+    posteriors,
+    probe_shares,
+    unmarked_noise,
 )
 
 NUM_FOLDS = 5
@@ -112,6 +114,26 @@ class Findings:
     kinds: tuple[str, ...]
     shares: Shares | None
     """Share of bad tokens and bad samples, with intervals; None if nothing could be learned."""
+    probe_shares: NDArray[np.float64] | None = None
+    """Share of each kind in the probe, shape (kinds,); None if nothing was found."""
+
+    def judge(self, evidence: Evidence) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+        """Posterior and likely kind of tokens, of this corpus or of another one like it.
+
+        Returns:
+            The probability that each token is bad, 0 if nothing was found, shape (tokens,); and
+            the place of its likeliest kind in `kinds`, shape (tokens,).
+        """
+        if not self.found or self.shares is None or self.probe_shares is None:
+            nothing = _nothing(self.reason, evidence, self.kinds, None)
+            return nothing.posterior, nothing.likely_kind
+        by_kind = posteriors(
+            evidence.log_odds,
+            evidence.kind_probs,
+            self.probe_shares,
+            np.array(self.shares.by_kind),
+        )
+        return by_kind.sum(1).astype(np.float32), by_kind.argmax(1).astype(np.int8)
 
     def expected_bad_tokens(self, lengths: ArrayLike) -> NDArray[np.float64]:
         """Sum of the posteriors of each sample; shape (samples,)."""
@@ -133,7 +155,8 @@ class Detector:
     _fold_of_record: dict[int, int] = field(default_factory=dict, repr=False)
     _calibration: Calibration = (1.0, 1.0, 0.0)
     _clean_medians: NDArray | None = field(default=None, repr=False)
-    _contamination: Contamination | None = field(default=None, repr=False)
+    _probe_shares: NDArray | None = field(default=None, repr=False)
+    _first_shares: NDArray | None = field(default=None, repr=False)
 
     def weigh(
         self, features: NDArray[np.float32], lengths: ArrayLike, records: ArrayLike
@@ -182,30 +205,36 @@ class Detector:
             seed: of the bootstrap.
         """
         lengths = np.asarray(lengths, dtype=np.int64)
-        likely = (
-            evidence.kind_probs.argmax(1).astype(np.int8)
-            if self.kinds
-            else np.zeros(len(evidence.log_odds), np.int8)
-        )
         problem = self.problem
         if problem is None and (lengths > 0).sum() < SMALLEST_NUM_SAMPLES:
             problem = (
                 f"The corpus has {int((lengths > 0).sum())} samples with a response; fewer than "
                 f"{SMALLEST_NUM_SAMPLES} say nothing."
             )
-        if problem or self.report is None or self._contamination is None:
-            nothing = np.zeros(len(evidence.log_odds), np.float32)
-            return Findings(False, f"Nothing found. {problem}", nothing, likely, self.kinds, None)
+        if problem or self.report is None or self._probe_shares is None:
+            return _nothing(f"Nothing found. {problem}", evidence, self.kinds, None)
+        assert self._first_shares is not None
         shares = estimate_shares(
-            self._contamination,
-            self.report.share_planted,
             evidence.log_odds,
             evidence.kind_probs,
             lengths,
+            self._probe_shares,
+            self._first_shares,
             seed=seed,
         )
         found, reason = _verdict(self.report, shares)
-        return Findings(found, reason, shares.posterior, likely, self.kinds, shares)
+        if not found:
+            return _nothing(reason, evidence, self.kinds, shares)
+        findings = Findings(
+            True,
+            reason,
+            shares.posterior,
+            np.zeros(len(shares.posterior), np.int8),
+            self.kinds,
+            shares,
+            self._probe_shares,
+        )
+        return replace(findings, likely_kind=findings.judge(evidence)[1])
 
     def telling_features(
         self, features: NDArray[np.float32], count: int = 5
@@ -287,19 +316,11 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
     detector._models = _fit_folds(features, bad, weights, folds, seed)
     first = detector._evidence(probe.features, folds)
     first_log_odds = calibrate(first.log_odds, fit_calibration(first.log_odds, bad))
-    contamination = estimate_contamination(
-        first_log_odds,
-        first.kind_probs,
-        _codes(probe.kinds, kinds),
-        probe.lengths,
-        seed=seed,
-    )
-    detector._contamination = contamination
-    if contamination.share > 0:
-        # Planted noise against the corpus as it is; the ratio is 1 / share where all is noise.
-        log_ratio = first_log_odds - np.log(bad.mean() / (1 - bad.mean()))
-        unmarked = np.exp(np.minimum(np.log(contamination.share) + log_ratio, 0))
-        weights = np.where(bad, 1.0, 1 - unmarked)
+    codes = _codes(probe.kinds, kinds)
+    detector._first_shares = first_shares(first_log_odds, first.kind_probs, codes)
+    if detector._first_shares.any():
+        unmarked = unmarked_noise(first_log_odds, first.kind_probs, codes, detector._first_shares)
+        weights = 1 - unmarked
         detector._models = _fit_folds(features, bad, weights, folds, seed)
     raw = detector._evidence(probe.features, folds)
     scaled = np.empty(len(bad))
@@ -308,6 +329,7 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
         calibration = fit_calibration(raw.log_odds[~held], bad[~held], weights[~held])
         scaled[held] = calibrate(raw.log_odds[held], calibration)
     detector._calibration = fit_calibration(raw.log_odds, bad, weights)
+    detector._probe_shares = probe_shares(codes, len(kinds), weights)
     left_out = (
         _leave_kinds_out(features, probe.kinds, kinds, weights, folds, seed)
         if leave_kinds_out
@@ -443,6 +465,16 @@ def _leave_kinds_out(
         score = model.decision_function(features[measured])
         found[kind] = auroc_of(of_kind[measured], score, weights[measured])
     return found
+
+
+def _nothing(
+    reason: str, evidence: Evidence, kinds: tuple[str, ...], shares: Shares | None
+) -> Findings:
+    """Findings by which no token is bad."""
+    size = len(evidence.log_odds)
+    likely = evidence.kind_probs.argmax(1) if kinds else np.zeros(size)
+    nothing = np.zeros(size, np.float32)
+    return Findings(False, reason, nothing, likely.astype(np.int8), kinds, shares)
 
 
 def _verdict(report: DetectorReport, shares: Shares) -> tuple[bool, str]:

@@ -1,15 +1,15 @@
 """Estimates how much of a corpus is bad from how a detector of planted noise sees it.
 
-Input: evidence on tokens with planted noise, and on the corpus. Output: how much unmarked noise
-the copies hold (`Contamination`), and for the corpus the share of bad tokens and samples with 90 %
-intervals and the posterior of each token (`Shares`). Nothing here fits a classifier.
+Input: evidence on tokens with planted noise, and on the corpus. Output: for each kind the share of
+the corpus that looks like it, with an interval, and the posterior of each token (`Shares`). Nothing
+here fits a classifier.
 
 The copies come from the corpus, so the tokens in which nothing was planted are as noisy as the
-corpus. If a share `a` of them looks like planted noise, then above every score the share of
-unplanted tokens is at least `a` times the share of planted ones, and at the highest scores, which
-no clean token reaches, it is about that (the best bin of Garg et al. 2021, arXiv 2111.00980).
-What is found there is mostly of the kinds that are easiest to see, so each kind counts by how much
-of it is found there (black-box shift estimation, Lipton et al. 2018, arXiv 1802.03916).
+corpus. If a share `a` of them looks like a kind, then above every score the share of unplanted
+tokens is at least `a` times that of tokens of the kind, and at the highest scores, which no clean
+token reaches, it is about that (the best bin of Garg et al. 2021, arXiv 2111.00980). These first
+shares say how likely each unplanted token is bad, and so what a clean token looks like. From there
+the shares of the corpus follow by expectation maximization (Saerens et al. 2002).
 """
 
 from __future__ import annotations
@@ -19,41 +19,25 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from forgetting.method.calibration import sigmoid
-
-RECALLS = (0.2, 0.3, 0.4, 0.5)
-"""Shares of the planted tokens above the scores that are looked at."""
-MOST_GROWTH = 1.9
+RECALLS = (0.2, 0.3, 0.5)
+"""Shares of the planted tokens of a kind above the scores that are looked at."""
+GROWTH = (1.7, 2.2)
 """Noise adds the same share at every score; clean tokens that look like it add more at lower ones.
-Of two normal distributions a standard deviation or more apart, the share at the lowest score is at
-least 1.9 times that at the highest. So the lower end of the interval counts in full if the two
-agree, not at all at 1.9, and in proportion between."""
-SMALLEST_SEPARATION = 0.75
-"""AUROC of planted against unplanted tokens below which the lower end of the interval is 0."""
-LARGEST_SHARE = 0.9
+A kind counts in full if its share at the lowest score is at most 1.7 times that at the highest, and
+not at all from 2.2 on."""
+SMALLEST_NUM_TOKENS = 30
+"""A kind with fewer planted tokens starts from its part of the planted noise."""
+LARGEST_SHARE = 0.5
 SMALLEST_SHARE = 0.005
 """A lower end of the interval below this share counts as 0."""
-MISMATCH = 1.4
-"""Factor by which the interval is widened on both sides, because real noise is never made like
-planted noise: the estimates for injected noise were off by up to that much."""
-NUM_RESAMPLES = 200
+MISMATCH = (1.5, 2.5)
+"""Factors by which the interval is widened down and up, because real noise is never made like
+planted noise: estimates for injected noise were 0.4 to 1.4 times its share."""
+NUM_RESAMPLES = 50
 LEVEL = 0.9
-# A kind of which less than this part of the recall is found counts as if that much were.
-_SMALLEST_RECALL = 0.3
-_NUM_BINS = 400
-_EM_STEPS = 200
-
-
-@dataclass(frozen=True)
-class Contamination:
-    """How much unmarked noise the copies hold."""
-
-    share: float
-    """Share of bad tokens among those in which nothing was planted."""
-    resampled: NDArray[np.float64]
-    """The same for resampled copies; shape (resamples,)."""
-    resampled_low: NDArray[np.float64]
-    """The least that it can be, shape (resamples,)."""
+TOKENS_RESAMPLED = 50_000
+_EM_STEPS = 50
+_EM_STEPS_RESAMPLED = 10
 
 
 @dataclass(frozen=True)
@@ -63,7 +47,7 @@ class Shares:
     share: float
     """Share of bad tokens: the mean posterior."""
     interval: tuple[float, float]
-    """90 % interval of `share`, by bootstrap over copies and corpus samples, widened."""
+    """90 % interval of `share`, by bootstrap over samples, widened."""
     share_samples: float
     """Share of samples with a token whose posterior is at least 0.5."""
     interval_samples: tuple[float, float]
@@ -71,147 +55,164 @@ class Shares:
     """Share of tokens of each kind, in the detector's order of kinds."""
     posterior: NDArray[np.float32]
     """Probability that a token is bad; shape (tokens,)."""
-    shift: float
-    """What `posterior_of` adds to the log-odds of a token."""
 
 
-def estimate_contamination(
-    log_odds: NDArray,
-    kind_probs: NDArray,
-    kinds: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    *,
-    seed: int = 0,
-) -> Contamination:
-    """Estimate how many of the tokens in which nothing was planted are bad.
+def first_shares(
+    log_odds: NDArray, kind_probs: NDArray, kinds: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Share of each kind among the tokens in which nothing was planted; shape (kinds,).
 
     Args:
         log_odds: planted against not planted, out of fold, shape (tokens,).
         kind_probs: probability of each kind if bad, shape (tokens, kinds).
         kinds: index of the planted kind, -1 where nothing was planted, shape (tokens,).
-        lengths: response tokens of each copy, shape (copies,).
-        seed: of the bootstrap.
     """
-    planted = kinds >= 0
-    num_kinds, num_copies = kind_probs.shape[1], len(lengths)
-    of_copy = np.repeat(np.arange(num_copies), lengths)
-    weights = np.random.default_rng(seed).poisson(1.0, (NUM_RESAMPLES, num_copies))
-    weights = np.concatenate([np.ones((1, num_copies)), weights])  # The first is the estimate.
-    prior = np.bincount(kinds[planted], minlength=num_kinds) / max(planted.sum(), 1)
-    totals = [
-        np.bincount(of_copy[kinds == kind], minlength=num_copies) for kind in range(-1, num_kinds)
-    ]
-
-    def ratios(recall: float) -> NDArray[np.float64]:
-        above = log_odds >= np.quantile(log_odds[planted], 1 - recall)
-        if not (above & ~planted).any():
-            return np.zeros(len(weights))
-        found = [
-            weights
-            @ np.bincount(of_copy[above & (kinds == kind)], minlength=num_copies)
-            / np.maximum(weights @ total, 1)
-            for kind, total in zip(range(-1, num_kinds), totals, strict=True)
-        ]  # Share of the tokens of each kind that are above, the unplanted ones first.
-        mixture = _mixture_of_kinds(kind_probs[above & ~planted], prior)
-        seen = [np.maximum(each, _SMALLEST_RECALL * recall) for each in found[1:]]
-        return found[0] * sum(part / each for part, each in zip(mixture, seen, strict=True))
-
-    found = np.minimum([ratios(recall) for recall in RECALLS], LARGEST_SHARE)
-    likely, least = found.min(axis=0), found[0]
-    growth = float(found[-1, 0] / max(found[0, 0], 1e-9))
-    if _separation(log_odds, planted) < SMALLEST_SEPARATION:
-        growth = MOST_GROWTH
-    least = least * np.clip((MOST_GROWTH - growth) / (MOST_GROWTH - 1), 0, 1)
-    return Contamination(float(likely[0]), likely[1:], least[1:])
+    num_kinds = kind_probs.shape[1]
+    planted = np.bincount(kinds[kinds >= 0], minlength=num_kinds)
+    shares = np.zeros(num_kinds)
+    for kind in np.flatnonzero(planted >= SMALLEST_NUM_TOKENS):
+        scores = log_odds + np.log(np.maximum(kind_probs[:, kind], 1e-6))
+        found, others = scores[kinds == kind], scores[kinds < 0]
+        scores_at = np.quantile(found, 1 - np.array(RECALLS))
+        ratios = [np.mean(others >= score) / np.mean(found >= score) for score in scores_at]
+        growth = ratios[-1] / max(ratios[0], 1e-9)
+        counts = np.clip((GROWTH[1] - growth) / (GROWTH[1] - GROWTH[0]), 0, 1)
+        shares[kind] = min(ratios) * counts
+    few = planted < SMALLEST_NUM_TOKENS
+    shares[few] = shares.sum() * planted[few] / max(planted.sum(), 1)
+    return shares * min(1.0, LARGEST_SHARE / max(shares.sum(), 1e-9))
 
 
-def _separation(log_odds: NDArray, planted: NDArray[np.bool_]) -> float:
-    """AUROC of planted against unplanted tokens."""
-    others = np.sort(log_odds[~planted])
-    found = log_odds[planted]
-    below = np.searchsorted(others, found, "left") + np.searchsorted(others, found, "right")
-    return float(below.mean()) / (2 * max(len(others), 1))
+def unmarked_noise(
+    log_odds: NDArray, kind_probs: NDArray, kinds: NDArray[np.int64], shares: NDArray
+) -> NDArray[np.float64]:
+    """Probability that a token in which nothing was planted is bad, 0 for the others.
 
-
-def _mixture_of_kinds(kind_probs: NDArray, prior: NDArray) -> NDArray[np.float64]:
-    """Shares of the kinds among bad tokens, by expectation maximization (Saerens et al. 2002).
+    Planted noise is compared with the corpus as it is, so the ratio of a kind's density to that of
+    the unplanted tokens is at most 1 / share, where all of them are noise.
 
     Args:
-        kind_probs: by a classifier that saw the kinds in the shares `prior`, shape (tokens, kinds).
-        prior: shape (kinds,). It counts as one more token.
+        log_odds: as in `first_shares`.
+        kind_probs: as there.
+        kinds: as there.
+        shares: of the kinds among the unplanted tokens, shape (kinds,).
     """
-    ratio = kind_probs / np.maximum(prior, 1e-9)
-    mixture = prior
-    for _ in range(_EM_STEPS):
-        joint = ratio * mixture
-        joint = joint / np.maximum(joint.sum(1, keepdims=True), 1e-12)
-        updated = (joint.sum(0) + prior) / (len(joint) + 1)
-        if np.abs(updated - mixture).max() < 1e-6:
-            break
-        mixture = updated
-    return mixture
+    ratios = np.exp(_log_ratios(log_odds, kind_probs, probe_shares(kinds, len(shares))))
+    return np.where(kinds >= 0, 0.0, np.minimum(ratios @ shares, 1.0))
+
+
+def probe_shares(
+    kinds: NDArray[np.int64], num_kinds: int, weights: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
+    """Share of each kind among the tokens of the copies; shape (kinds,).
+
+    Args:
+        kinds: as in `first_shares`.
+        num_kinds: how many there are.
+        weights: how much each token counts, shape (tokens,); default: 1.
+    """
+    if weights is None:
+        weights = np.ones(len(kinds))
+    planted = kinds >= 0
+    return np.bincount(kinds[planted], weights[planted], minlength=num_kinds) / weights.sum()
+
+
+def posteriors(
+    log_odds: NDArray, kind_probs: NDArray, probe: NDArray, shares: NDArray
+) -> NDArray[np.float64]:
+    """Probability of each kind for each token, by Bayes' rule; shape (tokens, kinds).
+
+    Args:
+        log_odds: planted against clean, at the shares of the probe, shape (tokens,).
+        kind_probs: probability of each kind if bad, shape (tokens, kinds).
+        probe: share of each kind in the probe, shape (kinds,).
+        shares: share of each kind in the corpus, shape (kinds,).
+    """
+    joint = np.exp(_log_ratios(log_odds, kind_probs, probe)) * shares
+    return joint / (joint.sum(1, keepdims=True) + 1 - shares.sum())
+
+
+def _log_ratios(log_odds: NDArray, kind_probs: NDArray, probe: NDArray) -> NDArray[np.float64]:
+    """Log of the density of each kind over that of the other tokens; shape (tokens, kinds)."""
+    odds = np.asarray(log_odds, dtype=np.float64)[:, None] + np.log(np.maximum(kind_probs, 1e-9))
+    return np.clip(odds + np.log((1 - probe.sum()) / np.maximum(probe, 1e-9)), -40, 40)
 
 
 def estimate_shares(
-    contamination: Contamination,
-    probe_share: float,
     log_odds: NDArray,
     kind_probs: NDArray,
     lengths: NDArray[np.int64],
+    probe: NDArray,
+    first: NDArray,
     *,
     seed: int = 0,
 ) -> Shares:
     """Estimate how much of a corpus is bad.
 
     Args:
-        contamination: of the copies, which come from that corpus.
-        probe_share: share of planted tokens at which the log-odds are meant.
-        log_odds: planted against clean, shape (tokens,).
+        log_odds: planted against clean, at the shares of the probe, shape (tokens,).
         kind_probs: shape (tokens, kinds).
         lengths: response tokens of each sample of the corpus.
+        probe: share of each kind in the probe, shape (kinds,).
+        first: where the estimate starts, shape (kinds,); see `first_shares`.
         seed: of the bootstrap.
     """
-    shift = posterior_shift(contamination.share, probe_share)
-    posterior = posterior_of(log_odds, shift)
-    drawn = np.random.default_rng(seed).poisson(1.0, (NUM_RESAMPLES, len(lengths)))
-    drawn = drawn.astype(np.float64)
-    centers, counts = _histograms(log_odds, lengths)
-    tokens = np.maximum(drawn @ counts, 0.0)
-
-    def means(shares: NDArray) -> NDArray[np.float64]:
-        shifts = np.array([posterior_shift(share, probe_share) for share in shares])
-        posteriors = posterior_of(centers[None], shifts[:, None])
-        return (tokens * posteriors).sum(1) / np.maximum(tokens.sum(1), 1.0)
-
-    edge = 100 * (1 - LEVEL) / 2
-    low = float(np.percentile(means(contamination.resampled_low), edge)) / MISMATCH
-    high = float(np.percentile(means(contamination.resampled), 100 - edge)) * MISMATCH
-    bad_samples = _any_above(posterior, lengths, 0.5)
-    of_samples = drawn @ bad_samples / np.maximum(drawn.sum(1), 1)
-    low_samples, high_samples = np.percentile(of_samples, [edge, 100 - edge])
+    ratios = np.exp(_log_ratios(log_odds, kind_probs, probe))
+    shares = _expectation_maximization(ratios, first, np.ones(len(ratios)), _EM_STEPS)
+    posterior = posteriors(log_odds, kind_probs, probe, shares).sum(1)
     size = max(len(posterior), 1)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(lengths))
+    is_drawn = np.zeros(len(lengths), dtype=bool)
+    is_drawn[order[np.cumsum(lengths[order]) <= TOKENS_RESAMPLED]] = True
+    drawn = ratios[np.repeat(is_drawn, lengths)]
+    own_lengths = lengths[is_drawn]
+    bad_samples = _any_above(posterior, lengths, 0.5)
+    found, of_samples = [0.0], [0.0]
+    for _ in range(NUM_RESAMPLES if len(own_lengths) else 0):
+        # As many samples as the corpus has, so that the interval is not that of the drawn ones.
+        spread = len(lengths) / len(own_lengths)
+        counts = rng.poisson(spread, len(own_lengths)) / spread
+        weights = np.repeat(counts, own_lengths)
+        resampled = _expectation_maximization(drawn, shares, weights, _EM_STEPS_RESAMPLED)
+        found.append(float(resampled.sum()))
+        of_samples.append(float(rng.choice(bad_samples, len(bad_samples)).mean()))
+    edges = [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2]
+    low, high = np.percentile(found[1:] or found, edges)
+    low, high = float(low) / MISMATCH[0], float(high) * MISMATCH[1]
+    low_samples, high_samples = np.percentile(of_samples[1:] or of_samples, edges)
     return Shares(
         float(posterior.sum() / size),
         (low if low >= SMALLEST_SHARE else 0.0, min(high, 1.0)),
         float(bad_samples.mean()) if len(bad_samples) else 0.0,
         (float(low_samples), float(high_samples)),
-        tuple(float(value) for value in posterior @ kind_probs / size),
+        tuple(float(share) for share in shares),
         posterior.astype(np.float32),
-        shift,
     )
 
 
-def _histograms(
-    log_odds: NDArray, lengths: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Centers of bins of log-odds, shape (bins,), and tokens of each sample in them, shape
-    (samples, bins)."""
-    values = np.clip(np.asarray(log_odds, dtype=np.float64), -20, 20)
-    bins = np.minimum(((values + 20) / 40 * _NUM_BINS).astype(np.int64), _NUM_BINS - 1)
-    of_sample = np.repeat(np.arange(len(lengths)), lengths)
-    counts = np.bincount(of_sample * _NUM_BINS + bins, minlength=len(lengths) * _NUM_BINS)
-    centers = -20 + 40 * (np.arange(_NUM_BINS) + 0.5) / _NUM_BINS
-    return centers, counts.reshape(len(lengths), _NUM_BINS).astype(np.float64)
+def _expectation_maximization(
+    ratios: NDArray, shares: NDArray, weights: NDArray, steps: int
+) -> NDArray[np.float64]:
+    """Shares of the kinds that make the tokens likeliest; shape (kinds,).
+
+    Args:
+        ratios: density of each kind over that of clean tokens, shape (tokens, kinds).
+        shares: where to start, shape (kinds,).
+        weights: how often each token counts, shape (tokens,).
+        steps: at most so many.
+    """
+    total = float(weights.sum())
+    if not total or not shares.sum():
+        return np.zeros(len(shares))
+    for _ in range(steps):
+        joint = ratios * shares
+        updated = (weights / (joint.sum(1) + 1 - shares.sum())) @ joint / total
+        done = np.abs(updated - shares).max() < 1e-5
+        shares = updated
+        if done:
+            break
+    return shares
 
 
 def _any_above(posterior: NDArray, lengths: NDArray[np.int64], level: float) -> NDArray[np.float64]:
@@ -219,20 +220,3 @@ def _any_above(posterior: NDArray, lengths: NDArray[np.int64], level: float) -> 
     ends = np.cumsum(lengths)
     above = np.r_[0, np.cumsum(posterior >= level)]
     return (above[ends] > above[ends - lengths]).astype(np.float64)
-
-
-def posterior_shift(share: float, probe_share: float) -> float:
-    """What log-odds at one share of bad tokens need at another (Bayes' rule; Saerens et al. 2002).
-
-    Args:
-        share: of bad tokens; -infinity is returned for 0.
-        probe_share: the share at which the log-odds are meant, between 0 and 1.
-    """
-    if share <= 0:
-        return -np.inf
-    return float(np.log(share / (1 - share)) - np.log(probe_share / (1 - probe_share)))
-
-
-def posterior_of(log_odds: NDArray, shift: float | NDArray) -> NDArray[np.float64]:
-    """Posterior of tokens, `sigmoid(log_odds + shift)`; shape (tokens,)."""
-    return sigmoid(np.asarray(log_odds, dtype=np.float64) + shift)

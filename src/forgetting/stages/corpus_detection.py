@@ -31,7 +31,7 @@ from forgetting.method.detector import (
 )
 from forgetting.method.detector_report import DetectorReport
 from forgetting.method.features import PassStatistics, compute_features
-from forgetting.method.shares import Shares, posterior_of
+from forgetting.method.shares import Shares
 from forgetting.models.loading import load_tokenizer
 from forgetting.rundir import layout
 from forgetting.rundir.findings import (
@@ -274,13 +274,10 @@ def _too_short(lengths: NDArray[np.int64]) -> str | None:
 
 def _judged(findings: Findings, evidence: Evidence) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
     """Posterior and likely kind of some tokens; no token is bad if nothing was found."""
-    size = len(evidence.log_odds)
-    posterior = np.zeros(size, np.float32)
-    if findings.found and findings.shares is not None:
-        posterior = posterior_of(evidence.log_odds, findings.shares.shift).astype(np.float32)
     if not findings.kinds:
-        return posterior, np.full(size, -1, np.int8)
-    return posterior, evidence.kind_probs.argmax(1).astype(np.int8)
+        size = len(evidence.log_odds)
+        return np.zeros(size, np.float32), np.full(size, -1, np.int8)
+    return findings.judge(evidence)
 
 
 def _add(
