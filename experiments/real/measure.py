@@ -131,7 +131,7 @@ def halueval(data_dir: Path, count: int) -> list[Item]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data_dir", type=Path)
-    parser.add_argument("--world", choices=["dev", "test"], default="test")
+    parser.add_argument("--world", choices=["dev", "test", "final"], default="test")
     parser.add_argument("--alpaca", type=int, default=1000)
     parser.add_argument("--dolly", type=int, default=500)
     parser.add_argument("--share", type=float, default=0.25, help="share of noisy records")

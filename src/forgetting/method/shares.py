@@ -30,9 +30,9 @@ SMALLEST_NUM_TOKENS = 30
 LARGEST_SHARE = 0.5
 SMALLEST_SHARE = 0.005
 """A lower end of the interval below this share counts as 0."""
-MISMATCH = (1.5, 2.5)
+MISMATCH = (1.5, 3.5)
 """Factors by which the interval is widened down and up, because real noise is never made like
-planted noise: estimates for injected noise were 0.4 to 1.4 times its share."""
+planted noise: estimates for injected noise were 0.3 to 1.4 times its share."""
 NUM_RESAMPLES = 50
 LEVEL = 0.9
 TOKENS_RESAMPLED = 50_000
