@@ -27,7 +27,7 @@ def main(model_path: str, heldout: str, output: str, settings: str) -> None:
         else:
             assert measured is None
     samples = Samples.read(Path(heldout))
-    found["heldout"] = evaluate_heldout(model, samples, **place).model_dump()
+    found["heldout"] = evaluate_heldout(model, samples, **place).result.model_dump()
     if state.is_main_process:
         Path(output).write_text(json.dumps(found))
 

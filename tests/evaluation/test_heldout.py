@@ -45,7 +45,7 @@ def heldout(model, number=10):
 
 def test_heldout_figures_are_those_of_their_definitions(model):
     samples, rows = heldout(model)
-    result = evaluate_heldout(model, samples, tokens_per_batch=30)
+    result = evaluate_heldout(model, samples, tokens_per_batch=30).result
     losses, counts = [], []
     with torch.no_grad():
         double = AutoModelForCausalLM.from_pretrained(model.name_or_path).double()
