@@ -59,5 +59,6 @@ def read_heldout_losses(
 
 def sums_of_samples(samples: Samples, values: NDArray[np.floating]) -> NDArray[np.float64]:
     """Sums of values of response tokens, shape (samples,)."""
-    sums = np.r_[0.0, np.cumsum(values, dtype=np.float64)]
-    return np.diff(sums[samples.response_starts])
+    # Not differences of a running sum, in which a value that is not finite would spoil the rest.
+    places = samples.per_response_token(np.arange(len(samples)))
+    return np.bincount(places, weights=values, minlength=len(samples))
