@@ -54,11 +54,15 @@ def read_heldout_losses(
             f"{file} does not hold one log-probability for each response token. Evaluate again "
             "with `forgetting evaluate`"
         )
-    return sums_of_samples(samples, -log_probs.astype(np.float64) * weights)
+    # A model that diverged has values that are not finite.
+    with np.errstate(invalid="ignore"):
+        return sums_of_samples(samples, -log_probs.astype(np.float64) * weights)
 
 
 def sums_of_samples(samples: Samples, values: NDArray[np.floating]) -> NDArray[np.float64]:
     """Sums of values of response tokens, shape (samples,)."""
     # Not differences of a running sum, in which a value that is not finite would spoil the rest.
     places = samples.per_response_token(np.arange(len(samples)))
-    return np.bincount(places, weights=values, minlength=len(samples))
+    sums = np.zeros(len(samples))
+    np.add.at(sums, places, values)
+    return sums
