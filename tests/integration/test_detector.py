@@ -113,6 +113,10 @@ def test_if_nothing_is_found_the_model_and_its_results_are_those_of_full(
     assert content["verdict"]["same"] == {"corrected": "full", "weighted": "full"}
     said = "weighted is the same model as full, because the detector found nothing."
     assert said in content["sentence"]
+    # What differs is told of models that are not the same.
+    told = content["sentence"].rpartition("On held-out")[2]
+    assert "bounded and training on all tokens" in told
+    assert "weighted" not in told
     assert said in layout.report_page(layout.report_dir(run)).read_text(encoding="utf-8")
     # All is done; a copy that was changed is made again.
     run_stages(detected_run[0], run, overrides=[IN_ANY_ORDER])

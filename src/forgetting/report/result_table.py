@@ -150,7 +150,8 @@ def tabulate(evaluations: Sequence[Evaluation], verdict: Verdict | None = None) 
             for variant, cell in _cells({v: m.metrics[metric] for v, m in found.items()}).items():
                 cells[variant, column.key] = cell
     headline = columns.get(f"{HELDOUT}/{grouped}") or next(iter(columns.values()), None)
-    sentence = _sentence(headline, variants, cells)
+    same = {} if verdict is None else verdict.same
+    sentence = _sentence(headline, [name for name in variants if name not in same], cells)
     return ResultsTable(
         variants=variants,
         columns=list(columns.values()),
