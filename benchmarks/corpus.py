@@ -68,7 +68,7 @@ def small_recipe(run: Path) -> Recipe:
     epochs = (STEPS - 0.5) * BATCH_SIZE / num_samples
     settings = [f"training.epochs={epochs:.10f}", "training.gradient_checkpointing=false"]
     return load_recipe(
-        "quickstart",
+        "forgetting",
         [f"model.name_or_path={run.parent / 'model'}", "model.dtype=float32", *settings],
     )
 

@@ -258,7 +258,7 @@ def stage_peak(run: Path, model: Path) -> int:
     from forgetting.stages.score import SCORE
 
     recipe = load_recipe(
-        "quickstart",
+        "forgetting",
         [
             f"model.name_or_path={model}",
             f"reference.name_or_path={model}",

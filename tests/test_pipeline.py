@@ -311,7 +311,7 @@ def test_the_plan_for_a_directory_of_another_recipe_is_refused(finished_run):
 
 
 # What a recipe of one's own extends names no data or model that is there.
-TO_EXTEND = {"arena", "detector", "quickstart", "baselines", "paper"}
+TO_EXTEND = {"arena", "baselines", "detector", "forgetting", "paper", "quickstart"}
 
 
 @pytest.mark.parametrize("name", sorted(set(shipped_recipes()) - TO_EXTEND))

@@ -452,3 +452,40 @@ def test_corrected_needs_the_detector_and_rho1_the_reference(load):
     assert recipe.score_columns == ["reference_log_probs"]
     assert recipe.needs_reference
     assert not recipe.needs_alternatives
+
+
+def test_without_bad_tokens_a_variant_is_the_first_that_learns_all_with_its_loss(load):
+    recipe = load(
+        variants={
+            "weighted": {},
+            "corrected": {"loss": "dft"},
+            "slow": {"objective": "full", "loss": "dft"},
+            "full": {},
+            "again": {"objective": "full"},
+            "bounded": {"objective": "weighted", "loss": "eaft"},
+            "ignoring": {},
+        }
+    )
+    same = {name: recipe.plain_variant(name) for name in recipe.variants}
+    assert {name: plain for name, plain in same.items() if plain} == {
+        "weighted": "full",
+        "corrected": "slow",
+    }
+    order = ["slow", "full", "again", "weighted", "corrected", "bounded", "ignoring"]
+    assert recipe.variants_in_order == order
+
+
+def test_what_the_shipped_recipes_for_ones_own_data_train():
+    trained = {
+        name: list(load_recipe(name).variants)
+        for name in ("quickstart", "detector", "forgetting", "arena")
+    }
+    assert trained["quickstart"] == ["full", "weighted"]
+    assert trained["detector"] == ["full", "weighted", "ignoring", "corrected"]
+    assert trained["forgetting"] == ["full", "ignoring", "forgetting"]
+    assert trained["arena"][:5] == ["full", "ignoring", "forgetting", "weighted", "corrected"]
+    for name in ("quickstart", "detector"):
+        assert not load_recipe(name).needs_reference
+        assert load_recipe(name).scores_heldout
+    assert not load_recipe("forgetting").needs_detector
+    assert not load_recipe("quickstart", ["data.num_heldout=0"]).scores_heldout

@@ -27,7 +27,9 @@ def main(model_path: str, heldout: str, output: str, settings: str) -> None:
         else:
             assert measured is None
     samples = Samples.read(Path(heldout))
-    found["heldout"] = evaluate_heldout(model, samples, **place).model_dump()
+    measured_here = evaluate_heldout(model, samples, **place)
+    found["heldout"] = measured_here.result.model_dump()
+    found["log_probs"] = measured_here.log_probs.tolist()
     if state.is_main_process:
         Path(output).write_text(json.dumps(found))
 

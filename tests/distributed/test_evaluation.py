@@ -88,6 +88,7 @@ def test_two_processes_measure_what_one_measures(measured):
     loss, loss_of_parts = (r["heldout"]["metrics"].pop("loss") for r in (whole, parts))
     assert loss["value"] == pytest.approx(loss_of_parts["value"], abs=1e-6)
     assert loss["stderr"] == pytest.approx(loss_of_parts["stderr"], abs=1e-6)
+    assert whole.pop("log_probs") == pytest.approx(parts.pop("log_probs"), abs=1e-5)
     for result in (whole, parts):
         del result["heldout"]["metrics"]["perplexity"], result["heldout"]["groups"]
     assert parts == whole

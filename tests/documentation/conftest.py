@@ -117,7 +117,7 @@ def workplace(tmp_path_factory, finished_run) -> Path:
     ]
     (folder / "marked.json").write_text(json.dumps(marked), encoding="utf-8")
     shutil.copytree(finished_run[1], folder / "runs" / "demo")
-    export_run(finished_run[1], output=folder / "exports" / "mine-forgetting-data")
+    export_run(finished_run[1], output=folder / "exports" / "demo-forgetting-data")
     (folder / "eval-data").mkdir()
     save_benchmarks(folder / "eval-data")
     (folder / ".venv" / "bin").mkdir(parents=True)

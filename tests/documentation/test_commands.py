@@ -253,8 +253,9 @@ JOBS = {
 
 @pytest.fixture(scope="module")
 def desk(workplace):
-    """The workplace, with the recipe and the scripts that pages speak of before they show them."""
+    """The workplace, with the recipes and the scripts that pages speak of before they show them."""
     (workplace / "mine.yaml").write_text("extends: quickstart\n")
+    (workplace / "compare.yaml").write_text("extends: forgetting\n")
     for block, name in JOBS.items():
         (workplace / name).write_text(block.text)
     return workplace

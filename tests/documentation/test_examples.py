@@ -80,7 +80,7 @@ def test_a_piece_of_a_recipe_can_be_read(block, tmp_path):
         assert Suite.model_validate(content).members
         return
     file = tmp_path / "recipe.yaml"
-    extended = content.pop("extends", "quickstart")
+    extended = content.pop("extends", "forgetting")
     file.write_text(yaml.safe_dump({"extends": extended, **content}))
     recipe = load_recipe(file)
     for section in content:
@@ -114,7 +114,7 @@ def test_the_columns_of_an_exported_corpus_are_those_of_the_page(workplace):
     page = (DOCS / "how-to" / "export.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"^\| column \|.*?\n\n", page, re.DOTALL | re.MULTILINE)
     shown = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
-    (file, *_) = (workplace / "exports" / "mine-forgetting-data").rglob("*.parquet")
+    (file, *_) = (workplace / "exports" / "demo-forgetting-data").rglob("*.parquet")
     # The noise of this corpus is not known, and no detector has seen it.
     left_out = ("noise", "noise_kind", "posterior")
     assert [name for name in shown if name not in left_out] == pq.read_schema(file).names

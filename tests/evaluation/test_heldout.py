@@ -45,8 +45,9 @@ def heldout(model, number=10):
 
 def test_heldout_figures_are_those_of_their_definitions(model):
     samples, rows = heldout(model)
-    result = evaluate_heldout(model, samples, tokens_per_batch=30)
-    losses, counts = [], []
+    measured = evaluate_heldout(model, samples, tokens_per_batch=30)
+    result = measured.result
+    losses, counts, every = [], [], []
     with torch.no_grad():
         double = AutoModelForCausalLM.from_pretrained(model.name_or_path).double()
         for row in rows:
@@ -54,7 +55,9 @@ def test_heldout_figures_are_those_of_their_definitions(model):
             log_probs = double(ids).logits[0, :-1].log_softmax(-1)
             taken = log_probs.gather(1, ids[0, 1:, None])[4:, 0]
             losses.append(-taken.sum().item())
+            every += taken.tolist()
             counts.append(len(taken))
+    assert measured.log_probs == pytest.approx(np.array(every), abs=1e-5)
     loss = sum(losses) / sum(counts)
     metrics = result.metrics
     assert result.num_items == 10

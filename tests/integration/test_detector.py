@@ -13,11 +13,15 @@ from transformers import AutoModelForCausalLM
 
 from forgetting.cli import main
 from forgetting.config import load_recipe
+from forgetting.export import export_run
+from forgetting.pipeline import run as run_stages
 from forgetting.rundir import layout
 from forgetting.rundir.findings import DetectorSummary, posterior_parts
-from forgetting.rundir.manifest import read_manifest
+from forgetting.rundir.manifest import read_manifest, same_model
+from forgetting.rundir.results import read_results
 from forgetting.rundir.samples import Samples
 from forgetting.rundir.selections import read_polarity, read_selection
+from forgetting.training import fit
 from tests.conftest import save_detector_recipe
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("with_few_trees")]
@@ -40,14 +44,105 @@ def size(run):
     return Samples.read(layout.train_file(run)).response_ids.size
 
 
+WITHOUT_FULL = {
+    "weighted": {},
+    "ignoring": {"selection": {"quality": "detector", "threshold": "posterior"}},
+}
+
+
 def test_if_nothing_is_found_weighted_is_full_and_no_token_is_marked(judged, detected_run):
-    run = judged(np.zeros(size(detected_run[1]), np.float32), False)
+    nothing = np.zeros(size(detected_run[1]), np.float32)
+    # Trained on its own, as there is no model to copy; full follows.
+    run = judged(nothing, False, f"variants={json.dumps(WITHOUT_FULL)}")
+    run_stages(detected_run[0], run, stages=("train",))
     full, weighted, ignoring = (weights(run, name) for name in ("full", "weighted", "ignoring"))
     assert full.keys() == weighted.keys()
     for name, values in full.items():
         assert np.array_equal(values, weighted[name]), name
         assert np.array_equal(values, ignoring[name]), name
     assert (polarity(run) == 1).all()
+
+
+@pytest.fixture
+def trained_labels(monkeypatch):
+    """What is trained, in order."""
+    labels = []
+    fine_tune = fit.fine_tune
+
+    def noted(*args):
+        labels.append(args[4])
+        return fine_tune(*args)
+
+    monkeypatch.setattr(fit, "fine_tune", noted)
+    return labels
+
+
+EVERY = ("alternatives", "select", "train", "evaluate", "report")
+IN_ANY_ORDER = (
+    "variants={corrected: {}, weighted: {}, full: {}, bounded: {objective: weighted, loss: dft}}"
+)
+
+
+def test_if_nothing_is_found_the_model_and_its_results_are_those_of_full(
+    judged, detected_run, trained_labels, caplog
+):
+    nothing = np.zeros(size(detected_run[1]), np.float32)
+    with caplog.at_level("INFO", "forgetting"):
+        run = judged(nothing, False, IN_ANY_ORDER, stages=EVERY)
+    # One with another loss is another model.
+    assert trained_labels == ["Training full", "Training bounded"]
+    assert "weighted is the model of full. Nothing is trained" in caplog.text
+    folders = {name: layout.model_dir(run, name) for name in ("full", "weighted", "corrected")}
+    files = {name: contents(folder) for name, folder in folders.items()}
+    for name in ("weighted", "corrected"):
+        assert f"# tiny: {name}" in files[name].pop("README.md").decode()
+    card = files["full"].pop("README.md")
+    assert b"# tiny: full" in card
+    assert files["weighted"] == files["corrected"] == files["full"]
+    entries = read_manifest(run).stages
+    assert entries["train:weighted"].details["steps"] == entries["train:full"].details["steps"] > 0
+    assert "tokens" not in entries["train:weighted"].details
+    # It is not measured again either.
+    results = {name: read_results(layout.evaluation_dir(run, name)) for name in folders}
+    for name, (result,) in results.items():
+        assert result.variant == name
+        assert result.metrics == results["full"][0].metrics
+    assert "tokens" in entries["evaluate:full"].details
+    assert "tokens" not in entries["evaluate:weighted"].details
+    content = json.loads(layout.results_file(layout.report_dir(run)).read_text())
+    assert content["verdict"]["same"] == {"corrected": "full", "weighted": "full"}
+    said = "weighted is the same model as full, because the detector found nothing."
+    assert said in content["sentence"]
+    # What differs is told of models that are not the same.
+    told = content["sentence"].rpartition("On held-out")[2]
+    assert "bounded and training on all tokens" in told
+    assert "weighted" not in told
+    assert said in layout.report_page(layout.report_dir(run)).read_text(encoding="utf-8")
+    # All is done; a copy that was changed is made again.
+    run_stages(detected_run[0], run, overrides=[IN_ANY_ORDER])
+    assert len(trained_labels) == 2
+    (folders["weighted"] / "adapter_model.safetensors").write_bytes(b"")
+    run_stages(detected_run[0], run, overrides=[IN_ANY_ORDER])
+    assert len(trained_labels) == 2
+    assert contents(folders["weighted"])["adapter_model.safetensors"]
+    export = export_run(run, "adapter", variant="weighted", output=run.parent / "exported")
+    assert (
+        contents(export.path)["adapter_model.safetensors"]
+        == (files["full"]["adapter_model.safetensors"])
+    )
+
+
+def contents(folder):
+    """The files of a folder by their path in it."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def test_if_something_is_found_both_are_trained(judged, detected_run, trained_labels):
+    posterior = np.full(size(detected_run[1]), 0.1, np.float32)
+    run = judged(posterior, True, "variants={full: {}, weighted: {}}", stages=("train",))
+    assert trained_labels == ["Training full", "Training weighted"]
+    assert same_model(read_manifest(run), "weighted") is None
 
 
 def test_weights_are_one_minus_the_posterior(judged, detected_run):

@@ -80,7 +80,7 @@ def test_every_file_of_the_detector_is_the_same(pair):
         }
         for path in pair
     )
-    assert len(whole) == 6 + 3 + (1 + 4) + 2
+    assert len(whole) == 6 + (3 + 1) + (1 + 4) + 3
     assert whole == killed
 
 

@@ -6,13 +6,18 @@ import shutil
 
 import numpy as np
 import pytest
+from transformers import AutoModelForCausalLM
 
 from forgetting.config import load_recipe
 from forgetting.errors import InputError
 from forgetting.models import loading
+from forgetting.rundir import layout
 from forgetting.rundir.directory import Work
+from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.processes import Processes
-from forgetting.rundir.samples import read_table
+from forgetting.rundir.samples import Samples, read_table
+from forgetting.rundir.scores import ScoredSamples
+from forgetting.scoring import score_samples
 from forgetting.stages import corpus_scores
 from tests.conftest import all_scores
 
@@ -111,3 +116,31 @@ def test_a_reference_of_whole_weights_is_never_in_memory_with_the_base(
     recipe = load_recipe(scored.run.parent / "recipe.yaml", [f"reference.name_or_path={other}"])
     scored(1, "whole", recipe)
     assert most == [0, 0]
+
+
+def test_held_out_samples_are_scored_by_all_folds(write_recipe, detected_run, tmp_path):
+    variants = {"weighted": {}}
+    recipe = load_recipe(
+        write_recipe(variants=variants, reference={"folds": 3}), ["detector.reference=always"]
+    )
+    job = corpus_scores.ScoringJob.of_heldout(recipe, detected_run[1])
+    folds = job.models()["reference"]
+    covered = np.stack([scoring.covers for scoring in folds])
+    assert covered.sum(0).tolist() == [1] * 4
+    assert covered.any(1).all()
+    assert [s.path.name for s in folds] == ["fold-0", "fold-1", "fold-2"]
+
+
+def test_scores_of_held_out_samples_are_their_own_files(detected_run):
+    recipe, run = load_recipe(detected_run[0]), detected_run[1]
+    file = layout.split_file(layout.data_dir(run), "heldout")
+    samples = Samples.read(file)
+    folder = layout.heldout_scores_dir(layout.scores_dir(run))
+    scored = ScoredSamples(file, folder, samples.fingerprint, "score")
+    (shard,) = scored.scores(["base_log_probs"])
+    model = AutoModelForCausalLM.from_pretrained(recipe.model.name_or_path)
+    expected = score_samples(model, samples)
+    assert np.allclose(shard.columns["base_log_probs"], expected.log_probs, atol=1e-5)
+    counts = read_manifest(run).stages["score"].details["response_tokens"]
+    train = Samples.read(layout.train_file(run))
+    assert counts == samples.response_ids.size + train.response_ids.size

@@ -6,16 +6,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from transformers import AutoModelForCausalLM
 
 from forgetting.config import load_recipe
 from forgetting.method import detector as mathematics
+from forgetting.method.columns import STATISTICS
+from forgetting.method.features import PassStatistics, compute_features
 from forgetting.method.shares import posterior_of
 from forgetting.rundir import layout
-from forgetting.rundir.findings import posterior_parts, read_findings
+from forgetting.rundir.findings import heldout_posterior, posterior_parts, read_findings
 from forgetting.rundir.samples import Samples
 from forgetting.rundir.scores import ScoredCorpus
+from forgetting.scoring import score_samples
 from forgetting.stages import corpus_detection
 from forgetting.stages.corpus_detection import detect, fitted_detector, read_copies
+from forgetting.stages.corpus_scores import ScoringJob
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("with_few_trees")]
 
@@ -75,6 +80,43 @@ def test_the_summary_counts_what_was_written(corpus, sure, tmp_path):
     assert kind.max() < len(summary.kinds)
 
 
+def heldout(folder, run):
+    samples = Samples.read(layout.split_file(layout.data_dir(run), "heldout"))
+    return samples, heldout_posterior(folder, samples.fingerprint)
+
+
+def test_held_out_samples_are_judged_as_those_of_the_corpus(corpus, sure, tmp_path):
+    recipe, run, scored = corpus
+    judged(corpus, layout.detector_dir(tmp_path))
+    samples, found = heldout(tmp_path, run)
+    assert found.sample_ids.tolist() == samples.sample_ids.tolist()
+    assert found.lengths.tolist() == samples.num_response_tokens.tolist()
+    assert 0 < found.posterior.mean() < 1
+    # The same by hand, from the model itself.
+    detector = fitted_detector(recipe, run, scored.fingerprint)
+    model = AutoModelForCausalLM.from_pretrained(recipe.model.name_or_path)
+    ends = corpus_detection.segment_ends(recipe.model)
+    own = score_samples(model, samples, statistics=set(STATISTICS) - {"log_probs"})
+    job = ScoringJob.of_heldout(recipe, run)
+    alone = job.after_empty_prompt(samples, np.arange(len(samples)))
+    empty = score_samples(model, alone, statistics=set(STATISTICS) - {"log_probs"})
+    passes = {
+        name: PassStatistics(**{key: getattr(scores, key) for key in STATISTICS})
+        for name, scores in (("base", own), ("base_empty", empty))
+    }
+    features, _ = compute_features(passes, found.lengths, ends[samples.response_ids])
+    evidence = detector.weigh(features, found.lengths, samples.sample_ids)
+    assert np.allclose(posterior_of(evidence.log_odds, -1.0), found.posterior, atol=1e-3)
+    assert (evidence.kind_probs.argmax(1) == found.kind).mean() > 0.95
+
+
+def test_a_recipe_without_held_out_samples_judges_none(corpus, sure, tmp_path):
+    recipe, run, scored = corpus
+    none = recipe.model_copy(update={"data": recipe.data.model_copy(update={"num_heldout": 0})})
+    judged((none, run, scored), layout.detector_dir(tmp_path))
+    assert heldout(tmp_path, run)[1] is None
+
+
 def test_what_is_written_does_not_depend_on_the_parts(corpus, sure, tmp_path, monkeypatch):
     (tmp_path / "parts").mkdir()
     judged(corpus, layout.detector_dir(tmp_path))
@@ -121,6 +163,7 @@ def test_if_nothing_is_found_no_token_is_bad(corpus, tmp_path, monkeypatch):
     summary = judged(corpus, layout.detector_dir(tmp_path))
     found, _ = posterior(layout.detector_dir(tmp_path), corpus[2].fingerprint)
     assert not found.any()
+    assert not heldout(tmp_path, corpus[1])[1].posterior.any()
     assert not summary.found
     assert summary.by_source[0].num_bad_tokens == 0
 

@@ -353,6 +353,21 @@ class Recipe(Section):
         """Names of the variants that need a selection."""
         return [name for name, variant in self.variants.items() if variant.selects]
 
+    def plain_variant(self, name: str) -> str | None:
+        """The variant whose model is that of a `weighted` or `corrected` one if the detector finds
+        nothing: the first with the same loss that learns all tokens. None if there is none."""
+        variant = self.variants[name]
+        if variant.objective not in _BY_POSTERIOR:
+            return None
+        plain = (n for n, v in self.variants.items() if v.objective == "full")
+        return next((n for n in plain if self.variants[n].loss == variant.loss), None)
+
+    @property
+    def variants_in_order(self) -> list[str]:
+        """Names of the variants in the order in which they are trained: those that others may be
+        copies of come first."""
+        return sorted(self.variants, key=lambda name: self.variants[name].objective != "full")
+
     @property
     def needs_detector(self) -> bool:
         """Whether a variant uses the detector's posterior."""
@@ -372,6 +387,11 @@ class Recipe(Section):
         if use == "always" or (use == "auto" and any(map(of_reference, self._measure_columns))):
             return list(PASSES)
         return [name for name in PASSES if not name.startswith("reference")]
+
+    @property
+    def scores_heldout(self) -> bool:
+        """Whether the detector judges held-out samples too."""
+        return self.needs_detector and self.data.num_heldout > 0
 
     @property
     def score_columns(self) -> list[str]:

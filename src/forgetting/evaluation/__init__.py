@@ -1,7 +1,7 @@
 """Measures models: loss on held-out responses, and tasks of lm-evaluation-harness, in process."""
 
 from forgetting.evaluation.harness import Harness, Measured, write_tasks
-from forgetting.evaluation.heldout import HELDOUT, evaluate_heldout
+from forgetting.evaluation.heldout import HELDOUT, HeldoutMeasurement, evaluate_heldout
 from forgetting.evaluation.suites import Request, plan_tasks
 from forgetting.rundir.results import Group, Metric, TaskResult
 
@@ -9,6 +9,7 @@ __all__ = [
     "HELDOUT",
     "Group",
     "Harness",
+    "HeldoutMeasurement",
     "Measured",
     "Metric",
     "Request",

@@ -14,10 +14,11 @@ from typing import Any
 from forgetting.config import Recipe
 from forgetting.console import logger, progress
 from forgetting.evaluation.harness import Harness
-from forgetting.evaluation.heldout import HELDOUT, evaluate_heldout
+from forgetting.evaluation.heldout import HELDOUT, HeldoutMeasurement, evaluate_heldout
 from forgetting.models.adapters import SharedBase
 from forgetting.models.prompting import prompting_tokenizer, uses_template
 from forgetting.rundir import layout
+from forgetting.rundir.heldout_losses import write_heldout
 from forgetting.rundir.processes import ALONE, Processes
 from forgetting.rundir.results import (
     TaskResult,
@@ -89,8 +90,11 @@ class Bench:
         measured = self._processes.share([name for name in names if has_result(output, name)])
         with self.models.lend(path) as model:
             if self.has_heldout and HELDOUT not in measured:
-                result = self._measure_heldout(model, variant, Samples.read(heldout))
-                self._write_result(output, variant, result)
+                samples = Samples.read(heldout)
+                measured_here = self._measure_heldout(model, variant, samples)
+                if self._processes.is_main:
+                    write_heldout(output, samples, measured_here.log_probs)
+                self._write_result(output, variant, measured_here.result)
             done = sum(request.task in measured for request in requests)
             with progress(f"Evaluating {variant} on tasks", len(requests), done) as advance:
                 for request in requests:
@@ -111,7 +115,7 @@ class Bench:
             for result in self.harness.suite_results(results):
                 self._write_result(output, variant, result)
 
-    def _measure_heldout(self, model: Any, variant: str, samples: Samples) -> TaskResult:
+    def _measure_heldout(self, model: Any, variant: str, samples: Samples) -> HeldoutMeasurement:
         with progress(f"Evaluating {variant} on held-out samples", len(samples)) as advance:
             return evaluate_heldout(
                 model,

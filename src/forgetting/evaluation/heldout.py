@@ -1,13 +1,14 @@
 """How well a model predicts held-out responses: loss, perplexity, greedy exact match.
 
-Input: a model in memory and samples. Output: one `TaskResult`. Of several processes, each
-scores its share of the samples, and all have the whole result.
+Input: a model in memory and samples. Output: one `TaskResult`, and the log-probability of every
+response token. Of several processes, each scores its share of the samples, and all have the whole.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,15 @@ from forgetting.scoring import score_samples
 HELDOUT = "heldout"
 
 
+@dataclass(frozen=True)
+class HeldoutMeasurement:
+    """What a model makes of held-out samples."""
+
+    result: TaskResult
+    log_probs: NDArray[np.float64]
+    """Of the response tokens, shape (response tokens,)."""
+
+
 def evaluate_heldout(
     model: Any,
     samples: Samples,
@@ -31,7 +41,7 @@ def evaluate_heldout(
     process_index: int = 0,
     num_processes: int = 1,
     advance: Callable[[int, str], None] = lambda amount, note: None,
-) -> TaskResult:
+) -> HeldoutMeasurement:
     """Measure how well a model predicts held-out responses.
 
     `loss` is the mean cross-entropy of the response tokens in nats, its standard error that of
@@ -46,17 +56,20 @@ def evaluate_heldout(
     """
     counts = samples.num_response_tokens
     # Samples of other processes stay zero here, and are added.
-    losses, exact = np.zeros(len(samples)), np.zeros(len(samples))
+    log_probs, exact = np.zeros(int(counts.sum())), np.zeros(len(samples))
     own = np.arange(process_index, len(samples), num_processes)
     if len(own):
         scores = score_samples(
             model, samples, own, tokens_per_batch=tokens_per_batch, advance=advance
         )
         starts = np.cumsum(counts[own]) - counts[own]
-        losses[own] = np.add.reduceat(-scores.log_probs.astype(np.float64), starts)
+        is_own = np.zeros(len(samples), dtype=bool)
+        is_own[own] = True
+        log_probs[samples.per_response_token(is_own)] = scores.log_probs
         exact[own] = np.logical_and.reduceat(scores.is_greedy, starts)
     if num_processes > 1:
-        losses, exact = (_sum_over_processes(values) for values in (losses, exact))
+        log_probs, exact = (_sum_over_processes(values) for values in (log_probs, exact))
+    losses = np.add.reduceat(-log_probs, samples.response_starts[:-1])
     sources = np.asarray(samples.table["source"].to_pylist(), dtype=object)
     groups = {
         str(name): _response_metrics(
@@ -65,7 +78,8 @@ def evaluate_heldout(
         for name in sorted(set(sources))
     }
     whole = _response_metrics(losses, counts, exact)
-    return TaskResult(task=HELDOUT, local=True, groups=groups, **whole.model_dump())
+    result = TaskResult(task=HELDOUT, local=True, groups=groups, **whole.model_dump())
+    return HeldoutMeasurement(result, log_probs)
 
 
 def _sum_over_processes(values: NDArray[np.float64]) -> NDArray[np.float64]:

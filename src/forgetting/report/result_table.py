@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from forgetting.escaping import visible
+from forgetting.report.sentences import verdict_sentence
+from forgetting.report.verdict import Verdict, run_verdict
 from forgetting.rundir.reader import RunReader, in_order
 from forgetting.rundir.results import Evaluation, Group, Metric
 
@@ -100,6 +102,9 @@ class ResultsTable:
     headline: Column | None
     """The column that `sentence` is about."""
     sentence: str
+    """The verdict, if there is one, and the main difference."""
+    verdict: Verdict | None = None
+    """Which model to use; None if variants cannot be compared."""
 
     def cell(self, variant: str, column: Column) -> Cell | None:
         """The result of a variant; None if there is none."""
@@ -117,11 +122,16 @@ def results_table(run_dir: Path) -> ResultsTable:
     Raises:
         InputError: `run_dir` is not a run directory, or a result cannot be read.
     """
-    return tabulate(RunReader(run_dir).evaluations)
+    run = RunReader(run_dir)
+    return tabulate(run.evaluations, run_verdict(run))
 
 
-def tabulate(evaluations: Sequence[Evaluation]) -> ResultsTable:
-    """Arrange evaluations: held-out first, with groups for the headline metric, then the tasks."""
+def tabulate(evaluations: Sequence[Evaluation], verdict: Verdict | None = None) -> ResultsTable:
+    """Arrange evaluations: held-out first, with groups for the headline metric, then the tasks.
+
+    Args:
+        verdict: which model to use.
+    """
     variants = in_order({evaluation.variant for evaluation in evaluations})
     exact = [e.metrics.get("exact_match") for e in evaluations if e.task == HELDOUT]
     answers = any(metric is not None and metric.value >= LEAST_EXACT_MATCH for metric in exact)
@@ -140,12 +150,15 @@ def tabulate(evaluations: Sequence[Evaluation]) -> ResultsTable:
             for variant, cell in _cells({v: m.metrics[metric] for v, m in found.items()}).items():
                 cells[variant, column.key] = cell
     headline = columns.get(f"{HELDOUT}/{grouped}") or next(iter(columns.values()), None)
+    same = {} if verdict is None else verdict.same
+    sentence = _sentence(headline, [name for name in variants if name not in same], cells)
     return ResultsTable(
         variants=variants,
         columns=list(columns.values()),
         cells=cells,
         headline=headline,
-        sentence=_sentence(headline, variants, cells),
+        sentence=sentence if verdict is None else f"{verdict_sentence(verdict)} {sentence}",
+        verdict=verdict,
     )
 
 
@@ -265,7 +278,9 @@ def _first(wanted: Sequence[str], present: Sequence[str]) -> str | None:
 
 
 def to_json(table: ResultsTable, more: Mapping[str, Any] | None = None) -> str:
-    """One object with the sentence and one entry per cell. Values that are not finite are null.
+    """One object with the sentence, the verdict and one entry per cell.
+
+    Values that are not finite are null.
 
     Args:
         more: further entries of the object.
@@ -288,7 +303,12 @@ def to_json(table: ResultsTable, more: Mapping[str, Any] | None = None) -> str:
         }
         for variant, column, cell in _entries(table)
     ]
-    content = {"sentence": table.sentence, "results": results, **(more or {})}
+    content = {
+        "sentence": table.sentence,
+        "verdict": None if table.verdict is None else table.verdict.to_dict(),
+        "results": results,
+        **(more or {}),
+    }
     return json.dumps(content, indent=1, allow_nan=False) + "\n"
 
 

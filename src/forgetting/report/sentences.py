@@ -1,6 +1,7 @@
 """Describes what a run did and found in plain sentences.
 
-Input: a recipe, and how well quality finds known noise. Output: sentences without markup.
+Input: a recipe, the verdict, and how well quality finds known noise. Output: sentences without
+markup.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from forgetting.method import MEASURES
 from forgetting.method.losses import LOSSES
 from forgetting.method.schedule import LambdaSchedule
 from forgetting.method.terms import DEFAULT_TERM
+from forgetting.report.verdict import Verdict
 from forgetting.rundir.findings import DetectorSummary, ProbeReport, ShareRange
 from forgetting.rundir.selections import KnownNoise
 
@@ -188,6 +190,39 @@ def noise_sentence(variant: str, noise: KnownNoise) -> str:
         f"{found}. {100 * noise.precision:.1f}% of the tokens that {variant} does not learn are "
         f"noisy, compared with {100 * noise.share_noisy:.1f}% of all tokens. They cover "
         f"{100 * noise.recall:.1f}% of the noisy tokens."
+    )
+
+
+def verdict_sentence(verdict: Verdict) -> str:
+    """Which model to use, by how much, or that there is no difference."""
+    where = f"on {verdict.num_samples:,} held-out responses"
+    sentences = [f"{_reason(verdict, where)}."]
+    if verdict.differences and verdict.is_weighted:
+        sentences.append("Each token counts as much as the detector takes it to be good.")
+    why = ", because the detector found nothing" if verdict.found_nothing else ""
+    sentences += [f"{name} is the same model as {x}{why}." for name, x in verdict.same.items()]
+    return " ".join(sentences)
+
+
+def _reason(verdict: Verdict, where: str) -> str:
+    use, model, baseline = f"Use {verdict.model}", verdict.model, verdict.baseline
+    if not verdict.is_enough:
+        return f"{use}: {where}, no difference can be shown, because they are too few"
+    nearest = verdict.runner_up
+    if nearest is None:
+        return use
+    found = verdict.differences[model if model != baseline else nearest]
+    low, high = sorted((abs(found.low), abs(found.high)))
+    interval = f"90% interval: {low:.4f} to {high:.4f}"
+    by = f"{abs(found.value):.4f} nats per token"
+    if model != baseline:
+        return f"{use}: {where}, its loss is {by} below that of {baseline} ({interval})"
+    if found.low > 0:
+        return f"{use}: {where}, its loss is {by} below that of {nearest} ({interval})"
+    interval = f"90% interval: {found.low:+.4f} to {found.high:+.4f}"
+    return (
+        f"{use}: {where}, the loss of {nearest} does not differ beyond chance "
+        f"({found.value:+.4f} nats per token, {interval})"
     )
 
 

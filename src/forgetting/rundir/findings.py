@@ -1,8 +1,8 @@
 """What the detector found in D_train: a summary, and the posterior of every response token.
 
 `PosteriorWriter` and `DetectorSummary.save` write it. `read_findings` reads the summary,
-`posterior_parts` the posterior and the likely kind of each token, some samples at a time. Both
-refuse what was found in other tokens.
+`posterior_parts` the posterior and the likely kind of each token, some samples at a time, and
+`heldout_posterior` that of the held-out samples. All refuse what was found in other tokens.
 """
 
 from __future__ import annotations
@@ -153,11 +153,11 @@ def read_findings(run: Path, fingerprint: str) -> DetectorSummary:
 
 
 class PosteriorWriter(ResponseWriter):
-    """Writes the posterior and the likely kind of D_train's response tokens, part by part.
+    """Writes the posterior and the likely kind of response tokens, part by part.
 
     Args:
-        file: the Parquet file, see `layout.posterior_file`.
-        fingerprint: of D_train.
+        file: the Parquet file, see `layout.posterior_file` and `layout.heldout_posterior_file`.
+        fingerprint: of the samples.
     """
 
     def __init__(self, file: Path, fingerprint: str) -> None:
@@ -184,7 +184,7 @@ class PosteriorWriter(ResponseWriter):
 
 @dataclass(frozen=True)
 class PosteriorPart:
-    """Some consecutive samples of D_train."""
+    """Some consecutive samples."""
 
     sample_ids: NDArray[np.int64]
     lengths: NDArray[np.int64]
@@ -208,7 +208,31 @@ def posterior_parts(
     Raises:
         InputError: the posterior is missing or damaged, or belongs to other tokens.
     """
-    file = layout.posterior_file(layout.detector_dir(run))
+    yield from _parts(layout.posterior_file(layout.detector_dir(run)), fingerprint, sizes)
+
+
+def heldout_posterior(run: Path, fingerprint: str) -> PosteriorPart | None:
+    """The posterior of the response tokens of all held-out samples; None if there is none.
+
+    Args:
+        fingerprint: of the held-out samples.
+
+    Raises:
+        InputError: it is damaged, or belongs to other tokens.
+    """
+    file = layout.heldout_posterior_file(layout.detector_dir(run))
+    if not file.is_file():
+        return None
+    parts = list(_parts(file, fingerprint, None))
+    return PosteriorPart(
+        np.concatenate([part.sample_ids for part in parts]),
+        np.concatenate([part.lengths for part in parts]),
+        np.concatenate([part.posterior for part in parts]),
+        np.concatenate([part.kind for part in parts]),
+    )
+
+
+def _parts(file: Path, fingerprint: str, sizes: Iterable[int] | None) -> Iterator[PosteriorPart]:
     check_fingerprint(file, fingerprint)
     for part in rows_in_parts(file, ["sample_id", "posterior", "kind"], sizes):
         posterior, starts = list_column(part, "posterior")

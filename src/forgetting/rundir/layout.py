@@ -109,6 +109,11 @@ def summary_file(folder: Path) -> Path:
     return folder / "summary.json"
 
 
+def heldout_scores_dir(scores: Path) -> Path:
+    """The scores of the held-out samples, within the folder of D_train's."""
+    return scores / "heldout"
+
+
 def score_file(scores: Path, index: int, num_shards: int) -> Path:
     """One shard of the scores."""
     return scores / f"scores-{index:05d}-of-{num_shards:05d}.parquet"
@@ -134,6 +139,11 @@ def posterior_file(detector: Path) -> Path:
     return detector / "posterior.parquet"
 
 
+def heldout_posterior_file(detector: Path) -> Path:
+    """The detector's posterior of every response token of the held-out samples."""
+    return detector / "posterior-heldout.parquet"
+
+
 def alternatives_file(alternatives: Path, index: int, num_shards: int) -> Path:
     """One shard of the alternatives, of the same samples as the shard of the scores."""
     return alternatives / f"alternatives-{index:05d}-of-{num_shards:05d}.parquet"
@@ -157,6 +167,11 @@ def training_log(model: Path) -> Path:
 def result_file(evaluation: Path, task: str) -> Path:
     """The result of a task. Characters that file names cannot hold become underscores."""
     return evaluation / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', task)}.json"
+
+
+def heldout_file(evaluation: Path) -> Path:
+    """The log-probability of every response token of the held-out samples."""
+    return evaluation / "heldout.parquet"
 
 
 def answers_file(evaluation: Path, task: str) -> Path:

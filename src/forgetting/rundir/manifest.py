@@ -6,6 +6,7 @@ Also says whose directory it is: that of a recipe, of another version of this pa
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -128,6 +129,34 @@ def check_owner(path: Path, name: str) -> Manifest | None:
                 "Choose another one with --run-dir"
             )
     return manifest
+
+
+def same_model(manifest: Manifest | None, variant: str) -> str | None:
+    """The first variant, trained before this one, whose model has the same files.
+
+    The card of the model does not count. None if there is no such variant.
+    """
+    stages = {} if manifest is None else manifest.stages
+    own = _model_files(stages, variant)
+    for key in stages:
+        stage, _, other = key.partition(":")
+        if other == variant:
+            return None
+        if stage == "train" and own and own == _model_files(stages, other):
+            return other
+    return None
+
+
+def _model_files(stages: Mapping[str, StageEntry], variant: str) -> dict[str, str]:
+    """Checksums of the files that `train` wrote for a variant, by their path in the model."""
+    entry = stages.get(f"train:{variant}")
+    if entry is None:
+        return {}
+    paths = {Path(name): output.sha256 for name, output in entry.outputs.items()}
+    # The first two parts are the folder of the variant.
+    own = {Path(*path.parts[2:]).as_posix(): checksum for path, checksum in paths.items()}
+    own.pop("README.md", None)
+    return own
 
 
 def stage_is_done(path: Path, manifest: Manifest | None, stage: str, fingerprint: str) -> bool:

@@ -1,10 +1,10 @@
 """Finds the bad tokens of D_train with a detector that is fitted on planted noise.
 
-Input: the scores of D_train and those of copies with planted noise. Output: the posterior and
-the likely kind of each response token, on disk, and a summary. Features are computed for some
-samples at a time. What grows with the corpus in memory is a few numbers for each sample; what the
-detector says about each token waits in a scratch file. The detector is not stored: it is fitted
-again where it is needed, from the copies.
+Input: the scores of D_train, of held-out samples and of copies with planted noise. Output: the
+posterior and the likely kind of each response token, on disk, and a summary. Features are computed
+for some samples at a time. What grows with the corpus in memory is a few numbers for each sample;
+what the detector says about each token waits in a scratch file. The detector is not stored: it is
+fitted again where it is needed, from the copies.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from forgetting.rundir.findings import (
     SourceFinding,
 )
 from forgetting.rundir.planted import copies_of, planted_file, scored_copies, token_kinds
-from forgetting.rundir.samples import list_column, response_mask
-from forgetting.rundir.scores import ScoredCorpus, ScoreShard
+from forgetting.rundir.samples import SampleFile, list_column, response_mask
+from forgetting.rundir.scores import ScoredCorpus, ScoredSamples, ScoreShard
 
 TOKENS_AT_ONCE = 50_000
 """Response tokens whose features are in memory, if no sample has more."""
@@ -221,7 +221,8 @@ def detect(
     scratch: Path,
     advance: Advance = lambda amount, note: None,
 ) -> DetectorSummary:
-    """Fit the detector, and write the posterior of every response token of D_train.
+    """Fit the detector, and write the posterior of every response token of D_train, and of the
+    held-out samples if the recipe has them scored.
 
     Args:
         corpus: D_train and its scores.
@@ -247,6 +248,8 @@ def detect(
             posterior, kind = _judged(findings, evidence)
             writer.write(weighed.sample_ids[samples], lengths, posterior, kind)
             _add(by_source, weighed.sources[samples], lengths, posterior)
+    if recipe.scores_heldout:
+        _judge_heldout(recipe, run, detector, findings, output)
     return DetectorSummary(
         fingerprint=corpus.fingerprint,
         found=findings.found,
@@ -259,6 +262,24 @@ def detect(
         by_source=[by_source[name] for name in sorted(by_source)],
         **_ranges(findings.shares),
     )
+
+
+def _judge_heldout(
+    recipe: Recipe, run: Path, detector: Detector, findings: Findings, output: Path
+) -> None:
+    """Write the posterior of the held-out samples. They come from the corpus too, so as many of
+    their tokens are bad as of D_train's."""
+    file = layout.split_file(layout.data_dir(run), "heldout")
+    folder = layout.heldout_scores_dir(layout.scores_dir(run))
+    scored = ScoredSamples(file, folder, SampleFile(file).fingerprint, "score")
+    ends = segment_ends(recipe.model)
+    target = layout.heldout_posterior_file(output)
+    with PosteriorWriter(target, scored.fingerprint) as writer:
+        for shard in scored.scores(columns_of(recipe.detector_passes), ["labels"]):
+            for part in features_of(shard, recipe.detector_passes, ends):
+                ids, lengths = shard.sample_ids[part.samples], shard.lengths[part.samples]
+                evidence = detector.weigh(part.features, lengths, ids)
+                writer.write(ids, lengths, *_judged(findings, evidence))
 
 
 def _too_short(lengths: NDArray[np.int64]) -> str | None:

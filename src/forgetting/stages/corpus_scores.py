@@ -3,7 +3,7 @@
 Input: samples as tokens, the names of the columns, and models. Output: Parquet files with
 these columns. Each process scores its own shards, one model after the other, and keeps the files
 of each model until all are there. Memory use is one shard and one model. `score` uses it for
-D_train, `probe` for copies with planted noise.
+D_train and held-out samples, `probe` for copies with planted noise.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from forgetting.config import Recipe
 from forgetting.console import progress
 from forgetting.data.alignment import Tokenization, Tokens
-from forgetting.method.columns import of_reference
+from forgetting.method.columns import columns_of, of_reference
 from forgetting.models.adapters import SharedBase
 from forgetting.models.tokenization import load_tokenization
 from forgetting.rundir import layout
@@ -91,6 +91,15 @@ class ScoringJob:
         samples = SampleFile(layout.train_file(run))
         folds = fold_of_samples(recipe, len(samples)) if recipe.fold_names else None
         return cls(recipe, run, samples, recipe.score_columns, folds)
+
+    @classmethod
+    def of_heldout(cls, recipe: Recipe, run: Path) -> ScoringJob:
+        """The held-out samples with the columns that the detector needs."""
+        samples = SampleFile(layout.split_file(layout.data_dir(run), "heldout"))
+        # No fold's reference has seen them, so any may score them.
+        folds = np.arange(len(samples)) % len(recipe.fold_names) if recipe.fold_names else None
+        columns = columns_of(recipe.detector_passes)
+        return cls(recipe, run, samples, columns, folds, label="Scoring held-out samples")
 
     @property
     def shards(self) -> list[range]:

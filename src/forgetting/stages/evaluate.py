@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 
 def run(step: Step, run_dir: Path, work: Work) -> None:
-    """Measures one model. Tasks that have a result file are not measured again."""
+    """Measures one model. Tasks that have a result file are not measured again, nor is a model that
+    is the same as that of an earlier variant."""
     from forgetting.evaluation.bench import Bench
+    from forgetting.rundir.manifest import read_manifest, same_model
     from forgetting.rundir.stats import DataSummary
 
     data = layout.data_dir(run_dir)
@@ -26,15 +28,34 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     # The steps share the base model in memory, and the tasks with their data.
     bench = step.once("bench", lambda: Bench(step.recipe, work.processes, summary.date))
     variant = str(step.part)
+    manifest = read_manifest(run_dir)
+    same = same_model(manifest, variant)
+    if manifest is not None and same is not None and f"evaluate:{same}" in manifest.stages:
+        if work.processes.is_main:
+            _copy_results(layout.evaluation_dir(run_dir, same), variant, work.output)
+        return
     model = None if variant == layout.BASE else layout.model_dir(run_dir, variant)
     bench.measure(variant, model, layout.split_file(data, "heldout"), work.output)
     if bench.has_heldout:
         work.details["tokens"] = summary.splits["heldout"].tokens
 
 
+def _copy_results(folder: Path, variant: str, output: Path) -> None:
+    """Copy the results of the same model under another name."""
+    import shutil
+
+    from forgetting.rundir.results import read_results, write_result
+
+    # As in a measurement, a result comes after its answers and marks the task as done.
+    results = shutil.ignore_patterns("*.json")
+    shutil.copytree(folder, output, ignore=results, dirs_exist_ok=True)
+    for result in read_results(folder):
+        write_result(output, variant, result)
+
+
 def parts(recipe: Recipe) -> Sequence[str | None]:
     """The base model and all variants."""
-    return [layout.BASE, *recipe.variants]
+    return [layout.BASE, *recipe.variants_in_order]
 
 
 def settings(step: Step) -> Mapping[str, Any]:
@@ -43,6 +64,8 @@ def settings(step: Step) -> Mapping[str, Any]:
 
     own = step.recipe.evaluation
     return {
+        # Evaluations that did not keep them are made again.
+        **({"keeps": "log_probs"} if own.heldout and step.recipe.data.num_heldout else {}),
         "evaluation": own.model_dump(mode="json", exclude={"include_path", "data_dir"}),
         "tasks": evaluation_fingerprint(own),
         "task_files": _task_files(own.include_path),

@@ -1,4 +1,7 @@
-"""`score`: scores of D_train's response tokens under the models that the recipe needs."""
+"""`score`: scores of D_train's response tokens under the models that the recipe needs.
+
+Where a detector judges the held-out samples too, they are scored by the passes that it looks at.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,29 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     """Scores the shards of this process; the first process joins them."""
     from forgetting.stages.corpus_scores import ScoringJob, join_shards, score_shards
 
-    job = ScoringJob.of_train(step.recipe, run_dir)
-    score_shards(job, work)
+    jobs = [(ScoringJob.of_train(step.recipe, run_dir), work)]
+    if step.recipe.scores_heldout:
+        jobs.append((ScoringJob.of_heldout(step.recipe, run_dir), _work_on_heldout(work)))
+    for job, own in jobs:
+        score_shards(job, own)
     work.processes.wait()
     if work.processes.is_main:
-        join_shards(job, work)
+        for job, own in jobs:
+            join_shards(job, own)
+        for figure in ("tokens", "response_tokens"):
+            work.details[figure] = sum(int(own.details[figure] or 0) for _, own in jobs)
+
+
+def _work_on_heldout(work: Work) -> Work:
+    """Work within that of the stage, so that the samples' shards have files of their own."""
+    from forgetting.rundir import layout
+    from forgetting.rundir.directory import Work
+
+    own = Work(work.path / "heldout", work.processes)
+    own.output = layout.heldout_scores_dir(work.output)
+    for folder in (own.path, own.output):
+        folder.mkdir(exist_ok=True)
+    return own
 
 
 def parts(recipe: Recipe) -> Sequence[str | None]:
@@ -32,7 +53,11 @@ def parts(recipe: Recipe) -> Sequence[str | None]:
 
 def settings(step: Step) -> Mapping[str, Any]:
     """The models, the columns and the size of a shard."""
-    return scoring_settings(step, step.recipe.score_columns)
+    from forgetting.method.columns import columns_of
+
+    recipe = step.recipe
+    heldout = {"heldout": columns_of(recipe.detector_passes)} if recipe.scores_heldout else {}
+    return {**scoring_settings(step, recipe.score_columns), **heldout}
 
 
 def scoring_settings(step: Step, columns: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,8 @@
-"""`train`: fine-tunes one model for each variant on D_train."""
+"""`train`: fine-tunes one model for each variant on D_train.
+
+If the detector found nothing, a variant that weighs tokens by its posterior would become the model
+of the variant that learns all tokens, bit for bit. Then that model is copied.
+"""
 
 from __future__ import annotations
 
@@ -34,12 +38,52 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
 
     recipe, variant = step.recipe, str(step.part)
     settings = recipe.variants[variant]
+    if (plain := _finished_plain(recipe, variant, run_dir)) is not None:
+        if work.processes.is_main:
+            _copy_model(plain, variant, run_dir, work)
+            _write_card(recipe, variant, run_dir, work)
+        return
     parts = _parts(run_dir, variant, settings)
     tables = (pa.table(trainer_columns(p.samples, p.polarity, **values)) for p, values in parts)
     ends = DataSummary.load(layout.data_dir(run_dir)).end_token_ids
     fine_tune(recipe, recipe.training, settings, tables, f"Training {variant}", work, ends)
     if work.processes.is_main:
         _write_card(recipe, variant, run_dir, work)
+
+
+def _finished_plain(recipe: Recipe, variant: str, run_dir: Path) -> str | None:
+    """The variant whose finished model is what this one's would be; None if it must be trained."""
+    from forgetting.rundir import layout
+    from forgetting.rundir.findings import read_findings
+    from forgetting.rundir.manifest import read_manifest
+    from forgetting.rundir.samples import SampleFile
+
+    plain, manifest = recipe.plain_variant(variant), read_manifest(run_dir)
+    if plain is None or manifest is None or f"train:{plain}" not in manifest.stages:
+        return None
+    found = read_findings(run_dir, SampleFile(layout.train_file(run_dir)).fingerprint).found
+    return None if found else plain
+
+
+def _copy_model(plain: str, variant: str, run_dir: Path, work: Work) -> None:
+    import shutil
+
+    from forgetting.console import logger
+    from forgetting.rundir import layout
+    from forgetting.rundir.manifest import read_manifest
+
+    manifest = read_manifest(run_dir)
+    assert manifest is not None
+    # What an interrupted training left here is not part of the copy.
+    shutil.rmtree(work.output)
+    shutil.copytree(layout.model_dir(run_dir, plain), work.output)
+    details = dict(manifest.stages[f"train:{plain}"].details)
+    # No tokens were read for it.
+    details.pop("tokens", None)
+    work.details.update(details)
+    logger.info(
+        "The detector found nothing, so %s is the model of %s. Nothing is trained", variant, plain
+    )
 
 
 def _parts(
@@ -131,7 +175,7 @@ def _write_card(recipe: Recipe, variant: str, run_dir: Path, work: Work) -> None
 
 def parts(recipe: Recipe) -> Sequence[str | None]:
     """All variants."""
-    return list(recipe.variants)
+    return recipe.variants_in_order
 
 
 def reads(recipe: Recipe, part: str | None) -> Collection[str]:

@@ -143,7 +143,7 @@ def test_the_accuracy_is_that_of_the_evaluation(finished):
     cell, path, _ = finished
     base = load_base(cell.recipe)
     samples = Samples.read(path / "questions" / "data" / "train.parquet")
-    result = evaluate_heldout(base, samples)
+    result = evaluate_heldout(base, samples).result
     outcome = read_outcome(path, "base")
     assert outcome.loss == pytest.approx(result.metrics["loss"].value)
     new = np.array([s.startswith("new_") for s in samples.table["source"].to_pylist()])
@@ -166,7 +166,7 @@ def test_a_response_is_exact_if_greedy_decoding_gives_it(finished):
     some = Samples.from_lists([ids.tolist() for ids in rows], [own.tolist() for own in labels])
     base = load_base(cell.recipe)
     is_exact, loss = evaluate(base, some)
-    result = evaluate_heldout(base, some)
+    result = evaluate_heldout(base, some).result
     assert loss == pytest.approx(result.metrics["loss"].value, rel=1e-5)
     assert is_exact.mean() == pytest.approx(result.metrics["exact_match"].value)
     with torch.no_grad():

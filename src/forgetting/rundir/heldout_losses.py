@@ -1,0 +1,68 @@
+"""Log-probabilities of held-out response tokens under the models of a run, one file a model.
+
+`write_heldout` writes what `evaluate` measured, and `read_heldout_losses` sums it for each
+sample with weights that may come later, such as those of the detector.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from forgetting.errors import InputError
+from forgetting.rundir import layout
+from forgetting.rundir.samples import ResponseWriter, Samples, list_column, read_table
+
+
+def write_heldout(folder: Path, samples: Samples, log_probs: NDArray[np.floating]) -> None:
+    """Write the log-probabilities into the folder of a variant's evaluation.
+
+    Args:
+        samples: the held-out samples.
+        log_probs: shape (response tokens,).
+    """
+    file = layout.heldout_file(folder)
+    with ResponseWriter(file, samples.fingerprint, {"log_probs": pa.float32()}) as writer:
+        writer.write_group(samples.sample_ids, samples.response_starts, log_probs)
+
+
+def read_heldout_losses(
+    folder: Path, samples: Samples, weights: NDArray[np.floating]
+) -> NDArray[np.float64] | None:
+    """Sum over the response tokens of each sample of weight times loss, shape (samples,).
+
+    Args:
+        folder: of a variant's evaluation.
+        samples: the held-out samples.
+        weights: of the response tokens, shape (response tokens,).
+
+    Returns:
+        In nats; None if the model was not measured on held-out samples.
+
+    Raises:
+        InputError: the file is damaged, or belongs to other tokens.
+    """
+    file = layout.heldout_file(folder)
+    if not file.is_file():
+        return None
+    log_probs, starts = list_column(read_table(file, samples.fingerprint), "log_probs")
+    if not np.array_equal(starts, samples.response_starts):
+        raise InputError(
+            f"{file} does not hold one log-probability for each response token. Evaluate again "
+            "with `forgetting evaluate`"
+        )
+    # A model that diverged has values that are not finite.
+    with np.errstate(invalid="ignore"):
+        return sums_of_samples(samples, -log_probs.astype(np.float64) * weights)
+
+
+def sums_of_samples(samples: Samples, values: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Sums of values of response tokens, shape (samples,)."""
+    # Not differences of a running sum, in which a value that is not finite would spoil the rest.
+    places = samples.per_response_token(np.arange(len(samples)))
+    sums = np.zeros(len(samples))
+    np.add.at(sums, places, values)
+    return sums
