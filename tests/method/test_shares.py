@@ -10,8 +10,9 @@ from forgetting.method.shares import (
     Shares,
     estimate_shares,
     first_shares,
+    normalized,
     posteriors,
-    probe_shares,
+    prior_odds,
     unmarked_noise,
 )
 
@@ -19,6 +20,7 @@ TOKENS = 10
 SAMPLES = 1200
 PLANTED = (0.2, 0.2)
 MEANS = (6.0, -6.0)
+ODDS = np.array(PLANTED) / (1 - sum(PLANTED))
 
 
 def log_density(x: np.ndarray, mean: float) -> np.ndarray:
@@ -60,7 +62,7 @@ def estimate(
     found = estimate_shares(
         *evidence(at(corpus, means, rng), means, (0.0, 0.0)),
         np.full(SAMPLES, TOKENS),
-        np.array(PLANTED),
+        ODDS,
         first,
         seed=seed,
     )
@@ -98,6 +100,13 @@ def test_a_kind_that_clean_tokens_look_like_starts_at_zero() -> None:
     assert first[1] == pytest.approx(0.1, rel=0.3)
 
 
+def test_a_kind_that_looks_like_clean_tokens_starts_at_zero() -> None:
+    rng = np.random.default_rng(0)
+    kinds = draw(rng, PLANTED, SAMPLES)
+    same = first_shares(*evidence(at(kinds, (0.0, 6.0), rng), (0.0, 6.0), (0.0, 0.0)), kinds)
+    assert not same.any()
+
+
 def test_a_kind_with_few_planted_tokens_starts_from_its_part() -> None:
     kinds = np.array([0] * 300 + [1] * 20 + [-1] * 700)
     scores = np.where(kinds >= 0, 5.0, -5.0)
@@ -125,11 +134,11 @@ def test_unmarked_noise_against_bayes_rule() -> None:
 def test_posteriors_against_bayes_rule() -> None:
     x = np.linspace(-8, 8, 200)
     shares = np.array([0.3, 0.01])
-    found = posteriors(*evidence(x, MEANS, (0.0, 0.0)), np.array(PLANTED), shares)
+    found = posteriors(*evidence(x, MEANS, (0.0, 0.0)), ODDS, shares)
     joint = shares * np.exp(np.stack([log_density(x, mean) for mean in MEANS], axis=1))
     expected = joint / (joint.sum(1) + 0.69 * np.exp(log_density(x, 0)))[:, None]
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
-    nothing = posteriors(*evidence(x, MEANS, (0.0, 0.0)), np.array(PLANTED), np.zeros(2))
+    nothing = posteriors(*evidence(x, MEANS, (0.0, 0.0)), ODDS, np.zeros(2))
     assert not nothing.any()
 
 
@@ -137,9 +146,7 @@ def test_shares_are_the_likeliest_ones() -> None:
     rng = np.random.default_rng(1)
     corpus = at(draw(rng, (0.1, 0.2), 300), (3.0, -2.0), rng)
     log_odds, probs = evidence(corpus, (3.0, -2.0), (0.0, 0.0))
-    found = estimate_shares(
-        log_odds, probs, np.full(300, TOKENS), np.array(PLANTED), np.array([0.1, 0.1])
-    )
+    found = estimate_shares(log_odds, probs, np.full(300, TOKENS), ODDS, np.array([0.1, 0.1]))
 
     def loss(shares: np.ndarray) -> float:
         parts = [shares[k] * np.exp(log_density(corpus, m)) for k, m in enumerate((3.0, -2.0))]
@@ -149,11 +156,25 @@ def test_shares_are_the_likeliest_ones() -> None:
     np.testing.assert_allclose(found.by_kind, best.x, atol=2e-3)
 
 
-def test_shares_of_the_probe_count_weights() -> None:
+def test_prior_odds_count_weights() -> None:
     kinds = np.array([0, 0, 1, -1, -1])
-    np.testing.assert_allclose(probe_shares(kinds, 2), [0.4, 0.2])
-    weighted = probe_shares(kinds, 2, np.array([1, 1, 1, 0.5, 0.5]))
-    np.testing.assert_allclose(weighted, [0.5, 0.25])
+    np.testing.assert_allclose(prior_odds(kinds, 2), [1.0, 0.5])
+    weighted = prior_odds(kinds, 2, np.array([1, 1, 1, 1, 0.25]))
+    np.testing.assert_allclose(weighted, [2 / 1.25, 1 / 1.25])
+
+
+def test_a_detector_that_says_too_much_finds_nothing_in_a_clean_corpus() -> None:
+    # It cannot tell the kinds from clean tokens, and has not noticed.
+    log_odds, probs = np.full(600, 1.0), np.full((600, 2), 0.5)
+    odds = normalized(log_odds, probs, ODDS, np.ones(600))
+    found = estimate_shares(log_odds, probs, np.full(60, TOKENS), odds, np.array([0.1, 0.1]))
+    assert found.share < 0.21
+    careless = estimate_shares(log_odds, probs, np.full(60, TOKENS), ODDS, np.array([0.1, 0.1]))
+    assert careless.share > 0.9
+    # Where the ratios are right, nothing changes.
+    x = np.random.default_rng(0).normal(size=5000)
+    same = normalized(*evidence(x, MEANS, (0.0, 0.0)), ODDS, np.ones(5000))
+    np.testing.assert_allclose(same, ODDS)
 
 
 def test_empty_corpus() -> None:
@@ -161,7 +182,7 @@ def test_empty_corpus() -> None:
         np.zeros(0),
         np.zeros((0, 2)),
         np.zeros(0, dtype=np.int64),
-        np.array(PLANTED),
+        ODDS,
         np.array([0.1, 0.1]),
     )
     assert found.share == 0

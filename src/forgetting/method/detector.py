@@ -33,8 +33,9 @@ from forgetting.method.shares import (
     Shares,
     estimate_shares,
     first_shares,
+    normalized,
     posteriors,
-    probe_shares,
+    prior_odds,
     unmarked_noise,
 )
 
@@ -114,8 +115,8 @@ class Findings:
     kinds: tuple[str, ...]
     shares: Shares | None
     """Share of bad tokens and bad samples, with intervals; None if nothing could be learned."""
-    probe_shares: NDArray[np.float64] | None = None
-    """Share of each kind in the probe, shape (kinds,); None if nothing was found."""
+    prior_odds: NDArray[np.float64] | None = None
+    """See `forgetting.method.shares`, shape (kinds,); None if nothing was found."""
 
     def judge(self, evidence: Evidence) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
         """Posterior and likely kind of tokens, of this corpus or of another one like it.
@@ -124,13 +125,13 @@ class Findings:
             The probability that each token is bad, 0 if nothing was found, shape (tokens,); and
             the place of its likeliest kind in `kinds`, shape (tokens,).
         """
-        if not self.found or self.shares is None or self.probe_shares is None:
+        if not self.found or self.shares is None or self.prior_odds is None:
             nothing = _nothing(self.reason, evidence, self.kinds, None)
             return nothing.posterior, nothing.likely_kind
         by_kind = posteriors(
             evidence.log_odds,
             evidence.kind_probs,
-            self.probe_shares,
+            self.prior_odds,
             np.array(self.shares.by_kind),
         )
         return by_kind.sum(1).astype(np.float32), by_kind.argmax(1).astype(np.int8)
@@ -155,7 +156,7 @@ class Detector:
     _fold_of_record: dict[int, int] = field(default_factory=dict, repr=False)
     _calibration: Calibration = (1.0, 1.0, 0.0)
     _clean_medians: NDArray | None = field(default=None, repr=False)
-    _probe_shares: NDArray | None = field(default=None, repr=False)
+    _prior_odds: NDArray | None = field(default=None, repr=False)
     _first_shares: NDArray | None = field(default=None, repr=False)
 
     def weigh(
@@ -211,14 +212,14 @@ class Detector:
                 f"The corpus has {int((lengths > 0).sum())} samples with a response; fewer than "
                 f"{SMALLEST_NUM_SAMPLES} say nothing."
             )
-        if problem or self.report is None or self._probe_shares is None:
+        if problem or self.report is None or self._prior_odds is None:
             return _nothing(f"Nothing found. {problem}", evidence, self.kinds, None)
         assert self._first_shares is not None
         shares = estimate_shares(
             evidence.log_odds,
             evidence.kind_probs,
             lengths,
-            self._probe_shares,
+            self._prior_odds,
             self._first_shares,
             seed=seed,
         )
@@ -232,7 +233,7 @@ class Detector:
             np.zeros(len(shares.posterior), np.int8),
             self.kinds,
             shares,
-            self._probe_shares,
+            self._prior_odds,
         )
         return replace(findings, likely_kind=findings.judge(evidence)[1])
 
@@ -317,7 +318,10 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
     first = detector._evidence(probe.features, folds)
     first_log_odds = calibrate(first.log_odds, fit_calibration(first.log_odds, bad))
     codes = _codes(probe.kinds, kinds)
-    detector._first_shares = first_shares(first_log_odds, first.kind_probs, codes)
+    detector._first_shares = np.zeros(len(kinds))
+    # Weights would make a blind detector look good: they take away the tokens on which it errs.
+    if (auroc_of(bad, first_log_odds, weights) or 0.5) >= SMALLEST_AUROC:
+        detector._first_shares = first_shares(first_log_odds, first.kind_probs, codes)
     if detector._first_shares.any():
         unmarked = unmarked_noise(first_log_odds, first.kind_probs, codes, detector._first_shares)
         weights = 1 - unmarked
@@ -329,7 +333,12 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
         calibration = fit_calibration(raw.log_odds[~held], bad[~held], weights[~held])
         scaled[held] = calibrate(raw.log_odds[held], calibration)
     detector._calibration = fit_calibration(raw.log_odds, bad, weights)
-    detector._probe_shares = probe_shares(codes, len(kinds), weights)
+    detector._prior_odds = normalized(
+        calibrate(raw.log_odds[~bad], detector._calibration),
+        raw.kind_probs[~bad],
+        prior_odds(codes, len(kinds), weights),
+        weights[~bad],
+    )
     left_out = (
         _leave_kinds_out(features, probe.kinds, kinds, weights, folds, seed)
         if leave_kinds_out

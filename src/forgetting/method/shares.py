@@ -27,7 +27,13 @@ A kind counts in full if its share at the lowest score is at most 1.7 times that
 not at all from 2.2 on."""
 SMALLEST_NUM_TOKENS = 30
 """A kind with fewer planted tokens starts from its part of the planted noise."""
+SMALLEST_AUROC = 0.7
+"""A kind that is told less well from tokens in which nothing was planted starts at 0: all of them
+look like it."""
 LARGEST_SHARE = 0.5
+LARGEST_RATIO = 3.0
+"""Larger ratios of densities count as that where they are checked against clean tokens: there may
+be noise among these."""
 SMALLEST_SHARE = 0.005
 """A lower end of the interval below this share counts as 0."""
 MISMATCH = (1.5, 3.5)
@@ -37,6 +43,7 @@ NUM_RESAMPLES = 50
 LEVEL = 0.9
 TOKENS_RESAMPLED = 50_000
 _EM_STEPS = 50
+_NORMALIZATIONS = 50
 _EM_STEPS_RESAMPLED = 10
 
 
@@ -73,6 +80,8 @@ def first_shares(
     for kind in np.flatnonzero(planted >= SMALLEST_NUM_TOKENS):
         scores = log_odds + np.log(np.maximum(kind_probs[:, kind], 1e-6))
         found, others = scores[kinds == kind], scores[kinds < 0]
+        if _auroc(found, others) < SMALLEST_AUROC:
+            continue
         scores_at = np.quantile(found, 1 - np.array(RECALLS))
         ratios = [np.mean(others >= score) / np.mean(found >= score) for score in scores_at]
         growth = ratios[-1] / max(ratios[0], 1e-9)
@@ -81,6 +90,13 @@ def first_shares(
     few = planted < SMALLEST_NUM_TOKENS
     shares[few] = shares.sum() * planted[few] / max(planted.sum(), 1)
     return shares * min(1.0, LARGEST_SHARE / max(shares.sum(), 1e-9))
+
+
+def _auroc(high: NDArray, low: NDArray) -> float:
+    """Chance that a value of `high` exceeds one of `low`, ties counting half."""
+    order = np.sort(low)
+    below = np.searchsorted(order, high, "left") + np.searchsorted(order, high, "right")
+    return float(below.mean()) / (2 * max(len(low), 1))
 
 
 def unmarked_noise(
@@ -97,14 +113,14 @@ def unmarked_noise(
         kinds: as there.
         shares: of the kinds among the unplanted tokens, shape (kinds,).
     """
-    ratios = np.exp(_log_ratios(log_odds, kind_probs, probe_shares(kinds, len(shares))))
+    ratios = np.exp(_log_ratios(log_odds, kind_probs, prior_odds(kinds, len(shares))))
     return np.where(kinds >= 0, 0.0, np.minimum(ratios @ shares, 1.0))
 
 
-def probe_shares(
+def prior_odds(
     kinds: NDArray[np.int64], num_kinds: int, weights: NDArray[np.float64] | None = None
 ) -> NDArray[np.float64]:
-    """Share of each kind among the tokens of the copies; shape (kinds,).
+    """Tokens of each kind over those in which nothing was planted; shape (kinds,).
 
     Args:
         kinds: as in `first_shares`.
@@ -114,35 +130,60 @@ def probe_shares(
     if weights is None:
         weights = np.ones(len(kinds))
     planted = kinds >= 0
-    return np.bincount(kinds[planted], weights[planted], minlength=num_kinds) / weights.sum()
+    tokens = np.bincount(kinds[planted], weights[planted], minlength=num_kinds)
+    return tokens / max(float(weights[~planted].sum()), 1.0)
+
+
+def normalized(
+    log_odds: NDArray, kind_probs: NDArray, odds: NDArray, weights: NDArray
+) -> NDArray[np.float64]:
+    """Prior odds at which no kind is likelier than clean tokens on clean tokens themselves.
+
+    The mean over clean tokens of a kind's density over theirs is 1, and less if the ratios are
+    cut. Where a detector that knows little says more, any corpus would seem to be full of it.
+
+    Args:
+        log_odds: of tokens in which nothing was planted, shape (tokens,).
+        kind_probs: shape (tokens, kinds).
+        odds: see `prior_odds`, shape (kinds,).
+        weights: probability that each token is clean, shape (tokens,).
+    """
+    total = max(float(weights.sum()), 1e-9)
+    for _ in range(_NORMALIZATIONS):
+        ratios = np.minimum(np.exp(_log_ratios(log_odds, kind_probs, odds)), LARGEST_RATIO)
+        excess = np.maximum(weights @ ratios / total, 1.0)
+        odds = odds * excess
+        if (excess < 1.001).all():
+            break
+    return odds
 
 
 def posteriors(
-    log_odds: NDArray, kind_probs: NDArray, probe: NDArray, shares: NDArray
+    log_odds: NDArray, kind_probs: NDArray, odds: NDArray, shares: NDArray
 ) -> NDArray[np.float64]:
     """Probability of each kind for each token, by Bayes' rule; shape (tokens, kinds).
 
     Args:
-        log_odds: planted against clean, at the shares of the probe, shape (tokens,).
+        log_odds: planted against clean, at the prior of the copies, shape (tokens,).
         kind_probs: probability of each kind if bad, shape (tokens, kinds).
-        probe: share of each kind in the probe, shape (kinds,).
+        odds: see `prior_odds` and `normalized`, shape (kinds,).
         shares: share of each kind in the corpus, shape (kinds,).
     """
-    joint = np.exp(_log_ratios(log_odds, kind_probs, probe)) * shares
+    joint = np.exp(_log_ratios(log_odds, kind_probs, odds)) * shares
     return joint / (joint.sum(1, keepdims=True) + 1 - shares.sum())
 
 
-def _log_ratios(log_odds: NDArray, kind_probs: NDArray, probe: NDArray) -> NDArray[np.float64]:
+def _log_ratios(log_odds: NDArray, kind_probs: NDArray, odds: NDArray) -> NDArray[np.float64]:
     """Log of the density of each kind over that of the other tokens; shape (tokens, kinds)."""
-    odds = np.asarray(log_odds, dtype=np.float64)[:, None] + np.log(np.maximum(kind_probs, 1e-9))
-    return np.clip(odds + np.log((1 - probe.sum()) / np.maximum(probe, 1e-9)), -40, 40)
+    joint = np.asarray(log_odds, dtype=np.float64)[:, None] + np.log(np.maximum(kind_probs, 1e-9))
+    return np.clip(joint - np.log(np.maximum(odds, 1e-9)), -40, 40)
 
 
 def estimate_shares(
     log_odds: NDArray,
     kind_probs: NDArray,
     lengths: NDArray[np.int64],
-    probe: NDArray,
+    odds: NDArray,
     first: NDArray,
     *,
     seed: int = 0,
@@ -150,16 +191,16 @@ def estimate_shares(
     """Estimate how much of a corpus is bad.
 
     Args:
-        log_odds: planted against clean, at the shares of the probe, shape (tokens,).
+        log_odds: planted against clean, at the prior of the copies, shape (tokens,).
         kind_probs: shape (tokens, kinds).
         lengths: response tokens of each sample of the corpus.
-        probe: share of each kind in the probe, shape (kinds,).
+        odds: see `prior_odds` and `normalized`, shape (kinds,).
         first: where the estimate starts, shape (kinds,); see `first_shares`.
         seed: of the bootstrap.
     """
-    ratios = np.exp(_log_ratios(log_odds, kind_probs, probe))
+    ratios = np.exp(_log_ratios(log_odds, kind_probs, odds))
     shares = _expectation_maximization(ratios, first, np.ones(len(ratios)), _EM_STEPS)
-    posterior = posteriors(log_odds, kind_probs, probe, shares).sum(1)
+    posterior = posteriors(log_odds, kind_probs, odds, shares).sum(1)
     size = max(len(posterior), 1)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(lengths))
