@@ -23,6 +23,7 @@ from forgetting.data.sources import is_local
 from forgetting.errors import InputError, TooFewSamples
 from forgetting.inspector import Inspection, open_inspection
 from forgetting.models import loading
+from forgetting.models.gguf import with_folder
 from forgetting.pipeline import default_run_dir, describe_plan
 from forgetting.pipeline import run as run_stages
 from forgetting.rundir import layout
@@ -85,7 +86,7 @@ def score_data(
     """
     source = SourceSettings(path=_resolved(data), limit=limit)
     is_local(source)  # Refuse a missing file before loading a model.
-    base = ModelSettings(name_or_path=_resolved(model))
+    base = with_folder(ModelSettings(name_or_path=_resolved(model)))
     positions = loading.max_positions(loading.load_config(base)) or DEFAULT_MAX_LENGTH
     settings = DataSettings(
         sources=[source],
