@@ -43,9 +43,11 @@ def verdict_sentences(audit: Audit) -> list[str]:
     for source in audit.data.sources:
         if rejected := sum(source.rejected.values()):
             reasons = ", ".join(f"{reason}: {n}" for reason, n in source.rejected.items())
-            sentences.append(
-                f"{rejected:,} records could not be read and were not judged: {reasons}."
+            one = rejected == 1
+            were = (
+                f"{'record' if one else 'records'} could not be used and {'was' if one else 'were'}"
             )
+            sentences.append(f"{rejected:,} {were} not judged: {reasons}.")
         if repeated := source.duplicates + source.near_duplicates:
             sentences.append(f"{repeated:,} records repeat another one.")
     return sentences
