@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from forgetting import auditing
 from forgetting.auditing.audit import Audit, audit_data, open_audit
+from forgetting.auditing.suspicion import at_share
 from forgetting.cli import main
 from forgetting.config import ModelSettings
 from forgetting.errors import InputError
 from forgetting.rundir.manifest import read_manifest
-from tests.auditing.conftest import RECORDS
+from tests.auditing.conftest import RECORDS, write_findings
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
@@ -111,10 +113,20 @@ def test_json_is_all_there_is_on_standard_output(given, capsys):
     assert [each["line"] for each in found["worst"]] == [6, 9]
 
 
-def test_nothing_found_has_no_share(given, capsys):
-    from tests.auditing.conftest import write_findings
+def test_where_nothing_is_found_the_worst_are_listed_and_nothing_is_dropped(given, capsys):
+    from forgetting.auditing.cleaning import drop_records
 
-    _, audit = given
+    data, audit = given
     write_findings(audit, found=False)
-    fresh = Audit(audit.folder)
-    assert auditing.as_json(fresh, [])["bad_tokens"] is None
+    assert main(["audit", str(data), "--json", "--fail-above", "0"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bad_tokens"] is None
+    assert found["flagged_at_share"] == 0.01
+    done = drop_records(str(data), Audit(audit.folder), audit.folder / "clean", 0.99)
+    assert done.num_removed == 0
+
+
+def test_odds_at_another_share():
+    # At the share of 1/2, odds of 9 to 1 are a ratio of densities of 9.
+    (found,) = at_share(np.log([9.0]), 0.5, 0.01)
+    assert found == pytest.approx(9 * 0.01 / (9 * 0.01 + 0.99), rel=1e-6)

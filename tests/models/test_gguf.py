@@ -48,6 +48,8 @@ def test_a_file_is_converted_once_and_known_by_its_content(cache, converted, tmp
     assert gguf.model_folder(str(moved)) == folder
     assert converted == ["small.gguf"]
     assert folder.parent == cache
+    assert gguf.title_of(str(folder)) == "small"
+    assert gguf.title_of(str(first.parent)) is None
     moved.write_bytes(b"other weights")
     assert gguf.model_folder(str(moved)) != folder
     assert converted == ["small.gguf", "small.gguf"]

@@ -33,14 +33,14 @@ from forgetting.inspecting import (
 )
 from forgetting.inspector import static_page
 from forgetting.models import loading
-from forgetting.models.gguf import EMBEDDED, with_folder
+from forgetting.models.gguf import EMBEDDED, title_of, with_folder
 from forgetting.rundir import layout
 from forgetting.rundir.findings import DetectorSummary, read_findings
 from forgetting.rundir.samples import SampleFile
 from forgetting.rundir.stats import DataSummary
 from forgetting.rundir.storage import write_atomically
 
-STAGES = ("prepare", "score", "probe", "detect", "select")
+STAGES = ("prepare", "score", "probe", "detect")
 BAD = 0.5
 """Probability of being bad from which a token is flagged."""
 # A file with many broken records is what an audit is for. With fewer usable ones, the settings are
@@ -93,7 +93,7 @@ class Audit:
     def model_name(self) -> str:
         """The model that judged: the name of its folder, or its Hub id."""
         name = self.recipe.model.name_or_path
-        return Path(name).name if Path(name).is_absolute() else name
+        return title_of(name) or (Path(name).name if Path(name).is_absolute() else name)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,5 +1,7 @@
 """Writes what an audit found: the flagged records for programs and tables, and all scores.
 
+If nothing was found, these are the records that look worst; see `suspicion`.
+
 Input: an `Audit`. Output: `flagged.jsonl` and `flagged.csv`, worst record first, and
 `scores.parquet` with every record. Memory grows with the flagged records.
 """
@@ -118,7 +120,7 @@ def write_files(audit: Audit) -> list[FlaggedRecord]:
         progress("Writing findings", number) as advance,
         TableWriter(audit.scores, SCORES, ROWS_PER_GROUP) as writer,
     ):
-        for judged in judged_records(audit):
+        for judged in judged_records(audit, suspected=True):
             writer.write(_score_row(judged))
             if judged.is_flagged:
                 found.append(flagged(judged, words))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forgetting.auditing.audit import BAD, Audit
+from forgetting.auditing.suspicion import is_suspicion, suspected_parts
 from forgetting.data.alignment import Tokenization, TokenPlace
 from forgetting.data.records import Record
 from forgetting.data.sources import Origin
@@ -119,8 +120,11 @@ class JudgedRecord:
         return self.kinds[int(sums.argmax())]
 
 
-def judged_records(audit: Audit) -> Iterator[JudgedRecord]:
+def judged_records(audit: Audit, *, suspected: bool = False) -> Iterator[JudgedRecord]:
     """Every judged record, in the order of the run.
+
+    Args:
+        suspected: if nothing was found, take the numbers of `suspicion` instead of zeros.
 
     Raises:
         InputError: a part of the audit is missing or damaged.
@@ -129,9 +133,13 @@ def judged_records(audit: Audit) -> Iterator[JudgedRecord]:
     sizes = corpus.shard_sizes
     tokenization = load_tokenization(audit.recipe, audit.data.date)
     kinds = [kind.kind for kind in audit.findings.kinds]
+    if suspected and is_suspicion(audit):
+        parts = suspected_parts(audit)
+    else:
+        parts = posterior_parts(audit.run, audit.fingerprint, sizes)
     for shard, part, records in zip(
         corpus.scores([LOG_PROBS]),
-        posterior_parts(audit.run, audit.fingerprint, sizes),
+        parts,
         train_records(audit.run, audit.fingerprint, sizes),
         strict=True,
     ):

@@ -13,11 +13,13 @@ from rich.console import Console
 
 from forgetting.auditing.audit import Audit
 from forgetting.auditing.flagged import FlaggedRecord, span_fields, words_of
+from forgetting.auditing.suspicion import ASSUMED_SHARE, is_suspicion
 from forgetting.console import print_path, print_table
 from forgetting.escaping import visible
 from forgetting.rundir.findings import KindFinding, ShareRange
 
 NUM_WORST = 10
+SUSPECTED = f"These look worst, if {ASSUMED_SHARE:.0%} of the tokens were bad. Look at them; most may be fine."
 CONTEXT = 60
 """Characters that are shown before and after a bad span, and of a long one from both ends."""
 
@@ -31,7 +33,8 @@ def verdict_sentences(audit: Audit) -> list[str]:
             f"About {_range(summary.tokens)} of the response tokens are bad, and "
             f"{_range(summary.samples)} of the records hold one."
         )
-    sentences.append(summary.verdict)
+    else:
+        sentences.append(summary.verdict)
     report = summary.report
     if report is not None:
         sentences.append(
@@ -74,6 +77,8 @@ def print_verdict(audit: Audit, found: Sequence[FlaggedRecord]) -> None:
         for source in audit.findings.by_source
     ]
     print_table(header, sources, 1)
+    if found and is_suspicion(audit):
+        out.print(SUSPECTED, style="bold", markup=False, highlight=False)
     for rank, each in enumerate(found[:NUM_WORST], 1):
         head = f"{rank}. {each.place}: {each.num_bad_tokens:.0f} of {each.num_tokens} tokens bad"
         out.print(f"{visible(head)}, {each.kind}", style="bold", markup=False, highlight=False)
@@ -95,6 +100,7 @@ def as_json(audit: Audit, found: Sequence[FlaggedRecord]) -> dict[str, Any]:
         "bad_tokens": _share(summary.tokens if summary.found else None),
         "bad_records": _share(summary.samples if summary.found else None),
         "num_flagged": len(found),
+        "flagged_at_share": ASSUMED_SHARE if is_suspicion(audit) else None,
         "kinds": [
             {
                 "kind": kind.words,

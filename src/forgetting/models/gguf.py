@@ -44,6 +44,12 @@ def cache_dir() -> Path:
     return Path(base or Path.home() / ".cache") / "forgetting" / "models"
 
 
+def title_of(folder: str) -> str | None:
+    """The name of the file that a folder in the cache was converted from; None for others."""
+    path = Path(folder)
+    return path.name.rsplit("-", 2)[0] if path.parent == cache_dir() else None
+
+
 def is_gguf(name: str) -> bool:
     """Whether a model's name stands for a GGUF file."""
     # A folder of this name is the user's own model.
