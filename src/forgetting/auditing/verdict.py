@@ -19,7 +19,9 @@ from forgetting.escaping import visible
 from forgetting.rundir.findings import KindFinding, ShareRange
 
 NUM_WORST = 10
-SUSPECTED = f"These look worst, if {ASSUMED_SHARE:.0%} of the tokens were bad. Look at them; most may be fine."
+SUSPECTED = (
+    f"These would look worst if {ASSUMED_SHARE:.0%} of the tokens were bad. Most may be fine."
+)
 CONTEXT = 60
 """Characters that are shown before and after a bad span, and of a long one from both ends."""
 

@@ -135,5 +135,7 @@ def clean(
     if done.num_not_judged:
         became = "kept" if mask is None else "left out"
         typer.echo(f"{done.num_not_judged:,} unusable or repeated records were {became}.")
+    if audit_of_data.source.limit is not None and mask is None:
+        typer.echo("The audit had a --limit: what comes after it was kept without a look.")
     print_path("Data:", output / done.files[0])
     print_path("What was taken out:", output / cleaning.REMOVED)
