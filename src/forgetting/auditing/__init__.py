@@ -1,7 +1,7 @@
 """Audits a data set: which records are probably wrong, without training and without a recipe.
 
-`audit` runs the pipeline, `judged` reads what it found record by record, `flagged` and `announcement`
-write it down, and `cleaning` makes a clean copy of the data from it.
+`audit` runs the pipeline, `judged` reads what it found record by record, `flagged` writes it to
+files, `announcement` prints it, and `cleaning` makes a clean copy of the data from it.
 """
 
 from forgetting.auditing.announcement import as_json, print_verdict
