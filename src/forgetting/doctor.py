@@ -109,9 +109,7 @@ def _devices() -> list[Finding]:
         findings.append(Finding("GPU", "ok", "Apple MPS"))
     if not findings:
         findings.append(Finding("GPU", "note", "none: everything runs on the CPU"))
-        from forgetting.models.loading import cpu_has_bfloat16
-
-        bf16 = cpu_has_bfloat16()
+        bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         findings.append(
             Finding(
                 "CPU",
