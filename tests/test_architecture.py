@@ -37,6 +37,7 @@ ORDER = (
     "pipeline",
     "launch",
     "inspecting",
+    "auditing",
     "export",
     "studies",
     "doctor",

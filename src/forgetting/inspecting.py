@@ -7,6 +7,7 @@ made. Output: an `Inspection`. Knows nothing of pages, browsers or terminals.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from forgetting.config import (
@@ -23,6 +24,7 @@ from forgetting.data.sources import is_local
 from forgetting.errors import InputError, TooFewSamples
 from forgetting.inspector import Inspection, open_inspection
 from forgetting.models import loading
+from forgetting.models.gguf import with_folder
 from forgetting.pipeline import default_run_dir, describe_plan
 from forgetting.pipeline import run as run_stages
 from forgetting.rundir import layout
@@ -83,9 +85,9 @@ def score_data(
     Raises:
         InputError: data or a model cannot be read.
     """
-    source = SourceSettings(path=_resolved(data), limit=limit)
+    source = SourceSettings(path=resolved(data), limit=limit)
     is_local(source)  # Refuse a missing file before loading a model.
-    base = ModelSettings(name_or_path=_resolved(model))
+    base = with_folder(ModelSettings(name_or_path=resolved(model)))
     positions = loading.max_positions(loading.load_config(base)) or DEFAULT_MAX_LENGTH
     settings = DataSettings(
         sources=[source],
@@ -99,15 +101,28 @@ def score_data(
         name="inspect-" + re.sub(r"[^A-Za-z0-9_.-]", "-", source.label)[:80],
         model=base,
         data=settings,
-        reference=ReferenceSettings(name_or_path=reference and _resolved(reference)),
+        reference=ReferenceSettings(name_or_path=reference and resolved(reference)),
         # Nothing is trained, and only a variant that forgets takes responses labeled false.
         variants={"inspected": VariantSettings(objective="forgetting", selection=selection)},
     )
     path = default_run_dir(recipe) if run_dir is None else run_dir
+    return run_on_all(recipe, path, STAGES)
+
+
+def run_on_all(recipe: Recipe, path: Path, stages: Sequence[str]) -> Path:
+    """Run stages on all usable records of a recipe's sources, of which there are at most
+    `data.num_train`.
+
+    Returns:
+        The run directory. Stages that are done in it are not run again.
+
+    Raises:
+        InputError: data or a model cannot be read.
+    """
     recipe = _as_before(recipe, path) or recipe
     while True:
         try:
-            return run_stages(recipe, path, stages=STAGES)
+            return run_stages(recipe, path, stages=stages)
         except TooFewSamples as error:
             # The number of usable samples is known only after reading them.
             if not 0 < error.num_usable < recipe.data.num_train:
@@ -129,6 +144,6 @@ def _with_num_train(recipe: Recipe, num_train: int) -> Recipe:
     return recipe.model_copy(update={"data": data})
 
 
-def _resolved(name: str) -> str:
+def resolved(name: str) -> str:
     """The absolute path if the file exists, so that the run can be reused from another folder."""
     return str(Path(name).resolve()) if Path(name).exists() else name

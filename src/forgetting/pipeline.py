@@ -15,6 +15,7 @@ from forgetting import stages as registered
 from forgetting.config import Recipe, check_batches, dump_recipe, load_recipe
 from forgetting.console import duration, logger
 from forgetting.errors import InputError
+from forgetting.models.gguf import with_folders
 from forgetting.rundir.directory import RunDir, Work
 from forgetting.rundir.layout import RECIPE
 from forgetting.rundir.manifest import Manifest, check_owner, stage_is_done
@@ -95,6 +96,7 @@ def run(
     if unknown:
         raise InputError(f"there is no stage {unknown[0]}. The stages are {', '.join(names)}")
     path = Path(run_dir) if run_dir is not None else default_run_dir(recipe)
+    recipe = with_folders(recipe)
     check_inputs(recipe)
     check_batches(recipe, num_processes())
     steps = plan(recipe)
@@ -188,6 +190,7 @@ def describe_plan(recipe: Recipe, run_dir: Path | None = None) -> list[PlannedSt
     Raises:
         InputError: the recipe cannot be run as it is.
     """
+    recipe = with_folders(recipe)
     check_inputs(recipe)
     path = run_dir if run_dir is not None else default_run_dir(recipe)
     steps, done = plan_with_state(recipe, path)
@@ -204,6 +207,6 @@ def plan_with_state(recipe: Recipe, path: Path) -> tuple[list[Step], set[str]]:
         InputError: the directory belongs to another run.
     """
     manifest = check_owner(path, recipe.name)
-    steps = plan(recipe)
+    steps = plan(with_folders(recipe))
     # Without a manifest nothing is done, and no weights need to be read for their checksums.
     return steps, set() if manifest is None else _done(steps, path, manifest)

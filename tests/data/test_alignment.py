@@ -471,3 +471,38 @@ def test_shared_templates_are_labeled_from_the_generation_prompt_on(case, name, 
     if name in ("llama", "stories260K"):
         text, last = text.replace(" ", ""), last.replace(" ", "")
     assert text.endswith(last)
+
+
+@pairs
+@settings(max_examples=12)
+@given(contents=st.lists(texts, min_size=2, max_size=4), data=st.data())
+def test_places_of_tokens_agree_with_the_flags_of_noise(name, family, contents, data):
+    contents = contents[: len(contents) // 2 * 2]
+    length = len(contents[-1])
+    start = data.draw(st.integers(0, length))
+    span = start, data.draw(st.integers(start + 1, length + 1))
+    some = record(*contents, noise_spans=[span])
+    encoder = tokenization(name, family)
+    try:
+        tokens = encoder.encode(some)
+    except Unusable:
+        return
+    places = encoder.token_places(some)
+    assert len(places) == sum(label != IGNORE_INDEX for label in tokens.labels)
+    assert [place[:2] for place in places] == sorted(place[:2] for place in places)
+    assert {place.message for place in places} <= set(range(1, len(contents), 2))
+    of_last = [place for place in places if place.message == len(contents) - 1]
+    found = [int(max(p.start, span[0]) < min(p.end, span[1])) for p in of_last]
+    assert found == tokens.noise[len(places) - len(of_last) :]
+    covered = {i for place in of_last for i in range(place.start, place.end)}
+    visible = {i for i, char in enumerate(contents[-1]) if not char.isspace()}
+    assert covered >= visible | {length} or family == "alpaca"
+
+
+def test_places_of_a_folded_conversation_and_a_text_are_those_of_its_messages():
+    encoder = Tokenization(tokenizer_of("merging"), system_role="fold")
+    places = encoder.token_places(record("ask", "say", system="be brief"))
+    assert {place.message for place in places} == {2}
+    assert (places[0].start, places[-1]) == (0, (2, 3, 4))
+    places = encoder.token_places(text_record("abc"))
+    assert places[-1] == (0, 3, 4)

@@ -104,7 +104,10 @@ def test_system_text_is_folded_into_the_first_user_turn_if_asked(name):
         chat_template(source, marks).render(some)
     folded = chat_template(source, marks, system_role="fold")
     assert "user\nBe kind.\n\nHi<" in folded.render(some).text
-    assert folded.render(record("Hi", "Yo.", system=" ")) == folded.render(record("Hi", "Yo."))
+    assert (
+        folded.render(record("Hi", "Yo.", system=" ")).text
+        == folded.render(record("Hi", "Yo.")).text
+    )
     assert chat_template(source, marks).render(record("Hi", "Yo.")).text
 
 

@@ -59,6 +59,9 @@ def our_command(arguments: list[str]) -> int:
         # Trains for minutes at the least, and has tests of its own: here, all recipes are written
         # and the commands printed.
         rest = [*rest, *([] if params["list_"] else ["--list"])]
+    elif command == "audit" and params["model"] == "embedded":
+        # The extra need not be installed, and the model takes minutes.
+        rest = [*rest, "--model", "BASE"]
     elif command == "export":
         # The Hub has a test of its own: here, only the folder. An earlier block may have made it.
         if params["push_to_hub"] is not None:

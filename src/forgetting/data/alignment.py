@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
@@ -23,6 +24,7 @@ from forgetting.data.encoding import (
     is_boundary,
 )
 from forgetting.data.jinja import reads_clock
+from forgetting.data.positions import content_ranges
 from forgetting.data.records import Record
 from forgetting.data.templates import (
     PLAIN,
@@ -57,6 +59,16 @@ class Tokens:
     tokenized apart there, as in generation."""
     has_other_prompt: bool = False
     """Whether the text before the last response differs from the generation prompt."""
+
+
+class TokenPlace(NamedTuple):
+    """The characters of a response that a labeled token covers."""
+
+    message: int
+    """Place of the response among the messages of the record."""
+    start: int
+    end: int
+    """Not included. The character after the last one is the end of the response."""
 
 
 class Tokenization:
@@ -187,27 +199,56 @@ class Tokenization:
             results.append(self._labeled(record, rendering, encoded))
         return results
 
+    def token_places(self, record: Record) -> list[TokenPlace]:
+        """Where the labeled tokens of a record are in its responses, in order, uncut.
+
+        Raises:
+            Unusable: as `encode`.
+        """
+        rendering = self._template.render(record)
+        encoded = self._split(rendering, self._encoder.encode(rendering.text, rendering.literals))
+        num_before = len(self._prefix_of(record))
+        places: list[TokenPlace] = []
+        for turn in rendering.turns:
+            first, last = _labeled_range(encoded, turn, num_before)
+            content = record.messages[turn.message].content
+            ranges = content_ranges(
+                encoded.offsets[first:last],
+                content,
+                rendering.text,
+                turn.start,
+                turn.body_end,
+                turn.mark_start,
+            )
+            places += [TokenPlace(turn.message, start, end) for start, end in ranges]
+        return places
+
     def _rendered(self, record: Record) -> Rendering | Unusable:
         try:
             return self._template.render(record)
         except Unusable as why:
             return why
 
+    def _prefix_of(self, record: Record) -> list[int]:
+        return self._prefix if not self.chat_template or is_text(record) else []
+
+    def _split(self, rendering: Rendering, encoded: EncodedText) -> EncodedText:
+        """The tokens of a rendering, none of which spans a prompt and its response."""
+        spanned = _spanned(rendering, encoded)
+        if not spanned:
+            return encoded
+        return self._encoder.encode(rendering.text, rendering.literals, spanned)
+
     def _labeled(self, record: Record, rendering: Rendering, encoded: EncodedText) -> Tokens:
-        # Where a token spans prompt and response, neither label would be right for it.
-        spanned = [turn.start for turn in rendering.turns if not is_boundary(encoded, turn.start)]
-        if spanned:
-            encoded = self._encoder.encode(rendering.text, rendering.literals, spanned)
-        has_prefix = not self.chat_template or is_text(record)
-        prefix = self._prefix if has_prefix else []
+        spanned = _spanned(rendering, encoded)
+        encoded = self._split(rendering, encoded)
+        prefix = self._prefix_of(record)
         ids = [*prefix, *encoded.ids]
         labels = [IGNORE_INDEX] * len(ids)
         noise: list[int] = []
         weights: list[float] = []
         for turn in rendering.turns:
-            first, last = _token_range(encoded, turn)
-            # Nothing comes before the first token of all that it could be predicted from.
-            first = max(first, 1 - len(prefix))
+            first, last = _labeled_range(encoded, turn, len(prefix))
             begin, end = first + len(prefix), last + len(prefix)
             labels[begin:end] = ids[begin:end]
             weights += [turn.weight] * (end - begin)
@@ -241,6 +282,18 @@ def _named_template(tokenizer: PreTrainedTokenizerBase, name: str | None) -> str
             f"Set model.template_name to one of {', '.join(sorted(own))}"
         )
     return str(found)
+
+
+def _spanned(rendering: Rendering, encoded: EncodedText) -> list[int]:
+    """Where a token spans prompt and response: neither label would be right for it."""
+    return [turn.start for turn in rendering.turns if not is_boundary(encoded, turn.start)]
+
+
+def _labeled_range(encoded: EncodedText, turn: TurnSpan, num_before: int) -> tuple[int, int]:
+    """The labeled tokens [first, last) of a turn, after `num_before` other tokens."""
+    first, last = _token_range(encoded, turn)
+    # Nothing comes before the first token of all that it could be predicted from.
+    return max(first, 1 - num_before), last
 
 
 def _token_range(encoded: EncodedText, turn: TurnSpan) -> tuple[int, int]:

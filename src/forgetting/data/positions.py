@@ -87,6 +87,39 @@ def noise_ranges(
     return tuple(found)
 
 
+def content_ranges(
+    offsets: Sequence[Range], content: str, text: str, start: int, body_end: int, mark_start: int
+) -> list[Range]:
+    """Which characters of a response some tokens of its rendering cover.
+
+    A token of the end mark covers the character after the last one, as in `noise_ranges`. One of
+    the template's own text has an empty range, where the next character of the response is.
+
+    Args:
+        offsets: characters of each token in `text`.
+        content: the response.
+        start: where its turn begins in `text`.
+        body_end: where the turn's body ends. A call may follow the response in it.
+        mark_start: where the end mark begins.
+    """
+    first = text.rfind(content, start, body_end) if content else -1
+    if text.endswith(content, start, body_end):
+        first = body_end - len(content)
+    if first >= 0:
+        places: list[int | None] = list(range(first, first + len(content)))
+    else:
+        places = _places(content, text, body_end)
+    known = [(place, index) for index, place in enumerate(places) if place is not None]
+    positions = [place for place, _ in known]
+    ranges = []
+    for begin, end in offsets:
+        low, high = bisect_left(positions, begin), bisect_left(positions, end)
+        first = known[low][1] if low < len(known) else len(content)
+        last = known[high - 1][1] + 1 if low < high else first
+        ranges.append((first, len(content) + 1 if end > mark_start else last))
+    return ranges
+
+
 def _places(content: str, text: str, body_end: int) -> list[int | None]:
     """The position in a text of each character of a content that ends at `body_end`; None for
     white space that the template has dropped."""

@@ -209,7 +209,8 @@ def recognise(raw: Any, source: SourceSettings, where: str) -> str:
     raise InputError(
         f"{where}: the format is not recognized. The first record has {found}. Set the source's "
         f"`format` (one of {', '.join(FORMATS)}) or rename its fields, for example "
-        "`fields: {prompt: question, completion: answer}`"
+        "`fields: {prompt: question, completion: answer}` or, for `forgetting audit`, "
+        "`--field prompt=question --field completion=answer`"
     )
 
 

