@@ -35,6 +35,7 @@ def write_small(run_dir: Path, responses: list[list[int]], polarity: list[list[i
         "source": ["a"] * len(ids),
         "input_ids": pa.array([[63, *row] for row in responses], pa.list_(pa.int32())),
         "labels": pa.array([[-100, *row] for row in responses], pa.list_(pa.int32())),
+        "is_negative": pa.nulls(len(ids), pa.bool_()),
     }
     samples = Samples(pa.table(table))
     write_table(samples.table, layout.train_file(run_dir))

@@ -26,11 +26,13 @@ GROWTH = (1.7, 2.2)
 A kind counts in full if its share at the lowest score is at most 1.7 times that at the highest, and
 not at all from 2.2 on."""
 SMALLEST_NUM_TOKENS = 30
-"""A kind with fewer planted tokens starts from its part of the planted noise."""
+"""A kind with fewer planted tokens has no share: too little is known of it."""
 SMALLEST_AUROC = 0.7
 """A kind that is told less well from tokens in which nothing was planted starts at 0: all of them
 look like it."""
 LARGEST_SHARE = 0.5
+MOST_GAIN = 1.5
+"""A kind's share of the corpus is at most so many times its first one, which is a bound as well."""
 LARGEST_RATIO = 3.0
 """Larger ratios of densities count as that where they are checked against clean tokens: there may
 be noise among these."""
@@ -87,8 +89,6 @@ def first_shares(
         growth = ratios[-1] / max(ratios[0], 1e-9)
         counts = np.clip((GROWTH[1] - growth) / (GROWTH[1] - GROWTH[0]), 0, 1)
         shares[kind] = min(ratios) * counts
-    few = planted < SMALLEST_NUM_TOKENS
-    shares[few] = shares.sum() * planted[few] / max(planted.sum(), 1)
     return shares * min(1.0, LARGEST_SHARE / max(shares.sum(), 1e-9))
 
 
@@ -199,7 +199,8 @@ def estimate_shares(
         seed: of the bootstrap.
     """
     ratios = np.exp(_log_ratios(log_odds, kind_probs, odds))
-    shares = _expectation_maximization(ratios, first, np.ones(len(ratios)), _EM_STEPS)
+    most = MOST_GAIN * first
+    shares = _expectation_maximization(ratios, first, most, np.ones(len(ratios)), _EM_STEPS)
     posterior = posteriors(log_odds, kind_probs, odds, shares).sum(1)
     size = max(len(posterior), 1)
     rng = np.random.default_rng(seed)
@@ -215,7 +216,7 @@ def estimate_shares(
         spread = len(lengths) / len(own_lengths)
         counts = rng.poisson(spread, len(own_lengths)) / spread
         weights = np.repeat(counts, own_lengths)
-        resampled = _expectation_maximization(drawn, shares, weights, _EM_STEPS_RESAMPLED)
+        resampled = _expectation_maximization(drawn, shares, most, weights, _EM_STEPS_RESAMPLED)
         found.append(float(resampled.sum()))
         of_samples.append(float(rng.choice(bad_samples, len(bad_samples)).mean()))
     edges = [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2]
@@ -233,22 +234,24 @@ def estimate_shares(
 
 
 def _expectation_maximization(
-    ratios: NDArray, shares: NDArray, weights: NDArray, steps: int
+    ratios: NDArray, shares: NDArray, most: NDArray, weights: NDArray, steps: int
 ) -> NDArray[np.float64]:
     """Shares of the kinds that make the tokens likeliest; shape (kinds,).
 
     Args:
         ratios: density of each kind over that of clean tokens, shape (tokens, kinds).
         shares: where to start, shape (kinds,).
+        most: no share becomes larger, shape (kinds,).
         weights: how often each token counts, shape (tokens,).
         steps: at most so many.
     """
     total = float(weights.sum())
-    if not total or not shares.sum():
+    if not total or not shares.any():
         return np.zeros(len(shares))
     for _ in range(steps):
         joint = ratios * shares
         updated = (weights / (joint.sum(1) + 1 - shares.sum())) @ joint / total
+        updated = np.minimum(updated, most)
         done = np.abs(updated - shares).max() < 1e-5
         shares = updated
         if done:
