@@ -145,7 +145,7 @@ def test_two_processes_train_the_weights_of_one(runs, model):
 
 
 def test_two_processes_write_the_scores_of_one(runs):
-    names = [sorted(f.name for f in (run / "scores").iterdir()) for run in runs[:2]]
+    names = [sorted(f.name for f in (run / "scores").glob("*.parquet")) for run in runs[:2]]
     assert len(names[0]) == 3
     assert names[0] == names[1]
     for name in names[0]:
