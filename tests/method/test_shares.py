@@ -78,7 +78,7 @@ def test_shares_of_kinds_are_found(real: tuple[float, float], means: tuple[float
         assert first.sum() == pytest.approx(sum(real), rel=0.5)
         np.testing.assert_allclose(found.by_kind, true, atol=0.01)
         assert found.posterior.mean() == pytest.approx(found.share, rel=1e-3)
-        assert found.share == pytest.approx(sum(found.by_kind), rel=0.02)
+        assert found.share == pytest.approx(sum(found.by_kind), rel=0.05)
         low, high = found.interval
         assert low <= found.share <= high
         held += low <= true.sum() <= high
