@@ -186,6 +186,7 @@ def test_script_learns_and_writes_a_checkpoint_that_loads_alike(
     torch.testing.assert_close(loaded(input_ids).logits, model(input_ids).logits)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("_threads_restored")
 def test_same_seed_gives_the_same_weights(pretrained: tuple[Any, ...]) -> None:
     first, second = pretrained[0].state_dict(), pretrain(TINY)[0].state_dict()

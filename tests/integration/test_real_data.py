@@ -34,7 +34,7 @@ def local_task(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_on_alpaca_ends_with_every_variant_measured(tmp_path, capsys):
     data = SHARED / "data/train/alpaca_data.json"
     model = SHARED / "models" / MODEL

@@ -164,7 +164,7 @@ def test_sweep_prints_its_commands_or_its_results(write_recipe, tmp_path, capsys
     assert {row["seeds"] for row in document["rows"]} == {2}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_figure1a_runs_at_the_tiny_scale(tmp_path):
     overrides = ["data.num_train=32", "data.num_reference=16"]
     study = paper_study("figure1a", "tiny", seeds="1", overrides=overrides)

@@ -110,6 +110,7 @@ def test_the_baselines_are_what_their_names_say(write_recipe, tmp_path):
     assert lambdas == {1e-4}
 
 
+@pytest.mark.long
 def test_the_arena_trains_all_its_variants_in_one_run_with_one_table(write_recipe, tmp_path):
     variants = load_recipe("arena").model_dump(mode="json", exclude_unset=True)["variants"]
     detector = {"copies": 40}
