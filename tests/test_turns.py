@@ -140,7 +140,7 @@ def test_a_weight_that_no_loss_can_have_stops_the_run(key, value):
     raw = exchange(USER, ("assistant", "Ho", {key: value}), USER, RIGHT)
     with pytest.raises(InputError, match=r"^some\.json, record 1: a turn has the weight "):
         read(raw)
-    # A prompt is not trained on, whatever its weight.
+    # A prompt is never trained on, so its weight makes no difference.
     assert isinstance(read(exchange(("user", "Say", {key: value}), RIGHT)), Record)
 
 

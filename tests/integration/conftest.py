@@ -13,7 +13,7 @@ from tests.conftest import save_findings
 
 @pytest.fixture
 def judged(detected_run, tmp_path, monkeypatch):
-    """Trains and selects a copy of the run by findings of one's own."""
+    """Trains and selects with a copy of the run, using findings that the test supplies."""
 
     def do(posterior, found, *overrides, stages=("select", "train")):
         from forgetting.stages import corpus_detection

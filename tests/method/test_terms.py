@@ -154,7 +154,8 @@ def test_the_value_of_a_sample_has_the_mean_weight_of_its_negative_tokens():
 
 
 def simnpo(x, negative, beta, delta):
-    """Of one sample by log sigma, as the source writes it, and its derivative to the mean log p."""
+    """SimNPO of one sample, written with log sigma as in the paper, and its derivative with respect
+    to the mean log p."""
     mean = sum(value for value, is_one in zip(x, negative, strict=True) if is_one) / sum(negative)
     return -2 / beta * math.log(sigmoid(beta * (-mean - delta))), 2 * sigmoid(beta * (mean + delta))
 

@@ -7,31 +7,13 @@ import torch
 from torch import nn
 
 from forgetting.models import lm_head as head_module
-from forgetting.models.lm_head import Head, predict
-
-VOCABULARY, HIDDEN = 37, 8
+from forgetting.models.lm_head import predict
+from tests.models.small_head import HIDDEN, VOCABULARY, make
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     monkeypatch.setattr(head_module, "ROWS_PER_TILE", 4)
-
-
-class Wrapped(nn.Module):
-    """A head that is not a plain linear layer, as under an adapter."""
-
-    def __init__(self, linear):
-        super().__init__()
-        self.inner = linear
-
-    def forward(self, hidden):
-        return self.inner(hidden)
-
-
-def make(bias=False, scale=1.0, softcap=None, wrapped=False, trains=True, dtype=torch.float32):
-    torch.manual_seed(1)
-    linear = nn.Linear(HIDDEN, VOCABULARY, bias=bias, dtype=dtype).requires_grad_(trains)
-    return Head(nn.Identity(), Wrapped(linear) if wrapped else linear, scale, softcap), linear
 
 
 def draw(positions, dtype=torch.float32, size=3.0):

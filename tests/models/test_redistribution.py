@@ -9,30 +9,12 @@ from torch import nn
 from forgetting.models import redistribution
 from forgetting.models.lm_head import Head
 from forgetting.models.redistribution import Alternatives, cross_entropy
-
-VOCABULARY, HIDDEN = 37, 8
+from tests.models.small_head import HIDDEN, VOCABULARY, Wrapped, make
 
 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     monkeypatch.setattr(redistribution, "ROWS_PER_TILE", 4)
-
-
-class Wrapped(nn.Module):
-    """A head that is not a plain linear layer, as under an adapter."""
-
-    def __init__(self, linear):
-        super().__init__()
-        self.inner = linear
-
-    def forward(self, hidden):
-        return self.inner(hidden)
-
-
-def make(bias=False, scale=1.0, softcap=None, wrapped=False, trains=True, size=VOCABULARY):
-    torch.manual_seed(1)
-    linear = nn.Linear(HIDDEN, size, bias=bias).requires_grad_(trains)
-    return Head(nn.Identity(), Wrapped(linear) if wrapped else linear, scale, softcap), linear
 
 
 def draw(positions, num_kept=5, size=3.0, vocabulary=VOCABULARY):
@@ -139,7 +121,7 @@ def test_extreme_logits_stay_finite(wrapped, size):
 
 @pytest.mark.parametrize("wrapped", [True, False])
 def test_without_a_rest_only_the_named_tokens_count(wrapped):
-    head, linear = make(size=6, wrapped=wrapped, trains=False)
+    head, linear = make(vocabulary=6, wrapped=wrapped, trains=False)
     hidden, targets, alternatives, weights = draw(7, num_kept=5, vocabulary=6)
     whole = alternatives.log_probs.clone()
     whole[:, -1] = -math.inf

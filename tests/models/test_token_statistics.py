@@ -15,8 +15,8 @@ from forgetting.models.token_statistics import (
     _measure_by_kernel,
     measure,
 )
+from tests.models.small_head import HIDDEN, VOCABULARY, Wrapped, make
 
-VOCABULARY, HIDDEN = 37, 8
 ALL = ("log_probs", "is_greedy", *STATISTICS)
 
 
@@ -26,23 +26,6 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(module, "ROWS_PER_TILE", 4)
     monkeypatch.setattr(module, "ROWS_PER_BLOCK", 4)
     monkeypatch.setattr(module, "LOGITS_PER_BLOCK", 40)
-
-
-class Wrapped(nn.Module):
-    """A head that is not a plain linear layer, as under an adapter."""
-
-    def __init__(self, linear):
-        super().__init__()
-        self.inner = linear
-
-    def forward(self, hidden):
-        return self.inner(hidden)
-
-
-def make(bias=False, scale=1.0, softcap=None, wrapped=False, dtype=torch.float32, vocabulary=37):
-    torch.manual_seed(1)
-    linear = nn.Linear(HIDDEN, vocabulary, bias=bias, dtype=dtype)
-    return Head(nn.Identity(), Wrapped(linear) if wrapped else linear, scale, softcap), linear
 
 
 def draw(positions, dtype=torch.float32, size=3.0, vocabulary=VOCABULARY):

@@ -50,7 +50,7 @@ def batch():
 
 
 def expected(log_p, label, alternatives, log_q):
-    """Of one token, from all its log-probabilities."""
+    """The figures of one prediction, from all its log-probabilities."""
     p, q = log_p.exp(), log_q.double().exp()
     rest = 1 - p[alternatives].sum() - p[label]
     best = log_p.sort(descending=True).values[:20].softmax(0)

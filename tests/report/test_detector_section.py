@@ -23,7 +23,7 @@ from tests.conftest import save_findings
 
 @pytest.fixture
 def posterior(run_dir: Path) -> Any:
-    """Of the response tokens of `run_dir`."""
+    """A made-up posterior for each response token of `run_dir`."""
     size = Samples.read(layout.train_file(run_dir)).response_ids.size
     return np.random.default_rng(0).random(size).astype(np.float32)
 

@@ -23,7 +23,7 @@ CHANGES = ["variants={corrected: {}}", f"detector.alternatives={KEPT}"]
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, tiny_model):
-    """A recipe and a run with two folds of reference models, and findings of one's own."""
+    """A recipe and a run with two folds of reference models and made-up findings."""
     from forgetting.pipeline import run
 
     folder = tmp_path_factory.mktemp("alternatives")

@@ -8,7 +8,6 @@ out, and `summary.json` with the reasons. The data itself is only read.
 from __future__ import annotations
 
 import json
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from forgetting.data.sources import read_source
 from forgetting.errors import InputError
 from forgetting.inspecting import resolved
 from forgetting.pipeline import plan_with_state
+from forgetting.rundir.storage import new_folder
 
 REMOVED = "removed.jsonl"
 SUMMARY = "summary.json"
@@ -220,13 +220,7 @@ def _whole(output: Path) -> Iterator[Path]:
     """A folder to write into, which becomes `output` if the context ends without an error."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise InputError(f"{output} exists. Choose another folder with --output")
-    partial = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
+    with new_folder(output) as folder:
+        yield folder
         if output.exists():
             output.rmdir()
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -9,6 +9,7 @@ Input: an `Audit`. Output: `flagged.jsonl` and `flagged.csv`, worst record first
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -199,18 +200,18 @@ def _row(each: FlaggedRecord, own: Any, words: Mapping[str, str]) -> dict[str, A
 
 
 def _write_csv(file: Path, rows: list[dict[str, Any]], found: list[FlaggedRecord]) -> None:
-    partial = file.with_name(f".{file.name}.partial")
+    stream = io.StringIO()
     # The mark at the beginning tells spreadsheets that the text is UTF-8.
-    with partial.open("w", encoding="utf-8-sig", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow([*CSV_COLUMNS, "spans", "text", "record"])
-        for row, each in zip(rows, found, strict=True):
-            writer.writerow(
-                [
-                    *(row[name] for name in CSV_COLUMNS),
-                    json.dumps(row["spans"], ensure_ascii=False),
-                    each.marked(each.worst.message),
-                    json.dumps(row["record"], ensure_ascii=False, default=str),
-                ]
-            )
-    partial.replace(file)
+    stream.write("\ufeff")
+    writer = csv.writer(stream)
+    writer.writerow([*CSV_COLUMNS, "spans", "text", "record"])
+    for row, each in zip(rows, found, strict=True):
+        writer.writerow(
+            [
+                *(row[name] for name in CSV_COLUMNS),
+                json.dumps(row["spans"], ensure_ascii=False),
+                each.marked(each.worst.message),
+                json.dumps(row["record"], ensure_ascii=False, default=str),
+            ]
+        )
+    write_atomically(file, stream.getvalue())

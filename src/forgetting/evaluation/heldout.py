@@ -30,7 +30,7 @@ class HeldoutMeasurement:
 
     result: TaskResult
     log_probs: NDArray[np.float64]
-    """Of the response tokens, shape (response tokens,)."""
+    """Log-probability of each response token, shape (response tokens,)."""
 
 
 def evaluate_heldout(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from forgetting.errors import InputError
 from forgetting.rundir.samples import ROWS_PER_GROUP
+from forgetting.rundir.storage import new_folder
 
 Format = Literal["parquet", "jsonl"]
 MARK = "export.json"
@@ -54,24 +55,19 @@ def whole_folder(output: Path, about: Mapping[str, Any]) -> Iterator[Path]:
     Args:
         about: facts for programs, written as `export.json`.
     """
-    partial = output.with_name(f".{output.name}.partial")
     replaced = output.with_name(f".{output.name}.replaced")
-    for left_by_a_kill in (partial, replaced):
-        shutil.rmtree(left_by_a_kill, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(
-            f"{output.parent} is not a folder. Choose another one with --output"
-        ) from error
-    try:
+    shutil.rmtree(replaced, ignore_errors=True)
+    with ExitStack() as stack:
+        try:
+            partial = stack.enter_context(new_folder(output))
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputError(
+                f"{output.parent} is not a folder. Choose another one with --output"
+            ) from error
         yield partial
         (partial / MARK).write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
         if output.exists():
             output.rename(replaced)
-        partial.rename(output)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
 
 

@@ -16,7 +16,7 @@ with 9 % bad tokens this raises the average precision from 0.68 to 0.85.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -179,23 +179,27 @@ class Detector:
         folds = np.array(
             [self._fold_of_record.get(int(r), int(r) % NUM_FOLDS) for r in np.asarray(records)]
         )
-        return self._evidence(features, np.repeat(folds, np.asarray(lengths)))
-
-    def _evidence(self, features: NDArray, folds: NDArray) -> Evidence:
         features = _binned(features, self._edges)
+        folds = np.repeat(folds, np.asarray(lengths))
+        return Evidence(self._log_odds(features, folds), self._kind_probs(features, folds))
+
+    def _log_odds(self, features: NDArray, folds: NDArray) -> NDArray[np.float32]:
+        """Calibrated, of tokens whose features are binned."""
         log_odds = np.zeros(len(features))
-        kind_probs = np.zeros((len(features), len(self.kinds)))
-        for fold, (model, kind_model) in enumerate(
-            zip(self._models, self._kind_models, strict=True)
-        ):
+        for fold, model in enumerate(self._models):
             chosen = folds == fold
             if chosen.any():
                 log_odds[chosen] = model.decision_function(features[chosen])
-                kind_probs[chosen] = _kind_probs(kind_model, features[chosen], self.kinds)
-        return Evidence(
-            calibrate(log_odds, self._calibration).astype(np.float32),
-            kind_probs.astype(np.float32),
-        )
+        return calibrate(log_odds, self._calibration).astype(np.float32)
+
+    def _kind_probs(self, features: NDArray, folds: NDArray) -> NDArray[np.float32]:
+        """Of tokens whose features are binned."""
+        kind_probs = np.zeros((len(features), len(self.kinds)))
+        for fold, model in enumerate(self._kind_models):
+            chosen = folds == fold
+            if chosen.any():
+                kind_probs[chosen] = _kind_probs(model, features[chosen], self.kinds)
+        return kind_probs.astype(np.float32)
 
     def judge(self, evidence: Evidence, lengths: ArrayLike, seed: int = 0) -> Findings:
         """The verdict on a corpus, from the evidence on all its tokens.
@@ -226,16 +230,15 @@ class Detector:
         found, reason = _verdict(self.report, shares)
         if not found:
             return _nothing(reason, evidence, self.kinds, shares)
-        findings = Findings(
+        return Findings(
             True,
             reason,
             shares.posterior,
-            np.zeros(len(shares.posterior), np.int8),
+            shares.likely_kind,
             self.kinds,
             shares,
             self._prior_odds,
         )
-        return replace(findings, likely_kind=findings.judge(evidence)[1])
 
     def telling_features(
         self, features: NDArray[np.float32], count: int = 5
@@ -315,27 +318,28 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
     )
     weights = np.ones(len(bad))
     detector._models = _fit_folds(features, bad, weights, folds, seed)
-    first = detector._evidence(probe.features, folds)
-    first_log_odds = calibrate(first.log_odds, fit_calibration(first.log_odds, bad))
+    kind_probs = detector._kind_probs(features, folds)
+    log_odds = detector._log_odds(features, folds)
+    first_log_odds = calibrate(log_odds, fit_calibration(log_odds, bad))
     codes = _codes(probe.kinds, kinds)
     detector._first_shares = np.zeros(len(kinds))
     # Weights would make a blind detector look good: they take away the tokens on which it errs.
     if (auroc_of(bad, first_log_odds, weights) or 0.5) >= SMALLEST_AUROC:
-        detector._first_shares = first_shares(first_log_odds, first.kind_probs, codes)
+        detector._first_shares = first_shares(first_log_odds, kind_probs, codes)
     if detector._first_shares.any():
-        unmarked = unmarked_noise(first_log_odds, first.kind_probs, codes, detector._first_shares)
+        unmarked = unmarked_noise(first_log_odds, kind_probs, codes, detector._first_shares)
         weights = 1 - unmarked
         detector._models = _fit_folds(features, bad, weights, folds, seed)
-    raw = detector._evidence(probe.features, folds)
+        log_odds = detector._log_odds(features, folds)
     scaled = np.empty(len(bad))
     for fold in range(NUM_FOLDS):
         held = folds == fold
-        calibration = fit_calibration(raw.log_odds[~held], bad[~held], weights[~held])
-        scaled[held] = calibrate(raw.log_odds[held], calibration)
-    detector._calibration = fit_calibration(raw.log_odds, bad, weights)
+        calibration = fit_calibration(log_odds[~held], bad[~held], weights[~held])
+        scaled[held] = calibrate(log_odds[held], calibration)
+    detector._calibration = fit_calibration(log_odds, bad, weights)
     detector._prior_odds = normalized(
-        calibrate(raw.log_odds[~bad], detector._calibration),
-        raw.kind_probs[~bad],
+        calibrate(log_odds[~bad], detector._calibration),
+        kind_probs[~bad],
         prior_odds(codes, len(kinds), weights),
         weights[~bad],
     )

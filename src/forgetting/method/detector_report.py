@@ -49,10 +49,14 @@ class DetectorReport:
     kinds: dict[str, KindReport]
 
 
-def auroc_of(bad: NDArray[np.bool_], score: NDArray, weights: NDArray[np.float64]) -> float | None:
+def auroc_of(
+    bad: NDArray[np.bool_], score: NDArray, weights: NDArray[np.float64] | None = None
+) -> float | None:
     """AUROC of a score with a weight for each token; None if there are fewer than 10 tokens on
     either side."""
-    if bad.sum() < SMALLEST_KIND or (~bad).sum() < SMALLEST_KIND or not weights[~bad].any():
+    if bad.sum() < SMALLEST_KIND or (~bad).sum() < SMALLEST_KIND:
+        return None
+    if weights is not None and not weights[~bad].any():
         return None
     from sklearn.metrics import roc_auc_score
 

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from forgetting.method.detector_report import auroc_of
+
 RECALLS = (0.2, 0.3, 0.5)
 """Shares of the planted tokens of a kind above the scores that are looked at."""
 GROWTH = (1.7, 2.2)
@@ -27,7 +29,7 @@ A kind counts in full if its share at the lowest score is at most 1.7 times that
 not at all from 2.2 on."""
 SMALLEST_NUM_TOKENS = 30
 """A kind with fewer planted tokens has no share: too little is known of it."""
-SMALLEST_AUROC = 0.88
+SMALLEST_KIND_AUROC = 0.88
 """A kind that is told less well from tokens in which nothing was planted starts at 0: many of them
 look like it. That also leaves out a kind that makes up more than about a fifth of the corpus."""
 LARGEST_SHARE = 0.5
@@ -64,6 +66,8 @@ class Shares:
     """Share of tokens of each kind, in the detector's order of kinds."""
     posterior: NDArray[np.float32]
     """Probability that a token is bad; shape (tokens,)."""
+    likely_kind: NDArray[np.int8]
+    """The kind that a token would be, were it bad; shape (tokens,)."""
 
 
 def first_shares(
@@ -80,23 +84,18 @@ def first_shares(
     planted = np.bincount(kinds[kinds >= 0], minlength=num_kinds)
     shares = np.zeros(num_kinds)
     for kind in np.flatnonzero(planted >= SMALLEST_NUM_TOKENS):
-        scores = log_odds + np.log(np.maximum(kind_probs[:, kind], 1e-6))
-        found, others = scores[kinds == kind], scores[kinds < 0]
-        if _auroc(found, others) < SMALLEST_AUROC:
+        both = (kinds == kind) | (kinds < 0)
+        is_kind = kinds[both] == kind
+        scores = log_odds[both] + np.log(np.maximum(kind_probs[both, kind], 1e-6))
+        if (auroc_of(is_kind, scores) or 0.0) < SMALLEST_KIND_AUROC:
             continue
+        found, others = scores[is_kind], scores[~is_kind]
         scores_at = np.quantile(found, 1 - np.array(RECALLS))
         ratios = [np.mean(others >= score) / np.mean(found >= score) for score in scores_at]
         growth = ratios[-1] / max(ratios[0], 1e-9)
         counts = np.clip((GROWTH[1] - growth) / (GROWTH[1] - GROWTH[0]), 0, 1)
         shares[kind] = min(ratios) * counts
     return shares * min(1.0, LARGEST_SHARE / max(shares.sum(), 1e-9))
-
-
-def _auroc(high: NDArray, low: NDArray) -> float:
-    """Chance that a value of `high` exceeds one of `low`, ties counting half."""
-    order = np.sort(low)
-    below = np.searchsorted(order, high, "left") + np.searchsorted(order, high, "right")
-    return float(below.mean()) / (2 * max(len(low), 1))
 
 
 def unmarked_noise(
@@ -169,7 +168,11 @@ def posteriors(
         odds: see `prior_odds` and `normalized`, shape (kinds,).
         shares: share of each kind in the corpus, shape (kinds,).
     """
-    joint = np.exp(_log_ratios(log_odds, kind_probs, odds)) * shares
+    return _of_ratios(np.exp(_log_ratios(log_odds, kind_probs, odds)), shares)
+
+
+def _of_ratios(ratios: NDArray, shares: NDArray) -> NDArray[np.float64]:
+    joint = ratios * shares
     return joint / (joint.sum(1, keepdims=True) + 1 - shares.sum())
 
 
@@ -201,7 +204,8 @@ def estimate_shares(
     ratios = np.exp(_log_ratios(log_odds, kind_probs, odds))
     most = MOST_GAIN * first
     shares = _expectation_maximization(ratios, first, most, np.ones(len(ratios)), _EM_STEPS)
-    posterior = posteriors(log_odds, kind_probs, odds, shares).sum(1)
+    of_kinds = _of_ratios(ratios, shares)
+    posterior = of_kinds.sum(1)
     size = max(len(posterior), 1)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(lengths))
@@ -210,19 +214,19 @@ def estimate_shares(
     drawn = ratios[np.repeat(is_drawn, lengths)]
     own_lengths = lengths[is_drawn]
     bad_samples = _any_above(posterior, lengths, 0.5)
-    found, of_samples = [0.0], [0.0]
-    for _ in range(NUM_RESAMPLES if len(own_lengths) else 0):
+    found, of_samples = np.zeros((2, NUM_RESAMPLES))
+    for index in range(NUM_RESAMPLES if len(own_lengths) else 0):
         # As many samples as the corpus has, so that the interval is not that of the drawn ones.
         spread = len(lengths) / len(own_lengths)
         counts = rng.poisson(spread, len(own_lengths)) / spread
         weights = np.repeat(counts, own_lengths)
         resampled = _expectation_maximization(drawn, shares, most, weights, _EM_STEPS_RESAMPLED)
-        found.append(float(resampled.sum()))
-        of_samples.append(float(rng.choice(bad_samples, len(bad_samples)).mean()))
+        found[index] = resampled.sum()
+        of_samples[index] = rng.choice(bad_samples, len(bad_samples)).mean()
     edges = [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2]
-    low, high = np.percentile(found[1:] or found, edges)
+    low, high = np.percentile(found, edges)
     low, high = float(low) / MISMATCH[0], float(high) * MISMATCH[1]
-    low_samples, high_samples = np.percentile(of_samples[1:] or of_samples, edges)
+    low_samples, high_samples = np.percentile(of_samples, edges)
     return Shares(
         float(posterior.sum() / size),
         (low if low >= SMALLEST_SHARE else 0.0, min(high, 1.0)),
@@ -230,6 +234,7 @@ def estimate_shares(
         (float(low_samples), float(high_samples)),
         tuple(float(share) for share in shares),
         posterior.astype(np.float32),
+        of_kinds.argmax(1).astype(np.int8),
     )
 
 

@@ -9,9 +9,6 @@ ordinary folder.
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,7 +17,7 @@ from filelock import FileLock
 from forgetting.config import ModelSettings, Recipe
 from forgetting.console import logger, progress
 from forgetting.errors import InputError
-from forgetting.rundir.storage import file_sha256
+from forgetting.rundir.storage import file_sha256, new_folder
 
 EMBEDDED = "embedded"
 """Name of the model that the extra `embedded` installs: SmolLM2-135M-Instruct."""
@@ -103,7 +100,7 @@ def model_folder(name: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         if not folder.is_dir():
-            with _whole(folder) as partial:
+            with new_folder(folder) as partial:
                 _convert(file, partial)
                 if name == EMBEDDED:
                     (partial / "README.md").write_text(_EMBEDDED_CARD, encoding="utf-8")
@@ -121,19 +118,6 @@ def _embedded_file() -> Path:
             "GGUF file or a Hub id"
         )
     return file
-
-
-@contextmanager
-def _whole(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `folder` if the context ends without an error."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _convert(file: Path, folder: Path) -> None:

@@ -9,6 +9,7 @@ batches or of what the log-probabilities are for.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
@@ -165,30 +166,48 @@ class _LinearHead(torch.autograd.Function):
             (slopes,) = ctx.saved_tensors
             return (grad[:, None].to(slopes.dtype) * slopes, *(None,) * 7)
         hidden, weight, targets, log_probs = ctx.saved_tensors
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        # Sums over many tiles are kept in float32.
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        grad_bias = weight.new_zeros(len(weight), dtype=torch.float32) if needs_bias else None
-        grad_hidden = []
-        tiles = (values.split(ctx.size) for values in (hidden, targets, log_probs, grad))
-        for states, of_tile, log_prob, grad_of_tile in zip(*tiles, strict=True):
-            logits = ctx.tile.logits(states)
-            normalizer = logits.gather(1, of_tile[:, None])[:, 0] - log_prob
-            probs = ctx.tile.exps(logits, normalizer)
-            slope = ctx.tile.slope(logits, probs, of_tile, grad_of_tile)
-            if needs_hidden:
-                grad_hidden.append(slope @ weight)
-            if grad_weight is not None:
-                grad_weight += slope.T @ states
-            if grad_bias is not None:
-                grad_bias += slope.float().sum(0)
+
+        def slopes_of_tiles() -> Iterator[tuple[Tensor, Tensor]]:
+            tiles = (values.split(ctx.size) for values in (hidden, targets, log_probs, grad))
+            for states, of_tile, log_prob, grad_of_tile in zip(*tiles, strict=True):
+                logits = ctx.tile.logits(states)
+                normalizer = logits.gather(1, of_tile[:, None])[:, 0] - log_prob
+                probs = ctx.tile.exps(logits, normalizer)
+                yield states, ctx.tile.slope(logits, probs, of_tile, grad_of_tile)
+
+        found = gradients(slopes_of_tiles(), weight, ctx.needs_input_grad)
         ctx.tile.drop_buffers()
-        return (
-            torch.cat(grad_hidden) if needs_hidden else None,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(weight.dtype),
-            *(None,) * 5,
-        )
+        return (*found, *(None,) * 5)
+
+
+def gradients(
+    slopes: Iterable[tuple[Tensor, Tensor]], weight: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients to the states, the weights and the bias of a linear layer, from all tiles.
+
+    Args:
+        slopes: the states of each tile, and the gradient to their product with the weights, shape
+            (rows, vocabulary).
+        weight: shape (vocabulary, hidden size).
+        needed: which of the three are wanted; the others are None.
+    """
+    needs_hidden, needs_weight, needs_bias = needed[:3]
+    # Sums over many tiles are kept in float32.
+    grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+    grad_bias = weight.new_zeros(len(weight), dtype=torch.float32) if needs_bias else None
+    grad_hidden = []
+    for states, slope in slopes:
+        if needs_hidden:
+            grad_hidden.append(slope @ weight)
+        if grad_weight is not None:
+            grad_weight += slope.T @ states
+        if grad_bias is not None:
+            grad_bias += slope.float().sum(0)
+    return (
+        torch.cat(grad_hidden) if needs_hidden else None,
+        None if grad_weight is None else grad_weight.to(weight.dtype),
+        None if grad_bias is None else grad_bias.to(weight.dtype),
+    )
 
 
 class LinearTile:

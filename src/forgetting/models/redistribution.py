@@ -10,6 +10,7 @@ where q comes from.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from forgetting.models.lm_head import ROWS_PER_TILE, Head, LinearTile, is_plain
+from forgetting.models.lm_head import ROWS_PER_TILE, Head, LinearTile, gradients, is_plain
 
 ROWS_PER_TILE_ACCELERATOR = 1024
 # Of an empty bucket: its exponential is zero, and zero times it is zero.
@@ -149,30 +150,15 @@ class _CrossEntropyHead(torch.autograd.Function):
             (slopes,) = ctx.saved_tensors
             return (grad[:, None].to(slopes.dtype) * slopes, *(None,) * 8)
         hidden, weight, targets, ids, log_probs = ctx.saved_tensors
-        needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        # Sums over many tiles are kept in float32.
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        grad_bias = weight.new_zeros(len(weight), dtype=torch.float32) if needs_bias else None
-        grad_hidden = []
-        tiles = (part.split(ctx.size) for part in (hidden, targets, ids, log_probs, grad))
-        for states, of_tile, ids_of_tile, log_probs_of_tile, grad_of_tile in zip(
-            *tiles, strict=True
-        ):
-            buckets = _Buckets(ctx.tile, states, of_tile, ids_of_tile, log_probs_of_tile)
-            slope = buckets.slope(grad_of_tile)
-            if needs_hidden:
-                grad_hidden.append(slope @ weight)
-            if grad_weight is not None:
-                grad_weight += slope.T @ states
-            if grad_bias is not None:
-                grad_bias += slope.float().sum(0)
+
+        def slopes_of_tiles() -> Iterator[tuple[Tensor, Tensor]]:
+            tiles = (part.split(ctx.size) for part in (hidden, targets, ids, log_probs, grad))
+            for states, *of_tile, grad_of_tile in zip(*tiles, strict=True):
+                yield states, _Buckets(ctx.tile, states, *of_tile).slope(grad_of_tile)
+
+        found = gradients(slopes_of_tiles(), weight, ctx.needs_input_grad)
         ctx.tile.drop_buffers()
-        return (
-            torch.cat(grad_hidden) if needs_hidden else None,
-            None if grad_weight is None else grad_weight.to(weight.dtype),
-            None if grad_bias is None else grad_bias.to(weight.dtype),
-            *(None,) * 6,
-        )
+        return (*found, *(None,) * 6)
 
 
 class _Buckets:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from forgetting.config import Recipe
@@ -26,7 +25,7 @@ from forgetting.method.corruptions import CLEAN, CORRUPTIONS
 from forgetting.models.tokenization import load_tokenization, tokenizer_threads
 from forgetting.rundir import layout
 from forgetting.rundir.planted import PlantedWriter, copies_of, planted_file
-from forgetting.rundir.samples import IGNORE_INDEX, SampleFile, rows_in_parts
+from forgetting.rundir.samples import IGNORE_INDEX, SampleFile, negative_column, rows_in_parts
 from forgetting.rundir.stats import DataSummary
 from forgetting.rundir.train_records import TrainRecord, train_records
 from forgetting.stages.corpus_scores import ScoringJob
@@ -80,7 +79,7 @@ def _groups(
 ) -> Iterator[tuple[NDArray[np.int64], float]]:
     """Samples of D_train whose records may be mixed in copies, and their share of the copies."""
     # A response to forget is known to be bad, and a copy of it would pass for clean.
-    every = np.flatnonzero(~_column(layout.train_file(run), "is_negative").astype(bool))
+    every = np.flatnonzero(~_is_negative(layout.train_file(run)))
     if not any(map(of_reference, columns_of(recipe.detector_passes))):
         yield every, 1.0
     elif recipe.fold_names:
@@ -97,15 +96,13 @@ def _groups(
 
 
 def _sample_ids(file: Path) -> NDArray[np.int64]:
-    return _column(file, "sample_id").astype(np.int64)
-
-
-def _column(file: Path, name: str) -> NDArray:
-    """A column with one number for each sample; what is unknown is 0."""
-    parts = [
-        part[name].cast(pa.int64()).fill_null(0).to_numpy() for part in rows_in_parts(file, [name])
-    ]
+    parts = [part["sample_id"].to_numpy() for part in rows_in_parts(file, ["sample_id"])]
     return np.concatenate([np.zeros(0, np.int64), *parts])
+
+
+def _is_negative(file: Path) -> NDArray[np.bool_]:
+    parts = [negative_column(part) for part in rows_in_parts(file, ["is_negative"])]
+    return np.concatenate([np.zeros(0, dtype=bool), *parts])
 
 
 def _chosen(run: Path, fingerprint: str, chosen: NDArray[np.int64]) -> Iterator[TrainRecord]:

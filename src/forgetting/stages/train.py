@@ -43,10 +43,11 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
             _copy_model(plain, variant, run_dir, work)
             _write_card(recipe, variant, run_dir, work)
         return
-    parts = _parts(run_dir, variant, settings)
+    data = DataSummary.load(layout.data_dir(run_dir))
+    parts = _parts(run_dir, variant, settings, data.splits["train"].weighted_tokens > 0)
     tables = (pa.table(trainer_columns(p.samples, p.polarity, **values)) for p, values in parts)
-    ends = DataSummary.load(layout.data_dir(run_dir)).end_token_ids
-    fine_tune(recipe, recipe.training, settings, tables, f"Training {variant}", work, ends)
+    label, ends = f"Training {variant}", data.end_token_ids
+    fine_tune(recipe, recipe.training, settings, tables, label, work, ends)
     if work.processes.is_main:
         _write_card(recipe, variant, run_dir, work)
 
@@ -87,16 +88,19 @@ def _copy_model(plain: str, variant: str, run_dir: Path, work: Work) -> None:
 
 
 def _parts(
-    run_dir: Path, variant: str, settings: VariantSettings
+    run_dir: Path, variant: str, settings: VariantSettings, has_weights: bool
 ) -> Iterator[tuple[SelectedPart, dict[str, Any]]]:
-    """The samples of a variant in parts, and further columns of the trainer."""
+    """The samples of a variant in parts, and further columns of the trainer.
+
+    Args:
+        has_weights: whether turns have weights, by which those of the variant are multiplied.
+    """
     from forgetting.method.columns import POSTERIOR
     from forgetting.method.measures import not_bad
     from forgetting.rundir import layout
     from forgetting.rundir.findings import read_findings
     from forgetting.rundir.samples import SampleFile
     from forgetting.rundir.selections import WEIGHED, selected_parts
-    from forgetting.rundir.stats import DataSummary
 
     scores = ["base_log_probs"] * settings.needs_base
     scores += ["reference_log_probs"] * settings.needs_reference
@@ -108,8 +112,6 @@ def _parts(
     selected = selected_parts(
         run_dir, variant if settings.selects else None, scores, ("sample_id", *WEIGHED), fingerprint
     )
-    summary = DataSummary.load(layout.data_dir(run_dir))
-    has_weights = summary.splits["train"].weighted_tokens > 0
     for index, part in enumerate(selected):
         values: dict[str, Any] = dict(part.scores)
         posterior = values.pop(POSTERIOR, None)

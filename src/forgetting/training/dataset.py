@@ -28,7 +28,7 @@ class Corrections:
     """Weight of the cross-entropy to the alternatives, shape (response tokens,); 0: not
     corrected."""
     alternatives: TokenAlternatives
-    """Of the tokens whose weight is above 0."""
+    """What is expected in the place of each token with a weight above 0."""
 
 
 def trainer_columns(
