@@ -114,14 +114,14 @@ def test_alternatives_of_another_posterior_are_refused(judged, detected_run, mon
     posterior = some_posterior(detected_run[1])
     run = judged(posterior, True, VARIANTS, stages=("alternatives",))
     settings = load_recipe(detected_run[0], [VARIANTS]).variants["corrected"]
-    parts = list(train._parts(run, "corrected", settings))
+    parts = list(train._parts(run, "corrected", settings, False))
     assert len(parts) == 3
     file = layout.alternatives_files(layout.alternatives_dir(run))[1]
     (run / "elsewhere").mkdir()
     file.rename(run / "elsewhere" / file.name)
     with pytest.raises(InputError, match=r"alternatives-00001-of-00003.parquet"):
-        list(train._parts(run, "corrected", settings))
+        list(train._parts(run, "corrected", settings, False))
     other = layout.alternatives_files(layout.alternatives_dir(run))[0]
     file.write_bytes(other.read_bytes())
     with pytest.raises(InputError, match="holds a token of sample"):
-        list(train._parts(run, "corrected", settings))
+        list(train._parts(run, "corrected", settings, False))
