@@ -100,6 +100,7 @@ def test_the_verdict_comes_first_then_tables_then_the_worst(given, capsys):
     parts = ["tokens are bad", "garbled word", "odd", "1. mine.jsonl, line 6", "Page:"]
     assert sorted(parts, key=shown.index) == parts
     assert "Straße 🙂 [wrong]" in shown
+    assert "garbled word 0.95 85.0 % 70.0 % 20.0 %" in shown
     assert "1 record could not be used and was not judged: empty response: 1." in shown
     assert str(audit.flagged_jsonl) in shown
 
@@ -111,6 +112,7 @@ def test_json_is_all_there_is_on_standard_output(given, capsys):
     assert found["num_flagged"] == 2
     assert found["bad_tokens"]["share"] == pytest.approx(audit.findings.tokens.share)
     assert [each["line"] for each in found["worst"]] == [6, 9]
+    assert [each["precision_planted"] for each in found["kinds"]] == [0.85, None]
 
 
 def test_where_nothing_is_found_the_worst_are_listed_and_nothing_is_dropped(given, capsys):

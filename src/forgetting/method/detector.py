@@ -348,7 +348,7 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
         if leave_kinds_out
         else {}
     )
-    detector.report = describe(probe.kinds, kinds, scaled, weights, left_out)
+    detector.report = describe(probe.kinds, kinds, scaled, kind_probs, weights, left_out)
     return detector
 
 

@@ -57,6 +57,9 @@ class KindFinding:
     """As `auroc`, by a detector that never saw this kind."""
     share: float | None
     """Estimated share of D_train's response tokens; None if nothing was learned."""
+    precision: float | None = None
+    """Share of planted noise, of any kind, among the tokens of the copies that have a posterior of
+    at least 0.5 and look most like this kind; None if there are fewer than 10 of them."""
 
 
 @dataclass(frozen=True)

@@ -380,6 +380,7 @@ def _kinds(copies: Copies, detector: Detector, shares: Shares | None) -> list[Ki
                 recall=None if report is None else report.recall,
                 auroc_left_out=None if report is None else report.auroc_left_out,
                 share=None if shares is None else shares.by_kind[place],
+                precision=None if report is None else report.precision,
             )
         )
     return found
