@@ -132,3 +132,6 @@ def test_odds_at_another_share():
     # At the share of 1/2, odds of 9 to 1 are a ratio of densities of 9.
     (found,) = at_share(np.log([9.0]), 0.5, 0.01)
     assert found == pytest.approx(9 * 0.01 / (9 * 0.01 + 0.99), rel=1e-6)
+    # At 1/5, odds of 1 to 1 are a ratio of 4.
+    (found,) = at_share(np.zeros(1), 0.2, 0.05)
+    assert found == pytest.approx(4 * 0.05 / (4 * 0.05 + 0.95), rel=1e-6)

@@ -235,6 +235,21 @@ def heldout_posterior(run: Path, fingerprint: str) -> PosteriorPart | None:
     )
 
 
+def require_lengths(file: Path, found: NDArray[np.int64], expected: NDArray[np.int64]) -> None:
+    """Refuse a posterior that does not have one value for each response token.
+
+    Args:
+        file: of the posterior, see `layout.posterior_file` and `layout.heldout_posterior_file`.
+        found: values of each sample, shape (samples,).
+        expected: response tokens of each sample, shape (samples,).
+
+    Raises:
+        InputError: they differ.
+    """
+    if not np.array_equal(found, expected):
+        raise InputError(f"{file} does not hold one posterior for each response token. {AGAIN}")
+
+
 def _parts(file: Path, fingerprint: str, sizes: Iterable[int] | None) -> Iterator[PosteriorPart]:
     check_fingerprint(file, fingerprint)
     for part in rows_in_parts(file, ["sample_id", "posterior", "kind"], sizes):
