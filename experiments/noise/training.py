@@ -1,7 +1,7 @@
 """Train a variant with `ForgettingTrainer`, and measure a model on held-out questions.
 
-In: a recipe's training settings, and samples with polarity or weights. Out: the model, in memory. Knows
-nothing of noise, cells or files.
+In: a recipe's training settings, and samples with polarity or weights. Out: the model, in memory.
+Knows nothing of noise, cells or files.
 """
 
 from __future__ import annotations
