@@ -32,12 +32,14 @@ from forgetting.method.detector_report import DetectorReport, auroc_of, describe
 from forgetting.method.explainer import Explainer, Trees, binned
 from forgetting.method.shares import (
     Shares,
+    WholeShare,
     estimate_shares,
     first_shares,
     normalized,
     posteriors,
     prior_odds,
     unmarked_noise,
+    whole_share,
 )
 
 NUM_FOLDS = 5
@@ -133,7 +135,7 @@ class Findings:
             evidence.log_odds,
             evidence.kind_probs,
             self.prior_odds,
-            np.array(self.shares.by_kind),
+            np.array(self.shares.priors),
         )
         return by_kind.sum(1).astype(np.float32), by_kind.argmax(1).astype(np.int8)
 
@@ -159,6 +161,7 @@ class Detector:
     _clean_medians: NDArray | None = field(default=None, repr=False)
     _prior_odds: NDArray | None = field(default=None, repr=False)
     _first_shares: NDArray | None = field(default=None, repr=False)
+    _whole: WholeShare = field(default_factory=WholeShare, repr=False)
 
     def weigh(
         self, features: NDArray[np.float32], lengths: ArrayLike, records: ArrayLike
@@ -226,6 +229,7 @@ class Detector:
             lengths,
             self._prior_odds,
             self._first_shares,
+            self._whole,
             seed=seed,
         )
         found, reason = _verdict(self.report, shares)
@@ -309,7 +313,8 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
     detector._first_shares = np.zeros(len(kinds))
     # Weights would make a blind detector look good: they take away the tokens on which it errs.
     if (auroc_of(bad, first_log_odds, weights) or 0.5) >= SMALLEST_AUROC:
-        detector._first_shares = first_shares(first_log_odds, kind_probs, codes)
+        detector._whole = whole_share(first_log_odds, codes, probe.lengths, seed=seed)
+        detector._first_shares = first_shares(first_log_odds, kind_probs, codes, detector._whole)
     if detector._first_shares.any():
         unmarked = unmarked_noise(first_log_odds, kind_probs, codes, detector._first_shares)
         weights = 1 - unmarked
