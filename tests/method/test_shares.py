@@ -16,6 +16,7 @@ from forgetting.method.shares import (
     normalized,
     posteriors,
     prior_odds,
+    response_means,
     unmarked_noise,
     whole_share,
 )
@@ -111,50 +112,44 @@ def test_a_kind_that_looks_like_clean_tokens_starts_at_zero() -> None:
     assert not same.any()
 
 
-def copies_of_responses(
+def means_of_responses(
     rng: np.random.Generator, bad: float, distance: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores of replaced responses (kind 0), of some with noise in a part (kind 1), and of others,
-    of which a share is as bad as the replaced ones."""
-    lengths = rng.integers(5, 15, 400)
-    kind = np.repeat([0, 1, -1], [100, 100, 200])
-    is_bad = (kind == 0) | ((kind < 0) & (rng.random(400) < bad))
-    kinds = np.repeat(kind, lengths)
-    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    kinds[(kinds == 1) & (within > 2)] = -1
-    scores = rng.normal(size=len(kinds)) + distance * (np.repeat(is_bad, lengths) | (kinds == 1))
-    return scores, kinds, lengths
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of 100 replaced responses, and of 1000 others, of which a share is as bad."""
+    lengths = rng.integers(0, 15, 1100)
+    is_bad = (np.arange(1100) < 100) | (rng.random(1100) < bad)
+    scores = rng.normal(size=lengths.sum()) + distance * np.repeat(is_bad, lengths)
+    means = response_means(scores, lengths)
+    expected = [own.mean() for own in np.split(scores, np.cumsum(lengths)[:-1]) if len(own)]
+    np.testing.assert_allclose(means, expected)
+    num_replaced = np.count_nonzero(lengths[:100])
+    return means[:num_replaced], means[num_replaced:]
 
 
-@pytest.mark.parametrize("distance", [1.0, 2.0])
-def test_whole_responses_tell_the_share_of_those_that_were_replaced(distance: float) -> None:
-    # Tokens overlap by far: AUROC is 0.76 at a distance of 1.
+@pytest.mark.parametrize("bad", [0.0, 0.05, 0.2])
+def test_whole_responses_tell_the_share_of_those_that_were_replaced(bad: float) -> None:
     rng = np.random.default_rng(0)
-    for bad in (0.0, 0.05, 0.2):
-        found = [whole_share(*copies_of_responses(rng, bad, distance)) for _ in range(20)]
-        assert np.mean([whole.share for whole in found]) == pytest.approx(bad, abs=0.04)
-        assert all(whole.low <= whole.share <= whole.high for whole in found)
-        held = [whole.low - 0.01 <= bad <= whole.high + 0.01 for whole in found]
-        assert np.mean(held) >= 0.7
-        if distance == 2.0 and bad != 0.05:
-            assert {whole.is_clear for whole in found} == {bad > 0}
+    found = [whole_share(*means_of_responses(rng, bad, 2.5)) for _ in range(20)]
+    assert np.mean([whole.share for whole in found]) == pytest.approx(bad, abs=0.02)
+    assert all(whole.low <= whole.share <= whole.high for whole in found)
+    held = [whole.low - 0.01 <= bad <= whole.high + 0.01 for whole in found]
+    assert np.mean(held) >= 0.7
+    assert {whole.is_clear for whole in found} == {bad > 0}
 
 
 def test_whole_responses_against_a_count_by_hand() -> None:
     replaced = np.arange(100.0)
     alone = np.array([95.0, 75.0, 45.0, 35.0, *[-5.0] * 96])
-    kinds = np.r_[np.zeros(100, int), -np.ones(100, int)]
-    found = whole_share(np.r_[replaced, alone], kinds, np.ones(200, int))
-    # Above the medians of 50, 40, 30 and 20 % of the replaced ones are 2, 3, 4 and 4 of the others.
+    found = whole_share(replaced, alone)
+    # Above the scores of 50, 60, 70 and 80 % of the replaced ones are 2, 3, 4 and 4 others.
     expected = np.median([0.02 / 0.5, 0.03 / 0.6, 0.04 / 0.7, 0.04 / 0.8])
     assert found.share == pytest.approx(expected, rel=0.05)
 
 
 def test_few_whole_responses_say_nothing() -> None:
-    scores = np.r_[np.full(19, 5.0), np.full(100, 5.0)]
-    kinds = np.r_[np.zeros(19, int), -np.ones(100, int)]
-    assert whole_share(scores, kinds, np.ones(119, int)) == WholeShare()
-    assert whole_share(np.zeros(0), np.zeros(0, int), np.zeros(3, int)) == WholeShare()
+    assert whole_share(np.full(19, 5.0), np.full(100, 5.0)) == WholeShare()
+    assert whole_share(np.full(100, 5.0), np.full(19, 5.0)) == WholeShare()
+    assert response_means(np.zeros(0), np.zeros(3, int)).shape == (0,)
 
 
 def test_mild_noise_counts_where_whole_responses_show_noise() -> None:
@@ -172,11 +167,11 @@ def test_mild_noise_counts_where_whole_responses_show_noise() -> None:
     corpus = draw(rng, (0.2, 0.0), SAMPLES)
     scores = evidence(at(corpus, (3.0, -4.0), rng), (4.0, -4.0), (0.0, 0.0))
     lengths = np.full(SAMPLES, TOKENS)
-    # From there, expectation maximization does not come as far.
-    first = np.array([0.005, 0.0])
-    assert estimate_shares(*scores, lengths, ODDS, first).share < 0.06
-    found = estimate_shares(*scores, lengths, ODDS, first, WholeShare(0.1, 0.05, 0.15))
-    assert found.share == pytest.approx(TOKENS_TO_WHOLE * 0.1, rel=0.01)
+    # Whole responses say more than expectation maximization may.
+    assert estimate_shares(*scores, lengths, ODDS, clear).share < 0.15
+    whole = WholeShare(0.25, 0.2, 0.3)
+    found = estimate_shares(*scores, lengths, ODDS, clear, whole)
+    assert found.share == pytest.approx(TOKENS_TO_WHOLE * 0.25, rel=0.01)
     assert sum(found.by_kind) == pytest.approx(found.share)
     # The posterior is what the priors say, so that other samples are judged alike.
     by_kind = posteriors(*scores, ODDS, np.array(found.priors))
@@ -184,7 +179,7 @@ def test_mild_noise_counts_where_whole_responses_show_noise() -> None:
     assert sum(found.priors) > found.share
     low, high = found.interval
     assert low <= found.share <= high
-    assert high >= TOKENS_TO_WHOLE * 0.15
+    assert high >= TOKENS_TO_WHOLE * whole.high
 
 
 def test_a_kind_with_few_planted_tokens_has_no_share() -> None:

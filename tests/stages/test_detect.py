@@ -37,7 +37,7 @@ def corpus(detected_run):
 @pytest.fixture
 def sure(monkeypatch):
     """Makes every verdict a find, whatever the tiny model sees."""
-    monkeypatch.setattr(mathematics, "_verdict", lambda report, shares: (True, "Bad."))
+    monkeypatch.setattr(mathematics, "_verdict", lambda report, shares, whole: (True, "Bad."))
     estimate = mathematics.estimate_shares
 
     def shares(*args, **kwargs):

@@ -38,6 +38,7 @@ from forgetting.method.shares import (
     normalized,
     posteriors,
     prior_odds,
+    response_means,
     unmarked_noise,
     whole_share,
 )
@@ -46,7 +47,7 @@ NUM_FOLDS = 5
 SMALLEST_NUM_SAMPLES = 50
 SMALLEST_AUROC = 0.7
 CLEAR_SHARE = 0.02
-"""An estimate below this is no sign of noise where the interval holds 0."""
+"""An estimate below this is no sign of noise, unless whole responses show it."""
 
 _TREES = {
     "learning_rate": 0.15,
@@ -91,6 +92,18 @@ class Probe:
     def of_records(self) -> NDArray[np.int64]:
         """The record of each token; shape (tokens,)."""
         return np.repeat(self.records, self.lengths)
+
+
+@dataclass(frozen=True)
+class CorpusSample:
+    """Some samples of the corpus as they are."""
+
+    features: NDArray[np.float32]
+    """Shape (tokens, features), as in the probe."""
+    lengths: NDArray[np.int64]
+    """Response tokens of each sample; shape (samples,)."""
+    records: NDArray[np.int64]
+    """The record of each sample, as numbered in `Probe.records`; shape (samples,)."""
 
 
 @dataclass(frozen=True)
@@ -180,12 +193,14 @@ class Detector:
         if not self._models or not len(features):
             empty = np.zeros((len(features), len(self.kinds)), np.float32)
             return Evidence(np.full(len(features), -np.inf, np.float32), empty)
-        folds = np.array(
-            [self._fold_of_record.get(int(r), int(r) % NUM_FOLDS) for r in np.asarray(records)]
-        )
+        folds = self._folds_of(np.asarray(records), np.asarray(lengths))
         features = binned(features, self._edges)
-        folds = np.repeat(folds, np.asarray(lengths))
         return Evidence(self._log_odds(features, folds), self._kind_probs(features, folds))
+
+    def _folds_of(self, records: NDArray, lengths: NDArray) -> NDArray[np.int64]:
+        """Which classifier judges each token; shape (tokens,)."""
+        folds = [self._fold_of_record.get(int(r), int(r) % NUM_FOLDS) for r in records]
+        return np.repeat(np.array(folds, dtype=np.int64), lengths)
 
     def _log_odds(self, features: NDArray, folds: NDArray) -> NDArray[np.float32]:
         """Calibrated, of tokens whose features are binned."""
@@ -232,7 +247,7 @@ class Detector:
             self._whole,
             seed=seed,
         )
-        found, reason = _verdict(self.report, shares)
+        found, reason = _verdict(self.report, shares, self._whole)
         if not found:
             return _nothing(reason, evidence, self.kinds, shares)
         return Findings(
@@ -266,7 +281,13 @@ def join_evidence(parts: Sequence[Evidence]) -> Evidence:
     )
 
 
-def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -> Detector:
+def fit_detector(
+    probe: Probe,
+    seed: int = 0,
+    *,
+    corpus: CorpusSample | None = None,
+    leave_kinds_out: bool = True,
+) -> Detector:
     """Fit a detector on planted noise.
 
     Two classifiers for each of five folds of records: bad against clean over all tokens, and the
@@ -276,6 +297,8 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
     Args:
         probe: copies with planted noise.
         seed: of the folds and the trees.
+        corpus: some of its samples, the more the surer; 2,000 are enough. They show whether it
+            holds noise. Default: the copies in which nothing was planted.
         leave_kinds_out: whether to measure how each kind is found by a detector that never saw
             it; this takes about as long as the fit itself.
 
@@ -313,7 +336,7 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
     detector._first_shares = np.zeros(len(kinds))
     # Weights would make a blind detector look good: they take away the tokens on which it errs.
     if (auroc_of(bad, first_log_odds, weights) or 0.5) >= SMALLEST_AUROC:
-        detector._whole = whole_share(first_log_odds, codes, probe.lengths, seed=seed)
+        detector._whole = _whole_share(detector, probe, bad, log_odds, corpus, seed)
         detector._first_shares = first_shares(first_log_odds, kind_probs, codes, detector._whole)
     if detector._first_shares.any():
         unmarked = unmarked_noise(first_log_odds, kind_probs, codes, detector._first_shares)
@@ -339,6 +362,29 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
     )
     detector.report = describe(probe.kinds, kinds, scaled, kind_probs, weights, left_out)
     return detector
+
+
+def _whole_share(
+    detector: Detector,
+    probe: Probe,
+    bad: NDArray[np.bool_],
+    log_odds: NDArray,
+    corpus: CorpusSample | None,
+    seed: int,
+) -> WholeShare:
+    """What whole responses say, by the first fit.
+
+    Args:
+        bad: where noise was planted, shape (tokens of the copies,).
+        log_odds: of the copies, out of fold, before calibration; the same shape.
+    """
+    means, share_bad = (response_means(of, probe.lengths) for of in (log_odds, bad))
+    replaced, alone = means[share_bad == 1], means[share_bad == 0]
+    if corpus is not None:
+        folds = detector._folds_of(corpus.records, corpus.lengths)
+        log_odds = detector._log_odds(binned(corpus.features, detector._edges), folds)
+        alone = response_means(log_odds, corpus.lengths)
+    return whole_share(replaced, alone, seed=seed)
 
 
 def _bin_edges(features: NDArray) -> list[NDArray]:
@@ -473,7 +519,7 @@ def _nothing(
     return Findings(False, reason, nothing, likely.astype(np.int8), kinds, shares)
 
 
-def _verdict(report: DetectorReport, shares: Shares) -> tuple[bool, str]:
+def _verdict(report: DetectorReport, shares: Shares, whole: WholeShare) -> tuple[bool, str]:
     low, high = shares.interval
     if report.auroc < SMALLEST_AUROC:
         return False, (
@@ -485,7 +531,7 @@ def _verdict(report: DetectorReport, shares: Shares) -> tuple[bool, str]:
             f"Nothing found. Planted noise is found (AUROC {report.auroc:.2f}), but not clearly "
             f"enough to say that the corpus holds any (0 to {high:.0%} of the tokens)."
         )
-    if low <= 0:
+    if low <= 0 or (shares.share < CLEAR_SHARE and not whole.is_clear):
         return False, (
             f"Nothing found. Planted noise is found well (AUROC {report.auroc:.2f}), and this "
             f"corpus has no clear sign of it: at most {high:.1%} of the tokens look bad."

@@ -107,25 +107,14 @@ class WholeShare:
         return self.share >= CLEAR_WHOLE_SHARE
 
 
-def whole_share(
-    log_odds: NDArray, kinds: NDArray[np.int64], lengths: NDArray[np.int64], *, seed: int = 0
-) -> WholeShare:
-    """Share of the copies that were left alone and look like those that were replaced as a whole.
+def whole_share(replaced: NDArray, alone: NDArray, *, seed: int = 0) -> WholeShare:
+    """Share of the responses of a corpus that look like those that were replaced as a whole.
 
     Args:
-        log_odds: planted against not planted, out of fold, shape (tokens,).
-        kinds: index of the planted kind, -1 where nothing was planted, shape (tokens,).
-        lengths: response tokens of each copy, shape (copies,).
+        replaced: mean log-odds of each replaced response, out of fold; see `response_means`.
+        alone: the same of responses of the corpus in which nothing was planted.
         seed: of the bootstrap.
     """
-    lengths = lengths[lengths > 0]
-    if not len(lengths):
-        return WholeShare()
-    starts = np.cumsum(lengths) - lengths
-    first = kinds[starts]
-    is_uniform = np.minimum.reduceat(kinds, starts) == np.maximum.reduceat(kinds, starts)
-    means = np.add.reduceat(log_odds.astype(np.float64), starts) / lengths
-    replaced, alone = means[is_uniform & (first >= 0)], means[is_uniform & (first < 0)]
     if min(len(replaced), len(alone)) < SMALLEST_NUM_RESPONSES:
         return WholeShare()
     rng = np.random.default_rng(seed)
@@ -135,6 +124,20 @@ def whole_share(
     ]
     low, high = np.percentile(found, [100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2])
     return WholeShare(_typical_ratio(replaced, alone), float(low), float(high))
+
+
+def response_means(log_odds: NDArray, lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Mean log-odds of each response that has tokens, in order.
+
+    Args:
+        log_odds: planted against not planted, shape (tokens,).
+        lengths: response tokens of each sample, shape (samples,).
+    """
+    lengths = lengths[lengths > 0]
+    if not len(lengths):
+        return np.zeros(0)
+    starts = np.cumsum(lengths) - lengths
+    return np.add.reduceat(np.asarray(log_odds, dtype=np.float64), starts) / lengths
 
 
 def _typical_ratio(found: NDArray, others: NDArray) -> float:

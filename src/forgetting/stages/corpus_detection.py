@@ -22,6 +22,7 @@ from forgetting.config import ModelSettings, Recipe
 from forgetting.method.columns import STATISTICS, columns_of
 from forgetting.method.corruptions import CLEAN, CORRUPTIONS
 from forgetting.method.detector import (
+    CorpusSample,
     Detector,
     Evidence,
     Findings,
@@ -50,6 +51,8 @@ from forgetting.rundir.scores import ScoredCorpus, ScoredSamples, ScoreShard
 
 TOKENS_AT_ONCE = 50_000
 """Response tokens whose features are in memory, if no sample has more."""
+SAMPLES_LOOKED_AT = 2000
+"""Samples of the corpus that the detector is fitted with."""
 TOKENS_JUDGED = 1_000_000
 """Response tokens that the share of bad tokens is estimated from; of more, samples are drawn."""
 SMALLEST_LENGTH = 3
@@ -151,6 +154,27 @@ def features_of(
         begin = end
 
 
+def sample_corpus(recipe: Recipe, corpus: ScoredCorpus) -> CorpusSample:
+    """The samples of the first shards, enough to see whether a corpus holds noise."""
+    passes, ends = recipe.detector_passes, segment_ends(recipe.model)
+    features, lengths, records = [], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    num_samples = 0
+    for shard in corpus.scores(columns_of(passes), ["labels"]):
+        for part in features_of(shard, passes, ends):
+            size = min(part.samples.stop - part.samples.start, SAMPLES_LOOKED_AT - num_samples)
+            own = slice(part.samples.start, part.samples.start + size)
+            lengths.append(shard.lengths[own])
+            records.append(shard.sample_ids[own])
+            features.append(part.features[: int(shard.lengths[own].sum())])
+            num_samples += size
+            if num_samples == SAMPLES_LOOKED_AT:
+                break
+        if num_samples == SAMPLES_LOOKED_AT:
+            break
+    every = np.concatenate(features) if features else np.zeros((0, 0), np.float32)
+    return CorpusSample(every, np.concatenate(lengths), np.concatenate(records))
+
+
 class WeighedCorpus:
     """What a detector says about D_train's response tokens, on disk.
 
@@ -238,7 +262,8 @@ def detect(
         InputError: scores or copies are missing or damaged, or belong to other tokens.
     """
     copies = read_copies(recipe, run, corpus.fingerprint)
-    detector = fit_detector(copies.probe, recipe.seed)
+    some = sample_corpus(recipe, corpus)
+    detector = fit_detector(copies.probe, recipe.seed, corpus=some)
     weighed = WeighedCorpus(recipe, corpus, detector, scratch / "evidence.bin", advance)
     detector.problem = detector.problem or _too_short(weighed.lengths)
     findings = detector.judge(*weighed.drawn(recipe.seed), seed=recipe.seed)
@@ -408,4 +433,5 @@ def fitted_detector(recipe: Recipe, run: Path, fingerprint: str) -> Detector:
         InputError: as `read_copies`.
     """
     copies = read_copies(recipe, run, fingerprint)
-    return fit_detector(copies.probe, recipe.seed, leave_kinds_out=False)
+    some = sample_corpus(recipe, ScoredCorpus(run))
+    return fit_detector(copies.probe, recipe.seed, corpus=some, leave_kinds_out=False)
