@@ -43,7 +43,8 @@ def sure(monkeypatch):
     def shares(*args, **kwargs):
         found = estimate(*args, **kwargs)
         num_kinds = len(found.by_kind)
-        return replace(found, share=SURE_SHARE, by_kind=(SURE_SHARE / num_kinds,) * num_kinds)
+        each = (SURE_SHARE / num_kinds,) * num_kinds
+        return replace(found, share=SURE_SHARE, by_kind=each, priors=each)
 
     monkeypatch.setattr(mathematics, "estimate_shares", shares)
 

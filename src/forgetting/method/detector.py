@@ -33,12 +33,14 @@ from forgetting.method.explainer import Explainer, Trees, binned
 from forgetting.method.features import MODEL_FREE
 from forgetting.method.shares import (
     Shares,
+    WholeShare,
     estimate_shares,
     first_shares,
     normalized,
     posteriors,
     prior_odds,
     unmarked_noise,
+    whole_share,
 )
 
 NUM_FOLDS = 5
@@ -137,7 +139,7 @@ class Findings:
             evidence.log_odds,
             evidence.kind_probs,
             self.prior_odds,
-            np.array(self.shares.by_kind),
+            np.array(self.shares.priors),
         )
         return by_kind.sum(1).astype(np.float32), by_kind.argmax(1).astype(np.int8)
 
@@ -163,6 +165,7 @@ class Detector:
     _clean_medians: NDArray | None = field(default=None, repr=False)
     _prior_odds: NDArray | None = field(default=None, repr=False)
     _first_shares: NDArray | None = field(default=None, repr=False)
+    _whole: WholeShare = field(default_factory=WholeShare, repr=False)
 
     def weigh(
         self, features: NDArray[np.float32], lengths: ArrayLike, records: ArrayLike
@@ -230,6 +233,7 @@ class Detector:
             lengths,
             self._prior_odds,
             self._first_shares,
+            self._whole,
             seed=seed,
         )
         found, reason = _verdict(self.report, shares)
@@ -316,7 +320,8 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
     first_auroc = auroc_of(bad, first_log_odds, weights) or 0.5
     detector.problem = _blindness(probe.names, features, bad, folds, seed, first_auroc)
     if first_auroc >= SMALLEST_AUROC:
-        detector._first_shares = first_shares(first_log_odds, kind_probs, codes)
+        detector._whole = whole_share(first_log_odds, codes, probe.lengths, seed=seed)
+        detector._first_shares = first_shares(first_log_odds, kind_probs, codes, detector._whole)
     if detector._first_shares.any():
         unmarked = unmarked_noise(first_log_odds, kind_probs, codes, detector._first_shares)
         weights = 1 - unmarked

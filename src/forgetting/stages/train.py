@@ -19,6 +19,8 @@ from forgetting.stages.recipe_parts import (
 )
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from forgetting.config import Recipe, VariantSettings
     from forgetting.rundir.directory import Work
     from forgetting.rundir.selections import SelectedPart
@@ -26,11 +28,8 @@ if TYPE_CHECKING:
 
 def run(step: Step, run_dir: Path, work: Work) -> None:
     """Trains one variant, and writes its model card."""
-    import pyarrow as pa
-
     from forgetting.rundir import layout
     from forgetting.rundir.stats import DataSummary
-    from forgetting.training.dataset import trainer_columns
     from forgetting.training.fit import fine_tune
 
     recipe, variant = step.recipe, str(step.part)
@@ -41,8 +40,8 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
             _write_card(recipe, variant, run_dir, work)
         return
     data = DataSummary.load(layout.data_dir(run_dir))
-    parts = _parts(run_dir, variant, settings, data.splits["train"].weighted_tokens > 0)
-    tables = (pa.table(trainer_columns(p.samples, p.polarity, **values)) for p, values in parts)
+    has_weights = data.splits["train"].weighted_tokens > 0
+    tables = training_tables(run_dir, variant, settings, has_weights=has_weights)
     label, ends = f"Training {variant}", data.end_token_ids
     fine_tune(recipe, recipe.training, settings, tables, label, work, ends)
     if work.processes.is_main:
@@ -84,14 +83,30 @@ def _copy_model(plain: str, variant: str, run_dir: Path, work: Work) -> None:
     )
 
 
+def training_tables(
+    run_dir: Path, variant: str, settings: VariantSettings, *, has_weights: bool
+) -> Iterator[pa.Table]:
+    """What a variant learns: D_train in parts, with the columns of the trainer.
+
+    Args:
+        settings: of the variant; what it reads must be done.
+        has_weights: whether turns have weights, by which those of the variant are multiplied.
+
+    Raises:
+        InputError: an artifact is missing, or belongs to other tokens.
+    """
+    import pyarrow as pa
+
+    from forgetting.training.dataset import trainer_columns
+
+    for part, values in _parts(run_dir, variant, settings, has_weights):
+        yield pa.table(trainer_columns(part.samples, part.polarity, **values))
+
+
 def _parts(
     run_dir: Path, variant: str, settings: VariantSettings, has_weights: bool
 ) -> Iterator[tuple[SelectedPart, dict[str, Any]]]:
-    """The samples of a variant in parts, and further columns of the trainer.
-
-    Args:
-        has_weights: whether turns have weights, by which those of the variant are multiplied.
-    """
+    """The samples of a variant in parts, and further columns of the trainer."""
     from forgetting.method.columns import POSTERIOR
     from forgetting.method.measures import not_bad
     from forgetting.rundir import layout
