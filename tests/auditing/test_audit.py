@@ -128,6 +128,37 @@ def test_where_nothing_is_found_the_worst_are_listed_and_nothing_is_dropped(give
     assert done.num_removed == 0
 
 
+SHORT = [{"prompt": f"What is stone {i}?", "completion": f"It is {i}."} for i in range(60)]
+CANNOT_BE_JUDGED = {
+    "few": (SHORT[:40], "copies of 40 records; at least 50"),
+    "one": (SHORT[:1], "copies of 1 records; at least 50"),
+    "one token": (
+        [{**row, "completion": "abcde"[i % 5]} for i, row in enumerate(SHORT)],
+        "without",
+    ),
+    "all the same": (SHORT[:1] * 60, "copies of 1 records; at least 50"),
+    # Untrained weights say nothing, but noise makes such short answers longer.
+    "a model that finds nothing": (SHORT, ""),
+}
+
+
+@pytest.mark.usefixtures("with_few_trees")
+@pytest.mark.parametrize("case", CANNOT_BE_JUDGED)
+def test_what_cannot_be_judged_is_a_verdict_with_its_reason(case, tiny_model, tmp_path, capsys):
+    rows, reason = CANNOT_BE_JUDGED[case]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["audit", str(data), "--model", str(tiny_model), "--output", str(tmp_path / "a")]
+    assert main([*arguments, "--json", "--fail-above", "0"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert not found["found"]
+    assert found["verdict"].startswith("Nothing found. ")
+    assert reason in found["verdict"]
+    assert len(found["verdict"]) > len("Nothing found. ") + 20
+    assert found["bad_tokens"] is None
+    assert all(source["num_bad_tokens"] == 0 for source in found["sources"])
+
+
 def test_odds_at_another_share():
     # At the share of 1/2, odds of 9 to 1 are a ratio of densities of 9.
     (found,) = at_share(np.log([9.0]), 0.5, 0.01)

@@ -212,6 +212,34 @@ def test_degenerate_probes_end_in_nothing_found(probe: Probe, words: str) -> Non
     assert explainer is None or len(explainer.telling_features(features[:2])) == 2
 
 
+@pytest.mark.parametrize(
+    ("strength", "growth", "is_blind"), [(0.0, 3, True), (4.0, 0, False)], ids=["blind", "sees"]
+)
+def test_noise_that_lengths_alone_give_away_is_not_found(
+    strength: float, growth: int, is_blind: bool
+) -> None:
+    """Copies are longer where noise was planted; the models see it or not."""
+    probe, corpus, real = make(0.3, strength)
+    rng = np.random.default_rng(1)
+    length, of_corpus = (
+        (12 + growth * (kinds != CLEAN) + rng.integers(0, 5, len(kinds))).astype(np.float32)
+        for kinds in (probe.kinds, real)
+    )
+    longer = Probe(
+        np.c_[probe.features, length],
+        (*NAMES, "length"),
+        probe.kinds,
+        probe.lengths,
+        probe.records,
+    )
+    detector, found = findings(longer, np.c_[corpus, of_corpus])
+    assert detector.report is not None
+    assert detector.report.auroc > 0.7
+    assert found.found != is_blind
+    assert found.posterior.any() != is_blind
+    assert ("told by the lengths of responses alone" in found.reason) == is_blind
+
+
 @pytest.mark.parametrize("size", [0, 3, 49])
 def test_a_corpus_of_few_samples_says_nothing(size: int) -> None:
     probe, corpus, _ = make(0.3)

@@ -18,6 +18,16 @@ from forgetting.method.columns import PASSES
 
 Floats = NDArray[np.float64]
 
+MODEL_FREE = (
+    "tokens before",
+    "tokens after",
+    "place",
+    "length",
+    "sentence length",
+    "sentence place",
+    "sentence, tokens after",
+)
+"""Features that no model says anything about."""
 # Centered windows of 2k + 1 tokens, and the tokens on one side only.
 _HALF_WIDTHS = (1, 3, 7)
 _SIDES = (4, 12)

@@ -265,7 +265,7 @@ def detect(
     some = sample_corpus(recipe, corpus)
     detector = fit_detector(copies.probe, recipe.seed, corpus=some)
     weighed = WeighedCorpus(recipe, corpus, detector, scratch / "evidence.bin", advance)
-    detector.problem = detector.problem or _too_short(weighed.lengths)
+    detector.problem = _too_short(weighed.lengths) or detector.problem
     findings = detector.judge(*weighed.drawn(recipe.seed), seed=recipe.seed)
     by_source: dict[str, SourceFinding] = {}
     with PosteriorWriter(layout.posterior_file(output), corpus.fingerprint) as writer:
