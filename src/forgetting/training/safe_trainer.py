@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import transformers
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
@@ -30,6 +32,8 @@ from forgetting.training.checkpoints import (
 
 COURSE = "course.json"
 """In every checkpoint: what must not change when training resumes from it."""
+PROGRESS = "progress.json"
+"""In every checkpoint: how far the run has come, besides what Trainer keeps."""
 
 
 class SafeTrainer(Trainer):
@@ -39,6 +43,18 @@ class SafeTrainer(Trainer):
         # Trainer pickles its arguments next to the weights.
         super()._save(output_dir, state_dict)
         (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Trainer would upload a checkpoint that is not complete yet.
+        self._unpushed = checkpoint_folder
+
+    def _push(self, checkpoint_folder: str) -> None:
+        # Trainer pickles its arguments here as well, among what it uploads in the background. What
+        # begins with an underscore is not uploaded.
+        name = "_training_args.bin"
+        with patch.object(transformers.trainer, "TRAINING_ARGS_NAME", name):
+            super()._push_from_checkpoint(checkpoint_folder)
+        (Path(self.args.output_dir) / name).unlink(missing_ok=True)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not self.is_fsdp_enabled:
@@ -55,6 +71,7 @@ class SafeTrainer(Trainer):
                 self._save(output_dir, weights)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._unpushed: str | None = None
         super()._save_checkpoint(model, trial)
         # Each process writes the state of its random generators.
         self.accelerator.wait_for_everyone()
@@ -63,7 +80,10 @@ class SafeTrainer(Trainer):
                 f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             )
             (folder / COURSE).write_text(json.dumps(self._course(), indent=1))
+            (folder / PROGRESS).write_text(json.dumps(self._progress(), indent=1))
             seal(folder)
+        if self._unpushed is not None:
+            self._push(self._unpushed)
 
     def _course(self) -> dict[str, Any]:
         """What every step of the run depends on. Subclasses add to it."""
@@ -73,6 +93,13 @@ class SafeTrainer(Trainer):
             "per_device_train_batch_size": self.args.per_device_train_batch_size,
             "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
         }
+
+    def _progress(self) -> dict[str, Any]:
+        """State of the run as JSON, that a resumed run goes on from. Subclasses add to it."""
+        return {}
+
+    def _set_progress(self, progress: dict[str, Any]) -> None:
+        """Go on from what `_progress` returned."""
 
     def _check_course(self, checkpoint: str) -> None:
         # Trainer would resume with other settings, and take other samples and another lambda.
@@ -113,6 +140,9 @@ class SafeTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             self._check_course(checkpoint)
+            progress = Path(checkpoint) / PROGRESS
+            if progress.is_file():
+                self._set_progress(json.loads(progress.read_text()))
         if checkpoint is None or self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
