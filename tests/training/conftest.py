@@ -9,7 +9,6 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import SFTConfig
 
 from forgetting.training.config import ForgettingConfig
 from forgetting.training.trainer import ForgettingTrainer
@@ -113,18 +112,29 @@ def config(folder: Path, **changes) -> dict:
 
 @pytest.fixture
 def train(tiny_model, tmp_path):
-    """Trains the tiny model and returns the trainer."""
+    """Trains the tiny model and returns the trainer; `late` arguments are set after it is made."""
 
-    def run(samples, cls=ForgettingTrainer, resume=None, callbacks=None, peft_config=None, **more):
-        config_class = ForgettingConfig if cls is ForgettingTrainer else SFTConfig
-        trainer = cls(
+    def run(
+        samples,
+        resume=None,
+        callbacks=None,
+        peft_config=None,
+        eval_dataset=None,
+        late=None,
+        **more,
+    ):
+        args = ForgettingConfig(**config(tmp_path / "out", **more))
+        trainer = ForgettingTrainer(
             model=AutoModelForCausalLM.from_pretrained(tiny_model),
-            args=config_class(**config(tmp_path / "out", **more)),
+            args=args,
             train_dataset=Dataset.from_list(samples),
             processing_class=AutoTokenizer.from_pretrained(tiny_model),
             callbacks=callbacks,
             peft_config=peft_config,
+            eval_dataset=eval_dataset,
         )
+        for name, value in (late or {}).items():
+            setattr(args, name, value)
         trainer.train(resume_from_checkpoint=resume)
         return trainer
 

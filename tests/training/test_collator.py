@@ -32,9 +32,26 @@ LABELS = [-100, -100, 5, 6, -100, 7]
     ],
     ids=["a token", "a predicted token", "a sample"],
 )
-def test_one_value_for_each_token_each_predicted_token_or_all(given_values, wanted):
+@pytest.mark.parametrize("layout", [None, "torch", "numpy"])
+def test_one_value_for_each_token_each_predicted_token_or_all(given_values, wanted, layout):
     rows = {"input_ids": [[1, 2, 5, 6, 3, 7]], "labels": [LABELS], "polarity": [given_values]}
-    assert align_token_columns(Dataset.from_dict(rows), ["polarity"])["polarity"] == [wanted]
+    data = Dataset.from_dict(rows).with_format(layout)
+    aligned = align_token_columns(data, ["polarity"]).with_format(None)
+    assert aligned["polarity"] == [wanted]
+    (example,) = list(data)
+    collator = TokenColumnCollator(padded)
+    assert collator([example])["polarity"].tolist() == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("given_values", "wanted"),
+    [(1, [1, 1, 0, 1]), ([-1, 1, 1], [-1, 1, 0, 1]), ([1, 1], [0, 1, 0, 1])],
+)
+def test_a_first_token_is_predicted_where_rows_are_joined(given_values, wanted):
+    """If values are given for predicted tokens without it, it is ignored."""
+    rows = {"input_ids": [[4, 5, 6, 7]], "labels": [[4, 5, -100, 7]], "polarity": [given_values]}
+    aligned = align_token_columns(Dataset.from_dict(rows), ["polarity"], joined=True)
+    assert aligned["polarity"] == [wanted]
 
 
 def test_a_first_token_is_never_predicted():
