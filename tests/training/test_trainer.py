@@ -154,11 +154,6 @@ def test_a_term_that_compares_with_the_base_needs_its_column(train):
         train(rows(4), term="tnpo")
 
 
-def test_npo_is_not_normalised_by_tokens(tmp_path):
-    with pytest.raises(ValueError, match="one value per sample"):
-        ForgettingConfig(**config(tmp_path, term="npo", normalization="token"))
-
-
 @pytest.mark.parametrize(("max_steps", "logging_steps"), [(3, 10), (5, 2)])
 def test_the_last_log_has_the_figures_of_the_steps_before_it(train, max_steps, logging_steps):
     samples = rows(24)

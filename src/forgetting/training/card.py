@@ -6,6 +6,7 @@ trained with SFT. Input: the trainer's settings. Output: lines of Markdown.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from forgetting.training.config import ForgettingConfig
@@ -49,6 +50,5 @@ def add_settings(card: Path, args: ForgettingConfig) -> None:
     card.write_text(text.replace(PLACE, f"{describe(args)}\n{PLACE}", 1), encoding="utf-8")
 
 
-def _with_values(name: str, values: object) -> str:
-    given = dict(values)  # type: ignore[call-overload]
-    return ", ".join([name, *(f"{key} {value:g}" for key, value in given.items())])
+def _with_values(name: str, values: Mapping[str, float]) -> str:
+    return ", ".join([name, *(f"{key} {value:g}" for key, value in values.items())])

@@ -6,6 +6,8 @@ needs less padding. Knows nothing of losses.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -13,7 +15,7 @@ from torch.nn.functional import pad
 from forgetting.rundir.samples import IGNORE_INDEX
 
 
-def draws_random_numbers(model: nn.Module, neftune_noise_alpha: float | None = None) -> bool:
+def draws_random_numbers(model: Any, neftune_noise_alpha: float | None = None) -> bool:
     """Whether a forward pass in training draws random numbers, as dropout and NEFTune do."""
     if neftune_noise_alpha is not None:
         return True

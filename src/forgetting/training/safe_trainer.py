@@ -39,6 +39,9 @@ PROGRESS = "progress.json"
 class SafeTrainer(Trainer):
     """Saves tensors as safetensors, everything else as JSON, and a seal last."""
 
+    _unpushed: str | None = None
+    """A checkpoint to upload once it is complete."""
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Trainer pickles its arguments next to the weights.
         super()._save(output_dir, state_dict)
@@ -71,7 +74,7 @@ class SafeTrainer(Trainer):
                 self._save(output_dir, weights)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        self._unpushed: str | None = None
+        self._unpushed = None
         super()._save_checkpoint(model, trial)
         # Each process writes the state of its random generators.
         self.accelerator.wait_for_everyone()
