@@ -188,22 +188,23 @@ CASES = [
     Case("schedules", {"lr_scheduler_type": "cosine", "warmup_steps": 1, "max_grad_norm": 0.1}),
     Case("gradient checkpointing", {"gradient_checkpointing": True}),
     Case("NEFTune", {"neftune_noise_alpha": 5.0, **ACCUMULATION}),
-    Case("late arguments", then=set_late),
+    Case("arguments", then=set_late),
     # The products of the head are rounded in another order.
     Case("bfloat16", {"bf16": True}, tolerance=5e-4),
     Case(
-        "positional arguments",
+        "arguments",
         form="tokens",
         others=lambda model, folder: {"data_collator": plain_collator},
         is_positional=True,
     ),
     # models
-    Case("model by name", others=lambda model, folder: {"model": str(folder)}),
+    Case("names", others=lambda model, folder: {"model": str(folder)}),
     Case("architectures", model="gpt_neo"),
-    Case("mixture of experts", ACCUMULATION, model="mixtral", figures=("aux_loss",)),
-    Case("mixture of experts", {"router_aux_loss_coef": 0.0}, model="mixtral"),
+    Case("mixtures of experts", ACCUMULATION, model="mixtral", figures=("aux_loss",)),
+    Case("mixtures of experts", {"router_aux_loss_coef": 0.0}, model="mixtral"),
     # adapters
     Case("LoRA", adapter=lora()),
+    Case("LoRA", adapter=lora(modules_to_save=["lm_head"])),
     Case("LoRA", {**ACCUMULATION}, adapter=lora(lora_dropout=0.3)),
     Case("LoRA", {"gradient_checkpointing": True}, adapter=lora(use_rslora=True)),
     Case("LoRA", others=lambda model, folder: {"model": get_peft_model(model, lora()())}),
@@ -224,7 +225,7 @@ CASES = [
         adapter=lambda: PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     ),
     Case(
-        "quantized base",
+        "quantization",
         model="wide",
         adapter=lora(),
         others=lambda model, folder: {
