@@ -61,6 +61,7 @@ def train(
     with tempfile.TemporaryDirectory() as folder:
         config = ForgettingConfig(
             output_dir=folder,
+            sort_by_length=True,
             **forgetting,
             learning_rate=settings.learning_rate,
             lr_scheduler_type=settings.lr_scheduler,

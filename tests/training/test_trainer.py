@@ -182,6 +182,14 @@ def test_figures_after_an_evaluation_that_ends_training_are_not_lost(train):
     assert {"train_loss", "positive_loss", "lambda"} <= trainer.state.log_history[-1].keys()
 
 
+def test_sorting_by_length_changes_nothing_but_the_padding(train):
+    samples = rows(16)
+    options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    sorted_, given = (train(samples, **options, sort_by_length=value) for value in (True, False))
+    assert_same(weights(sorted_), weights(given), 1e-5)
+    assert sorted_.state.total_flos < given.state.total_flos
+
+
 def test_lambda_counts_optimizer_steps(train):
     trainer = train(
         rows(32), max_steps=4, per_device_train_batch_size=2, gradient_accumulation_steps=2
@@ -276,6 +284,17 @@ def test_checkpoints_hold_no_pickle(train, tmp_path):
     for file in checkpoint.rglob("*"):
         start = file.read_bytes()[:4]
         assert not start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x04", b"\x80\x05")), file
+
+
+def test_the_scaler_of_gradients_is_saved_without_pickle(train, tmp_path):
+    first, second = train(rows(4), max_steps=1), train(rows(4), max_steps=1)
+    first.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=128.0)
+    second.accelerator.scaler = torch.amp.GradScaler("cpu")
+    first._save_scaler(str(tmp_path))
+    second._load_scaler(str(tmp_path))
+    assert second.accelerator.scaler.get_scale() == 128.0
+    names = {file.name for file in tmp_path.iterdir() if file.is_file()}
+    assert names == {"scaler.json", "scaler.safetensors"}
 
 
 def test_divergence_stops_before_the_weights_are_touched(train, tmp_path):

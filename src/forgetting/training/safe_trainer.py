@@ -32,6 +32,7 @@ from forgetting.training.checkpoints import (
 
 COURSE = "course.json"
 """In every checkpoint: what must not change when training resumes from it."""
+SCALER = "scaler"
 PROGRESS = "progress.json"
 """In every checkpoint: how far the run has come, besides what Trainer keeps."""
 
@@ -118,8 +119,8 @@ class SafeTrainer(Trainer):
                     f"Set {name} back, or train from the start"
                 )
 
-    # Trainer pickles the optimizer, the scheduler, the random generators, and under FSDP the
-    # weights.
+    # Trainer pickles the optimizer, the scheduler, the scaler of gradients, the random generators,
+    # and under FSDP the weights.
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_deepspeed_enabled:
@@ -176,6 +177,20 @@ class SafeTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             set_random_state(load_state(self._random_state_path(checkpoint)))
+
+    def _save_scaler(self, output_dir: str) -> None:
+        scaler = self._scaler
+        if scaler is not None and self.args.should_save:
+            save_state(scaler.state_dict(), Path(output_dir) / SCALER)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and (Path(checkpoint) / f"{SCALER}.json").is_file():
+            self.accelerator.scaler.load_state_dict(load_state(Path(checkpoint) / SCALER))
+
+    @property
+    def _scaler(self) -> Any:
+        """Scales gradients with `fp16`; None without."""
+        return getattr(self.accelerator, "scaler", None)
 
     def _random_state_path(self, checkpoint: str) -> Path:
         Path(checkpoint).mkdir(parents=True, exist_ok=True)

@@ -116,11 +116,17 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         self.data_collator: Any = TokenColumnCollator(self.data_collator)
         self._num_positive = self._num_negative = torch.tensor(1)
         self._window, self._watch = WindowSums(), LossWatch()
+        self._is_sorted = False
 
     def train(self, *positional: Any, **named: Any) -> Any:
         """Train as `transformers.Trainer` does, by the arguments as they are now."""
         refuse(self.args, self.train_dataset)
         self._window, self._watch = WindowSums(), LossWatch()
+        is_sorted = self.args.sort_by_length
+        if is_sorted is None:
+            noise = self.args.neftune_noise_alpha
+            is_sorted = not (self.aux_loss_enabled or draws_random_numbers(self.model, noise))
+        self._is_sorted = is_sorted
         return super().train(*positional, **named)
 
     @property
@@ -179,7 +185,7 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         # computed.
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._blank_repeated_samples(batches)
-        if self._sorts_by_length:
+        if self._is_sorted:
             batches = deal_by_length(batches, self.args.pad_to_multiple_of)
         if batches and self.args.positive_loss.ranking is not None:
             self._drop_low_ranks(batches)
@@ -202,14 +208,6 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         # SFTTrainer's counter, which it also logs in evaluations.
         self._total_train_tokens += int(counts[2])
         return batches, num_items
-
-    @property
-    def _sorts_by_length(self) -> bool:
-        if self.args.sort_by_length is not None:
-            return self.args.sort_by_length
-        return not self.aux_loss_enabled and not draws_random_numbers(
-            self.model, self.args.neftune_noise_alpha
-        )
 
     @torch.no_grad()
     def _drop_low_ranks(self, batches: list[Any]) -> None:
