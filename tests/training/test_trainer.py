@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from forgetting.errors import DivergenceError
 from forgetting.training.checkpoints import latest_checkpoint
 from forgetting.training.config import ForgettingConfig
-from forgetting.training.figures import NUM_FIRST_STEPS
+from forgetting.training.step_figures import NUM_FIRST_STEPS
 from forgetting.training.trainer import ForgettingTrainer
 from tests.training.conftest import (
     StopAt,

@@ -24,7 +24,6 @@ from trl import SFTTrainer
 from forgetting.errors import DivergenceError
 from forgetting.method.loss import forgetting_loss
 from forgetting.models.training_head import TokenRequest, add_training_head
-from forgetting.training.card import PAPER, add_settings
 from forgetting.training.checkpoints import latest_checkpoint
 from forgetting.training.collator import (
     ALL_COLUMNS,
@@ -41,7 +40,7 @@ from forgetting.training.collator import (
 )
 from forgetting.training.config import ForgettingConfig
 from forgetting.training.dealing import deal_by_length, draws_random_numbers
-from forgetting.training.figures import LossWatch, WindowSums
+from forgetting.training.model_card import PAPER, add_settings
 from forgetting.training.refusals import (
     refuse,
     refuse_loss_function,
@@ -49,6 +48,7 @@ from forgetting.training.refusals import (
     refuse_shared_rows,
 )
 from forgetting.training.safe_trainer import SafeTrainer
+from forgetting.training.step_figures import LossWatch, WindowSums
 from forgetting.training.step_ranking import choose_tokens, values_of_samples
 
 
