@@ -97,7 +97,7 @@ class Case:
     figures: tuple[str, ...] = ()
     """That are in the log, among others."""
     is_positional: bool = False
-    """Whether the first four arguments are passed by their place."""
+    """Whether the arguments of `FIRST` are passed by their place."""
     tolerance: float = 1e-6
     """Of weights, and of figures."""
 
@@ -153,6 +153,9 @@ def models(tmp_path_factory) -> dict[str, Path]:
     return found
 
 
+FIRST = ("model", "args", "data_collator", "train_dataset", "eval_dataset", "processing_class")
+
+
 def make_trainer(case: Case, is_ours: bool, models: dict[str, Path], folder: Path) -> Any:
     """The trainer of a case; `folder` is that of its output, in a folder of its class."""
     trainer_class, config_class = (
@@ -174,7 +177,7 @@ def make_trainer(case: Case, is_ours: bool, models: dict[str, Path], folder: Pat
         "peft_config": None if case.adapter is None else case.adapter(),
         **others,
     }
-    first = ("model", "args", "data_collator", "train_dataset") if case.is_positional else ()
+    first = FIRST if case.is_positional else ()
     return trainer_class(*[arguments.pop(name) for name in first], **arguments)
 
 

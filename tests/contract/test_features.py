@@ -143,7 +143,13 @@ CASES = [
         others=lambda model, folder: {"formatting_func": lambda r: r["question"] + r["answer"]},
     ),
     Case("streams", change=lambda data: data.to_iterable_dataset()),
-    Case("formats", form="tokens", change=lambda data: data.with_format("torch")),
+    Case(
+        "formats",
+        EVAL,
+        form="tokens",
+        change=lambda data: data.with_format("torch"),
+        others=lambda model, folder: {"eval_dataset": rows("tokens").with_format("torch")},
+    ),
     Case(
         "formats",
         form="tokens",
@@ -193,8 +199,9 @@ CASES = [
     Case("bfloat16", {"bf16": True}, tolerance=5e-4),
     Case(
         "arguments",
+        EVAL,
         form="tokens",
-        others=lambda model, folder: {"data_collator": plain_collator},
+        others=lambda model, folder: {**eval_set(model, folder), "data_collator": plain_collator},
         is_positional=True,
     ),
     # models

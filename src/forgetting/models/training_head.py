@@ -110,6 +110,18 @@ def add_training_head(model: Any) -> None:
     model.forward = forward
 
 
+def without_virtual_tokens(outputs: Any, length: int) -> Any:
+    """Model outputs without the positions that prompt tuning and p-tuning put before a sample.
+
+    Args:
+        outputs: per-token values have shape (batch, virtual tokens + length).
+    """
+    for name, values in outputs.items():
+        if isinstance(values, Tensor) and values.dim() == 2:
+            outputs[name] = values[:, values.shape[1] - length :]
+    return outputs
+
+
 def _uses_lm_head(labels: Tensor, arguments: Mapping[str, Any]) -> bool:
     unsupported = arguments.get("output_router_logits") or arguments.get("shift_labels") is not None
     return labels.device.type == "cpu" and not unsupported

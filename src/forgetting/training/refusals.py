@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 from accelerate.utils import is_peft_model
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
-from forgetting.training.collator import ALTERNATIVE_COLUMNS, column_names
+from forgetting.training.collator import ALTERNATIVE_COLUMNS
 from forgetting.training.config import ForgettingConfig
 
 CORRECTION_COLUMNS = ("alternative_weights", *ALTERNATIVE_COLUMNS)
 
 
-def refuse(args: Any, dataset: Any) -> None:
-    """Check that settings and training data go together.
+def refuse_types(args: Any, dataset: Any) -> None:
+    """Check what is passed in the place of settings and training data.
 
     Raises:
         TypeError: one of them has another type.
-        ValueError: a column is missing, or an option does not work with polarity.
+        ValueError: there is no data.
     """
     if not isinstance(args, ForgettingConfig):
         raise TypeError(
             f"args must be a ForgettingConfig, got a {type(args).__name__}. It takes the same "
             "arguments"
         )
-    args.check()
     if dataset is None:
         raise ValueError("train_dataset is missing. Pass a Dataset or an IterableDataset")
     if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
@@ -38,7 +38,20 @@ def refuse(args: Any, dataset: Any) -> None:
         raise TypeError(
             f"train_dataset must be a Dataset or an IterableDataset, got a {type(dataset).__name__}"
         )
-    columns = column_names(dataset)
+
+
+def refuse(args: ForgettingConfig, columns: Collection[str]) -> None:
+    """Check that settings and training data go together.
+
+    Args:
+        columns: of the training data.
+
+    Raises:
+        ValueError: a setting is wrong, a column is missing, or an option does not work with
+            polarity.
+    """
+    args.check()
+    columns = set(columns)
     if {"image", "images"} & columns:
         raise ValueError("train_dataset has images. The forgetting objective is for text only")
     if "polarity" not in columns:

@@ -23,7 +23,11 @@ from trl import SFTTrainer
 
 from forgetting.errors import DivergenceError
 from forgetting.method.loss import forgetting_loss
-from forgetting.models.training_head import TokenRequest, add_training_head
+from forgetting.models.training_head import (
+    TokenRequest,
+    add_training_head,
+    without_virtual_tokens,
+)
 from forgetting.training.checkpoints import latest_checkpoint
 from forgetting.training.collator import (
     ALL_COLUMNS,
@@ -46,6 +50,7 @@ from forgetting.training.refusals import (
     refuse_loss_function,
     refuse_sharded_sequences,
     refuse_shared_rows,
+    refuse_types,
 )
 from forgetting.training.safe_trainer import SafeTrainer
 from forgetting.training.step_figures import LossWatch, WindowSums
@@ -98,15 +103,16 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         **others: Any,
     ) -> None:
         args = args or ForgettingConfig()
-        refuse(args, train_dataset)
+        refuse_types(args, train_dataset)
         assert train_dataset is not None
         train_dataset = without_format(train_dataset)
-        if (args.dataset_kwargs or {}).get("skip_prepare_dataset") and not is_transformed(
-            train_dataset
-        ):
+        self._columns = column_names(train_dataset)
+        refuse(args, self._columns)
+        is_skipped = (args.dataset_kwargs or {}).get("skip_prepare_dataset")
+        if is_skipped and not is_transformed(train_dataset):
             # SFTTrainer does not call `_prepare_dataset`, which would check them.
-            columns = [name for name in TOKEN_COLUMNS if name in column_names(train_dataset)]
-            train_dataset = align_token_columns(train_dataset, columns)
+            present = [name for name in TOKEN_COLUMNS if name in self._columns]
+            train_dataset = align_token_columns(train_dataset, present)
         super().__init__(model, args, data_collator, train_dataset, *more, **others)
         refuse_loss_function(self.compute_loss_func)
         refuse_sharded_sequences(self.accelerator.parallelism_config)
@@ -120,7 +126,7 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
 
     def train(self, *positional: Any, **named: Any) -> Any:
         """Train as `transformers.Trainer` does, by the arguments as they are now."""
-        refuse(self.args, self.train_dataset)
+        refuse(self.args, self._columns)
         self._window, self._watch = WindowSums(), LossWatch()
         is_sorted = self.args.sort_by_length
         if is_sorted is None:
@@ -344,8 +350,11 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         return TokenRequest(**given, statistics=statistics) if given or statistics else None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        # The last log of a training has the figures of the steps after the last logging step.
-        if self.model.training or "train_loss" in logs:
+        # The last log of a training has the figures of the steps after the last logging step. Logs
+        # of callbacks have them too, as in SFTTrainer, but they may come from one process alone,
+        # and the others would wait for it.
+        is_of_trainer = bool({"loss", "train_loss"} & logs.keys())
+        if is_of_trainer or (self.model.training and self.args.world_size == 1):
             found = self._window.take(self.accelerator)
             if found:
                 # The step counter is one ahead when the figures of a step are logged.
@@ -411,18 +420,6 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
             f"{lam:g}. Last good checkpoint: {kept or 'none yet'}. Lower t_max or the learning "
             "rate, or set a floor or max_grad_norm"
         )
-
-
-def without_virtual_tokens(outputs: Any, length: int) -> Any:
-    """Model outputs without the positions that prompt tuning and p-tuning put before a sample.
-
-    Args:
-        outputs: per-token values have shape (batch, virtual tokens + length).
-    """
-    for name, values in outputs.items():
-        if isinstance(values, Tensor) and values.dim() == 2:
-            outputs[name] = values[:, values.shape[1] - length :]
-    return outputs
 
 
 def _target_polarity(batch: dict[str, Any]) -> Tensor:
