@@ -105,6 +105,7 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         args = args or ForgettingConfig()
         refuse_types(args, train_dataset)
         assert train_dataset is not None
+        # A format may hide columns.
         train_dataset = without_format(train_dataset)
         self._columns = column_names(train_dataset)
         refuse(args, self._columns)
@@ -163,7 +164,6 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
             return super()._prepare_dataset(
                 dataset, processing_class, args, packing, formatting_func, dataset_name
             )
-        dataset = without_format(dataset)
         uncut = copy.copy(args)
         uncut.max_length, uncut.shuffle_dataset = None, False
         dataset = super()._prepare_dataset(
