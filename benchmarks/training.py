@@ -122,7 +122,14 @@ def train_with(trainer_class: Any, model: Any, rows: list[Any], options: Any) ->
     }
     times = StepTimes(options.device)
     if trainer_class is ForgettingTrainer:
-        args = ForgettingConfig(**common, schedule="constant", t_max=LAMBDA, divergence_ratio=None)
+        args = ForgettingConfig(
+            **common,
+            schedule="constant",
+            t_max=LAMBDA,
+            divergence_ratio=None,
+            # As the stage `train` does.
+            sort_by_length=True,
+        )
     else:
         args = SFTConfig(**common)
         rows = [{name: row[name] for name in ("input_ids", "labels")} for row in rows]

@@ -50,6 +50,7 @@ def train(recipe: Recipe, variant: VariantSettings, samples: pa.Table) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         config = ForgettingConfig(
             output_dir=folder,
+            sort_by_length=True,
             **forgetting,
             **variant.loss.trainer_arguments(),
             learning_rate=settings.learning_rate,

@@ -96,6 +96,46 @@ def test_the_figures_are_those_of_lm_eval_on_the_same_files(
             assert metric.stderr == (None if stderr == "N/A" else stderr)
 
 
+def as_text(value):
+    """As lm-eval writes nested lists."""
+    return list(map(as_text, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def test_every_sample_is_judged_as_by_lm_evals_command_line(
+    tiny_model, model, tokenizer, data_dir, tmp_path, monkeypatch
+):
+    from lm_eval.__main__ import cli_evaluate
+
+    # One that ranks choices, one that reads a likelihood, one that writes.
+    tasks = ["boolq", "asdiv", "ifeval"]
+    settings = EvaluationSettings(
+        tasks=tasks, data_dir=str(data_dir), limit=3, batch_size=2, log_samples=True
+    )
+    harness = Harness(settings, tokenizer, seed=3)
+    ours = {}
+    for request in harness.requests:
+        ours |= harness.measure(model, request).samples
+    folder, output = tmp_path / "tasks", tmp_path / "output"
+    folder.mkdir()
+    write_tasks(harness.requests, settings.data_dir, folder)
+    line = (
+        f"run --model hf --model_args pretrained={tiny_model},dtype=float32 --device cpu "
+        f"--tasks {','.join(tasks)} --include_path {folder} --limit 3 --batch_size 2 --seed 3 "
+        f"--log_samples --output_path {output} --gen_kwargs max_gen_toks=128"
+    )
+    monkeypatch.setattr("sys.argv", ["lm-eval", *line.split()])
+    cli_evaluate()
+    for task in tasks:
+        (file,) = output.rglob(f"samples_{task}_*.jsonl")
+        theirs = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]
+        assert len(theirs) == len(ours[task]) == 3
+        for own, other in zip(ours[task], theirs, strict=True):
+            assert own["doc"] == other["doc"]
+            assert as_text(own["filtered_resps"]) == other["filtered_resps"]
+            for metric in other["metrics"]:
+                assert own[metric] == other[metric]
+
+
 def test_every_item_of_tydiqa_has_the_same_example_and_cut_contexts(model, tokenizer, data_dir):
     settings = suites_on(data_dir, log_samples=True)
     harness = Harness(settings, tokenizer)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-from trl import SFTConfig
 
 from forgetting.training.config import ForgettingConfig
 from forgetting.training.trainer import ForgettingTrainer
@@ -52,6 +51,45 @@ def rows(number: int, seed: int = 0, negatives: str = "some") -> list[dict[str, 
     return samples
 
 
+def tagged(lengths: list[int]) -> Dataset:
+    """Samples whose values tell which token they belong to: weight = token id / 100."""
+    rows = []
+    for number, length in enumerate(lengths):
+        ids = [100 * (number + 1) + position for position in range(length)]
+        rows.append(
+            {
+                "input_ids": ids,
+                "labels": [-100, *ids[1:]],
+                "polarity": [0] + [1 if token % 3 else -1 for token in ids[1:]],
+                "token_weights": [token / 100 for token in ids],
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+def assert_together(ids, polarity, weights, labels):
+    """That each labelled token has the polarity and the weight made for it."""
+    labelled = np.asarray(labels) != -100
+    ids, polarity, weights = (np.asarray(v)[labelled] for v in (ids, polarity, weights))
+    assert np.array_equal(ids, np.asarray(labels)[labelled])
+    assert np.array_equal(polarity, np.where(ids % 3, 1, -1))
+    assert np.allclose(weights, ids / 100)
+
+
+def padded(examples, side="right"):
+    width = max(len(e["input_ids"]) for e in examples)
+
+    def row(values, fill):
+        padding = [fill] * (width - len(values))
+        return padding + list(values) if side == "left" else list(values) + padding
+
+    return {
+        "input_ids": torch.tensor([row(e["input_ids"], 0) for e in examples]),
+        "labels": torch.tensor([row(e["labels"], -100) for e in examples]),
+        "attention_mask": torch.tensor([row([1] * len(e["input_ids"]), 0) for e in examples]),
+    }
+
+
 def config(folder: Path, **changes) -> dict:
     return {
         "output_dir": str(folder),
@@ -74,18 +112,29 @@ def config(folder: Path, **changes) -> dict:
 
 @pytest.fixture
 def train(tiny_model, tmp_path):
-    """Trains the tiny model and returns the trainer."""
+    """Trains the tiny model and returns the trainer; `late` arguments are set after it is made."""
 
-    def run(samples, cls=ForgettingTrainer, resume=None, callbacks=None, peft_config=None, **more):
-        config_class = ForgettingConfig if cls is ForgettingTrainer else SFTConfig
-        trainer = cls(
+    def run(
+        samples,
+        resume=None,
+        callbacks=None,
+        peft_config=None,
+        eval_dataset=None,
+        late=None,
+        **more,
+    ):
+        args = ForgettingConfig(**config(tmp_path / "out", **more))
+        trainer = ForgettingTrainer(
             model=AutoModelForCausalLM.from_pretrained(tiny_model),
-            args=config_class(**config(tmp_path / "out", **more)),
+            args=args,
             train_dataset=Dataset.from_list(samples),
             processing_class=AutoTokenizer.from_pretrained(tiny_model),
             callbacks=callbacks,
             peft_config=peft_config,
+            eval_dataset=eval_dataset,
         )
+        for name, value in (late or {}).items():
+            setattr(args, name, value)
         trainer.train(resume_from_checkpoint=resume)
         return trainer
 

@@ -1,8 +1,7 @@
-"""Every value stays with its token: aligned, cut, packed, collated, dealt."""
+"""Every value stays with its token: aligned, cut, packed, collated."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from datasets import Dataset, Features, List, Value
@@ -14,36 +13,11 @@ from forgetting.training.collator import (
     align_token_columns,
     count_cut_rows,
     cut_to_length,
-    deal_by_length,
     pack,
 )
+from tests.training.conftest import assert_together, padded, tagged
 
 COLUMNS = ["input_ids", "labels", "polarity", "token_weights"]
-
-
-def tagged(lengths: list[int]) -> Dataset:
-    """Samples whose values tell which token they belong to: weight = token id / 100."""
-    rows = []
-    for number, length in enumerate(lengths):
-        ids = [100 * (number + 1) + position for position in range(length)]
-        rows.append(
-            {
-                "input_ids": ids,
-                "labels": [-100, *ids[1:]],
-                "polarity": [0] + [1 if token % 3 else -1 for token in ids[1:]],
-                "token_weights": [token / 100 for token in ids],
-            }
-        )
-    return Dataset.from_list(rows)
-
-
-def assert_together(ids, polarity, weights, labels):
-    """That each labelled token has the polarity and the weight made for it."""
-    labelled = np.asarray(labels) != -100
-    ids, polarity, weights = (np.asarray(v)[labelled] for v in (ids, polarity, weights))
-    assert np.array_equal(ids, np.asarray(labels)[labelled])
-    assert np.array_equal(polarity, np.where(ids % 3, 1, -1))
-    assert np.allclose(weights, ids / 100)
 
 
 LABELS = [-100, -100, 5, 6, -100, 7]
@@ -58,9 +32,26 @@ LABELS = [-100, -100, 5, 6, -100, 7]
     ],
     ids=["a token", "a predicted token", "a sample"],
 )
-def test_one_value_for_each_token_each_predicted_token_or_all(given_values, wanted):
+@pytest.mark.parametrize("layout", [None, "torch", "numpy"])
+def test_one_value_for_each_token_each_predicted_token_or_all(given_values, wanted, layout):
     rows = {"input_ids": [[1, 2, 5, 6, 3, 7]], "labels": [LABELS], "polarity": [given_values]}
-    assert align_token_columns(Dataset.from_dict(rows), ["polarity"])["polarity"] == [wanted]
+    data = Dataset.from_dict(rows).with_format(layout)
+    aligned = align_token_columns(data, ["polarity"]).with_format(None)
+    assert aligned["polarity"] == [wanted]
+    (example,) = list(data)
+    collator = TokenColumnCollator(padded)
+    assert collator([example])["polarity"].tolist() == [wanted]
+
+
+@pytest.mark.parametrize(
+    ("given_values", "wanted"),
+    [(1, [1, 1, 0, 1]), ([-1, 1, 1], [-1, 1, 0, 1]), ([1, 1], [0, 1, 0, 1])],
+)
+def test_a_first_token_is_predicted_where_rows_are_joined(given_values, wanted):
+    """If values are given for predicted tokens without it, it is ignored."""
+    rows = {"input_ids": [[4, 5, 6, 7]], "labels": [[4, 5, -100, 7]], "polarity": [given_values]}
+    aligned = align_token_columns(Dataset.from_dict(rows), ["polarity"], joined=True)
+    assert aligned["polarity"] == [wanted]
 
 
 def test_a_first_token_is_never_predicted():
@@ -171,20 +162,6 @@ def test_packed_columns_stay_together_and_no_token_is_lost(strategy, lengths):
     assert sorted(found) == wanted
 
 
-def padded(examples, side="right"):
-    width = max(len(e["input_ids"]) for e in examples)
-
-    def row(values, fill):
-        padding = [fill] * (width - len(values))
-        return padding + list(values) if side == "left" else list(values) + padding
-
-    return {
-        "input_ids": torch.tensor([row(e["input_ids"], 0) for e in examples]),
-        "labels": torch.tensor([row(e["labels"], -100) for e in examples]),
-        "attention_mask": torch.tensor([row([1] * len(e["input_ids"]), 0) for e in examples]),
-    }
-
-
 @pytest.mark.parametrize("side", ["left", "right"])
 @few
 @given(lengths=lengths_of_samples)
@@ -206,50 +183,5 @@ def test_a_value_too_few_is_noticed_even_if_the_sums_agree():
     examples = list(tagged([3, 3]))
     examples[0]["polarity"] = examples[0]["polarity"][:2]
     examples[1]["polarity"] = [*examples[1]["polarity"], 1]
-    with pytest.raises(ValueError, match=r"polarity has \[2, 4\] values"):
+    with pytest.raises(ValueError, match="row 1 of a batch has 4 values in polarity for 3 tokens"):
         TokenColumnCollator(padded)(examples)
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-@few
-@given(lengths=st.lists(st.integers(2, 30), min_size=6, max_size=6))
-def test_samples_of_a_step_are_dealt_by_length_and_none_is_lost(side, lengths):
-    examples = list(tagged(lengths))
-    collator = TokenColumnCollator(lambda some: padded(some, side))
-    batches = [collator(examples[a:b]) for a, b in ((0, 2), (2, 5), (5, 6))]
-    if side == "left":
-        # As if every collated batch had them.
-        batches = [
-            {**b, "position_ids": (b["attention_mask"].cumsum(1) - 1).clamp(min=0)} for b in batches
-        ]
-    dealt = deal_by_length(batches)
-    assert [len(batch["labels"]) for batch in dealt] == [2, 3, 1]
-    longest_first = sorted(lengths, reverse=True)
-    assert [batch["labels"].shape[1] for batch in dealt] == [longest_first[i] for i in (0, 2, 5)]
-    found = []
-    for batch in dealt:
-        mask = batch["attention_mask"] == 1
-        assert (batch["labels"][~mask] == -100).all()
-        assert (batch["polarity"][~mask] == 0).all()
-        if side == "left":
-            places = torch.cat([torch.arange(int(n)) for n in mask.sum(1)])
-            assert torch.equal(batch["position_ids"][mask], places)
-        names = ("input_ids", "polarity", "token_weights", "labels")
-        assert_together(*(batch[name].numpy() for name in names))
-        found += batch["input_ids"][mask].tolist()
-    assert sorted(found) == sorted(token for e in examples for token in e["input_ids"])
-
-
-def test_batches_that_hold_different_things_are_left_alone():
-    examples = list(tagged([9, 3, 5]))
-    collator = TokenColumnCollator(lambda some: padded(some, "left"))
-    batches = [collator(examples[:2]), collator(examples[2:])]
-    assert "position_ids" in batches[0]
-    assert "position_ids" not in batches[1]
-    assert deal_by_length(batches) is batches
-
-
-def test_widths_are_multiples_where_asked():
-    examples = list(tagged([9, 3, 5, 7]))
-    batches = [padded(examples[:2]), padded(examples[2:])]
-    assert [b["labels"].shape[1] for b in deal_by_length(batches, 4)] == [9, 8]

@@ -340,3 +340,34 @@ def test_resuming_with_another_loss_is_refused(train, tmp_path):
     checkpoint = latest_checkpoint(tmp_path / "out")
     with pytest.raises(ValueError, match=r"written with loss.kind cross_entropy"):
         train(rows(20), resume=str(checkpoint), loss="dft", **common)
+
+
+def test_a_step_with_a_learned_prompt_is_its_formula_in_float64(train):
+    """Virtual tokens precede each sample, in the outputs and in what a term asks for."""
+    from peft import PromptTuningConfig
+
+    adapter = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    samples, lam = rows(8), STEP["t_max"]
+    still = {**STEP, "learning_rate": 0.0, "term": "inverted_hinge"}
+    for division in ({}, DIVISIONS[0]):
+        trainer = train(samples, peft_config=adapter, **{**still, **division})
+        model = trainer.model.double()
+        positive, negative = [], []
+        for row in samples:
+            ids = torch.tensor([row["input_ids"]])
+            found = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+            log_probs = found[3:].log_softmax(-1)
+            for place, sign in enumerate(row["polarity"]):
+                token, of_place = row["input_ids"][place], log_probs[place - 1]
+                if sign > 0:
+                    positive.append(-of_place[token])
+                elif sign < 0:
+                    others = torch.cat([of_place[:token], of_place[token + 1 :]])
+                    negative.append(1 + of_place[token].exp() - others.max().exp())
+        loss = torch.stack(positive).mean() + lam * torch.stack(negative).mean()
+        model.zero_grad()
+        loss.backward()
+        norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+        logged = trainer.state.log_history[0]
+        assert logged["loss"] == pytest.approx(loss.item(), abs=1e-5)
+        assert logged["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)

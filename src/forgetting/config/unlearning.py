@@ -286,7 +286,8 @@ class ForgettingSettings(Section):
     """Divisor of the two sums of the loss. `group`: the size of each set, as in the paper. `token`:
     the number of all response tokens for both."""
     divergence_ratio: Annotated[float, Field(gt=1)] | None = 10.0
-    """Stop training when the positive loss exceeds this multiple of its first logged value."""
+    """Stop training when the positive loss of a step exceeds this multiple of the median of the
+    first ten."""
 
     @classmethod
     def field_names(cls) -> list[str]:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
+from torch.nn.functional import pad
 from trl.trainer.utils import FusedCausalLMOutput
 
 from forgetting.models.lm_head import Head, predict, split_head
@@ -54,6 +55,19 @@ class TokenRequest:
     statistics: Collection[str] = ()
     """`sum_squares` or `top_entropy`, at every label."""
 
+    def of_length(self, length: int) -> TokenRequest:
+        """The request with zeros before its tokens, for an adapter that has put virtual ones there.
+
+        Args:
+            length: of the input with them.
+        """
+        padded = {}
+        for name, values in vars(self).items():
+            if isinstance(values, Tensor) and values.shape[1] < length:
+                missing = [0, 0] * (values.dim() - 2) + [length - values.shape[1], 0]
+                padded[name] = pad(values, missing)
+        return replace(self, **padded)
+
 
 def add_training_head(model: Any) -> None:
     """Let a model that TRL has given its fused head take a `request`, and use `lm_head` on CPUs.
@@ -88,10 +102,24 @@ def add_training_head(model: Any) -> None:
             with _last_hidden_state(head) as seen:
                 output = fused_forward(*args, fused_lm_head=True, labels=labels, **kwargs)
             (hidden,) = (states[:, :-1] for states in seen)
+        if request is not None:
+            request = request.of_length(labels.shape[1])
         extras = {} if request is None else _extras(head, hidden, labels[:, 1:], mask, request)
         return TrainingOutput(**output, **extras)
 
     model.forward = forward
+
+
+def without_virtual_tokens(outputs: Any, length: int) -> Any:
+    """Model outputs without the positions that prompt tuning and p-tuning put before a sample.
+
+    Args:
+        outputs: per-token values have shape (batch, virtual tokens + length).
+    """
+    for name, values in outputs.items():
+        if isinstance(values, Tensor) and values.dim() == 2:
+            outputs[name] = values[:, values.shape[1] - length :]
+    return outputs
 
 
 def _uses_lm_head(labels: Tensor, arguments: Mapping[str, Any]) -> bool:

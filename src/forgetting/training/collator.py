@@ -19,8 +19,8 @@ import torch
 from datasets import Dataset, IterableDataset
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import pad
 from trl import pack_dataset
+from trl.data_utils import get_dataset_column_names
 
 from forgetting.console import logger
 from forgetting.rundir.samples import IGNORE_INDEX
@@ -41,7 +41,7 @@ ALL_COLUMNS = {**TOKEN_COLUMNS, **ALTERNATIVE_COLUMNS}
 
 
 def align_token_columns(
-    dataset: Dataset | IterableDataset, columns: Sequence[str]
+    dataset: Dataset | IterableDataset, columns: Sequence[str], *, joined: bool = False
 ) -> Dataset | IterableDataset:
     """Bring each column to one value per token of `input_ids`.
 
@@ -52,6 +52,8 @@ def align_token_columns(
     Args:
         dataset: with `input_ids`, `labels` and the columns.
         columns: names among `TOKEN_COLUMNS`.
+        joined: whether a row will follow another one without a boundary, as in `wrapped` packing.
+            The first token, if it has a label, is then predicted as well.
 
     Raises:
         ValueError: a row has another number of values, or a value outside its range: a polarity
@@ -61,8 +63,28 @@ def align_token_columns(
     if isinstance(dataset, Dataset) and _is_aligned(dataset, columns):
         return dataset
     return dataset.map(
-        _align_rows, batched=True, with_indices=True, fn_kwargs={"columns": list(columns)}
+        _align_rows,
+        batched=True,
+        with_indices=True,
+        fn_kwargs={"columns": list(columns), "joined": joined},
     )
+
+
+def without_format(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """The dataset without a format such as "torch", which may hide columns; transforms stay."""
+    return dataset if is_transformed(dataset) else dataset.with_format(None)
+
+
+def is_transformed(dataset: Dataset | IterableDataset) -> bool:
+    """Whether the rows are made when they are read, by `with_transform`."""
+    return isinstance(dataset, Dataset) and dataset.format["type"] == "custom"
+
+
+def column_names(dataset: Dataset | IterableDataset) -> set[str]:
+    """The columns of the rows as they are read; a transform may return others than it reads."""
+    if is_transformed(dataset):
+        return set(next(iter(dataset)))
+    return set(get_dataset_column_names(dataset))
 
 
 def _is_aligned(dataset: Dataset, columns: Sequence[str]) -> bool:
@@ -82,7 +104,7 @@ def _is_aligned(dataset: Dataset, columns: Sequence[str]) -> bool:
             bad = _first_bad(name, flat[name], flat["labels"])
             if bad is not None:
                 row = first_row + int(np.searchsorted(ends, bad, side="right"))
-                raise ValueError(_complaint(name, row, flat[name][bad]))
+                raise ValueError(_complaint(name, f"row {row} of the dataset", flat[name][bad]))
         first_row += table.num_rows
     return True
 
@@ -92,29 +114,43 @@ def _flatten(column: pa.ChunkedArray) -> NDArray:
 
 
 def _align_rows(
-    batch: dict[str, list[Any]], indices: Sequence[int], columns: Sequence[str]
+    batch: dict[str, list[Any]], indices: Sequence[int], columns: Sequence[str], joined: bool
 ) -> dict[str, list[Any]]:
-    aligned: dict[str, list[Any]] = {name: [] for name in columns}
-    for place, labels in enumerate(batch["labels"]):
-        is_target = [bool(i) and label != IGNORE_INDEX for i, label in enumerate(labels)]
-        num_targets = sum(is_target)
-        for name in columns:
-            values = batch[name][place]
-            if not isinstance(values, (list, tuple, np.ndarray)):
-                values = [values] * num_targets
-            if len(values) != len(labels):
-                if len(values) != num_targets:
-                    raise ValueError(
-                        f"row {indices[place]} of the dataset has {len(values)} values in "
-                        f"{name} for {len(labels)} tokens, of which {num_targets} are predicted. "
-                        "Pass one per token, one per predicted token, or one number"
-                    )
-                remaining = iter(values)
-                values = [next(remaining) if target else 0 for target in is_target]
-            bad = _first_bad(name, np.asarray(values, dtype=np.float64), np.asarray(labels))
-            if bad is not None:
-                raise ValueError(_complaint(name, indices[place], values[bad]))
-            aligned[name].append(list(values))
+    return {
+        name: [
+            _align_row(
+                name, values, np.asarray(labels), f"row {row} of the dataset", joined
+            ).tolist()
+            for row, values, labels in zip(indices, batch[name], batch["labels"], strict=True)
+        ]
+        for name in columns
+    }
+
+
+def _align_row(name: str, values: Any, labels: NDArray, row: str, joined: bool = False) -> NDArray:
+    """One value per token; `row` says which one in messages."""
+    given = np.asarray(values)
+    is_target = labels != IGNORE_INDEX
+    without_first = is_target & (np.arange(len(labels)) > 0)
+    if not joined:
+        is_target = without_first
+    aligned = given
+    if given.shape != labels.shape:
+        for chosen in (is_target, without_first):
+            if given.ndim == 0 or given.shape == (chosen.sum(),):
+                aligned = np.zeros(labels.shape, dtype=given.dtype)
+                aligned[chosen] = given
+                break
+        else:
+            raise ValueError(
+                f"{row} has {len(given)} values in {name} for {len(labels)} tokens, of which "
+                f"{is_target.sum()} are predicted. Pass one per token, one per predicted token, or "
+                "one number"
+            )
+    # What is no number, such as None, becomes NaN.
+    bad = _first_bad(name, aligned.astype(np.float64), labels)
+    if bad is not None:
+        raise ValueError(_complaint(name, row, aligned[bad]))
     return aligned
 
 
@@ -128,12 +164,9 @@ def _first_bad(name: str, values: NDArray, labels: NDArray) -> int | None:
     return int(bad[0]) if bad.size else None
 
 
-def _complaint(name: str, row: int, value: Any) -> str:
+def _complaint(name: str, row: str, value: Any) -> str:
     allowed = {"polarity": "-1, 0 and +1", **dict.fromkeys(WEIGHTS, "finite numbers of at least 0")}
-    return (
-        f"row {row} of the dataset holds {value} in {name}, which takes "
-        f"{allowed.get(name, 'finite numbers')}"
-    )
+    return f"{row} holds {value} in {name}, which takes {allowed.get(name, 'finite numbers')}"
 
 
 def cut_to_length(
@@ -229,20 +262,23 @@ class TokenColumnCollator:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.collator(examples)
         mask = batch.get("attention_mask")
-        for name, dtype in ALL_COLUMNS.items():
-            if name not in examples[0]:
-                continue  # an evaluation set need not have it
+        present = [name for name in ALL_COLUMNS if name in examples[0]]
+        # An evaluation set need not have any.
+        labels = _labels_of_samples(batch, examples) if present else []
+        for name in present:
+            dtype = ALL_COLUMNS[name]
             values = [example[name] for example in examples]
             if name in ALTERNATIVE_COLUMNS:
                 rows = _filled(name, values, [e["alternative_weights"] for e in examples])
             else:
-                rows = [torch.as_tensor(row, dtype=dtype) for row in values]
-            found = [len(row) for row in rows]
-            wanted = [len(e["input_ids"]) for e in examples] if mask is None else mask.sum(1)
-            if found != list(wanted):
+                rows = [
+                    torch.as_tensor(_align_row(name, *row, f"row {index} of a batch"), dtype=dtype)
+                    for index, row in enumerate(zip(values, labels, strict=True))
+                ]
+            found, wanted = [len(row) for row in rows], [len(row) for row in labels]
+            if found != wanted:
                 raise ValueError(
-                    f"{name} has {found} values for samples of {list(map(int, wanted))} tokens. "
-                    "Pass one per token"
+                    f"{name} has {found} values for samples of {wanted} tokens. Pass one per token"
                 )
             column = torch.zeros((*batch["labels"].shape, *rows[0].shape[1:]), dtype=dtype)
             if mask is None:
@@ -254,6 +290,15 @@ class TokenColumnCollator:
             # Models count positions from the first column, even if it is padding.
             batch["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         return batch
+
+
+def _labels_of_samples(batch: dict[str, Any], examples: list[dict[str, Any]]) -> list[NDArray]:
+    """The labels of each sample, without padding."""
+    labels, mask = batch["labels"], batch.get("attention_mask")
+    if mask is None:
+        lengths = [len(example["input_ids"]) for example in examples]
+        return [part.numpy() for part in labels[0, : sum(lengths)].split(lengths)]
+    return [row[own.bool()].numpy() for row, own in zip(labels, mask, strict=True)]
 
 
 def _filled(
@@ -276,61 +321,3 @@ def _filled(
             )
         filled.append(whole)
     return filled
-
-
-def deal_by_length(
-    batches: list[dict[str, Tensor]], multiple: int | None = None
-) -> list[dict[str, Tensor]]:
-    """Sort the samples of an optimizer step into its micro-batches by length, longest first.
-
-    Where a loss is divided by counts of the whole step, which micro-batch a sample is in changes
-    nothing but the padding that is computed with it.
-
-    Args:
-        batches: as collated; sizes, number and side of the padding stay as they are. Batches
-            without a mask, or that differ in what they hold, come back unchanged.
-        multiple: widths are multiples of it; default: of 1.
-    """
-    if len(batches) < 2 or any("attention_mask" not in batch for batch in batches):
-        return batches
-    for batch in batches:
-        shapes = {getattr(value, "shape", ())[:2] for value in batch.values()}
-        # Of left-padded batches, only those with padding have position_ids.
-        if len(shapes) > 1 or batch.keys() != batches[0].keys():
-            return batches
-    masks = [batch["attention_mask"] for batch in batches]
-    # One transfer from the accelerator, because each transfer waits for all pending work.
-    first, lengths = torch.stack(
-        [torch.cat([m[:, 0] for m in masks]), torch.cat([m.sum(1) for m in masks])]
-    ).tolist()
-    is_left = not all(first)
-    width = max(mask.shape[1] for mask in masks)
-    fill = {"labels": IGNORE_INDEX}
-    whole = {}
-    for name in batches[0]:
-        parts = [batch[name].flip(1) if is_left else batch[name] for batch in batches]
-        # What has a third dimension lacks it in batches whose lists are empty.
-        sizes = [max(part.shape[2] for part in parts)] if parts[0].dim() > 2 else []
-        short = [
-            [0, sizes[0] - part.shape[2], 0, width - part.shape[1]]
-            if sizes
-            else [0, width - part.shape[1]]
-            for part in parts
-        ]
-        whole[name] = torch.cat(
-            [
-                pad(part, missing, value=fill.get(name, 0))
-                for part, missing in zip(parts, short, strict=True)
-            ]
-        )
-    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    dealt = []
-    begin = 0
-    for mask in masks:
-        rows = order[begin : begin + len(mask)]
-        begin += len(mask)
-        end = lengths[rows[0]] + -lengths[rows[0]] % (multiple or 1)
-        index = torch.tensor(rows, device=mask.device)
-        cut = {name: values[index, :end] for name, values in whole.items()}
-        dealt.append({name: v.flip(1) if is_left else v for name, v in cut.items()})
-    return dealt

@@ -44,8 +44,12 @@ class ForgettingConfig(TermParameters, SFTConfig):
         normalization: `group` (default, the paper's) divides each set by its own count, `token`
             both by the count of all labeled tokens, so that no token of a small negative set
             weighs more than a positive one.
-        divergence_ratio: training stops with a `DivergenceError` when the positive loss of a
-            logging step is more than this many times that of the first; default 10; None: never.
+        divergence_ratio: training stops with a `DivergenceError` when the positive loss of a step
+            is more than this many times the median of the first ten steps; default 10; None:
+            never.
+        sort_by_length: sort the samples of an optimizer step into its micro-batches by length,
+            which needs less padding; default: unless dropout or another random number would then
+            fall on other samples than in `trl.SFTTrainer`, or a router's loss see other batches.
         bf16: train in bfloat16; default: if the accelerator supports it and `fp16` is off.
     """
 
@@ -76,6 +80,10 @@ class ForgettingConfig(TermParameters, SFTConfig):
         default=10.0,
         metadata={"help": "Stop if the positive loss is this many times its start."},
     )
+    sort_by_length: bool | None = field(
+        default=None,
+        metadata={"help": "Sort a step's samples by length. Default: if it only saves padding."},
+    )
     bf16: bool | None = field(
         default=None,
         metadata={"help": "Train in bfloat16. Default: if the accelerator supports it."},
@@ -86,21 +94,49 @@ class ForgettingConfig(TermParameters, SFTConfig):
     )
 
     def __post_init__(self) -> None:
-        self.lambda_schedule = LambdaSchedule(self.schedule, self.t_min, self.t_max)
-        for name, value in (self.term_parameters or {}).items():
-            if name in BUILT_IN_PARAMETERS:
-                setattr(self, name, value)
+        if self.bf16 is None:
+            # TRL's default is True, which Trainer refuses on a machine without accelerator.
+            self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
+        # Parameters that have a field are kept there only: else setting the field would do nothing.
+        others = dict(self.term_parameters or {})
+        for name in BUILT_IN_PARAMETERS.keys() & others:
+            setattr(self, name, others.pop(name))
+        self.term_parameters = others or None
+        self.check()
+        super().__post_init__()
+
+    # Computed on each use, so that a field set after construction counts, as it does for every
+    # other field of `TrainingArguments`.
+
+    @property
+    def lambda_schedule(self) -> LambdaSchedule:
+        """Lambda over the optimizer steps."""
+        return LambdaSchedule(self.schedule, self.t_min, self.t_max)
+
+    @property
+    def forgetting_term(self) -> ForgettingTerm:
+        """What is minimized on negative tokens."""
         flat = {name: getattr(self, name) for name in BUILT_IN_PARAMETERS}
-        parameters = {**flat, **(self.term_parameters or {})}
-        self.forgetting_term = ForgettingTerm(self.term, floor=self.floor, **parameters)
-        self.positive_loss = PositiveLoss(self.loss, **(self.loss_parameters or {}))
+        return ForgettingTerm(
+            self.term, floor=self.floor, **{**flat, **(self.term_parameters or {})}
+        )
+
+    @property
+    def positive_loss(self) -> PositiveLoss:
+        """What is minimized on positive tokens."""
+        return PositiveLoss(self.loss, **(self.loss_parameters or {}))
+
+    def check(self) -> None:
+        """Check all fields of this class as they are now.
+
+        Raises:
+            ValueError: a name is unknown, a number is outside its range, or two do not go together.
+        """
+        _ = self.lambda_schedule, self.positive_loss
+        term = self.forgetting_term
         if self.divergence_ratio is not None and not self.divergence_ratio > 1:
             raise ValueError(f"divergence_ratio must be above 1, got {self.divergence_ratio}")
         if self.normalization not in get_args(Normalization):
             raise ValueError(f"normalization must be one of {get_args(Normalization)}")
-        if self.normalization == "token" and self.forgetting_term.is_per_sample:
+        if self.normalization == "token" and term.is_per_sample:
             raise ValueError(f"the term {self.term} has one value per sample: normalize by group")
-        if self.bf16 is None:
-            # TRL's default is True, which Trainer refuses on a machine without accelerator.
-            self.bf16 = not self.fp16 and is_torch_bf16_gpu_available()
-        super().__post_init__()

@@ -172,6 +172,7 @@ def _config(
         report_to=[tracker for tracker in training.report_to if tracker != "tensorboard"],
         run_name=f"{recipe.name}: {label}",
         disable_tqdm=True,
+        sort_by_length=True,
         # `prepare` has cut the samples.
         max_length=None,
         seed=recipe.seed,

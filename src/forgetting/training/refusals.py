@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
-from datasets import Dataset
-from trl.data_utils import get_dataset_column_names
+from accelerate.utils import is_peft_model
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from forgetting.training.collator import ALTERNATIVE_COLUMNS
 from forgetting.training.config import ForgettingConfig
@@ -13,10 +14,44 @@ from forgetting.training.config import ForgettingConfig
 CORRECTION_COLUMNS = ("alternative_weights", *ALTERNATIVE_COLUMNS)
 
 
-def refuse(args: ForgettingConfig, dataset: Dataset, kwargs: dict[str, Any]) -> None:
+def refuse_types(args: Any, dataset: Any) -> None:
+    """Check what is passed in the place of settings and training data.
+
+    Raises:
+        TypeError: one of them has another type.
+        ValueError: there is no data.
+    """
     if not isinstance(args, ForgettingConfig):
-        raise TypeError(f"args must be a ForgettingConfig, got {type(args).__name__}")
-    columns = set(get_dataset_column_names(dataset))
+        raise TypeError(
+            f"args must be a ForgettingConfig, got a {type(args).__name__}. It takes the same "
+            "arguments"
+        )
+    if dataset is None:
+        raise ValueError("train_dataset is missing. Pass a Dataset or an IterableDataset")
+    if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
+        splits = ", ".join(dataset)
+        raise TypeError(
+            f"train_dataset is a {type(dataset).__name__} with the splits {splits}. Pass one of "
+            f"them: train_dataset[{next(iter(dataset), 'train')!r}]"
+        )
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        raise TypeError(
+            f"train_dataset must be a Dataset or an IterableDataset, got a {type(dataset).__name__}"
+        )
+
+
+def refuse(args: ForgettingConfig, columns: Collection[str]) -> None:
+    """Check that settings and training data go together.
+
+    Args:
+        columns: of the training data.
+
+    Raises:
+        ValueError: a setting is wrong, a column is missing, or an option does not work with
+            polarity.
+    """
+    args.check()
+    columns = set(columns)
     if {"image", "images"} & columns:
         raise ValueError("train_dataset has images. The forgetting objective is for text only")
     if "polarity" not in columns:
@@ -73,8 +108,29 @@ def refuse(args: ForgettingConfig, dataset: Dataset, kwargs: dict[str, Any]) -> 
         raise ValueError(
             "average_tokens_across_devices must be True, because means are over all processes"
         )
-    if kwargs.get("compute_loss_func") is not None:
+
+
+def refuse_loss_function(compute_loss_func: Any) -> None:
+    """Raise ValueError if there is one."""
+    if compute_loss_func is not None:
         raise ValueError("compute_loss_func would bypass the forgetting objective. Remove it")
+
+
+def refuse_shared_rows(model: Any, padding_free: bool) -> None:
+    """Refuse learned prompts where several samples share a row.
+
+    Raises:
+        ValueError: only the first sample of each row would see the prompt, and samples would see
+            each other.
+    """
+    if not padding_free or not is_peft_model(model):
+        return
+    adapter = model.active_peft_config
+    if adapter.is_prompt_learning:
+        raise ValueError(
+            f"{adapter.peft_type.value} needs one sample per row, and padding_free or packing puts "
+            "several there. Turn them off, or use another adapter"
+        )
 
 
 def _splits_samples(args: ForgettingConfig) -> bool:
@@ -82,6 +138,7 @@ def _splits_samples(args: ForgettingConfig) -> bool:
 
 
 def refuse_sharded_sequences(parallelism: Any) -> None:
+    """Raise ValueError if processes share the tokens of a sample."""
     for name in ("tp", "cp", "sp"):
         if parallelism is not None and getattr(parallelism, f"{name}_enabled", False):
             raise ValueError(

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import transformers
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_state_dict,
@@ -30,15 +32,33 @@ from forgetting.training.checkpoints import (
 
 COURSE = "course.json"
 """In every checkpoint: what must not change when training resumes from it."""
+SCALER = "scaler"
+PROGRESS = "progress.json"
+"""In every checkpoint: how far the run has come, besides what Trainer keeps."""
 
 
 class SafeTrainer(Trainer):
     """Saves tensors as safetensors, everything else as JSON, and a seal last."""
 
+    _unpushed: str | None = None
+    """A checkpoint to upload once it is complete."""
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Trainer pickles its arguments next to the weights.
         super()._save(output_dir, state_dict)
         (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Trainer would upload a checkpoint that is not complete yet.
+        self._unpushed = checkpoint_folder
+
+    def _push(self, checkpoint_folder: str) -> None:
+        # Trainer pickles its arguments here as well, among what it uploads in the background. What
+        # begins with an underscore is not uploaded.
+        name = "_training_args.bin"
+        with patch.object(transformers.trainer, "TRAINING_ARGS_NAME", name):
+            super()._push_from_checkpoint(checkpoint_folder)
+        (Path(self.args.output_dir) / name).unlink(missing_ok=True)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not self.is_fsdp_enabled:
@@ -55,6 +75,7 @@ class SafeTrainer(Trainer):
                 self._save(output_dir, weights)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        self._unpushed = None
         super()._save_checkpoint(model, trial)
         # Each process writes the state of its random generators.
         self.accelerator.wait_for_everyone()
@@ -63,7 +84,10 @@ class SafeTrainer(Trainer):
                 f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             )
             (folder / COURSE).write_text(json.dumps(self._course(), indent=1))
+            (folder / PROGRESS).write_text(json.dumps(self._progress(), indent=1))
             seal(folder)
+        if self._unpushed is not None:
+            self._push(self._unpushed)
 
     def _course(self) -> dict[str, Any]:
         """What every step of the run depends on. Subclasses add to it."""
@@ -73,6 +97,13 @@ class SafeTrainer(Trainer):
             "per_device_train_batch_size": self.args.per_device_train_batch_size,
             "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
         }
+
+    def _progress(self) -> dict[str, Any]:
+        """State of the run as JSON, that a resumed run goes on from. Subclasses add to it."""
+        return {}
+
+    def _set_progress(self, progress: dict[str, Any]) -> None:
+        """Go on from what `_progress` returned."""
 
     def _check_course(self, checkpoint: str) -> None:
         # Trainer would resume with other settings, and take other samples and another lambda.
@@ -88,8 +119,8 @@ class SafeTrainer(Trainer):
                     f"Set {name} back, or train from the start"
                 )
 
-    # Trainer pickles the optimizer, the scheduler, the random generators, and under FSDP the
-    # weights.
+    # Trainer pickles the optimizer, the scheduler, the scaler of gradients, the random generators,
+    # and under FSDP the weights.
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.is_deepspeed_enabled:
@@ -113,6 +144,9 @@ class SafeTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             self._check_course(checkpoint)
+            progress = Path(checkpoint) / PROGRESS
+            if progress.is_file():
+                self._set_progress(json.loads(progress.read_text()))
         if checkpoint is None or self.is_deepspeed_enabled:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
@@ -143,6 +177,20 @@ class SafeTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if checkpoint is not None:
             set_random_state(load_state(self._random_state_path(checkpoint)))
+
+    def _save_scaler(self, output_dir: str) -> None:
+        scaler = self._scaler
+        if scaler is not None and self.args.should_save:
+            save_state(scaler.state_dict(), Path(output_dir) / SCALER)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None and (Path(checkpoint) / f"{SCALER}.json").is_file():
+            self.accelerator.scaler.load_state_dict(load_state(Path(checkpoint) / SCALER))
+
+    @property
+    def _scaler(self) -> Any:
+        """Scales gradients with `fp16`; None without."""
+        return getattr(self.accelerator, "scaler", None)
 
     def _random_state_path(self, checkpoint: str) -> Path:
         Path(checkpoint).mkdir(parents=True, exist_ok=True)

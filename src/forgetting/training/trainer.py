@@ -16,15 +16,18 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate.utils import is_peft_model
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from trl import SFTTrainer
-from trl.data_utils import get_dataset_column_names
 
 from forgetting.errors import DivergenceError
-from forgetting.method.loss import forgetting_loss, polarity_sums
-from forgetting.models.training_head import TokenRequest, add_training_head
+from forgetting.method.loss import forgetting_loss
+from forgetting.models.training_head import (
+    TokenRequest,
+    add_training_head,
+    without_virtual_tokens,
+)
 from forgetting.training.checkpoints import latest_checkpoint
 from forgetting.training.collator import (
     ALL_COLUMNS,
@@ -32,35 +35,34 @@ from forgetting.training.collator import (
     TOKEN_COLUMNS,
     TokenColumnCollator,
     align_token_columns,
+    column_names,
     cut_to_length,
-    deal_by_length,
+    is_transformed,
     pack,
     report_cut_rows,
+    without_format,
 )
 from forgetting.training.config import ForgettingConfig
-from forgetting.training.refusals import refuse, refuse_sharded_sequences
-from forgetting.training.safe_trainer import SafeTrainer
-from forgetting.training.step_ranking import choose_tokens, values_of_samples
-
-COUNTERS = (
-    "positive_loss",
-    "negative_loss",
-    "negative_prob",
-    "entropy",
-    "num_greedy",
-    "correction_loss",
-    "num_corrected",
-    "num_positive",
-    "num_negative",
-    "num_tokens",
+from forgetting.training.dealing import deal_by_length, draws_random_numbers
+from forgetting.training.model_card import PAPER, add_settings
+from forgetting.training.refusals import (
+    refuse,
+    refuse_loss_function,
+    refuse_sharded_sequences,
+    refuse_shared_rows,
+    refuse_types,
 )
+from forgetting.training.safe_trainer import SafeTrainer
+from forgetting.training.step_figures import LossWatch, WindowSums
+from forgetting.training.step_ranking import choose_tokens, values_of_samples
 
 
 class ForgettingTrainer(SafeTrainer, SFTTrainer):
     """Learns the positive tokens and unlearns the negative ones (arXiv 2508.04329, equation 8).
 
     Args:
-        args: settings; default: `ForgettingConfig()`.
+        args: settings; default: `ForgettingConfig()`. Set a field before training begins, and it
+            counts.
         train_dataset: any form that `trl.SFTTrainer` takes (tokens with labels, prompt and
             completion, messages), with a column `polarity`. The polarity of a row is one value
             per token, or one per predicted token (label other than -100), in order, or one number
@@ -71,11 +73,13 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
             `alternative_ids` (K tokens that are expected in its place) and `alternative_log_probs`
             (theirs, and last that of all other tokens together). The cross-entropy to them is
             added to the loss of the token, times its weight.
-        **kwargs: as for `trl.SFTTrainer`. Your own `data_collator` must return `input_ids`,
-            `labels` and an `attention_mask` that is 1 on the tokens of each sample; it may pad on
-            either side.
+        data_collator: your own must return `input_ids`, `labels` and an `attention_mask` that is 1
+            on the tokens of each sample; it may pad on either side.
+        *more: as for `trl.SFTTrainer`, in its order.
+        **others: as for `trl.SFTTrainer`.
 
     Raises:
+        TypeError: `args` or `train_dataset` has another type.
         ValueError: a column is missing or does not fit its tokens, an option does not work with
             polarity, or `max_length` removes all labels.
     """
@@ -84,23 +88,53 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
     # by the number of micro-batches as well.
     loss_is_scaled_for_ga = True
 
+    # For the card that is written into checkpoints.
+    _tag_names = ["trl", "sft", "forgetting"]
+    _name = "Forgetting"
+    _paper = PAPER
+
     def __init__(
         self,
         model: Any,
         args: ForgettingConfig | None = None,
-        *,
-        train_dataset: Dataset,
-        **kwargs: Any,
+        data_collator: Any = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        *more: Any,
+        **others: Any,
     ) -> None:
         args = args or ForgettingConfig()
-        refuse(args, train_dataset, kwargs)
-        super().__init__(model=model, args=args, train_dataset=train_dataset, **kwargs)
+        refuse_types(args, train_dataset)
+        assert train_dataset is not None
+        # A format may hide columns.
+        train_dataset = without_format(train_dataset)
+        self._columns = column_names(train_dataset)
+        refuse(args, self._columns)
+        is_skipped = (args.dataset_kwargs or {}).get("skip_prepare_dataset")
+        if is_skipped and not is_transformed(train_dataset):
+            # SFTTrainer does not call `_prepare_dataset`, which would check them.
+            present = [name for name in TOKEN_COLUMNS if name in self._columns]
+            train_dataset = align_token_columns(train_dataset, present)
+        super().__init__(model, args, data_collator, train_dataset, *more, **others)
+        refuse_loss_function(self.compute_loss_func)
         refuse_sharded_sequences(self.accelerator.parallelism_config)
+        refuse_shared_rows(self.model, self.padding_free)
         add_training_head(self.model.get_base_model() if is_peft_model(self.model) else self.model)
         # SFTTrainer refuses a custom collator in some modes and builds the right one itself.
         self.data_collator: Any = TokenColumnCollator(self.data_collator)
         self._num_positive = self._num_negative = torch.tensor(1)
-        self._sums: Tensor | None = None
+        self._window, self._watch = WindowSums(), LossWatch()
+        self._is_sorted = False
+
+    def train(self, *positional: Any, **named: Any) -> Any:
+        """Train as `transformers.Trainer` does, by the arguments as they are now."""
+        refuse(self.args, self._columns)
+        self._window, self._watch = WindowSums(), LossWatch()
+        is_sorted = self.args.sort_by_length
+        if is_sorted is None:
+            noise = self.args.neftune_noise_alpha
+            is_sorted = not (self.aux_loss_enabled or draws_random_numbers(self.model, noise))
+        self._is_sorted = is_sorted
+        return super().train(*positional, **named)
 
     @property
     def lam(self) -> float:
@@ -124,7 +158,7 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
     ) -> Any:
         # SFTTrainer cuts and packs only `input_ids` and `labels`. So it only tokenizes here, and
         # the steps after that are done to all columns, in SFTTrainer's order.
-        present = get_dataset_column_names(dataset)
+        present = column_names(dataset)
         columns = [name for name in TOKEN_COLUMNS if name in present]
         if not columns:
             return super()._prepare_dataset(
@@ -135,7 +169,8 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         dataset = super()._prepare_dataset(
             dataset, processing_class, uncut, False, formatting_func, dataset_name
         )
-        dataset = align_token_columns(dataset, columns)
+        joined = packing and args.packing_strategy == "wrapped"
+        dataset = align_token_columns(dataset, columns, joined=joined)
         columns += [name for name in ALTERNATIVE_COLUMNS if name in present]
         columns = ["input_ids", "labels", *columns]
         cuts = not packing or args.packing_strategy == "bfd"
@@ -156,14 +191,17 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         # computed.
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
         self._blank_repeated_samples(batches)
-        batches = deal_by_length(batches, self.args.pad_to_multiple_of)
+        if self._is_sorted:
+            batches = deal_by_length(batches, self.args.pad_to_multiple_of)
         if batches and self.args.positive_loss.ranking is not None:
             self._drop_low_ranks(batches)
-        counts = torch.zeros(2, dtype=torch.long, device=device)
+        counts = torch.zeros(3, dtype=torch.long, device=device)
         for batch in batches:
+            mask = batch.get("attention_mask")
+            counts[2] += batch["position_ids"].numel() if mask is None else mask.sum().to(device)
             polarity = _target_polarity(batch)
             if self.args.normalization == "token":
-                counts += (batch["labels"][:, 1:] != -100).sum().to(device)
+                counts[:2] += (batch["labels"][:, 1:] != -100).sum().to(device)
                 continue
             is_negative = polarity < 0
             if self.args.forgetting_term.is_per_sample:
@@ -173,6 +211,8 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
         self._num_positive, self._num_negative = counts[0], counts[1]
+        # SFTTrainer's counter, which it also logs in evaluations.
+        self._total_train_tokens += int(counts[2])
         return batches, num_items
 
     @torch.no_grad()
@@ -190,6 +230,7 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
                 outputs = self.model_wrapped(
                     **self._prepare_inputs(inputs), use_cache=False, fused_lm_head=True
                 )
+            outputs = without_virtual_tokens(outputs, batch["labels"].shape[1] - 1)
             others = []
             if loss.ranking.needs_reference:
                 others = [batch["reference_log_probs"][:, 1:].to(outputs.log_probs.device)]
@@ -252,7 +293,9 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         inputs["use_cache"] = False
         if self.aux_loss_enabled:
             inputs["output_router_logits"] = True
-        outputs = model(**inputs, fused_lm_head=True, request=self._request(batch))
+        outputs = without_virtual_tokens(
+            model(**inputs, fused_lm_head=True, request=self._request(batch)), polarity.shape[1]
+        )
         weights = _of_targets(batch, "token_weights")
         of_targets = {
             "log_probs": outputs.log_probs,
@@ -288,7 +331,10 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
             # A mean over the micro-batch, so it is divided by the number of micro-batches.
             weight = self.router_aux_loss_coef / self.current_gradient_accumulation_steps
             loss = loss + weight * outputs.aux_loss
-        self._count(outputs, polarity, weights, of_targets.get("correction_weights"))
+        corrected = None if outputs.corrections is None else batch["alternative_weights"][:, 1:]
+        self._window.add(outputs, polarity, weights, corrected)
+        if self.args.divergence_ratio is not None:
+            self._watch.add(outputs.log_probs, polarity, weights)
         return (loss, outputs) if return_outputs else loss
 
     def _request(self, batch: dict[str, Any]) -> TokenRequest | None:
@@ -303,84 +349,53 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         statistics = [name for name in self.args.positive_loss.statistics if name != "entropy"]
         return TokenRequest(**given, statistics=statistics) if given or statistics else None
 
-    @torch.no_grad()
-    def _count(
-        self,
-        outputs: Any,
-        polarity: Tensor,
-        weights: Tensor | None,
-        correction_weights: Tensor | None,
-    ) -> None:
-        # Sums and counts, divided once when logged: a mean over micro-batches would be biased if
-        # some of them have no negative token. Weighted, because the loss of tokens that hardly
-        # count may rise without training being off its course.
-        log_probs = outputs.log_probs.detach().float()
-        positive, negative = polarity_sums(log_probs, polarity, weights)
-        is_negative = polarity < 0
-        corrected = correction = positive.new_zeros(())
-        if correction_weights is not None:
-            corrected = ((correction_weights > 0) & (polarity > 0)).sum()
-            correction = outputs.corrections.detach().sum()
-        sums = torch.stack(
-            [
-                positive,
-                negative,
-                torch.where(is_negative, log_probs.exp(), 0.0).sum(),
-                outputs.entropy.detach().float().sum(),
-                outputs.is_top1.sum(),
-                correction,
-                corrected,
-                (polarity > 0).sum(),
-                is_negative.sum(),
-                outputs.label_mask.sum(),
-            ]
-        ).double()
-        self._sums = sums if self._sums is None else self._sums + sums
-
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.model.training and self._sums is not None and "loss" in logs:
-            sums = self._sums
-            if self.args.world_size > 1:
-                sums = self.accelerator.reduce(sums, reduction="sum")
-            self._sums = None
-            total = dict(zip(COUNTERS, sums.tolist(), strict=True))
-            if total["num_positive"]:
-                logs["positive_loss"] = total["positive_loss"] / total["num_positive"]
-            if total["num_negative"]:
-                logs["negative_loss"] = total["negative_loss"] / total["num_negative"]
-                logs["negative_prob"] = total["negative_prob"] / total["num_negative"]
-            if total["num_corrected"]:
-                logs["correction_loss"] = total["correction_loss"] / total["num_corrected"]
-                logs["share_corrected"] = total["num_corrected"] / max(total["num_tokens"], 1)
-            logs["share_negative"] = total["num_negative"] / max(total["num_tokens"], 1)
-            logs["entropy"] = total["entropy"] / max(total["num_tokens"], 1)
-            logs["mean_token_accuracy"] = total["num_greedy"] / max(total["num_tokens"], 1)
-            # The step counter is one ahead when the figures of a step are logged.
-            step = self.state.global_step - 1
-            logs["lambda"] = self.args.lambda_schedule(step, self.state.max_steps)
-            self._check_positive_loss(logs.get("positive_loss"))
+        # The last log of a training has the figures of the steps after the last logging step. Logs
+        # of callbacks have them too, as in SFTTrainer, but they may come from one process alone,
+        # and the others would wait for it.
+        is_of_trainer = bool({"loss", "train_loss"} & logs.keys())
+        if is_of_trainer or (self.model.training and self.args.world_size == 1):
+            found = self._window.take(self.accelerator)
+            if found:
+                # The step counter is one ahead when the figures of a step are logged.
+                step = self.state.global_step - 1
+                logs.update(found)
+                logs["lambda"] = self.args.lambda_schedule(step, self.state.max_steps)
+                logs["num_tokens"] = self._total_train_tokens
         super().log(logs, start_time)
 
-    def _check_positive_loss(self, value: float | None) -> None:
-        # Logs are written before the checkpoint of the same step and are part of it, so a resumed
-        # run compares with the same start.
-        ratio = self.args.divergence_ratio
-        logged = (entry.get("positive_loss") for entry in self.state.log_history)
-        start = next((loss for loss in logged if loss is not None), None)
-        if value is None or start is None or ratio is None or value <= ratio * start:
-            return
-        self._diverged(
-            self.state.global_step,
-            f"the positive loss is {value:.4g}, more than {ratio:g} times the {start:.4g} of its "
-            "start",
-        )
-
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
-        # Called in every step before the optimizer, so bad gradients never reach the weights.
+        # Called in every step before the optimizer, so what is bad never reaches the weights.
         norm = super()._get_grad_norm(model, grad_norm)
         if not math.isfinite(float(norm)):
-            self._diverged(self.state.global_step + 1, f"the gradient norm is {float(norm)}")
+            self._diverged(f"the gradient norm is {float(norm)}")
+        ratio, found = self.args.divergence_ratio, self._watch.close_step(self.accelerator)
+        if ratio is not None and found is not None:
+            loss, start = found
+            if loss > ratio * start:
+                self._diverged(
+                    f"the positive loss is {loss:.4g}, more than {ratio:g} times the {start:.4g} "
+                    "of its start"
+                )
         return norm
+
+    def _progress(self) -> dict[str, Any]:
+        return {
+            **super()._progress(),
+            "first_losses": self._watch.first_losses,
+            "num_tokens": self._total_train_tokens,
+        }
+
+    def _set_progress(self, progress: dict[str, Any]) -> None:
+        super()._set_progress(progress)
+        self._watch.first_losses = progress["first_losses"]
+        self._total_train_tokens = progress["num_tokens"]
+
+    def create_model_card(self, *positional: Any, **named: Any) -> None:
+        """Write TRL's card, with what was forgotten and how."""
+        super().create_model_card(*positional, **named)
+        if self.is_world_process_zero():
+            add_settings(Path(self.args.output_dir) / "README.md", self.args)
 
     def _course(self) -> dict[str, Any]:
         args, term = self.args, self.args.forgetting_term
@@ -396,7 +411,8 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
             **{f"loss.{name}": value for name, value in loss.parameters.items()},
         }
 
-    def _diverged(self, step: int, reason: str) -> NoReturn:
+    def _diverged(self, reason: str) -> NoReturn:
+        step = self.state.global_step + 1
         kept = latest_checkpoint(Path(self.args.output_dir))
         lam = self.args.lambda_schedule(step - 1, self.state.max_steps)
         raise DivergenceError(
