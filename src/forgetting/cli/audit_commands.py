@@ -106,7 +106,18 @@ def clean(
             "--mask",
             min=0,
             max=1,
-            help="Drop nothing, and write the records for trainers that skip these tokens.",
+            help="Drop no record for its tokens, and write the records for trainers that skip "
+            "tokens that are bad with at least this probability.",
+        ),
+    ] = None,
+    decisions: Annotated[
+        Path | None,
+        typer.Option(
+            "--decisions",
+            metavar="FILE",
+            help="Your marks from the page (decisions.json), which win over the detector. A "
+            "rejected record is dropped. A rejected span is masked with --mask; else its record "
+            "is dropped. What is accepted stays. Records to edit go to a file of their own.",
         ),
     ] = None,
     quiet: QuietOption = False,
@@ -119,23 +130,32 @@ def clean(
     if 0 in (drop, mask):
         raise InputError("a probability of at least 0 is that of every token. Pass one above 0")
     from forgetting.auditing import cleaning, open_audit
+    from forgetting.auditing.decisions import read_decisions
 
     audit_of_data = open_audit(audited)
+    marks = None if decisions is None else read_decisions(decisions, audit_of_data.fingerprint)
     if mask is not None:
-        done = cleaning.mask_tokens(data, audit_of_data, output, mask)
+        done = cleaning.mask_tokens(data, audit_of_data, output, mask, marks)
     else:
-        done = cleaning.drop_records(data, audit_of_data, output, 0.5 if drop is None else drop)
+        least = 0.5 if drop is None else drop
+        done = cleaning.drop_records(data, audit_of_data, output, least, marks)
     if as_json:
         typer.echo((output / cleaning.SUMMARY).read_text(encoding="utf-8"), nl=False)
         return
-    what = "dropped" if mask is None else "hold masked tokens"
+    what = "dropped" if mask is None else "hold masked tokens or were rejected"
     typer.echo(f"{done.num_removed:,} of {done.num_records:,} records {what}.")
     for reason, number in done.reasons.items():
         typer.echo(f"  {number:,}: {reason or 'unknown'}")
     if done.num_not_judged:
         became = "kept" if mask is None else "left out"
         typer.echo(f"{done.num_not_judged:,} unusable or repeated records were {became}.")
+    if marks is not None:
+        for who, numbers in (("hand", done.by_hand), ("posterior", done.by_posterior)):
+            counts = ", ".join(f"{number:,} {outcome}" for outcome, number in numbers.items())
+            typer.echo(f"Decided by {who}: {counts or 'nothing'}.")
     if audit_of_data.source.limit is not None and mask is None:
         typer.echo("The audit had a --limit: what comes after it was kept without a look.")
     print_path("Data:", output / done.files[0])
     print_path("What was taken out:", output / cleaning.REMOVED)
+    if done.num_to_edit:
+        print_path(f"{done.num_to_edit:,} to edit:", output / done.files[-1])
