@@ -30,6 +30,10 @@ def verdict_sentences(audit: Audit) -> list[str]:
     """The shares of bad tokens and records, and how far to trust them."""
     summary = audit.findings
     sentences = []
+    if audit.num_judged < audit.num_usable:
+        sentences.append(
+            f"Judged so far: {audit.num_judged:,} of {audit.num_usable:,} records, a random part."
+        )
     if summary.found and summary.tokens is not None and summary.samples is not None:
         sentences.append(
             f"About {_range(summary.tokens)} of the response tokens are bad, and "
@@ -99,6 +103,8 @@ def as_json(audit: Audit, found: Sequence[FlaggedRecord]) -> dict[str, Any]:
         "found": summary.found,
         "verdict": summary.verdict,
         "model": audit.model_name,
+        "num_judged": audit.num_judged,
+        "num_usable": audit.num_usable,
         "bad_tokens": _share(summary.tokens if summary.found else None),
         "bad_records": _share(summary.samples if summary.found else None),
         "num_flagged": len(found),

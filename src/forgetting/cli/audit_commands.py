@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from forgetting.cli.groups import RESULTS, app
 from forgetting.cli.options import JsonOption, QuietOption
-from forgetting.console import print_path, setup_logging
+from forgetting.console import CONTINUE, console, print_path, setup_logging
 from forgetting.errors import InputError
+
+if TYPE_CHECKING:
+    from forgetting.auditing import Audit
 
 
 @app.command(rich_help_panel=RESULTS, epilog="Example: forgetting audit data.jsonl")
@@ -55,20 +59,51 @@ def audit(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the bad records of a data set. No recipe and no training; run again to resume."""
+    """Find the bad records of a data set. No recipe and no training; run again to resume.
+
+    Ctrl-C judges the records that are scored.
+    """
     setup_logging(quiet or as_json)
     fields = _fields(field or ())
     from forgetting import auditing
 
-    done = auditing.audit_data(data, output, model=model, limit=limit, fields=fields)
+    folder = auditing.default_folder(data) if output is None else output
+    try:
+        done = auditing.audit_data(data, folder, model=model, limit=limit, fields=fields)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_judge_part(folder, as_json)) from None
+    _announce(done, as_json)
+    tokens = done.findings.tokens if done.findings.found else None
+    if fail_above is not None and tokens is not None and tokens.share > fail_above:
+        raise typer.Exit(1)
+
+
+def _announce(done: Audit, as_json: bool) -> None:
+    """Write the files of an audit, and print what it found."""
+    from forgetting import auditing
+
     found = auditing.write_files(done)
     if as_json:
         typer.echo(json.dumps(auditing.as_json(done, found), indent=1, ensure_ascii=False))
     else:
         auditing.print_verdict(done, found)
-    tokens = done.findings.tokens if done.findings.found else None
-    if fail_above is not None and tokens is not None and tokens.share > fail_above:
-        raise typer.Exit(1)
+
+
+def _judge_part(folder: Path, as_json: bool) -> str:
+    """Judge what an interrupted audit has scored, and print it. Returns what to say at the end."""
+    from forgetting import auditing
+
+    stopped = auditing.Audit(folder)
+    scored = auditing.progress_of(stopped)
+    if scored is None:
+        return CONTINUE
+    counts = f"{scored.num_scored:,} of {scored.num_samples:,} records were scored."
+    if not scored.num_scored:
+        return f"{counts} {CONTINUE}"
+    console.print(f"Interrupted. {counts} Judging them; press Ctrl-C again to stop at once.")
+    with contextlib.suppress(KeyboardInterrupt):
+        _announce(auditing.judge_part(stopped, scored), as_json)
+    return f"{counts} {CONTINUE}"
 
 
 def _fields(given: Sequence[str]) -> dict[str, str]:
