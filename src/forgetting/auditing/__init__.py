@@ -6,7 +6,7 @@ what was found record by record, `flagged` writes it to files, and `announcement
 """
 
 from forgetting.auditing.announcement import as_json, print_verdict
-from forgetting.auditing.audit import Audit, audit_data, default_folder, open_audit
+from forgetting.auditing.audit import Audit, audit_data, default_folder, open_audit, ranking_measure
 from forgetting.auditing.flagged import write_files
 from forgetting.auditing.partial import judge_part, progress_of
 
@@ -19,5 +19,6 @@ __all__ = [
     "open_audit",
     "print_verdict",
     "progress_of",
+    "ranking_measure",
     "write_files",
 ]

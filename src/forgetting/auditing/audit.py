@@ -34,6 +34,8 @@ from forgetting.inspecting import (
     run_on_all,
 )
 from forgetting.inspector import static_page
+from forgetting.method.columns import POSTERIOR, columns_of
+from forgetting.method.measures import DETECTOR, Measure, usable_measure
 from forgetting.models import loading
 from forgetting.models.gguf import EMBEDDED, title_of, with_folder
 from forgetting.rundir import layout
@@ -186,6 +188,18 @@ def audit_data(
     return audit
 
 
+def ranking_measure(name: str | None) -> Measure | None:
+    """The measure that ranks the records of an audit; None: the detector.
+
+    Raises:
+        InputError: there is no such measure, or it needs another model than the one that judges.
+    """
+    if name is None or name == DETECTOR:
+        return None
+    known = [POSTERIOR, *columns_of(["base", "base_empty"])]
+    return usable_measure(name, known, "an audit, which has no reference model,")
+
+
 def default_folder(data: str) -> Path:
     """The folder of an audit without `--output`: `audits/<name of the data>`."""
     return Path("audits") / _name(SourceSettings(path=resolved(data)))
@@ -197,7 +211,7 @@ def _name(source: SourceSettings) -> str:
 
 def write_page(audit: Audit) -> None:
     """Write the page of a finished audit."""
-    write_atomically(audit.page, static_page(open_run(audit.run), audit.recipe.report.seed))
+    write_atomically(audit.page, static_page(open_run(audit.run)))
 
 
 def open_audit(folder: Path) -> Audit:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from forgetting.cli.groups import RESULTS, app
-from forgetting.cli.options import JsonOption, QuietOption
+from forgetting.cli.options import (
+    FieldOption,
+    JsonOption,
+    QualityOption,
+    QuietOption,
+    fields_of,
+)
 from forgetting.console import CONTINUE, console, print_path, setup_logging
 from forgetting.errors import InputError
 
 if TYPE_CHECKING:
     from forgetting.auditing import Audit
+    from forgetting.method.measures import Measure
 
 
 @app.command(rich_help_panel=RESULTS, epilog="Example: forgetting audit data.jsonl")
@@ -35,14 +41,8 @@ def audit(
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Read only the first N records.")
     ] = None,
-    field: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--field",
-            metavar="NAME=YOURS",
-            help="Read your field under another name, such as prompt=question (repeatable).",
-        ),
-    ] = None,
+    field: FieldOption = None,
+    quality: QualityOption = None,
     fail_above: Annotated[
         float | None,
         typer.Option(
@@ -64,32 +64,34 @@ def audit(
     Ctrl-C judges the records that are scored.
     """
     setup_logging(quiet or as_json)
-    fields = _fields(field or ())
+    fields = fields_of(field)
     from forgetting import auditing
 
+    measure = auditing.ranking_measure(quality)
     folder = auditing.default_folder(data) if output is None else output
     try:
         done = auditing.audit_data(data, folder, model=model, limit=limit, fields=fields)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(_judge_part(folder, as_json)) from None
-    _announce(done, as_json)
+        raise KeyboardInterrupt(_judge_part(folder, as_json, measure)) from None
+    _announce(done, as_json, measure)
     tokens = done.findings.tokens if done.findings.found else None
     if fail_above is not None and tokens is not None and tokens.share > fail_above:
         raise typer.Exit(1)
 
 
-def _announce(done: Audit, as_json: bool) -> None:
+def _announce(done: Audit, as_json: bool, measure: Measure | None) -> None:
     """Write the files of an audit, and print what it found."""
     from forgetting import auditing
 
-    found = auditing.write_files(done)
+    found = auditing.write_files(done, measure)
     if as_json:
-        typer.echo(json.dumps(auditing.as_json(done, found), indent=1, ensure_ascii=False))
+        found_json = auditing.as_json(done, found, measure)
+        typer.echo(json.dumps(found_json, indent=1, ensure_ascii=False))
     else:
-        auditing.print_verdict(done, found)
+        auditing.print_verdict(done, found, measure)
 
 
-def _judge_part(folder: Path, as_json: bool) -> str:
+def _judge_part(folder: Path, as_json: bool, measure: Measure | None) -> str:
     """Judge what an interrupted audit has scored, and print it. Returns what to say at the end."""
     from forgetting import auditing
 
@@ -102,19 +104,8 @@ def _judge_part(folder: Path, as_json: bool) -> str:
         return f"{counts} {CONTINUE}"
     console.print(f"Interrupted. {counts} Judging them; press Ctrl-C again to stop at once.")
     with contextlib.suppress(KeyboardInterrupt):
-        _announce(auditing.judge_part(stopped, scored), as_json)
+        _announce(auditing.judge_part(stopped, scored), as_json, measure)
     return f"{counts} {CONTINUE}"
-
-
-def _fields(given: Sequence[str]) -> dict[str, str]:
-    """New names for fields, from the options."""
-    fields = {}
-    for each in given:
-        name, equals, own = each.partition("=")
-        if not (name and equals and own):
-            raise InputError(f"--field {each}: pass NAME=YOURS, such as --field prompt=question")
-        fields[name] = own
-    return fields
 
 
 @app.command(

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from forgetting.cli.groups import RESULTS, app
+from forgetting.cli.options import FieldOption, QualityOption, fields_of
 from forgetting.console import setup_logging
 from forgetting.errors import InputError, did_you_mean
 
@@ -28,7 +29,8 @@ def inspect(
     reference: Annotated[
         str | None,
         typer.Option(
-            "--reference", help="Reference model. Default: none, and quality is `base_loss`."
+            "--reference",
+            help="Reference model, so that the measure is `influence` instead of `base_loss`.",
         ),
     ] = None,
     limit: Annotated[
@@ -44,9 +46,32 @@ def inspect(
             "--variant", help="Variant whose selection is shown. Default: forgetting, or the first."
         ),
     ] = None,
+    field: FieldOption = None,
+    quality: QualityOption = None,
     terminal: Annotated[
         bool, typer.Option("--terminal", help="Show the samples here instead of in a browser.")
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the worst samples as JSON.")
+    ] = False,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            "--samples",
+            min=1,
+            help="Samples to print with --json, or --terminal in a file or pipe. Default: 10.",
+        ),
+    ] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option("--kind", help="Print only samples with this likely kind of noise."),
+    ] = None,
+    source: Annotated[
+        str | None, typer.Option("--source", help="Print only samples of this source.")
+    ] = None,
+    text: Annotated[
+        str | None, typer.Option("--text", help="Print only samples that hold this text.")
+    ] = None,
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, help="Port of the page; 0 picks a free one.")
     ] = 0,
@@ -55,20 +80,36 @@ def inspect(
     ] = True,
 ) -> None:
     """Browse tokens and their quality in a local, read-only page."""
-    setup_logging()
+    setup_logging(as_json)
     path = Path(target)
     if model is None and not path.is_dir():
         raise InputError(not_a_run(path))
     if model is None and reference is not None:
         raise InputError("--reference is compared with a base model. Pass --model as well")
+    if model is None and field:
+        raise InputError("--field is for a data file. Pass the model that scores it with --model")
+    if model is not None and variant is not None:
+        raise InputError("--variant is for a run directory. A data file has none: remove it")
+    given = {"--samples": samples, "--kind": kind, "--source": source, "--text": text}
+    unread = [name for name, value in given.items() if value is not None]
+    if unread and not terminal and not as_json:
+        raise InputError(f"{unread[0]} is for --terminal and --json. The page has its own filters")
+    fields = fields_of(field)
     from forgetting.inspecting import open_run, score_data
-    from forgetting.inspector import InspectorServer, show_in_terminal
+    from forgetting.inspector import Filters, InspectorServer, show_in_terminal
+    from forgetting.inspector import as_json as printed
 
     if model is not None:
-        path = score_data(target, model, reference, limit=limit, run_dir=run_dir)
-    inspection = open_run(path, variant)
+        path = score_data(
+            target, model, reference, quality=quality, limit=limit, fields=fields, run_dir=run_dir
+        )
+    inspection = open_run(path, variant, quality)
+    filters, number = Filters(kind, source, text or ""), samples or 10
+    if as_json:
+        typer.echo(printed(inspection, filters, number, by_quality=quality is not None))
+        return
     if terminal:
-        show_in_terminal(inspection, out)
+        show_in_terminal(inspection, out, filters, number, by_quality=quality is not None)
         return
     with InspectorServer(inspection, port) as server:
         out.print("Inspector:", server.url, style="bold", soft_wrap=True, highlight=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,20 @@ QuietOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the results as JSON on standard output.")
 ]
+FieldOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--field",
+        metavar="NAME=YOURS",
+        help="Read your field under another name, such as prompt=question (repeatable).",
+    ),
+]
+QualityOption = Annotated[
+    str | None,
+    typer.Option(
+        "--quality", metavar="MEASURE", help="Rank by this measure of quality, such as base_loss."
+    ),
+]
 ProcessesOption = Annotated[
     int | None,
     typer.Option(
@@ -48,6 +63,21 @@ ConfigOption = Annotated[
 OutputOption = Annotated[
     Path | None, typer.Option("--output", help="Output folder. Default: studies/NAME.")
 ]
+
+
+def fields_of(given: Sequence[str] | None) -> dict[str, str]:
+    """New names for fields, from `--field`.
+
+    Raises:
+        InputError: one of them does not have the form NAME=YOURS.
+    """
+    fields = {}
+    for each in given or ():
+        name, equals, own = each.partition("=")
+        if not (name and equals and own):
+            raise InputError(f"--field {each}: pass NAME=YOURS, such as --field prompt=question")
+        fields[name] = own
+    return fields
 
 
 def find_recipe(name: str) -> str:
