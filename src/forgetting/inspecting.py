@@ -22,7 +22,7 @@ from forgetting.config import (
     load_recipe,
 )
 from forgetting.data.sources import is_local
-from forgetting.errors import InputError, TooFewSamples
+from forgetting.errors import InputError, TooFewSamples, UnusableRecords
 from forgetting.inspector import Inspection, open_inspection
 from forgetting.method.columns import COLUMNS, of_reference
 from forgetting.method.measures import DEFAULT_MEASURE, DETECTOR, usable_measure
@@ -40,6 +40,13 @@ LIKELY_BAD = 0.5
 """Posterior from which a token of an inspected file is negative."""
 # A corpus up to this size is scored whole.
 MAX_SAMPLES = 1_000_000
+# A file with many broken records is what one looks into. With fewer usable ones, the fields are
+# read wrongly.
+MAX_REJECTED_SHARE = 0.9
+RENAME = (
+    "Fix the records, or rename their fields, for example with "
+    "`--field prompt=question --field completion=answer`"
+)
 DEFAULT_MAX_LENGTH = 2048
 
 
@@ -107,6 +114,7 @@ def score_data(
         num_train=MAX_SAMPLES,
         num_heldout=0,
         max_length=min(DEFAULT_MAX_LENGTH, positions),
+        max_rejected_share=MAX_REJECTED_SHARE,
     )
     recipe = Recipe(
         name="inspect-" + re.sub(r"[^A-Za-z0-9_.-]", "-", source.label)[:80],
@@ -157,6 +165,9 @@ def run_on_all(recipe: Recipe, path: Path, stages: Sequence[str]) -> Path:
             if not 0 < error.num_usable < recipe.data.num_train:
                 raise
             recipe = _with_num_train(recipe, error.num_usable)
+        except UnusableRecords as error:
+            # There is no recipe that the user could change.
+            raise InputError(f"{error.problem}{RENAME}") from error
 
 
 def _as_before(recipe: Recipe, path: Path) -> Recipe | None:

@@ -28,6 +28,7 @@ from forgetting.data.sources import is_local
 from forgetting.errors import InputError
 from forgetting.inspecting import (
     DEFAULT_MAX_LENGTH,
+    MAX_REJECTED_SHARE,
     MAX_SAMPLES,
     open_run,
     resolved,
@@ -47,9 +48,6 @@ from forgetting.rundir.storage import write_atomically
 STAGES = ("prepare", "probe", "score", "detect")
 BAD = 0.5
 """Probability of being bad from which a token is flagged."""
-# A file with many broken records is what an audit is for. With fewer usable ones, the settings are
-# wrong.
-MAX_REJECTED_SHARE = 0.9
 
 
 # An audit that is interrupted loses no more than this, and can judge all that is scored.
@@ -197,7 +195,7 @@ def ranking_measure(name: str | None) -> Measure | None:
     if name is None or name == DETECTOR:
         return None
     known = [POSTERIOR, *columns_of(["base", "base_empty"])]
-    return usable_measure(name, known, "an audit, which has no reference model,")
+    return usable_measure(name, known, "an audit")
 
 
 def default_folder(data: str) -> Path:

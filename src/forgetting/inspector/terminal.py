@@ -62,6 +62,8 @@ def show_in_terminal(
     is_plain = console.no_color or console.color_system is None
     by_posterior = not by_quality and _colors_by_posterior(inspection)
     rows = listed(inspection, filters, sort)
+    # In a file, lines are as long as they are.
+    unwrapped = not console.is_terminal
     if not len(rows):
         console.print("No sample passes the filters.")
         return
@@ -72,7 +74,8 @@ def show_in_terminal(
         console.print(
             sample_text(
                 inspection, int(rows[place]), title, is_plain=is_plain, by_posterior=by_posterior
-            )
+            ),
+            soft_wrap=unwrapped,
         )
         if not console.is_terminal:
             place += 1
@@ -177,11 +180,10 @@ def sample_text(
     title = Text(f"\nSample {sample['id']} · {source}", style="bold")
     title.append(f"  {place}", style="not bold dim")
     mean = "–" if sample["mean"] is None else f"{sample['mean']:+.3f}"
-    facts = f"{sample['num_negative']} of {sample['num_tokens']} "
-    if inspection.selection.variant is None:
-        facts += "likely bad"
-    else:
-        facts = f"mean quality {mean} · {facts}negative"
+    negative = "likely bad" if inspection.selection.variant is None else "negative"
+    facts = f"{sample['num_negative']} of {sample['num_tokens']} {negative}"
+    if inspection.selection.variant is not None or not by_posterior:
+        facts = f"mean quality {mean} · {facts}"
     if sample["num_bad"] is not None:
         facts += f" · expected bad tokens: {sample['num_bad']:.1f}"
     if sample["num_noisy"]:
