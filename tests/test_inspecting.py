@@ -202,6 +202,20 @@ def test_fields_and_measure_of_a_file(tiny_model, tmp_path, capsys):
     assert "It is 5." in found["samples"][0]["text"][-1]["response"]
 
 
+def test_a_table_without_a_header_is_read(tiny_model, tmp_path, capsys):
+    data = tmp_path / "own.tsv"
+    data.write_text("".join(f'"What is\\n{i}?\tIt is {i}.\n' for i in range(6)), encoding="utf-8")
+    arguments = ["inspect", str(data), "--model", str(tiny_model), "--run-dir", str(tmp_path / "r")]
+    assert main([*arguments, "--columns", "prompt, completion", "--escaped", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["num_samples"] == 6
+    assert '"What is\n' in found["samples"][0]["text"][0]["context"]
+    own = tmp_path / "own.json"
+    own.write_text("[]")
+    assert main(["inspect", str(own), "--model", "none/none", "--columns", "a,b"]) == 2
+    assert ".csv and .tsv files only" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_file_can_be_judged_by_the_detector(tiny_model, tmp_path, with_few_trees):
     data = tmp_path / "data.json"
     data.write_text(json.dumps(records(60)), encoding="utf-8")

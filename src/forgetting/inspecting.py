@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from forgetting.config import (
     DataSettings,
     DetectorSettings,
@@ -45,7 +47,8 @@ MAX_SAMPLES = 1_000_000
 MAX_REJECTED_SHARE = 0.9
 RENAME = (
     "Fix the records, or rename their fields, for example with "
-    "`--field prompt=question --field completion=answer`"
+    "`--field prompt=question --field completion=answer`, or name the columns of a table without "
+    "a header with `--columns`"
 )
 DEFAULT_MAX_LENGTH = 2048
 
@@ -83,6 +86,8 @@ def score_data(
     quality: str | None = None,
     limit: int | None = None,
     fields: Mapping[str, str] | None = None,
+    columns: Sequence[str] | None = None,
+    escaped: bool = False,
     run_dir: Path | None = None,
 ) -> Path:
     """Prepare, score and select a whole data set, without a recipe.
@@ -94,7 +99,9 @@ def score_data(
             one, the measure of quality is `base_loss`.
         quality: measure of quality. Default: `influence` with a reference, else `base_loss`.
         limit: read only the first records, this many.
-        fields: new names for fields of a record, see `SourceSettings.fields`.
+        fields: new names for fields of a record, as in `source_settings`.
+        columns: as in `source_settings`.
+        escaped: as in `source_settings`.
         run_dir: default `runs/inspect-<name of the data>`.
 
     Returns:
@@ -104,8 +111,7 @@ def score_data(
         InputError: data or a model cannot be read, or the measure cannot be used.
     """
     selection = _selection(quality, has_reference=reference is not None)
-    source = SourceSettings(path=resolved(data), limit=limit, fields=dict(fields or {}))
-    is_local(source)  # Refuse a missing file before loading a model.
+    source = source_settings(data, limit, fields, columns, escaped=escaped)
     base = with_folder(ModelSettings(name_or_path=resolved(model)))
     positions = loading.max_positions(loading.load_config(base)) or DEFAULT_MAX_LENGTH
     settings = DataSettings(
@@ -127,6 +133,42 @@ def score_data(
     )
     path = default_run_dir(recipe) if run_dir is None else run_dir
     return run_on_all(recipe, path, DETECTOR_STAGES if quality == DETECTOR else STAGES)
+
+
+def source_settings(
+    data: str,
+    limit: int | None = None,
+    fields: Mapping[str, str] | None = None,
+    columns: Sequence[str] | None = None,
+    *,
+    escaped: bool = False,
+) -> SourceSettings:
+    """The source that a command without a recipe reads.
+
+    Args:
+        data: a file or folder, or a data set id on the Hub.
+        limit: read only the first records, this many.
+        fields: new names for fields of a record: `{"prompt": "question"}` reads `question` as
+            `prompt`.
+        columns: names of the columns of a .csv or .tsv file without a header.
+        escaped: whether quotes in such a file are plain text and `\\n` stands for a line break.
+
+    Raises:
+        InputError: there is no such file, or it has no columns.
+    """
+    try:
+        source = SourceSettings(
+            path=resolved(data),
+            limit=limit,
+            fields=dict(fields or {}),
+            columns=None if columns is None else list(columns),
+            escaped=escaped,
+        )
+    except ValidationError as error:
+        reason = str(error.errors()[0]["ctx"]["error"])
+        raise InputError(f"{data}: {reason}") from error
+    is_local(source)  # Refuse a missing file before loading a model.
+    return source
 
 
 def _selection(quality: str | None, *, has_reference: bool) -> SelectionSettings:

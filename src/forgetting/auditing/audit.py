@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,6 @@ from forgetting.config import (
     VariantSettings,
     load_recipe,
 )
-from forgetting.data.sources import is_local
 from forgetting.errors import InputError
 from forgetting.inspecting import (
     DEFAULT_MAX_LENGTH,
@@ -33,6 +32,7 @@ from forgetting.inspecting import (
     open_run,
     resolved,
     run_on_all,
+    source_settings,
 )
 from forgetting.inspector import static_page
 from forgetting.method.columns import POSTERIOR, columns_of
@@ -139,6 +139,8 @@ def audit_data(
     model: str = EMBEDDED,
     limit: int | None = None,
     fields: Mapping[str, str] | None = None,
+    columns: Sequence[str] | None = None,
+    escaped: bool = False,
 ) -> Audit:
     """Judge every usable record of a data set, and write the page.
 
@@ -151,6 +153,8 @@ def audit_data(
         limit: read only the first records, this many.
         fields: new names for fields of a record: `{"prompt": "question"}` reads `question` as
             `prompt`.
+        columns: names of the columns of a .csv or .tsv file without a header.
+        escaped: whether quotes in such a file are plain text and `\\n` stands for a line break.
 
     Returns:
         The audit.
@@ -158,8 +162,7 @@ def audit_data(
     Raises:
         InputError: data or the model cannot be read, or `output` holds another audit.
     """
-    source = SourceSettings(path=resolved(data), limit=limit, fields=dict(fields or {}))
-    is_local(source)  # Refuse a missing file before loading a model.
+    source = source_settings(data, limit, fields, columns, escaped=escaped)
     name = _name(source)
     audit = Audit(default_folder(data) if output is None else output)
     settings = ModelSettings(name_or_path=resolved(model), dtype=_dtype())

@@ -11,11 +11,13 @@ import typer
 
 from forgetting.cli.groups import RESULTS, app
 from forgetting.cli.options import (
+    ColumnsOption,
+    EscapedOption,
     FieldOption,
     JsonOption,
     QualityOption,
     QuietOption,
-    fields_of,
+    source_options,
 )
 from forgetting.console import CONTINUE, console, print_path, setup_logging
 from forgetting.errors import InputError
@@ -42,6 +44,8 @@ def audit(
         int | None, typer.Option("--limit", min=1, help="Read only the first N records.")
     ] = None,
     field: FieldOption = None,
+    columns: ColumnsOption = None,
+    escaped: EscapedOption = False,
     quality: QualityOption = None,
     fail_above: Annotated[
         float | None,
@@ -64,13 +68,13 @@ def audit(
     Ctrl-C judges the records that are scored.
     """
     setup_logging(quiet or as_json)
-    fields = fields_of(field)
+    reading = source_options(field, columns, escaped)
     from forgetting import auditing
 
     measure = auditing.ranking_measure(quality)
     folder = auditing.default_folder(data) if output is None else output
     try:
-        done = auditing.audit_data(data, folder, model=model, limit=limit, fields=fields)
+        done = auditing.audit_data(data, folder, model=model, limit=limit, **reading)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_judge_part(folder, as_json, measure)) from None
     _announce(done, as_json, measure)

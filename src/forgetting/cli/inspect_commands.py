@@ -11,7 +11,13 @@ import typer
 from rich.console import Console
 
 from forgetting.cli.groups import RESULTS, app
-from forgetting.cli.options import FieldOption, QualityOption, fields_of
+from forgetting.cli.options import (
+    ColumnsOption,
+    EscapedOption,
+    FieldOption,
+    QualityOption,
+    source_options,
+)
 from forgetting.console import setup_logging
 from forgetting.errors import InputError, did_you_mean
 
@@ -47,6 +53,8 @@ def inspect(
         ),
     ] = None,
     field: FieldOption = None,
+    columns: ColumnsOption = None,
+    escaped: EscapedOption = False,
     quality: QualityOption = None,
     terminal: Annotated[
         bool, typer.Option("--terminal", help="Show the samples here instead of in a browser.")
@@ -86,22 +94,23 @@ def inspect(
         raise InputError(not_a_run(path))
     if model is None and reference is not None:
         raise InputError("--reference is compared with a base model. Pass --model as well")
-    if model is None and field:
-        raise InputError("--field is for a data file. Pass the model that scores it with --model")
+    for name, value in (("--field", field), ("--columns", columns), ("--escaped", escaped)):
+        if model is None and value:
+            raise InputError(f"{name} is for a data file. Pass the model that scores it: --model")
     if model is not None and variant is not None:
         raise InputError("--variant is for a run directory. A data file has none: remove it")
     given = {"--samples": samples, "--kind": kind, "--source": source, "--text": text}
     unread = [name for name, value in given.items() if value is not None]
     if unread and not terminal and not as_json:
         raise InputError(f"{unread[0]} is for --terminal and --json. The page has its own filters")
-    fields = fields_of(field)
+    reading = source_options(field, columns, escaped)
     from forgetting.inspecting import open_run, score_data
     from forgetting.inspector import Filters, InspectorServer, show_in_terminal
     from forgetting.inspector import as_json as printed
 
     if model is not None:
         path = score_data(
-            target, model, reference, quality=quality, limit=limit, fields=fields, run_dir=run_dir
+            target, model, reference, quality=quality, limit=limit, run_dir=run_dir, **reading
         )
     inspection = open_run(path, variant, quality)
     filters, number = Filters(kind, source, text or ""), samples or 10

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -36,6 +36,20 @@ FieldOption = Annotated[
         help="Read your field under another name, such as prompt=question (repeatable).",
     ),
 ]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        metavar="NAMES",
+        help="Columns of a .csv or .tsv file without a header, such as question,answer.",
+    ),
+]
+EscapedOption = Annotated[
+    bool,
+    typer.Option(
+        "--escaped", help="Quotes in the .csv or .tsv file are plain text, and \\n is a line break."
+    ),
+]
 QualityOption = Annotated[
     str | None,
     typer.Option(
@@ -63,6 +77,19 @@ ConfigOption = Annotated[
 OutputOption = Annotated[
     Path | None, typer.Option("--output", help="Output folder. Default: studies/NAME.")
 ]
+
+
+def source_options(
+    fields: Sequence[str] | None, columns: str | None, escaped: bool
+) -> dict[str, Any]:
+    """How a file is read, as fields of `SourceSettings`, from `--field`, `--columns` and
+    `--escaped`.
+
+    Raises:
+        InputError: one of them is malformed.
+    """
+    names = None if columns is None else [name.strip() for name in columns.split(",")]
+    return {"fields": fields_of(fields), "columns": names, "escaped": escaped}
 
 
 def fields_of(given: Sequence[str] | None) -> dict[str, str]:
