@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.noise.cell import Detection, Negatives, Outcome, TokenGroup
+from experiments.noise.cell import Detection, DetectorVerdict, Negatives, Outcome, TokenGroup
 from experiments.noise.design import load_benchmark
 from experiments.noise.map import write_figure
 from experiments.noise.table import (
@@ -47,6 +47,17 @@ def made_up(cell):
         num_tokens=100,
         num_noisy={"all": 10},
         found={m: dict.fromkeys(kinds, found) for m in ("influence", "base_loss")},
+        verdict=DetectorVerdict(
+            found=cell.rate > 0,
+            true_share=cell.rate / 2,
+            share=cell.rate / 4,
+            low=cell.rate / 8,
+            high=cell.rate,
+            marked=0.1,
+            precision=0.9,
+            recall=0.5,
+            calibration_error=0.02,
+        ),
         groups={},
     )
     group = TokenGroup(share=0.5, base_loss=2.0, reference_loss=1.0, among_worst={"influence": 0.3})
