@@ -179,7 +179,8 @@ def test_the_command_shows_a_sample_where_there_is_no_browser(scored, capsys):
         (["--quality", "los"], "no such measure"),
         (["--quality", "base_loss", "--reference", "r"], "Remove --reference"),
         (["--variant", "other"], "--variant is for a run directory"),
-        (["--kind", "x"], "--kind is for --terminal and --json"),
+        (["--filter", "kind=x"], "--filter is for --terminal and --json"),
+        (["--json", "--filter", "kid=x"], "--filter kid=x: pass kind=VALUE"),
         (["--field", "prompt"], "pass NAME=YOURS"),
     ],
 )
@@ -196,7 +197,10 @@ def test_fields_and_measure_of_a_file(tiny_model, tmp_path, capsys):
     assert main([*arguments, "--json"]) == 2
     assert "--field prompt=question" in " ".join(capsys.readouterr().err.split())
     fields = ["--field", "prompt=frage", "--field", "completion=antwort"]
-    assert main([*arguments, *fields, "--quality", "entropy_gap", "--json", "--text", "is 5"]) == 0
+    assert (
+        main([*arguments, *fields, "--quality", "entropy_gap", "--json", "--filter", "text=is 5"])
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
     assert (found["quality"], found["num_samples"], found["num_matching"]) == ("entropy_gap", 8, 1)
     assert "It is 5." in found["samples"][0]["text"][-1]["response"]

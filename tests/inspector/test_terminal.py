@@ -212,7 +212,7 @@ def test_filters_choose_the_samples(inspection: Inspection) -> None:
 def test_unknown_filters_are_refused(run_dir: Path, decode: Decode, inspection: Inspection) -> None:
     with pytest.raises(InputError, match=r"no such source.*There are: "):
         as_json(inspection, Filters(source="elsewhere"))
-    with pytest.raises(InputError, match=r"--kind needs the detector"):
+    with pytest.raises(InputError, match=r"filter kind needs the detector"):
         as_json(inspection, Filters(kind="odd"))
     with pytest.raises(InputError, match=r"no such kind.*There are: "):
         as_json(judged(run_dir, decode, found=True), Filters(kind="odd"))

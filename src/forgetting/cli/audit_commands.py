@@ -15,6 +15,7 @@ from forgetting.cli.options import (
     EscapedOption,
     FieldOption,
     JsonOption,
+    LimitOption,
     QualityOption,
     QuietOption,
     source_options,
@@ -40,9 +41,7 @@ def audit(
             "(pip install 'forgetting[embedded]').",
         ),
     ] = "embedded",
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Read only the first N records.")
-    ] = None,
+    limit: LimitOption = None,
     field: FieldOption = None,
     columns: ColumnsOption = None,
     escaped: EscapedOption = False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import webbrowser
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from forgetting.cli.options import (
     ColumnsOption,
     EscapedOption,
     FieldOption,
+    LimitOption,
     QualityOption,
     source_options,
 )
@@ -39,9 +41,7 @@ def inspect(
             help="Reference model, so that the measure is `influence` instead of `base_loss`.",
         ),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Read only the first N records of DATA.")
-    ] = None,
+    limit: LimitOption = None,
     run_dir: Annotated[
         Path | None,
         typer.Option("--run-dir", help="Folder for DATA's scores. Default: runs/inspect-NAME."),
@@ -70,15 +70,14 @@ def inspect(
             help="Samples to print with --json, or --terminal in a file or pipe. Default: 10.",
         ),
     ] = None,
-    kind: Annotated[
-        str | None,
-        typer.Option("--kind", help="Print only samples with this likely kind of noise."),
-    ] = None,
-    source: Annotated[
-        str | None, typer.Option("--source", help="Print only samples of this source.")
-    ] = None,
-    text: Annotated[
-        str | None, typer.Option("--text", help="Print only samples that hold this text.")
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="NAME=VALUE",
+            help="Print only samples of this kind, source or text, such as kind=repetition "
+            "(repeatable).",
+        ),
     ] = None,
     port: Annotated[
         int, typer.Option("--port", min=0, max=65535, help="Port of the page; 0 picks a free one.")
@@ -99,10 +98,10 @@ def inspect(
             raise InputError(f"{name} is for a data file. Pass the model that scores it: --model")
     if model is not None and variant is not None:
         raise InputError("--variant is for a run directory. A data file has none: remove it")
-    given = {"--samples": samples, "--kind": kind, "--source": source, "--text": text}
-    unread = [name for name, value in given.items() if value is not None]
-    if unread and not terminal and not as_json:
-        raise InputError(f"{unread[0]} is for --terminal and --json. The page has its own filters")
+    for name, value in (("--samples", samples), ("--filter", only)):
+        if value and not terminal and not as_json:
+            raise InputError(f"{name} is for --terminal and --json. The page has its own filters")
+    chosen = _chosen(only or ())
     reading = source_options(field, columns, escaped)
     from forgetting.inspecting import open_run, score_data
     from forgetting.inspector import Filters, InspectorServer, show_in_terminal
@@ -113,7 +112,7 @@ def inspect(
             target, model, reference, quality=quality, limit=limit, run_dir=run_dir, **reading
         )
     inspection = open_run(path, variant, quality)
-    filters, number = Filters(kind, source, text or ""), samples or 10
+    filters, number = Filters(**chosen), samples or 10
     if as_json:
         typer.echo(printed(inspection, filters, number, by_quality=quality is not None))
         return
@@ -127,6 +126,17 @@ def inspect(
             webbrowser.open(server.url)
         with contextlib.suppress(KeyboardInterrupt):
             server.serve_forever()
+
+
+def _chosen(given: Sequence[str]) -> dict[str, str]:
+    """What samples are filtered by, from `--filter`."""
+    chosen = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if name not in ("kind", "source", "text") or not equals:
+            raise InputError(f"--filter {each}: pass kind=VALUE, source=VALUE or text=VALUE")
+        chosen[name] = value
+    return chosen
 
 
 def not_a_run(path: Path) -> str:

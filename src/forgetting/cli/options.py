@@ -28,6 +28,9 @@ QuietOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the results as JSON on standard output.")
 ]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Read only the first N records of DATA.")
+]
 FieldOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -48,7 +48,8 @@ def listed(inspection: Inspection, filters: Filters, sort: Sort) -> Ints:
     judgment = inspection.judgment
     if judgment is None:
         raise InputError(
-            "--kind needs the detector's findings. Run `forgetting audit`, or `forgetting detect`"
+            "filter kind needs the detector's findings. Run `forgetting audit`, or "
+            "`forgetting detect`"
         )
     kind = _place("kind", filters.kind, judgment.kinds)
     return rows[[likely_kind(inspection, int(row)) == kind for row in rows]]
@@ -59,7 +60,7 @@ def _place(what: str, name: str, known: Sequence[str]) -> int:
         return list(known).index(name)
     hint = did_you_mean(name, known)
     raise InputError(
-        f"--{what} {name}: there is no such {what}. {hint}{hint and ' '}There are: "
+        f"filter {what}={name}: there is no such {what}. {hint}{hint and ' '}There are: "
         f"{', '.join(known) or 'none'}"
     )
 
