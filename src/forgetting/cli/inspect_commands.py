@@ -98,8 +98,8 @@ def inspect(
             raise InputError(f"{name} is for a data file. Pass the model that scores it: --model")
     if model is not None and variant is not None:
         raise InputError("--variant is for a run directory. A data file has none: remove it")
-    for name, value in (("--samples", samples), ("--filter", only)):
-        if value and not terminal and not as_json:
+    for name, is_given in (("--samples", samples is not None), ("--filter", bool(only))):
+        if is_given and not terminal and not as_json:
             raise InputError(f"{name} is for --terminal and --json. The page has its own filters")
     chosen = _chosen(only or ())
     reading = source_options(field, columns, escaped)
