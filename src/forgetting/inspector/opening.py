@@ -6,6 +6,7 @@ the only module of the inspector that reads the run.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from forgetting.errors import InputError
 from forgetting.inspector.corpus import Inspection
 from forgetting.inspector.pieces import Decode
 from forgetting.inspector.shown import Explain, Judgment, ShownSelection
-from forgetting.method.measures import not_bad
+from forgetting.method.columns import POSTERIOR
+from forgetting.method.measures import DETECTOR, MEASURES, usable_measure
 from forgetting.rundir import layout
 from forgetting.rundir.findings import posterior_parts, require_lengths
 from forgetting.rundir.reader import RunReader
@@ -28,7 +30,11 @@ LIKELY_BAD = 0.5
 
 
 def open_inspection(
-    run_dir: Path, decode: Decode, variant: str | None = None, explain: Explain | None = None
+    run_dir: Path,
+    decode: Decode,
+    variant: str | None = None,
+    explain: Explain | None = None,
+    quality: str | None = None,
 ) -> Inspection | None:
     """Read a run for inspection.
 
@@ -39,14 +45,16 @@ def open_inspection(
             selects, tokens are divided by the detector's posterior.
         explain: names the features that speak for a token being bad. Used if the detector found
             something.
+        quality: measure that is shown. Default: the one that the variant selects by, or the
+            detector's.
 
     Returns:
         None if nothing is scored yet, if it is neither selected from nor judged by the detector, or
         if D_train is empty.
 
     Raises:
-        InputError: there is no run or no such variant, or scores, selection or findings are damaged
-            or belong to other tokens than those of D_train.
+        InputError: there is no run, no such variant or no such measure, or scores, selection or
+            findings are damaged or belong to other tokens than those of D_train.
     """
     run = RunReader(run_dir)
     if variant is not None and variant not in run.selected_variants:
@@ -60,7 +68,12 @@ def open_inspection(
         return None
     stored = ScoredCorpus(run_dir, run.fingerprint).column_names
     log_probs = [name for name in LOG_PROBS if name in stored]
-    names = list(dict.fromkeys((*log_probs, *(made.measure.columns if made else ()))))
+    has_posterior = [] if run.findings is None else [POSTERIOR]
+    if quality is not None:
+        measure = usable_measure(quality, [*stored, *has_posterior], f"{run_dir}")
+    else:
+        measure = MEASURES[DETECTOR] if made is None else made.measure
+    names = list(dict.fromkeys((*log_probs, *measure.columns)))
     parts = list(selected_parts(run_dir, variant, names, SAMPLE_SCHEMA.names, run.fingerprint))
     if not parts:
         return None
@@ -70,7 +83,6 @@ def open_inspection(
     polarity = np.concatenate([part.polarity for part in parts])
     if made is not None:
         selection = ShownSelection.of_variant(made)
-        quality = made.measure.compute(*(columns[name] for name in made.measure.columns))
     else:
         assert judgment is not None
         end_ids = [] if run.data is None else run.data.end_token_ids
@@ -78,9 +90,10 @@ def open_inspection(
         polarity = np.where(is_bad, -1, 1).astype(np.int8)
         share_good = float(1 - is_bad.mean()) if len(is_bad) else 1.0
         selection = ShownSelection.of_detector(share_good, end_ids)
-        quality = not_bad(judgment.posterior)
+    selection = replace(selection, quality=measure.name, measure=measure)
+    values = measure.compute(*(columns[name] for name in measure.columns))
     columns = {name: columns[name] for name in log_probs}
-    columns |= {"quality": quality, "polarity": polarity}
+    columns |= {"quality": values, "polarity": polarity}
     if judgment is None or not judgment.found:
         explain = None
     return Inspection(run.name, samples, selection, columns, decode, judgment, explain)
