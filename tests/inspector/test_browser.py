@@ -17,7 +17,7 @@ from forgetting.inspector import (
     open_inspection,
     static_page,
 )
-from forgetting.inspector.corpus import Query
+from forgetting.inspector.queries import Query
 from forgetting.rundir import layout
 from forgetting.rundir.samples import Samples
 from tests.conftest import save_findings

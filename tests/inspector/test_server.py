@@ -14,7 +14,7 @@ import pytest
 
 from forgetting.errors import InputError
 from forgetting.inspector import InspectorServer, open_inspection
-from forgetting.inspector.corpus import Query
+from forgetting.inspector.queries import Query
 from forgetting.inspector.server import MAX_TOKENS_SHOWN
 
 Decode = Callable[..., str]

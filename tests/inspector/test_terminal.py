@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from forgetting.inspector import Inspection, open_inspection, show_in_terminal
-from forgetting.inspector.corpus import Query
+from forgetting.inspector.queries import Query
 from forgetting.inspector.terminal import sample_text
 from forgetting.rundir import layout
 from forgetting.rundir.samples import Samples

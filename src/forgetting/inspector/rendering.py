@@ -19,7 +19,8 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from forgetting.inspector.corpus import COLOR_LEVELS, Inspection, Ints
+from forgetting.inspector.colors import COLOR_LEVELS
+from forgetting.inspector.corpus import Inspection, Ints
 
 NUM_WORST, NUM_BEST, NUM_RANDOM = 20, 20, 200
 # With 240 whole samples of 2,048 tokens, the page would have 100 MB.

@@ -8,20 +8,21 @@ cursor nor hide a part of itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 from rich.console import Console, Group
 from rich.style import Style
 from rich.text import Text
 
-from forgetting.inspector.corpus import Inspection, Query, Sort
+from forgetting.inspector.corpus import Inspection
+from forgetting.inspector.queries import Query, Sort
 
 MAX_TOKENS_SHOWN = 2048
 HELP = (
     "Enter or n: next · p: previous · w: worst first · b: best first · d: D_train order · q: quit"
 )
 HELP_JUDGED = f"m: most bad tokens first · {HELP}"
-SORTS: dict[str, Sort] = dict(zip("wbdm", get_args(Sort), strict=True))
+SORTS: dict[str, Sort] = {"w": "worst", "b": "best", "d": "position", "m": "bad"}
 # Orange and blue, as on the page, with black text in every terminal theme.
 BAD, GOOD = (224, 112, 0), (66, 140, 214)
 PAPER = (255, 255, 255)
@@ -33,7 +34,7 @@ def show_in_terminal(inspection: Inspection, console: Console) -> None:
     If the console is not a terminal, only the worst sample is shown.
     """
     judgment = inspection.judgment
-    sort: Sort = "bad" if judgment is not None and judgment.found else "worst"
+    sort: Sort = "bad" if judgment is not None and judgment.is_shown else "worst"
     known = {key: name for key, name in SORTS.items() if name != "bad" or judgment is not None}
     usage = HELP if judgment is None else HELP_JUDGED
     place = 0
@@ -88,7 +89,7 @@ def sample_text(inspection: Inspection, row: int, place: str) -> Group:
 
 def _style(inspection: Inspection, sample: dict[str, Any], tokens: slice) -> Style:
     judgment = inspection.judgment
-    if judgment is not None and (judgment.found or inspection.selection.variant is None):
+    if judgment is not None and (judgment.is_shown or inspection.selection.variant is None):
         share = -max(sample["posterior"][tokens])
     else:
         quality: Sequence[float] = sample["quality"][tokens]
