@@ -281,6 +281,7 @@ class Inspection:
             "num_negative": num_negative,
             "num_noisy": int(self.num_noisy[row]),
             "num_bad": None if self.judgment is None else float(self.expected_bad[row]),
+            "highest": decimals(self.highest[row : row + 1])[0],
             "span": float(self.worst_span[row]),
             "kind_of_all": int(self.kind_of[row]),
             "loss": float(self.mean_loss[row]) if self.has_base else None,
@@ -395,6 +396,7 @@ class Inspection:
                 "num_bad": float(judged.posterior.sum(dtype=np.float64)),
                 "explains": self.explain is not None,
             },
+            "has_records": self.texts is not None,
             "has_base": self.has_base,
             "has_reference": self.has_reference,
             "num_samples": len(self),
@@ -425,19 +427,17 @@ class Inspection:
         }
 
     def _about(self) -> str:
-        """How many tokens there are, how they were divided, and what the detector found."""
-        selection = self.selection
-        about = f"{len(self):,} samples with {len(self.quality):,} response tokens"
-        if selection.variant is not None:
-            about += (
-                f", as selected by the variant {visible(selection.variant)}. Quality "
-                f"({selection.quality}): {selection.measure.formula}, where l is the loss of a "
-                "token in nats"
-            )
-        about += "."
-        if self.judgment is None or selection.variant is None:
-            return about
-        return f"{about} Detector: {self.judgment.verdict}"
+        """How much there is, how it was divided, and what judged."""
+        selection, size = self.selection, f"{len(self.quality):,} response tokens"
+        if selection.variant is None:
+            judge = f"Judged by {visible(self.run.model)}" if self.run.model else "Judged"
+            return f"{judge}: {len(self):,} records with {size}."
+        about = (
+            f"{len(self):,} samples with {size}, as selected by the variant "
+            f"{visible(selection.variant)}. Quality ({selection.quality}): "
+            f"{selection.measure.formula}, where l is the loss of a token in nats."
+        )
+        return about if self.judgment is None else f"{about} Detector: {self.judgment.verdict}"
 
     def _limits(self, thresholds: Floats) -> list[float | None]:
         """Thresholds as numbers that compare on the page as they do here; None is above all."""
