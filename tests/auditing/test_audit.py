@@ -62,8 +62,6 @@ def test_bfloat16_is_used_where_the_processor_has_it(
 
     monkeypatch.setattr(module.loading, "cpu_has_bfloat16", lambda: True)
     monkeypatch.setattr(module, "run_on_all", lambda recipe, *_: recipes.append(recipe))
-    monkeypatch.setattr(module, "open_run", lambda path: None)
-    monkeypatch.setattr(module, "static_page", lambda *_: "")
     recipes = []
     (tmp_path / "out").mkdir()
     audit_data(str(fresh_audit[0]), tmp_path / "out", model=str(tiny_model))

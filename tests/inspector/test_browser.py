@@ -78,7 +78,7 @@ class Page:
 
     def rows(self) -> list[int]:
         """Identities of the samples in the list."""
-        script = "return [...document.querySelectorAll('#rows b')].map(b => Number(b.textContent))"
+        script = "return [...document.querySelectorAll('#rows button')].map(b => +b.dataset.id)"
         return list(self.run(script))
 
     def shown(self) -> int:
@@ -303,9 +303,10 @@ def test_tokens_are_colored_by_the_posterior_and_say_why(page: Page, judged: Ins
 
 def test_without_a_selection_there_is_nothing_to_slide(page: Page, judged: Inspection) -> None:
     selects = judged.selection.variant is not None
-    shown = "return ['rho', 'color'].map(name => document.getElementById(name).checkVisibility())"
-    assert page.run(shown) == [selects, selects]
-    assert ("likely bad" in page.text("rows")) != selects
+    names = ("rho", "color", "threshold", "chart")
+    shown = "return arguments[0].map(name => document.getElementById(name).checkVisibility())"
+    assert page.run(shown, names) == [selects, selects, not selects, not selects]
+    assert page.text("figures").startswith("At or above 50%") != selects
     if selects:
         page.set("color", "quality")
         sample = judged.sample(page.shown(), 4096)

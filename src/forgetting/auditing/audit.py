@@ -27,18 +27,15 @@ from forgetting.errors import InputError
 from forgetting.inspecting import (
     DEFAULT_MAX_LENGTH,
     MAX_SAMPLES,
-    open_run,
     resolved,
     run_on_all,
 )
-from forgetting.inspector import static_page
 from forgetting.models import loading
 from forgetting.models.gguf import EMBEDDED, title_of, with_folder
 from forgetting.rundir import layout
 from forgetting.rundir.findings import DetectorSummary, read_findings
 from forgetting.rundir.samples import SampleFile
 from forgetting.rundir.stats import DataSummary
-from forgetting.rundir.storage import write_atomically
 
 STAGES = ("prepare", "score", "probe", "detect")
 BAD = 0.5
@@ -119,7 +116,7 @@ def audit_data(
     limit: int | None = None,
     fields: Mapping[str, str] | None = None,
 ) -> Audit:
-    """Judge every usable record of a data set, and write the page.
+    """Judge every usable record of a data set.
 
     Finished stages in `output` are skipped and interrupted ones resume.
 
@@ -159,7 +156,6 @@ def audit_data(
         variants={"audited": VariantSettings(objective="forgetting", selection=posterior)},
     )
     run_on_all(recipe, audit.run, STAGES)
-    write_atomically(audit.page, static_page(open_run(audit.run), recipe.report.seed))
     return audit
 
 

@@ -2,7 +2,7 @@
 
 If nothing was found, these are the records that look worst; see `suspicion`.
 
-Input: an `Audit`. Output: `flagged.jsonl` and `flagged.csv`, worst record first, and
+Input: an `Audit`. Output: `flagged.jsonl` and `flagged.csv`, worst record first, the page, and
 `scores.parquet` with every record. Memory grows with the flagged records.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow as pa
 
 from forgetting.auditing.audit import Audit
+from forgetting.auditing.browsing import write_page
 from forgetting.auditing.judged import BadSpan, JudgedRecord, judged_records
 from forgetting.console import progress
 from forgetting.data.sources import read_source
@@ -106,7 +107,7 @@ def flagged(judged: JudgedRecord, words: Mapping[str, str]) -> FlaggedRecord:
 
 
 def write_files(audit: Audit) -> list[FlaggedRecord]:
-    """Write `scores.parquet`, `flagged.jsonl` and `flagged.csv`.
+    """Write `scores.parquet`, `flagged.jsonl`, `flagged.csv` and the page.
 
     Returns:
         The flagged records, the one with the most bad tokens first.
@@ -132,6 +133,7 @@ def write_files(audit: Audit) -> list[FlaggedRecord]:
     lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     write_atomically(audit.flagged_jsonl, "".join(lines))
     _write_csv(audit.flagged_csv, rows, found)
+    write_page(audit)
     return found
 
 

@@ -20,7 +20,7 @@ out = Console()
 @app.command(rich_help_panel=RESULTS, epilog="Example: forgetting inspect runs/mine")
 def inspect(
     target: Annotated[
-        str, typer.Argument(metavar="RUN|DATA", help="Run directory, or a data file.")
+        str, typer.Argument(metavar="RUN|DATA", help="Run directory, audit, or a data file.")
     ],
     model: Annotated[
         str | None, typer.Option("--model", help="Base model that scores DATA: a folder or Hub id.")
@@ -48,8 +48,15 @@ def inspect(
         bool, typer.Option("--terminal", help="Show the samples here instead of in a browser.")
     ] = False,
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Port of the page; 0 picks a free one.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            "--port",
+            min=0,
+            max=65535,
+            help="Port of the page; 0 picks a free one. Default: the same for the same run, if it "
+            "is free.",
+        ),
+    ] = None,
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
     ] = True,
@@ -61,15 +68,21 @@ def inspect(
         raise InputError(not_a_run(path))
     if model is None and reference is not None:
         raise InputError("--reference is compared with a base model. Pass --model as well")
+    from forgetting.auditing.browsing import browse_folder, is_audit
     from forgetting.inspecting import open_run, score_data
-    from forgetting.inspector import InspectorServer, show_in_terminal
+    from forgetting.inspector import InspectorServer, show_in_terminal, usual_port
 
     if model is not None:
         path = score_data(target, model, reference, limit=limit, run_dir=run_dir)
-    inspection = open_run(path, variant)
+    if variant is None and is_audit(path):
+        inspection = browse_folder(path)
+    else:
+        inspection = open_run(path, variant)
     if terminal:
         show_in_terminal(inspection, out)
         return
+    if port is None:
+        port = usual_port(inspection.run.fingerprint)
     with InspectorServer(inspection, port) as server:
         out.print("Inspector:", server.url, style="bold", soft_wrap=True, highlight=False)
         out.print("The page is read-only and served to this machine only. Press Ctrl-C to stop.")

@@ -133,6 +133,7 @@ class Inspection:
         self.scale = Scale.of(self.quality, has_zero=selection.measure.has_zero)
         self.curve = self._curve()
         self._orders = self._sorted()
+        self._position = np.argsort(self._orders["position"])
         self._texts = TextIndex(len(self), self._text)
         self._own_negatives = self._per_sample(self.polarity < 0)
         self._negatives: tuple[int, Ints] | None = None
@@ -198,6 +199,8 @@ class Inspection:
         known = np.isfinite(self.mean_quality[worst])
         best = np.concatenate([worst[known][::-1], worst[~known]])
         orders = {"worst": worst, "best": best, "position": np.arange(len(self))}
+        if self.texts is not None and self.selection.variant is None:
+            orders["position"] = np.array(self.texts.order())
         if self.judgment is not None:
             orders["bad"] = np.argsort(-self.expected_bad, kind="stable")
             orders["span"] = np.argsort(-self.worst_span, kind="stable")
@@ -274,6 +277,7 @@ class Inspection:
         mean = float(self.mean_quality[row])
         return {
             "row": row,
+            "position": int(self._position[row]),
             "id": self._table["sample_id"][row].as_py(),
             "source": int(self.source_of[row]),
             "mean": mean if np.isfinite(mean) else None,
@@ -382,6 +386,7 @@ class Inspection:
             "model": visible(self.run.model),
             "about": self._about(),
             "has_selection": selection.variant is not None,
+            "quality": selection.quality,
             "detector": None
             if judged is None
             else {

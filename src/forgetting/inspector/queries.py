@@ -21,7 +21,8 @@ class Query:
     min_negative: float = 0.0
     """Minimum share of a sample's response tokens that is negative."""
     sort: Sort = "worst"
-    """By mean quality, lowest or highest first; in the order of D_train; by mean loss under the
+    """By mean quality, lowest or highest first; in the order of D_train
+    or, without a selection, of the data; by mean loss under the
     base model; or, where the detector has run, by the expected number of bad tokens, or those of
     the worst span, highest first."""
     offset: int = 0

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from forgetting.data.alignment import Tokenization
+from forgetting.data.alignment import Tokenization, TokenPlace
 from forgetting.data.stored import as_record
 from forgetting.errors import InputError
 from forgetting.escaping import visible
@@ -54,6 +54,11 @@ class RecordTexts:
                 if fields:
                     self._fields[row] = fields
 
+    def order(self) -> list[int]:
+        """Rows of D_train in the order of the data."""
+        key = list(zip(self._source, self._record, strict=True))
+        return sorted(range(len(key)), key=key.__getitem__)
+
     def origin(self, row: int) -> dict[str, Any]:
         """Where a sample's record is."""
         return {
@@ -76,6 +81,7 @@ class RecordTexts:
         """
         record = self._table[row]
         places = self._places(record, num_tokens)
+        lengths = [len(message.content) for message in record.messages]
         fields = self._fields.get(row, [])
         return {
             "messages": [
@@ -83,21 +89,24 @@ class RecordTexts:
                 for message in record.messages
             ],
             "fields": [[visible(name), visible(_cut(value))] for name, value in fields],
-            "places": places,
+            "places": places and [number for place in places for number in place],
+            # Tokens that are the end of a response, and no text of it.
+            "ends": [
+                token
+                for token, place in enumerate(places or ())
+                if place.start >= lengths[place.message]
+            ],
         }
 
-    def _places(self, record: TrainRecord, num_tokens: int) -> list[int] | None:
-        """Turn, first character and the one after the last of each token, one after the other;
-        None if they cannot be known."""
+    def _places(self, record: TrainRecord, num_tokens: int) -> list[TokenPlace] | None:
+        """The characters of each token; None if they cannot be known."""
         if self._tokenization is None:
             return None
         try:
             places = self._tokenization.token_places(as_record(record))
         except (Unusable, InputError):
             return None
-        if len(places) < num_tokens:
-            return None
-        return [number for place in places[:num_tokens] for number in place]
+        return places[:num_tokens] if len(places) >= num_tokens else None
 
 
 def other_fields(record: Mapping[str, Any], messages: Iterable[str]) -> list[tuple[str, str]]:

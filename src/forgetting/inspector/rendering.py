@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from forgetting.inspector.colors import COLOR_LEVELS
 from forgetting.inspector.corpus import LIKELY_BAD, Inspection, Ints
+from forgetting.method.measures import DETECTOR
 
 NUM_WORST, NUM_BEST, NUM_RANDOM = 20, 20, 200
 NUM_SUSPECTED = 500
@@ -182,6 +183,7 @@ def _render(data: dict[str, Any], *, is_served: bool, report: str | None) -> str
         has_base=data["has_base"],
         has_noise=data["noise"] is not None,
         has_selection=data["has_selection"],
+        has_quality=data["has_selection"] or data["quality"] != DETECTOR,
         has_detector=data["detector"] is not None,
         rhos=data["rhos"],
     )

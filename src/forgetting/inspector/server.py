@@ -7,10 +7,12 @@ requests from other sites, and requests for another host name. No request names 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 import secrets
+import socket
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +29,8 @@ HOST = "127.0.0.1"
 OWN_HOSTS = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?", re.IGNORECASE)
 MAX_TOKENS_SHOWN = 4096
 MAX_LIMIT = 200
+FIRST_PORT, NUM_PORTS = 20000, 10000
+"""Where the ports of runs are: below those that systems give to connections."""
 SECONDS_TO_SEND = 30
 QUERY_FIELDS = {
     *("rho", "source", "text", "min", "sort", "offset", "limit"),
@@ -73,6 +77,19 @@ class InspectorServer(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore a browser that disconnects during a response."""
+
+
+def usual_port(fingerprint: str) -> int:
+    """A port that follows from a run, because browsers keep marks by port; 0 if it is taken."""
+    digest = hashlib.sha256(fingerprint.encode()).digest()
+    port = FIRST_PORT + int.from_bytes(digest[:4], "big") % NUM_PORTS
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return 0
+    return port
 
 
 class _Handler(BaseHTTPRequestHandler):

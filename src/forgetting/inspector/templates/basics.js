@@ -20,6 +20,9 @@ function element(tag, classes, ...children) {
   return made;
 }
 
+// Whether there is a measure of quality other than what the detector says.
+const hasQuality = corpus.has_selection || corpus.quality !== "detector";
+const startsWithQuality = hasQuality && !corpus.has_selection; // somebody asked for it
 // Without a selection, the detector's posterior divides, at the threshold of the page.
 const showsPosterior = detector !== null && (detector.found || detector.suspected);
 const state = {
@@ -30,8 +33,8 @@ const state = {
   kind: "",
   min: 0,
   show: "",
-  sort: showsPosterior ? "bad" : corpus.has_selection ? "worst" : "position",
-  color: detector && (showsPosterior || !corpus.has_selection) ? "posterior" : "quality",
+  sort: showsPosterior && !startsWithQuality ? "bad" : hasQuality ? "worst" : "position",
+  color: detector && (showsPosterior || !hasQuality) && !startsWithQuality ? "posterior" : "quality",
   offset: 0,
 };
 const initially = { ...state };

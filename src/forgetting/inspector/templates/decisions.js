@@ -96,8 +96,8 @@ function drawDecisions() {
   at("tally").textContent = all.length
     ? `${counted(all.length, "mark")}: ${tally.join(", ")}` +
       (marks.isKept() ? "" : ". This browser does not keep them: download them before you leave")
-    : "no marks yet";
-  at("download").disabled = !all.length;
+    : "";
+  at("download").hidden = !all.length;
 }
 
 function walkSpans(step) {

@@ -159,7 +159,7 @@ for (const kind of ["focusin", "focusout"]) {
     const inside = pieces().filter(
       ({ dataset }) => line && dataset.start < line.span.stop && dataset.stop > line.span.first,
     );
-    for (const piece of inside) piece.classList.toggle("shown", kind === "focusin");
+    for (const piece of inside) piece.classList.toggle("focused", kind === "focusin");
     if (kind === "focusin" && inside.length) inside[0].scrollIntoView({ block: "nearest" });
   });
 }

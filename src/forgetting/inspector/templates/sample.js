@@ -72,7 +72,10 @@ function drawnResponse(block, first) {
   response.setAttribute("aria-label", "Response tokens");
   let token = first;
   for (const [text, length] of block) {
-    const piece = element("span", `t ${color(token, token + length)}`, ...withLineBreaks(text));
+    const isEnd = isEndOf(sample, token);
+    const inside = isEnd ? [END] : withLineBreaks(text);
+    const piece = element("span", `t ${color(token, token + length)}`, ...inside);
+    if (isEnd) piece.classList.add("end");
     piece.dataset.start = token;
     piece.dataset.stop = token + length;
     piece.tabIndex = token ? -1 : 0;

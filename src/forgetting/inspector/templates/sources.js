@@ -22,7 +22,7 @@ function fileSource(samples) {
   const orders = {
     worst: (a, b) => (a.mean ?? Infinity) - (b.mean ?? Infinity),
     best: (a, b) => (b.mean ?? -Infinity) - (a.mean ?? -Infinity),
-    position: () => 0,
+    position: (a, b) => a.position - b.position,
     bad: (a, b) => b.num_bad - a.num_bad,
     span: (a, b) => b.span - a.span,
     loss: (a, b) => b.loss - a.loss,

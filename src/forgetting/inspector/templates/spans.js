@@ -56,8 +56,12 @@ function piecesOf(of) {
     .map(([text, length]) => [token, (token += length), text]);
 }
 
+// The mark of the chat template where a response ends.
+const END = "⟨end⟩";
+const isEndOf = (of, token) => (of.ends || []).includes(token);
+
 const textOf = (of, span) =>
   piecesOf(of)
     .filter(([first, stop]) => first < span.stop && stop > span.first)
-    .map((piece) => piece[2])
+    .map(([first, , text]) => (isEndOf(of, first) ? END : text))
     .join("");

@@ -66,15 +66,14 @@ function drawToken(piece) {
       ...detectorFacts(index, fact),
     );
     const rank = `${count(sample.rank[index])} of ${count(corpus.num_tokens)} (${percent(sample.rank[index] / corpus.num_tokens)})`;
-    if (corpus.has_selection) {
+    if (hasQuality) {
       facts.push(
         fact("quality", signed(sample.quality[index])),
         fact("rank from the worst", rank),
-        fact("selection", SIGNS[signs[index]] + noisy),
       );
-    } else if (noisy) {
-      facts.push(fact("noise", "known"));
     }
+    if (corpus.has_selection) facts.push(fact("selection", SIGNS[signs[index]] + noisy));
+    else if (noisy) facts.push(fact("noise", "known"));
   }
   at("token").replaceChildren(...facts);
 }

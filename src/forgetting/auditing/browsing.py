@@ -1,0 +1,60 @@
+"""Opens an audit for looking at it, and writes its page.
+
+Input: an `Audit`. Output: an `Inspection`, or the page as a file. If nothing was found, both show
+what would look worst; see `suspicion`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from forgetting.auditing.audit import Audit, open_audit
+from forgetting.auditing.suspicion import ASSUMED_SHARE, is_suspicion, suspected_parts
+from forgetting.inspecting import open_run
+from forgetting.inspector import Inspection, static_page
+from forgetting.rundir import layout
+from forgetting.rundir.storage import write_atomically
+
+SUSPECTED = (
+    f"The page shows what would look worst if {ASSUMED_SHARE:.0%} of the tokens were bad. Most of "
+    "it may be fine."
+)
+
+
+def is_audit(folder: Path) -> bool:
+    """Whether a folder is that of an audit, finished or not."""
+    return layout.recipe_file(Audit(folder).run).is_file()
+
+
+def browse_audit(audit: Audit) -> Inspection:
+    """Open an audit.
+
+    Raises:
+        InputError: a part of the audit is missing or damaged.
+    """
+    if not is_suspicion(audit):
+        return open_run(audit.run)
+    inspection = open_run(audit.run, suspected=list(suspected_parts(audit)))
+    if inspection.judgment is not None:
+        verdict = f"{inspection.judgment.verdict} {SUSPECTED}"
+        inspection.judgment = replace(inspection.judgment, verdict=verdict)
+    return inspection
+
+
+def browse_folder(folder: Path) -> Inspection:
+    """Open the audit in a folder.
+
+    Raises:
+        InputError: there is none, it is not finished, or it is damaged.
+    """
+    return browse_audit(open_audit(folder))
+
+
+def write_page(audit: Audit) -> None:
+    """Write the page with the most suspicious records.
+
+    Raises:
+        InputError: a part of the audit is missing or damaged.
+    """
+    write_atomically(audit.page, static_page(browse_audit(audit), audit.recipe.report.seed))
