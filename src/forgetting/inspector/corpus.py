@@ -166,9 +166,8 @@ class Inspection:
     def _per_sample(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Sum over each sample's response tokens."""
         kind = np.float64 if values.dtype.kind == "f" else np.int64
-        if not len(values):
-            return np.zeros(len(self), kind)
-        sums = np.add.reduceat(values, np.minimum(self.starts[:-1], len(values) - 1), dtype=kind)
+        # One value more, where samples without tokens at the end begin.
+        sums = np.add.reduceat(np.append(values, kind(0)), self.starts[:-1], dtype=kind)
         return np.where(self.lengths > 0, sums, 0)  # reduceat gives an empty slice its neighbor
 
     def _thresholds(self) -> list[Thresholds]:

@@ -52,9 +52,8 @@ def highest_of(values: Floats, starts: Ints) -> Floats:
         values: not negative, shape (response tokens,).
         starts: sample i has the tokens [starts[i], starts[i + 1]).
     """
-    if not len(values):
-        return np.zeros(len(starts) - 1, values.dtype)
-    found = np.maximum.reduceat(values, np.minimum(starts[:-1], len(values) - 1))
+    # One value more, where samples without tokens at the end begin.
+    found = np.maximum.reduceat(np.append(values, values.dtype.type(0)), starts[:-1])
     return np.where(np.diff(starts) > 0, found, 0)
 
 

@@ -43,10 +43,11 @@ function noiseFound([marked, found]) {
   );
 }
 
-let waiting = 0;
-function later(change) {
-  clearTimeout(waiting);
-  waiting = setTimeout(change, 150);
+// A control that moves is followed after a pause; each control waits for itself alone.
+const waiting = {};
+function later(control, change) {
+  clearTimeout(waiting[control]);
+  waiting[control] = setTimeout(change, 150);
 }
 
 function setRho(rho) {
@@ -56,7 +57,7 @@ function setRho(rho) {
   const shown = at("blocks").querySelector(".shown");
   if (shown) drawToken(shown);
   drawFigures();
-  later(() => {
+  later("rho", () => {
     address.write(sample ? sample.row : null, false);
     if (state.min) state.offset = 0;
     if (state.min) refresh();
@@ -68,7 +69,7 @@ function setThreshold(threshold) {
   state.threshold = threshold;
   mark();
   drawFigures();
-  later(() => {
+  later("threshold", () => {
     address.write(sample ? sample.row : null, false);
     if (state.show === "flagged") again();
   });
@@ -99,7 +100,7 @@ at("rho").addEventListener("input", (event) => setRho(Number(event.target.value)
 at("own").addEventListener("click", () => setRho(null));
 at("text").addEventListener("input", (event) => {
   const text = event.target.value;
-  later(() => filter("text", text, false));
+  later("text", () => filter("text", text, false));
 });
 at("source").addEventListener("change", (event) => filter("source", event.target.value));
 at("min").addEventListener("change", (event) => filter("min", Number(event.target.value)));
