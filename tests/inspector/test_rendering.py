@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from forgetting.inspector.rendering import (
     embedded_json,
     served_page,
     static_page,
+    suspected_samples,
 )
 
 Decode = Callable[..., str]
@@ -74,6 +76,19 @@ def test_seed_chooses_the_random_samples_and_nothing_else() -> None:
     one, other = (choose(mean_quality, clean, seed) for seed in (0, 1))
     assert [rows.tolist() for rows in one[:2]] == [rows.tolist() for rows in other[:2]]
     assert one[2].tolist() != other[2].tolist()
+
+
+def test_half_of_the_suspected_have_the_worst_spans() -> None:
+    rng = np.random.default_rng(0)
+    number, span = (rng.permutation(2000).astype(float) for _ in range(2))
+    rows = suspected_samples(SimpleNamespace(expected_bad=number, worst_span=span))  # type: ignore[arg-type]
+    assert len(set(rows.tolist())) == len(rows) == rendering.NUM_SUSPECTED
+    assert (np.diff(number[rows]) <= 0).all()
+    half = rendering.NUM_SUSPECTED // 2
+    for values in (number, span):
+        assert set(np.argsort(-values)[:half].tolist()) <= set(rows.tolist())
+    few = suspected_samples(SimpleNamespace(expected_bad=number[:9], worst_span=span[:9]))  # type: ignore[arg-type]
+    assert sorted(few.tolist()) == list(range(9))
 
 
 @given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
