@@ -617,7 +617,7 @@ def test_hostile_records_are_shown_as_text(page: Page, audited: Audited) -> None
     page.wait_for_text("place", "^1–1 of 1$")
     page.wait("return location.hash.includes('record=6&text=')")
     assert page.text("title") == "my data.jsonl, line 13 · mine"
-    told = page.text("own")
+    told = page.text("record")
     assert told.startswith("idr7" + SCRIPTS[0])
     assert "⟨U+202E⟩evil" in told
     assert page.text("blocks").startswith(f"user\n{SCRIPTS[1]}")

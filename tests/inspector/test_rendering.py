@@ -114,6 +114,8 @@ def test_the_policy_allows_this_style_and_script_alone(
     assert rules.pop("require-trusted-types-for") == "'script'"
     assert rules.pop("connect-src", "'self'") == "'self'"
     assert rules == {"default-src": "'none'", "base-uri": "'none'", "form-action": "'none'"}
+    ids = re.findall(r'\sid="([^"]*)"', html.split("<script")[0])
+    assert len(ids) == len(set(ids)) > 20
     assert not re.search(r"@import|url\(|\s(src|style|on\w+)=", html.split("<script")[0])
 
 

@@ -31,7 +31,7 @@ function colorOf(quality) {
 function drawSample() {
   at("blocks").replaceChildren();
   at("spans").replaceChildren();
-  at("own").replaceChildren();
+  at("record").replaceChildren();
   drawToken(null);
   if (corpus.has_records) at("decide").hidden = !sample;
   if (!sample) {
@@ -51,15 +51,15 @@ function drawSample() {
     );
   }
   for (const [name, value] of sample.fields || []) {
-    at("own").append(element("div", "", element("dt", "", name), element("dd", "", value)));
+    at("record").append(element("div", "", element("dt", "", name), element("dd", "", value)));
   }
   mark();
 }
 
 function drawnContext(text, role) {
   const context = element("div", "context");
-  if (role) context.append(element("span", "role", role), "\n");
-  context.append(...withLineBreaks(text));
+  if (role) context.append(element("span", "role", role), "\n", text);
+  else context.append(...withLineBreaks(text));
   context.dir = "auto";
   context.tabIndex = 0;
   return context;
