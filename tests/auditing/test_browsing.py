@@ -12,7 +12,9 @@ from forgetting.auditing.audit import Audit
 from forgetting.auditing.browsing import browse_audit, browse_folder, is_audit
 from forgetting.auditing.flagged import write_files
 from forgetting.auditing.judged import judged_records
+from forgetting.cli import main
 from forgetting.inspector.queries import Query
+from forgetting.rundir import layout
 from tests.auditing.conftest import LINES, write_findings
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
@@ -91,3 +93,13 @@ def test_where_nothing_is_found_the_page_shows_what_would_look_worst(audited):
 
 def shown_origins(shown):
     return [{**each["origin"], "highest": each["highest"]} for each in shown["samples"]]
+
+
+def test_the_command_opens_an_audit_as_it_is(audited, capsys):
+    _, audit = audited
+    write_findings(audit, found=False)
+    assert main(["inspect", str(audit.folder), "--terminal"]) == 0
+    assert "likely bad · expected bad tokens" in capsys.readouterr().out
+    layout.summary_file(layout.detector_dir(audit.run)).unlink()
+    assert main(["inspect", str(audit.folder), "--terminal"]) == 2
+    assert "unfinished audit" in capsys.readouterr().err
