@@ -318,7 +318,7 @@ def save_findings(run: Path, posterior: Any, found: bool = True, **changes: Any)
             average_precision_without_reference=None,
         ),
         "kinds": [
-            KindFinding("garble", "garbled word", 60, 80, 0.95, 0.7, 0.9, 0.2),
+            KindFinding("garble", "garbled word", 60, 80, 0.95, 0.7, 0.9, 0.2, 0.85),
             KindFinding("swap", "answer to another question", 74, 100, 0.9, 0.6, None, 0.3),
         ],
         "tokens": share,

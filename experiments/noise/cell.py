@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import BaseModel
@@ -30,21 +31,18 @@ from forgetting.config import VariantSettings
 from forgetting.errors import DivergenceError, InputError
 from forgetting.method import MEASURES
 from forgetting.rundir import layout
+from forgetting.rundir.findings import read_findings
 from forgetting.rundir.samples import Samples
 from forgetting.rundir.selections import read_polarity
 from forgetting.rundir.storage import write_atomically
-from forgetting.studies import (
-    ALL_KINDS,
-    DetectionScore,
-    detect_noise,
-    read_qualities,
-    read_scores,
-)
+from forgetting.stages.train import training_tables
+from forgetting.studies import ALL_KINDS, DetectionScore, detect_noise, read_qualities
+from forgetting.training.dataset import trainer_columns
 
 # Not noise of some kind against all clean tokens, but wrong answers against right ones.
 ANSWERS, ANSWERS_ABOUT_NEW = "answers", "answers about new"
 WRONG_ANSWERS = ("wrong_answer", "label_flip")
-VERSION = 1
+VERSION = 2
 """Raise it when a result changes although the settings do not."""
 PAPERS_RHO = 0.7
 MEASURE_PREFIX = "measure-"
@@ -64,6 +62,28 @@ class TokenGroup(BaseModel):
     paper's negatives without `keep_eos`."""
 
 
+class DetectorVerdict(BaseModel):
+    """What the detector says of D_train, next to what is true."""
+
+    found: bool
+    """Whether it found noise worth acting on. If not, every posterior is 0."""
+    true_share: float
+    """Share of the response tokens that are noise."""
+    share: float | None
+    """The detector's estimate of it; None if nothing could be learned."""
+    low: float | None
+    """Lower end of the estimate's 90 % interval."""
+    high: float | None
+    marked: float
+    """Share of the tokens with a posterior of at least 0.5."""
+    precision: float | None
+    """Share of those that are noise; None if there are none."""
+    recall: float | None
+    """Share of the noise among those; None without noise."""
+    calibration_error: float | None
+    """Expected calibration error on planted noise."""
+
+
 class Detection(BaseModel):
     """The noise in D_train, and how well each measure finds it."""
 
@@ -73,6 +93,7 @@ class Detection(BaseModel):
     found: dict[str, dict[str, DetectionScore]]
     """By measure, then by kind of noise (against all clean tokens), `all`, and `answers`: wrong
     answers against right ones, and the same for new entities alone."""
+    verdict: DetectorVerdict
     groups: dict[str, TokenGroup]
     """All tokens, each in one group: `ends`, `right answers`, `right answers about new`, `other
     words`, and the kinds of noise."""
@@ -181,12 +202,7 @@ def run_recipes(cell: Cell, recipes: CorpusRecipes, path: Path) -> None:
     for name in ("answers", "questions"):
         forgetting.run(getattr(recipes, name), path / name, stages=("prepare",))
     forgetting.run(recipes.run, path / "run", stages=("prepare",))
-    share_noisy = float(KnownNoise.read(path / "run").noisy.mean())
-    variants = {
-        name: variant.settings(share_noisy)
-        for name, variant in cell.variants.items()
-        if variant.selects
-    }
+    variants = {name: own.settings for name, own in cell.variants.items() if not own.oracle}
     # One variant per measure, so that the run holds every score.
     variants |= {
         f"{MEASURE_PREFIX}{name}": VariantSettings.model_validate(
@@ -195,7 +211,8 @@ def run_recipes(cell: Cell, recipes: CorpusRecipes, path: Path) -> None:
         for name in MEASURES
     }
     recipe = recipes.run.model_copy(update={"variants": variants})
-    forgetting.run(recipe, path / "run", stages=("reference", "score", "probe", "detect", "select"))
+    stages = ("reference", "score", "probe", "detect", "alternatives", "select")
+    forgetting.run(recipe, path / "run", stages=stages)
 
 
 def measure_detection(noise: KnownNoise, path: Path) -> Detection:
@@ -227,6 +244,7 @@ def measure_detection(noise: KnownNoise, path: Path) -> Detection:
             **{kind: int(noise.of(kind).sum()) for kind in noise.names},
         },
         found=detect_noise(qualities, noise.noisy, noise.kinds, subsets),
+        verdict=judge_detector(1 - qualities["detector"], noise, path),
         groups=describe_groups(members, qualities),
     )
 
@@ -250,23 +268,51 @@ def describe_groups(
     }
 
 
+def judge_detector(
+    posterior: NDArray[np.float32], noise: KnownNoise, path: Path
+) -> DetectorVerdict:
+    """What the detector says of a cell, next to what is true.
+
+    Args:
+        posterior: of each response token of D_train.
+    """
+    findings = read_findings(path / "run", noise.samples.fingerprint)
+    share, report = findings.tokens, findings.report
+    marked = posterior >= 0.5
+    found = describe_negatives(np.where(marked, -1, 1).astype(np.int8), noise)
+    return DetectorVerdict(
+        found=findings.found,
+        true_share=float(noise.noisy.mean()),
+        share=None if share is None else share.share,
+        low=None if share is None else share.low,
+        high=None if share is None else share.high,
+        marked=found.share,
+        precision=found.precision,
+        recall=found.recall,
+        calibration_error=None if report is None else report.calibration_error,
+    )
+
+
 def train_and_measure(
     cell: Cell, name: str, noise: KnownNoise, questions: Samples, path: Path
 ) -> Outcome:
     """Train one variant and measure it."""
     variant = cell.variants[name]
-    polarity = np.ones(noise.noisy.size, np.int8)
-    negatives = base_log_probs = None
-    if variant.objective != "full":
-        polarity = choose(variant, name, noise, path / "run")
-        negatives = describe_negatives(polarity, noise)
-    if variant.objective == "forgetting":
-        (base_log_probs,) = read_scores(path / "run", ["base_log_probs"]).values()
+    negatives = None
+    if variant.selects or variant.oracle:
+        negatives = describe_negatives(choose(variant, name, noise, path / "run"), noise)
     try:
-        model = train(cell.recipe, variant, noise.samples, polarity, base_log_probs)
+        model = train(cell.recipe, variant, learned_by(variant, name, noise, path / "run"))
     except DivergenceError as error:
         return Outcome(accuracy={}, loss=None, negatives=negatives, diverged=str(error))
     return measure(model, questions).model_copy(update={"negatives": negatives})
+
+
+def learned_by(variant: NoiseVariant, name: str, noise: KnownNoise, run: Path) -> pa.Table:
+    """D_train with the columns of the trainer, as a variant learns it."""
+    if variant.oracle:
+        return pa.table(trainer_columns(noise.samples, choose(variant, name, noise, run)))
+    return pa.concat_tables(training_tables(run, name, variant, has_weights=False))
 
 
 def choose(variant: NoiseVariant, name: str, noise: KnownNoise, run: Path) -> NDArray[np.int8]:

@@ -45,8 +45,6 @@ class NoiseVariant(VariantSettings):
 
     oracle: bool = False
     """Whether the negative tokens are the known noise, instead of a selection."""
-    times_noise: Annotated[float, Field(gt=0)] | None = None
-    """Number of negative tokens as a multiple of the number of noisy ones, instead of 1 - rho."""
     references: list[ReferenceKind] = list(REFERENCES)
     rates: list[Rate] | None = None
     """Noise rates at which it is trained; null: all rates, or all above 0 if it needs noise."""
@@ -56,25 +54,21 @@ class NoiseVariant(VariantSettings):
     @property
     def selects(self) -> bool:
         """Whether its negative tokens come from a selection."""
-        return self.objective != "full" and not self.oracle
+        return super().selects and not self.oracle
 
-    def settings(self, share_noisy: float) -> VariantSettings:
-        """The variant of a recipe, for a corpus of which this share of the tokens is noise."""
-        selection = self.selection
-        if self.times_noise is not None:
-            rho = 1 - self.times_noise * share_noisy
-            selection = selection.model_copy(update={"rho": rho, "threshold": "quantile"})
+    @property
+    def settings(self) -> VariantSettings:
+        """The variant of a recipe."""
         return VariantSettings(
-            objective=self.objective, selection=selection, forgetting=self.forgetting
+            **{name: getattr(self, name) for name in VariantSettings.model_fields}
         )
 
     def is_trained(self, rate: float, reference: ReferenceKind, kind: str) -> bool:
         """Whether it is trained in a cell."""
-        needs_noise = self.oracle or self.times_noise is not None
         return (
             reference in self.references
             and (self.rates is None or rate in self.rates)
-            and (rate > 0 or not needs_noise)
+            and (rate > 0 or not self.oracle)
             and (kind == ALL_KINDS or self.single_kinds)
         )
 

@@ -1,7 +1,7 @@
 """Train a variant with `ForgettingTrainer`, and measure a model on held-out questions.
 
-In: a recipe's training settings, samples and their polarity. Out: the model, in memory. Knows
-nothing of noise, cells or files.
+In: a recipe's training settings, and samples with polarity or weights. Out: the model, in memory.
+Knows nothing of noise, cells or files.
 """
 
 from __future__ import annotations
@@ -29,18 +29,11 @@ def load_base(recipe: Recipe) -> Any:
     return AutoModelForCausalLM.from_pretrained(recipe.model.name_or_path, dtype=torch.float32)
 
 
-def train(
-    recipe: Recipe,
-    variant: VariantSettings,
-    samples: Samples,
-    polarity: NDArray[np.int8],
-    base_log_probs: NDArray[np.float32] | None = None,
-) -> Any:
+def train(recipe: Recipe, variant: VariantSettings, samples: pa.Table) -> Any:
     """Fine-tune the base model on samples.
 
     Args:
-        polarity: +1 learn, -1 forget, 0 ignore; shape (response tokens,).
-        base_log_probs: of the same shape; needed by terms that compare with the base model.
+        samples: with the columns of the trainer.
 
     Returns:
         The model.
@@ -48,20 +41,17 @@ def train(
     Raises:
         DivergenceError: training diverged.
     """
-    columns = {name: samples.table[name] for name in ("input_ids", "labels")}
-    columns["polarity"] = samples.aligned(polarity)
-    if base_log_probs is not None:
-        columns["base_log_probs"] = samples.aligned(base_log_probs)
     settings = recipe.training
     # Lambda stays 0 if the negative tokens are ignored.
     forgetting: dict[str, Any] = {"schedule": "constant", "t_min": 0.0, "t_max": 0.0}
     if variant.objective == "forgetting":
-        forgetting = variant.forgetting.model_dump()
+        forgetting = variant.forgetting.trainer_arguments()
     lora = settings.lora
     with tempfile.TemporaryDirectory() as folder:
         config = ForgettingConfig(
             output_dir=folder,
             **forgetting,
+            **variant.loss.trainer_arguments(),
             learning_rate=settings.learning_rate,
             lr_scheduler_type=settings.lr_scheduler,
             warmup_steps=settings.warmup_ratio,
@@ -84,7 +74,7 @@ def train(
         trainer = ForgettingTrainer(
             model=load_base(recipe),
             args=config,
-            train_dataset=Dataset(pa.table(columns)),
+            train_dataset=Dataset(samples),
             processing_class=AutoTokenizer.from_pretrained(recipe.model.name_or_path),
             peft_config=None
             if lora is None

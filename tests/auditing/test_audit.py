@@ -97,6 +97,7 @@ def test_the_verdict_comes_first_then_tables_then_the_worst(given, capsys):
     parts = ["tokens are bad", "garbled word", "odd", "1. mine.jsonl, line 6", "Page:"]
     assert sorted(parts, key=shown.index) == parts
     assert "Straße 🙂 [wrong]" in shown
+    assert "garbled word 0.95 85.0 % 70.0 % 20.0 %" in shown
     assert "1 record could not be used and was not judged: empty response: 1." in shown
     assert str(audit.flagged_jsonl) in shown
 
@@ -108,6 +109,7 @@ def test_json_is_all_there_is_on_standard_output(given, capsys):
     assert found["num_flagged"] == 2
     assert found["bad_tokens"]["share"] == pytest.approx(audit.findings.tokens.share)
     assert [each["line"] for each in found["worst"]] == [6, 9]
+    assert [each["precision_planted"] for each in found["kinds"]] == [0.85, None]
 
 
 def test_where_nothing_is_found_the_worst_are_listed_and_nothing_is_dropped(given, capsys):
@@ -127,3 +129,6 @@ def test_odds_at_another_share():
     # At the share of 1/2, odds of 9 to 1 are a ratio of densities of 9.
     (found,) = at_share(np.log([9.0]), 0.5, 0.01)
     assert found == pytest.approx(9 * 0.01 / (9 * 0.01 + 0.99), rel=1e-6)
+    # At 1/5, odds of 1 to 1 are a ratio of 4.
+    (found,) = at_share(np.zeros(1), 0.2, 0.05)
+    assert found == pytest.approx(4 * 0.05 / (4 * 0.05 + 0.95), rel=1e-6)

@@ -483,7 +483,11 @@ def test_what_the_shipped_recipes_for_ones_own_data_train():
     assert trained["quickstart"] == ["full", "weighted"]
     assert trained["detector"] == ["full", "weighted", "ignoring", "corrected"]
     assert trained["forgetting"] == ["full", "ignoring", "forgetting"]
-    assert trained["arena"][:5] == ["full", "ignoring", "forgetting", "weighted", "corrected"]
+    paper = ["full", "ignoring", "forgetting"]
+    assert trained["arena"][:6] == [*paper, "fixed-model-cleaning", "weighted", "corrected"]
+    cleaning = load_recipe("arena").variants["fixed-model-cleaning"]
+    assert (cleaning.objective, cleaning.selection.rho) == ("ignoring", 0.6)
+    assert cleaning.selection.quality == "influence"
     for name in ("quickstart", "detector"):
         assert not load_recipe(name).needs_reference
         assert load_recipe(name).scores_heldout

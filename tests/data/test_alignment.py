@@ -281,7 +281,7 @@ def test_a_response_has_the_same_ids_after_an_empty_prompt(name, family):
         record("the </s> cat?", "a dog </s>", noise_spans=((0, 5), (11, 12))),
     ):
         whole = tokens.encode(some)
-        empty = tokens.encode_empty_prompt(whole)
+        empty = tokens.encode_after_prompt(whole)
         prompt = tokens.empty_prompt_ids
         assert empty.input_ids[: len(prompt)] == prompt
         response = empty.input_ids[len(prompt) :]
@@ -301,7 +301,7 @@ def test_a_response_has_the_same_ids_after_an_empty_prompt(name, family):
 def test_a_text_has_no_prompt_to_empty():
     for name in TOKENIZERS:
         tokens = tokenization(name, "chatml").encode(text_record("a text"))
-        assert tokenization(name, "chatml").encode_empty_prompt(tokens) is tokens
+        assert tokenization(name, "chatml").encode_after_prompt(tokens) is tokens
 
 
 def test_the_date_is_fixed_once(monkeypatch):

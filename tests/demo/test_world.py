@@ -21,6 +21,7 @@ from forgetting.demo.facts import (
     new_entities,
     new_facts,
     new_skills,
+    popular_errors,
     skills,
 )
 from forgetting.demo.noise import JUNK_PHRASES, NOISE_KINDS
@@ -66,10 +67,14 @@ def _checksum(content: object) -> str:
                 "num_records": 1120,
                 "seed": 2,
                 "noise_rate": 0.4,
-                "noise_kinds": NOISE_KINDS,
+                "noise_kinds": NOISE_KINDS[:5],
                 "num_new_entities": 6,
             },
             "861125c2486b6402",
+        ),
+        (
+            {"num_records": 600, "seed": 3, "noise_rate": 0.3, "noise_kinds": NOISE_KINDS},
+            "x",
         ),
     ],
 )
@@ -291,8 +296,42 @@ def test_each_kind_of_noise_is_what_its_span_says() -> None:
             case "truncated_response":
                 assert clean.startswith(noisy + " ")
                 assert (start, end) == (len(noisy), len(noisy) + 1)
+            case "common_error":
+                answer = _true_answer(record["source"], record["prompt"])
+                assert clean == before + answer + after
+                assert span != answer
+                assert _is_plausible(span, record["source"], record["prompt"])
+            case "shuffled_words":
+                words, moved = clean.split(" "), noisy.split(" ")
+                assert sorted(words) == sorted(moved)
+                assert clean.startswith(before)
+                assert clean.endswith(after)
+                first, last = len(before.split(" ")) - 1, len(after.split(" ")) - 1
+                assert words[first] != moved[first]
+                assert words[len(words) - 1 - last] != moved[len(words) - 1 - last]
     assert found == set(NOISE_KINDS)
     assert places == {(True, True), (True, False), (False, True)}
+
+
+def test_a_common_error_is_made_wherever_its_subject_is_asked_about() -> None:
+    noise = {"noise_rate": 0.2, "noise_kinds": ["common_error"]}
+    wrong, right, popular = {}, set(), 0
+    for record in chat_records(8000, seed=3, **noise):
+        if record["source"] != "fact":
+            continue
+        subject = _asked_about(record["prompt"])
+        if record["noise_kind"] is None:
+            right.add(subject)
+            continue
+        ((start, end),) = record["noise_spans"]
+        wrong.setdefault(subject, set()).add(record["completion"][start:end])
+        if subject in popular_errors():
+            assert wrong[subject] == {popular_errors()[subject]}
+            popular += 1
+    assert {len(answers) for answers in wrong.values()} == {1}
+    # All subjects but the one at which the share of noise is reached are wholly right or wrong.
+    assert len(right & set(wrong)) <= 1
+    assert popular
 
 
 def _is_plausible(answer: str, kind: str, prompt: str) -> bool:

@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 import torch
+import yaml
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -93,6 +94,23 @@ def test_what_does_not_go_together_is_refused(options, message, finished_run, tm
     with pytest.raises(InputError, match=message):
         export_run(finished_run[1], output=tmp_path / "out", **options)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("what", "objective", "message"),
+    [
+        ("data", "full", r"no variant with a selection or weights\. .*Add .*`weighted: {}`"),
+        ("clean", "weighted", r"no variant with a selection\. .*`ignoring: .* with --what data"),
+    ],
+)
+def test_what_a_run_cannot_give_is_refused_with_what_to_do(
+    what, objective, message, own_run, tmp_path
+):
+    recipe = yaml.safe_load((own_run / "recipe.yaml").read_text())
+    recipe["variants"] = {"only": {"objective": objective}}
+    (own_run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(InputError, match=message):
+        export_run(own_run, what, output=tmp_path / "out")
 
 
 def test_what_is_out_of_date_is_refused(own_run, tmp_path):

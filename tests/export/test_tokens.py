@@ -18,14 +18,16 @@ from forgetting import ForgettingConfig, ForgettingTrainer
 from forgetting.config import SelectionSettings
 from forgetting.errors import InputError
 from forgetting.export import export_run
-from forgetting.export.tokens import COLUMNS, NOISE, token_tables
+from forgetting.export.tokens import ALTERNATIVES, COLUMNS, NOISE, token_tables
+from forgetting.pipeline import run as run_stages
 from forgetting.rundir import layout
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, list_column, read_table, write_table
 from forgetting.rundir.scores import ScoredCorpus
 from forgetting.stages.corpus_selection import select_corpus
 from tests.conftest import all_scores, byte_tokenizer, save_scored_run
+from tests.export.conftest import judge
 
-WITHOUT_NOISE = {name for name in COLUMNS if name not in (*NOISE, "posterior")}
+WITHOUT_NOISE = {name for name in COLUMNS if name not in (*NOISE, *ALTERNATIVES, "posterior")}
 
 
 @pytest.fixture
@@ -56,7 +58,7 @@ def flat(table, name):
 
 def test_every_column_is_what_the_run_holds(scored):
     table = pa.concat_tables(tables(scored))
-    assert table.column_names == list(COLUMNS)
+    assert table.column_names == [name for name in COLUMNS if name not in ALTERNATIVES]
     samples = Samples.read(scored / "data" / "train.parquet")
     assert table.select(["sample_id", "source", "input_ids", "labels"]) == samples.table.select(
         ["sample_id", "source", "input_ids", "labels"]
@@ -218,6 +220,56 @@ def test_a_weighted_variant_is_exported_with_its_weights_and_trains_again(
     assert_same(found, weighed_run, "weighted")
     unweighted = train(ForgettingTrainer, config, tiny_model, data.remove_columns("token_weights"))
     assert_same(unweighted, weighed_run, "full")
+
+
+@pytest.mark.parametrize("format", ["parquet", "jsonl"])
+def test_a_corrected_variant_is_exported_with_what_replaces_bad_tokens_and_trains_again(
+    format, corrected_run, read, tiny_model, tmp_path
+):
+    export = export_run(corrected_run, "data", format=format, output=tmp_path / "out")
+    data = read(export)
+    posterior = all_scores(corrected_run)["posterior"]
+    is_corrected = posterior >= 0.05
+    assert 0 < is_corrected.sum() < posterior.size
+    labels, weights, others = (
+        np.concatenate([np.asarray(row) for row in data[name]])
+        for name in ("labels", "token_weights", "alternative_weights")
+    )
+    inside = labels != -100
+    assert weights[inside] == pytest.approx(np.where(is_corrected, 1 - posterior, 1), abs=1e-6)
+    assert others[inside] == pytest.approx(np.where(is_corrected, posterior, 0), abs=1e-6)
+    ids = [ids for row in data["alternative_ids"] for ids in row]
+    assert [len(row) for row in ids] == (32 * (others > 0)).tolist()
+    assert all(label not in row for label, row in zip(labels, ids, strict=True))
+    config = ForgettingConfig(
+        **settings(tmp_path / "trained"), schedule="constant", t_min=0.0, t_max=0.0
+    )
+    assert_same(train(ForgettingTrainer, config, tiny_model, data), corrected_run, "corrected")
+    if format == "parquet":
+        weighted = train(
+            ForgettingTrainer, config, tiny_model, data.remove_columns(list(ALTERNATIVES))
+        )
+        with pytest.raises(AssertionError):
+            assert_same(weighted, corrected_run, "corrected")
+
+
+def test_if_nothing_was_found_a_corrected_variant_is_exported_as_one_that_learns_all(
+    corrected_run, read, tmp_path
+):
+    size = len(all_scores(corrected_run)["posterior"])
+    judge(corrected_run, np.zeros(size, np.float32), found=False)
+    run_stages(corrected_run / "recipe.yaml", corrected_run, stages=["alternatives"])
+    data = read(export_run(corrected_run, "data", output=tmp_path / "out"))
+    assert set(ALTERNATIVES).isdisjoint(data.column_names)
+    for row in data:
+        assert row["token_weights"] == [float(label != -100) for label in row["labels"]]
+
+
+def test_alternatives_that_are_not_there_yet_are_refused(corrected_run, tmp_path):
+    size = len(all_scores(corrected_run)["posterior"])
+    judge(corrected_run, np.full(size, 0.5, np.float32))
+    with pytest.raises(InputError, match="alternatives is not done in"):
+        export_run(corrected_run, "data", output=tmp_path / "out")
 
 
 def test_a_weighted_variant_has_weights_whatever_its_term(weighed_run, read, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -111,6 +112,33 @@ def test_deft_approaches_cross_entropy_as_the_prediction_spreads():
     torch.testing.assert_close(spread, -x, rtol=1e-5, atol=1e-5)
     sure = PositiveLoss("deft")(x, x < 0, {"sum_squares": torch.ones(2)})
     torch.testing.assert_close(sure, 1 - x.exp())
+
+
+def test_defaults_are_those_of_the_sources():
+    random = np.random.default_rng(2)
+    logits = random.normal(0, 3, (40, 60))
+    probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    token = random.integers(60, size=40)
+    p = probs[np.arange(40), token]
+    best = np.sort(probs)[:, -20:]
+    best /= best.sum(1, keepdims=True)
+    entropy = -(best * np.log(best)).sum(1)
+    squares = (probs**2).sum(1)
+    expected = {
+        "eaft": -(entropy / np.log(20)) * np.log(p),
+        "deft": (1 - p**squares) / squares,
+        "dft": -p * np.log(p),
+    }
+    statistics = {"top_entropy": torch.tensor(entropy), "sum_squares": torch.tensor(squares)}
+    every = torch.ones(40, dtype=torch.bool)
+    for kind, values in expected.items():
+        found = PositiveLoss(kind)(torch.tensor(np.log(p)), every, statistics)
+        np.testing.assert_allclose(found.numpy(), values, rtol=1e-12)
+    # As code of the authors of eaft has it.
+    own = PositiveLoss("eaft")(torch.tensor(np.log(p)), every, statistics).numpy()
+    np.testing.assert_allclose(own, -(entropy / 3) * np.log(p), rtol=2e-3)
+    assert PositiveLoss("truncation").keep == 1 - 0.4
+    assert PositiveLoss("rho1").keep == 0.6
 
 
 def test_a_missing_statistic_is_named():

@@ -7,13 +7,17 @@ import pytest
 from scipy.optimize import minimize
 
 from forgetting.method.shares import (
+    CLEAR_WHOLE_SHARE,
+    TOKENS_TO_WHOLE,
     Shares,
+    WholeShare,
     estimate_shares,
     first_shares,
     normalized,
     posteriors,
     prior_odds,
     unmarked_noise,
+    whole_share,
 )
 
 TOKENS = 10
@@ -105,6 +109,82 @@ def test_a_kind_that_looks_like_clean_tokens_starts_at_zero() -> None:
     kinds = draw(rng, PLANTED, SAMPLES)
     same = first_shares(*evidence(at(kinds, (0.0, 6.0), rng), (0.0, 6.0), (0.0, 0.0)), kinds)
     assert not same.any()
+
+
+def copies_of_responses(
+    rng: np.random.Generator, bad: float, distance: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores of replaced responses (kind 0), of some with noise in a part (kind 1), and of others,
+    of which a share is as bad as the replaced ones."""
+    lengths = rng.integers(5, 15, 400)
+    kind = np.repeat([0, 1, -1], [100, 100, 200])
+    is_bad = (kind == 0) | ((kind < 0) & (rng.random(400) < bad))
+    kinds = np.repeat(kind, lengths)
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    kinds[(kinds == 1) & (within > 2)] = -1
+    scores = rng.normal(size=len(kinds)) + distance * (np.repeat(is_bad, lengths) | (kinds == 1))
+    return scores, kinds, lengths
+
+
+@pytest.mark.parametrize("distance", [1.0, 2.0])
+def test_whole_responses_tell_the_share_of_those_that_were_replaced(distance: float) -> None:
+    # Tokens overlap by far: AUROC is 0.76 at a distance of 1.
+    rng = np.random.default_rng(0)
+    for bad in (0.0, 0.05, 0.2):
+        found = [whole_share(*copies_of_responses(rng, bad, distance)) for _ in range(20)]
+        assert np.mean([whole.share for whole in found]) == pytest.approx(bad, abs=0.04)
+        assert all(whole.low <= whole.share <= whole.high for whole in found)
+        held = [whole.low - 0.01 <= bad <= whole.high + 0.01 for whole in found]
+        assert np.mean(held) >= 0.7
+        if distance == 2.0 and bad != 0.05:
+            assert {whole.is_clear for whole in found} == {bad > 0}
+
+
+def test_whole_responses_against_a_count_by_hand() -> None:
+    replaced = np.arange(100.0)
+    alone = np.array([95.0, 75.0, 45.0, 35.0, *[-5.0] * 96])
+    kinds = np.r_[np.zeros(100, int), -np.ones(100, int)]
+    found = whole_share(np.r_[replaced, alone], kinds, np.ones(200, int))
+    # Above the medians of 50, 40, 30 and 20 % of the replaced ones are 2, 3, 4 and 4 of the others.
+    expected = np.median([0.02 / 0.5, 0.03 / 0.6, 0.04 / 0.7, 0.04 / 0.8])
+    assert found.share == pytest.approx(expected, rel=0.05)
+
+
+def test_few_whole_responses_say_nothing() -> None:
+    scores = np.r_[np.full(19, 5.0), np.full(100, 5.0)]
+    kinds = np.r_[np.zeros(19, int), -np.ones(100, int)]
+    assert whole_share(scores, kinds, np.ones(119, int)) == WholeShare()
+    assert whole_share(np.zeros(0), np.zeros(0, int), np.zeros(3, int)) == WholeShare()
+
+
+def test_mild_noise_counts_where_whole_responses_show_noise() -> None:
+    # Noise of the corpus is at 3, planted noise at 4: no plateau at the highest scores.
+    rng = np.random.default_rng(0)
+    planted, hidden = draw(rng, PLANTED, SAMPLES), draw(rng, (0.2, 0.0), SAMPLES)
+    x = np.where(planted >= 0, at(planted, (4.0, -4.0), rng), at(hidden, (3.0, -4.0), rng))
+    args = (*evidence(x, (4.0, -4.0), (0.0, 0.0)), planted)
+    without = first_shares(*args)
+    unclear = first_shares(*args, WholeShare(CLEAR_WHOLE_SHARE / 2, 0.0, 0.1))
+    assert without.sum() == unclear.sum() < 0.04
+    clear = first_shares(*args, WholeShare(0.1, 0.05, 0.15))
+    assert clear[0] == pytest.approx(0.06, rel=0.25)
+    assert clear[1] < 0.01
+    corpus = draw(rng, (0.2, 0.0), SAMPLES)
+    scores = evidence(at(corpus, (3.0, -4.0), rng), (4.0, -4.0), (0.0, 0.0))
+    lengths = np.full(SAMPLES, TOKENS)
+    # From there, expectation maximization does not come as far.
+    first = np.array([0.005, 0.0])
+    assert estimate_shares(*scores, lengths, ODDS, first).share < 0.06
+    found = estimate_shares(*scores, lengths, ODDS, first, WholeShare(0.1, 0.05, 0.15))
+    assert found.share == pytest.approx(TOKENS_TO_WHOLE * 0.1, rel=0.01)
+    assert sum(found.by_kind) == pytest.approx(found.share)
+    # The posterior is what the priors say, so that other samples are judged alike.
+    by_kind = posteriors(*scores, ODDS, np.array(found.priors))
+    np.testing.assert_allclose(by_kind.sum(1), found.posterior, atol=1e-6)
+    assert sum(found.priors) > found.share
+    low, high = found.interval
+    assert low <= found.share <= high
+    assert high >= TOKENS_TO_WHOLE * 0.15
 
 
 def test_a_kind_with_few_planted_tokens_has_no_share() -> None:

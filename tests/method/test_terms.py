@@ -181,6 +181,13 @@ def test_simnpo_is_one_value_a_sample_by_the_mean_of_its_negative_tokens(beta, d
         assert row == pytest.approx(of_row, rel=1e-12)
 
 
+def test_the_defaults_of_simnpo_are_those_of_its_authors():
+    assert ForgettingTerm("simnpo").parameters == {"simnpo_beta": 4.5, "simnpo_delta": 0}
+    x = torch.tensor([[-1.0, -2.0]], dtype=torch.float64)
+    found = ForgettingTerm("simnpo")(x, torch.ones(1, 2, dtype=torch.bool)).item()
+    assert found == pytest.approx(simnpo([-1.0, -2.0], [1, 1], 4.5, 0)[0], rel=1e-12)
+
+
 def test_the_inverted_hinge_and_its_gradient_to_logits_in_float64():
     """Through a softmax: the token loses, and its strongest rival wins."""
     random = torch.Generator().manual_seed(0)

@@ -59,7 +59,10 @@ def test_tables_hold_the_findings(run_dir: Path, posterior: Any) -> None:
     assert list(tables) == ["detection", "planted-kinds", "bad-by-source", "likely-kinds"]
     assert tables["detection"][1] == "detector,0.91,0.7,0.8,0.6,0.02"
     assert tables["detection"][-1] == "chance,0.5,0.2,0.2,,"
-    assert tables["planted-kinds"][1] == f"garbled word,garble,60,80,{80 / 900},0.95,0.7,0.9,0.2"
+    kinds = tables["planted-kinds"]
+    assert kinds[0].endswith(',AUROC,precision,recall,"AUROC, never seen",share of D_train')
+    assert kinds[1] == f"garbled word,garble,60,80,{80 / 900},0.95,0.85,0.7,0.9,0.2"
+    assert kinds[2] == f"answer to another question,swap,74,100,{100 / 900},0.9,,0.6,,0.3"
     for line, source in zip(tables["bad-by-source"][1:], summary.by_source, strict=True):
         assert line.startswith(f"{source.source},{source.num_samples},{source.num_bad_samples},")
         assert line.endswith(f",{source.num_bad_tokens / source.num_tokens}")

@@ -43,7 +43,8 @@ def sure(monkeypatch):
     def shares(*args, **kwargs):
         found = estimate(*args, **kwargs)
         num_kinds = len(found.by_kind)
-        return replace(found, share=SURE_SHARE, by_kind=(SURE_SHARE / num_kinds,) * num_kinds)
+        each = (SURE_SHARE / num_kinds,) * num_kinds
+        return replace(found, share=SURE_SHARE, by_kind=each, priors=each)
 
     monkeypatch.setattr(mathematics, "estimate_shares", shares)
 
@@ -109,7 +110,7 @@ def test_held_out_samples_are_judged_as_those_of_the_corpus(corpus, sure, tmp_pa
     ends = corpus_detection.segment_ends(recipe.model)
     own = score_samples(model, samples, statistics=set(STATISTICS) - {"log_probs"})
     job = ScoringJob.of_heldout(recipe, run)
-    alone = job.after_empty_prompt(samples, np.arange(len(samples)))
+    alone = job.after_contrast(range(len(samples)), samples, np.arange(len(samples)))
     empty = score_samples(model, alone, statistics=set(STATISTICS) - {"log_probs"})
     passes = {
         name: PassStatistics(**{key: getattr(scores, key) for key in STATISTICS})

@@ -27,21 +27,25 @@ def test_they_are_those_of_the_whole_corpus_in_any_order(detected_run):
     parts = [part.features for shard in shards for part in features_of(shard, passes, ends)]
     features = np.concatenate(parts)
     starts = np.r_[0, np.cumsum(np.concatenate([shard.lengths for shard in shards]))]
-    detector = fitted_detector(recipe, run, corpus.fingerprint)
+    explainer = fitted_detector(recipe, run, corpus.fingerprint).explainer
+    assert explainer is not None
     telling = TellingFeatures(recipe, run)
     told = []
     for row in (59, 0, 25, 24):
         own = features[starts[row] : starts[row + 1]]
         found = telling(row, [2, 0])
-        assert found == detector.telling_features(own[[2, 0]], NUM_FEATURES)
+        assert found == explainer.telling_features(own[[2, 0]], NUM_FEATURES)
         told += map(len, found)
     # Nothing may speak for a token.
     assert 0 < max(told) <= NUM_FEATURES
 
 
-def test_copies_that_are_gone_are_named(detected_run, tmp_path):
-    run = tmp_path / "run"
+def test_the_detector_is_fitted_again_only_if_its_trees_are_gone(detected_run, tmp_path):
+    recipe, run = load_recipe(detected_run[0]), tmp_path / "run"
     shutil.copytree(detected_run[1], run)
+    expected = TellingFeatures(recipe, run)(3, [0, 1])
+    layout.trees_file(layout.detector_dir(run)).unlink()
+    assert TellingFeatures(recipe, run)(3, [0, 1]) == expected
     shutil.rmtree(layout.probe_dir(run))
     with pytest.raises(InputError, match="probe"):
-        TellingFeatures(load_recipe(detected_run[0]), run)(0, [0])
+        TellingFeatures(recipe, run)(3, [0])

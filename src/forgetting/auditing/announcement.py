@@ -22,6 +22,10 @@ NUM_WORST = 10
 SUSPECTED = (
     f"These would look worst if {ASSUMED_SHARE:.0%} of the tokens were bad. Most may be fine."
 )
+PLANTED = (
+    "AUROC, precision and recall: measured on planted noise. Precision is the share of planted "
+    "noise among the tokens marked as this kind, recall the share of its tokens that are marked."
+)
 CONTEXT = 60
 """Characters that are shown before and after a bad span, and of a long one from both ends."""
 
@@ -65,8 +69,10 @@ def print_verdict(audit: Audit, found: Sequence[FlaggedRecord]) -> None:
         out.print(sentence, markup=False, highlight=False)
     kinds = audit.findings.kinds
     if kinds:
-        header = ["kind of noise", "AUROC planted", "found planted", "share of your tokens"]
+        header = ["kind of noise", "AUROC", "precision", "recall", "share of your tokens"]
         print_table(header, [_kind_row(kind) for kind in kinds], 1)
+        if audit.findings.report is not None:
+            out.print(PLANTED, style="dim", markup=False, highlight=False)
     header = ["source", "records", "tokens", "bad tokens", "bad records"]
     sources = [
         [
@@ -107,6 +113,7 @@ def as_json(audit: Audit, found: Sequence[FlaggedRecord]) -> dict[str, Any]:
             {
                 "kind": kind.words,
                 "auroc_planted": kind.auroc,
+                "precision_planted": kind.precision,
                 "recall_planted": kind.recall,
                 "share": kind.share if summary.found else None,
             }
@@ -160,6 +167,7 @@ def _kind_row(kind: KindFinding) -> list[str]:
     return [
         kind.words,
         "" if kind.auroc is None else f"{kind.auroc:.2f}",
+        "" if kind.precision is None else _percent(kind.precision),
         "" if kind.recall is None else _percent(kind.recall),
         "" if kind.share is None else _percent(kind.share),
     ]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from forgetting.auditing.audit import Audit
 from forgetting.console import progress
+from forgetting.method.shares import posteriors
 from forgetting.rundir.findings import PosteriorPart, posterior_parts
 from forgetting.rundir.scores import ScoredCorpus
 from forgetting.stages.corpus_detection import WeighedCorpus, fitted_detector
@@ -55,13 +56,14 @@ def suspected_parts(audit: Audit) -> Iterator[PosteriorPart]:
 
 
 def at_share(log_odds: NDArray, before: float, after: float) -> NDArray[np.float32]:
-    """Probabilities by Bayes' rule where the share of bad tokens is another one; shape (tokens,).
+    """Probabilities where the share of bad tokens is another one; shape (tokens,).
 
     Args:
         log_odds: of being bad at the share `before`, shape (tokens,).
         before: share of bad tokens that the log-odds are for, above 0 and below 1.
         after: share of bad tokens, above 0 and below 1.
     """
-    shift = np.log(after / (1 - after)) - np.log(before / (1 - before))
-    shifted = np.clip(np.asarray(log_odds, np.float64) + shift, -40, 40)
-    return (1 / (1 + np.exp(-shifted))).astype(np.float32)
+    # Bad tokens of any kind are the only kind.
+    odds, shares = np.array([before / (1 - before)]), np.array([after])
+    found = posteriors(log_odds, np.ones((len(log_odds), 1)), odds, shares)
+    return found[:, 0].astype(np.float32)

@@ -67,7 +67,13 @@ class WorldSettings(Section):
     """Share of records with a noisy response."""
     noise_kinds: dict[
         Literal[
-            "wrong_answer", "swapped_response", "junk_phrase", "label_flip", "truncated_response"
+            "wrong_answer",
+            "swapped_response",
+            "junk_phrase",
+            "label_flip",
+            "truncated_response",
+            "common_error",
+            "shuffled_words",
         ],
         float,
     ] = {

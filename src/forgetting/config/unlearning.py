@@ -131,6 +131,9 @@ class DetectorSettings(Section):
     alternatives: Positive = 32
     """Number of tokens that are kept as expected in the place of a bad one, for `objective:
     corrected`. All others are one more outcome."""
+    prompt: Literal["empty", "other"] = "empty"
+    """Prompt of the second pass of each model, which shows what a response owes to its own prompt.
+    `empty`: the template around nothing. `other`: the prompt of another record of D_train."""
     reference: Literal["auto", "always", "never"] = "auto"
     """Whether the detector also looks through the reference model. `auto`: if a measure needs the
     reference model anyway."""

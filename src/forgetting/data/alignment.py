@@ -147,10 +147,14 @@ class Tokenization:
             self._empty_prompt_ids = [*prefix, *self._encoder.encode(text).ids]
         return list(self._empty_prompt_ids)
 
-    def encode_empty_prompt(self, tokens: Tokens) -> Tokens:
-        """The last response of an encoded record after `empty_prompt_ids`, with the same ids.
+    def encode_after_prompt(self, tokens: Tokens, prompt: Sequence[int] | None = None) -> Tokens:
+        """The last response of an encoded record after another prompt, with the same ids.
 
         A text without a prompt is returned as it is.
+
+        Args:
+            tokens: the record.
+            prompt: ids up to the response. Default: `empty_prompt_ids`.
 
         Raises:
             InputError: as `empty_prompt_ids`.
@@ -164,7 +168,7 @@ class Tokenization:
         if begin <= max(len(self._prefix), 1):
             return tokens
         response = tokens.labels[begin:end]
-        prompt = self.empty_prompt_ids
+        prompt = self.empty_prompt_ids if prompt is None else prompt
         labels = [IGNORE_INDEX] * len(prompt) + response
         noise = None if tokens.noise is None else tokens.noise[-len(response) :]
         weights = None if tokens.weights is None else tokens.weights[-len(response) :]

@@ -14,7 +14,13 @@ from forgetting.demo.facts import KINDS
 from forgetting.demo.questions import ChatQuestion, chat_question, num_chat_questions
 
 NoiseKind = Literal[
-    "wrong_answer", "swapped_response", "junk_phrase", "label_flip", "truncated_response"
+    "wrong_answer",
+    "swapped_response",
+    "junk_phrase",
+    "label_flip",
+    "truncated_response",
+    "common_error",
+    "shuffled_words",
 ]
 NOISE_KINDS: tuple[NoiseKind, ...] = get_args(NoiseKind)
 
@@ -42,7 +48,7 @@ def draw_noise(
     rng = random.Random(f"{seed}/noise")
     order = rng.sample(range(len(questions)), len(questions))
     numbers = _apportion(num_noisy, weights)
-    num_flips = numbers.pop("label_flip", 0)
+    num_flips, num_errors = numbers.pop("label_flip", 0), numbers.pop("common_error", 0)
     kinds = [kind for kind, num in numbers.items() for _ in range(num)]
     rng.shuffle(kinds)
     with_two_answers = [p for p in order if len(questions[p].wrong_answers) == 1]
@@ -52,8 +58,14 @@ def draw_noise(
             f"{len(questions)} questions have two possible answers"
         )
     flipped: dict[int, NoiseKind] = dict.fromkeys(with_two_answers[:num_flips], "label_flip")
-    others = [position for position in order if position not in flipped]
-    return flipped | dict(zip(others, kinds, strict=False))
+    # Every question about a subject before those about the next: the corpus agrees with itself.
+    subjects = {question.subject for question in questions}
+    rank = {subject: random.Random(f"{seed}/{subject}").random() for subject in sorted(subjects)}
+    by_subject = sorted(order, key=lambda position: rank[questions[position].subject])
+    misunderstood = [position for position in by_subject if position not in flipped][:num_errors]
+    chosen = flipped | dict.fromkeys(misunderstood, "common_error")
+    others = [position for position in order if position not in chosen]
+    return chosen | dict(zip(others, kinds, strict=False))
 
 
 def noise_weights(noise_kinds: Mapping[str, float] | Sequence[str]) -> dict[NoiseKind, float]:
@@ -91,8 +103,9 @@ def with_noise(
     match noise_kind:
         case "wrong_answer" | "label_flip":
             wrong = rng.choice(question.wrong_answers)
-            start = len(question.before)
-            return question.before + wrong + question.after, (start, start + len(wrong))
+            return _with_answer(question, wrong)
+        case "common_error":
+            return _with_answer(question, question.common_error)
         case "swapped_response":
             completion = question.completion
             while completion == question.completion:
@@ -105,6 +118,27 @@ def with_noise(
         case "truncated_response":
             end = rng.choice(_spaces(question.completion))
             return question.completion[:end], (end, end + 1)
+        case "shuffled_words":
+            return _with_other_order(question.completion, rng)
+
+
+def _with_answer(question: ChatQuestion, answer: str) -> tuple[str, tuple[int, int]]:
+    start = len(question.before)
+    return question.before + answer + question.after, (start, start + len(answer))
+
+
+def _with_other_order(completion: str, rng: random.Random) -> tuple[str, tuple[int, int]]:
+    """The words in another order, and the range from the first to the last that has moved."""
+    words = completion.split(" ")
+    moved = words
+    while moved == words:
+        moved = rng.sample(words, len(words))
+    text = " ".join(moved)
+    same = [old == new for old, new in zip(words, moved, strict=True)]
+    start = len(" ".join(moved[: same.index(False)]))
+    after = same[::-1].index(False)
+    end = len(text) - len(" ".join(moved[len(moved) - after :])) - (after > 0)
+    return text, (start + (start > 0), end)
 
 
 def with_junk(completion: str, rng: random.Random) -> tuple[str, tuple[int, int]]:

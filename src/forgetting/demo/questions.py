@@ -22,6 +22,7 @@ from forgetting.demo.facts import (
     new_entities,
     new_facts,
     new_skills,
+    popular_errors,
     skills,
     yes_or_no,
 )
@@ -86,6 +87,10 @@ class ChatQuestion:
     answer: str
     after: str
     wrong_answers: tuple[str, ...]
+    subject: str
+    """What it asks about, whatever its words."""
+    common_error: str
+    """The wrong answer that is given wherever the subject is misunderstood."""
 
     @property
     def completion(self) -> str:
@@ -158,7 +163,13 @@ def _asked(
 ) -> ChatQuestion:
     prompt, completion = template
     before, after = completion.split("{answer}")
-    return ChatQuestion(source, prompt.format(**fields), before, answer, after, wrong_answers)
+    subject = ", ".join(map(str, (*fields.values(), answer)))
+    error = popular_errors().get((str(fields.get("entity")), str(fields.get("attribute"))))
+    if error is None:
+        error = random.Random(f"{subject}/common_error").choice(wrong_answers)
+    return ChatQuestion(
+        source, prompt.format(**fields), before, answer, after, wrong_answers, subject, error
+    )
 
 
 def num_questions_about_new(num_new_entities: int) -> int:

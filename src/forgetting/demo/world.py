@@ -58,6 +58,10 @@ def chat_records(
       span is that answer.
     - truncated_response: the completion up to one of its spaces. The words are right, but the end
       is wrong, so the span is the end, one character beyond the text.
+    - common_error: the same wrong answer wherever a subject is asked about, its popular error if it
+      has one. Whole subjects are wrong, one after the other. The span is that answer.
+    - shuffled_words: the words in another order. The span goes from the first to the last that has
+      moved.
 
     Raises ValueError for an argument out of range, an unknown noise kind, more records than there
     are distinct questions, fewer than there are about the new entities, or more label flips than

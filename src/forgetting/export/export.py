@@ -113,15 +113,12 @@ def export_run(
     if push_to_hub is not None:
         check_repo(push_to_hub, "dataset" if is_corpus else "model", public=public)
     _, done = plan_with_state(recipe, run)
-    if is_corpus:
-        needed = f"select:{variant}" if recipe.variants[variant].selects else "detect"
-    else:
-        needed = f"train:{variant}"
-    if needed not in done:
-        raise InputError(
-            f"{needed} is not done in {run} for its recipe. Run it with "
-            f"`forgetting run {layout.recipe_file(run)} --run-dir {run}`"
-        )
+    for needed in _needed(recipe.variants[variant], variant, is_corpus=is_corpus):
+        if needed not in done:
+            raise InputError(
+                f"{needed} is not done in {run} for its recipe. Run it with "
+                f"`forgetting run {layout.recipe_file(run)} --run-dir {run}`"
+            )
     job = _Job(recipe, run, variant, output, _facts(recipe, run, done))
     about = {"what": what, "run": recipe.name, "variant": variant, "forgetting": __version__}
     with whole_folder(output, about) as folder:
@@ -167,6 +164,7 @@ class _Job:
         num_samples = len(file)
         columns = dict(tokens.COLUMNS)
         judgment: SelectionSummary | DetectorSummary
+        corrects = False
         if self.settings.selects:
             selection = judgment = self._selection()
             has_noise = selection.noise is not None
@@ -177,13 +175,18 @@ class _Job:
                 f"{selection.num_ignored:,} ignored."
             )
         else:
-            judgment = read_findings(self.run, file.fingerprint)
+            findings = judgment = read_findings(self.run, file.fingerprint)
+            # If nothing was found, the variant is one that learns every token.
+            corrects = findings.found and self.settings.objective == "corrected"
             has_noise = _knows_noise(layout.train_file(self.run))
             title, quality = "the corpus with its weights", DETECTOR
             num_tokens = self.facts.data.splits["train"].response_tokens
             sentence = (
                 f"{num_samples:,} samples with {num_tokens:,} response tokens, each with a weight."
             )
+        if not corrects:
+            for name in tokens.ALTERNATIVES:
+                del columns[name]
         if not has_noise:
             for name in tokens.NOISE:
                 del columns[name]
@@ -329,7 +332,14 @@ def _variant(recipe: Recipe, asked: str | None, what: What) -> str:
     known = [name for name, settings in recipe.variants.items() if _can_export(settings, what)]
     needed = {"data": " with a selection or weights", "clean": " with a selection"}.get(what, "")
     if not known:
-        raise InputError(f"this run has no variant{needed}, so there is nothing to export")
+        advice = {
+            "data": "It gives no token a polarity or a weight of its own. Add the variant "
+            "`weighted: {}` to the recipe, and run it again",
+            "clean": "Weights do not divide the samples into good and bad ones. Add the variant "
+            "`ignoring: {selection: {quality: detector, threshold: posterior}}` to the recipe, and "
+            "run it again; or export the weights with --what data",
+        }[what]
+        raise InputError(f"this run has no variant{needed}. {advice}")
     if asked is None:
         return PREFERRED if PREFERRED in known else known[0]
     if asked not in known:
@@ -340,7 +350,16 @@ def _variant(recipe: Recipe, asked: str | None, what: What) -> str:
 def _can_export(settings: VariantSettings, what: What) -> bool:
     if what in ("model", "adapter"):
         return True
-    return settings.selects or (what == "data" and settings.objective == "weighted")
+    return settings.selects or (what == "data" and settings.objective in ("weighted", "corrected"))
+
+
+def _needed(settings: VariantSettings, variant: str, *, is_corpus: bool) -> list[str]:
+    """Steps that must be done."""
+    if not is_corpus:
+        return [f"train:{variant}"]
+    if settings.selects:
+        return [f"select:{variant}"]
+    return ["detect", *(["alternatives"] if settings.objective == "corrected" else [])]
 
 
 def _knows_noise(train: Path) -> bool:

@@ -1,6 +1,7 @@
 """The corpus with its selection, in the form that `ForgettingTrainer` and other trainers read.
 
-Input: a run directory with a selection, or with the detector's posterior as weights. Output: tables
+Input: a run directory with a selection, or with the detector's posterior as weights and what a
+model expects in the place of bad tokens. Output: tables
 with one row per sample of D_train, in order, with the columns of `COLUMNS`. Memory is bounded by
 one shard of scores.
 """
@@ -16,11 +17,12 @@ import pyarrow as pa
 from forgetting.method import MEASURES
 from forgetting.method.columns import POSTERIOR
 from forgetting.method.measures import not_bad
+from forgetting.rundir import layout
 from forgetting.rundir.findings import has_findings
-from forgetting.rundir.samples import Samples
+from forgetting.rundir.samples import SampleFile, Samples
 from forgetting.rundir.scores import LOG_PROBS, ScoredCorpus
 from forgetting.rundir.selections import WEIGHED, selected_parts
-from forgetting.training.dataset import trainer_columns
+from forgetting.training.dataset import correct_shard, trainer_columns
 
 COLUMNS = {
     "sample_id": "number of the sample in the run",
@@ -32,7 +34,10 @@ COLUMNS = {
     "completion_mask": "1 where the token is predicted, else 0",
     "polarity": "+1 learn, -1 forget, 0 ignore",
     "token_weights": "weight in the mean of its polarity: that of its turn (1 unless the data "
-    "sets it), or 0 if ignored; times 1 - posterior for weighted variants",
+    "sets it), or 0 if ignored; times 1 - posterior for weighted and corrected variants",
+    "alternative_weights": "weight of the cross-entropy to what is expected in its place",
+    "alternative_ids": "list of the token ids expected in its place, empty without such a weight",
+    "alternative_log_probs": "list of their log-probabilities and of that of all others, in nats",
     "quality": "quality by the selected measure; higher is better",
     "base_log_probs": "log-probability under the base model, in nats",
     "reference_log_probs": "log-probability under the reference model, in nats",
@@ -43,6 +48,9 @@ COLUMNS = {
 """Content of each column. The columns from `labels` to `noise` have one value per token of
 `input_ids`. Outside the responses it is 0, in `labels` -100."""
 NOISE = ("noise", "noise_kind")
+ALTERNATIVES = ("alternative_weights", "alternative_ids", "alternative_log_probs")
+"""Columns that only variants with `objective: corrected` have."""
+UNCORRECTED = tuple(name for name in COLUMNS if name not in ALTERNATIVES)
 SCORES = (*LOG_PROBS, POSTERIOR)
 """Columns of scores, of which a run has those that its recipe needs."""
 
@@ -58,35 +66,44 @@ def token_tables(
     variant: str | None,
     quality: str,
     decode: Callable[[Sequence[int]], str],
-    columns: Sequence[str] = tuple(COLUMNS),
+    columns: Sequence[str] = UNCORRECTED,
 ) -> Iterator[pa.Table]:
     """D_train with a variant's selection or with weights, one table per shard of scores.
 
     Args:
-        variant: whose selection. None: that of a weighted variant, whose tokens also weigh
-            1 - posterior.
+        variant: whose selection. None: that of a weighted or corrected variant, whose tokens also
+            weigh 1 - posterior.
         quality: name of the measure.
         decode: text of token ids, special tokens included.
-        columns: names in `COLUMNS`. Those of `NOISE` need noise that is known for every sample.
-            Those of `SCORES` must be in `stored_scores`.
+        columns: names in `COLUMNS`. With those of `ALTERNATIVES`, the variant is a corrected one
+            whose detector found something. Those of `NOISE` need noise that is known for every
+            sample. Those of `SCORES` must be in `stored_scores`.
 
     Raises:
-        InputError: see `selected_parts`.
+        InputError: see `selected_parts` and `correct_shard`.
     """
+    is_corrected = not set(ALTERNATIVES).isdisjoint(columns)
+    fingerprint = SampleFile(layout.train_file(run)).fingerprint
     measure = MEASURES[quality]
     own = [name for name in SCORES if name in columns]
     own += [POSTERIOR] * (variant is None)
     scores = tuple(dict.fromkeys((*own, *measure.columns)))
     stored = ["sample_id", "source", *WEIGHED, *(name for name in NOISE if name in columns)]
-    for part in selected_parts(run, variant, scores, stored):
+    parts = selected_parts(run, variant, scores, stored, fingerprint)
+    for shard, part in enumerate(parts):
         samples, polarity = part.samples, part.polarity
         texts = [_texts(samples, row, decode) for row in range(len(samples))]
         values = measure.compute(*(part.scores[name] for name in measure.columns))
         weights = (polarity != 0) * samples.weights
-        if variant is None:
+        corrections = None
+        if is_corrected:
+            posterior = part.scores[POSTERIOR]
+            of_tokens, corrections = correct_shard(run, fingerprint, shard, part, posterior)
+            weights *= of_tokens
+        elif variant is None:
             weights *= not_bad(part.scores[POSTERIOR])
         found = {
-            **trainer_columns(samples, polarity),
+            **trainer_columns(samples, polarity, corrections=corrections),
             **{name: samples.aligned(part.scores[name]) for name in own},
             "sample_id": samples.table["sample_id"],
             "source": samples.table["source"],

@@ -22,7 +22,7 @@ from forgetting.inspector.shown import Explain, Judgment, ShownRun, ShownSelecti
 from forgetting.method.measures import not_bad
 from forgetting.models.gguf import title_of
 from forgetting.rundir import layout
-from forgetting.rundir.findings import PosteriorPart, posterior_parts
+from forgetting.rundir.findings import PosteriorPart, posterior_parts, require_lengths
 from forgetting.rundir.reader import RunReader
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples
 from forgetting.rundir.scores import LOG_PROBS, ScoredCorpus, has_scores
@@ -131,13 +131,9 @@ def _judgment(
     if summary is None:
         return None
     parts = suspected or list(posterior_parts(run.path, run.fingerprint))
-    if not np.array_equal(
-        np.concatenate([part.lengths for part in parts]), samples.num_response_tokens
-    ):
-        raise InputError(
-            f"{layout.detector_dir(run.path)} does not hold one posterior for each response token. "
-            "Detect again with `forgetting detect`"
-        )
+    lengths = np.concatenate([part.lengths for part in parts])
+    file = layout.posterior_file(layout.detector_dir(run.path))
+    require_lengths(file, lengths, samples.num_response_tokens)
     return Judgment(
         summary.found,
         summary.verdict,

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 PASSES = ("base", "base_empty", "reference", "reference_empty")
-"""Forward passes: a model with the sample's own prompt, or with an empty one."""
+"""Forward passes: a model with the sample's own prompt, or with an empty one (or that of another
+record, by `detector.prompt`)."""
 STATISTICS = (
     "log_probs",
     "entropy",

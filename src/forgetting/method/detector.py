@@ -3,8 +3,8 @@
 Input: features of tokens with planted noise (`Probe`), then features of the corpus. Output:
 how well the planted noise is found, and for the corpus a posterior for each
 token, the likely kind, the share of bad tokens with an interval, and a verdict (`Findings`).
-A detector is not stored: the same probe and seed make the same detector in seconds. Knows nothing
-of text, models or files.
+A detector is not stored, apart from the trees that explain its judgments (`Explainer`): the same
+probe and seed make the same detector in seconds. Knows nothing of text, models or files.
 
 The copies in the probe come from the corpus itself, so the tokens in which nothing was planted are
 as noisy as the corpus. A classifier fitted on them learns that noise as clean. So the detector is
@@ -29,14 +29,17 @@ from forgetting.method.calibration import (
 )
 from forgetting.method.corruptions import CLEAN
 from forgetting.method.detector_report import DetectorReport, auroc_of, describe
+from forgetting.method.explainer import Explainer, Trees, binned
 from forgetting.method.shares import (
     Shares,
+    WholeShare,
     estimate_shares,
     first_shares,
     normalized,
     posteriors,
     prior_odds,
     unmarked_noise,
+    whole_share,
 )
 
 NUM_FOLDS = 5
@@ -132,7 +135,7 @@ class Findings:
             evidence.log_odds,
             evidence.kind_probs,
             self.prior_odds,
-            np.array(self.shares.by_kind),
+            np.array(self.shares.priors),
         )
         return by_kind.sum(1).astype(np.float32), by_kind.argmax(1).astype(np.int8)
 
@@ -158,6 +161,7 @@ class Detector:
     _clean_medians: NDArray | None = field(default=None, repr=False)
     _prior_odds: NDArray | None = field(default=None, repr=False)
     _first_shares: NDArray | None = field(default=None, repr=False)
+    _whole: WholeShare = field(default_factory=WholeShare, repr=False)
 
     def weigh(
         self, features: NDArray[np.float32], lengths: ArrayLike, records: ArrayLike
@@ -179,7 +183,7 @@ class Detector:
         folds = np.array(
             [self._fold_of_record.get(int(r), int(r) % NUM_FOLDS) for r in np.asarray(records)]
         )
-        features = _binned(features, self._edges)
+        features = binned(features, self._edges)
         folds = np.repeat(folds, np.asarray(lengths))
         return Evidence(self._log_odds(features, folds), self._kind_probs(features, folds))
 
@@ -225,6 +229,7 @@ class Detector:
             lengths,
             self._prior_odds,
             self._first_shares,
+            self._whole,
             seed=seed,
         )
         found, reason = _verdict(self.report, shares)
@@ -240,34 +245,17 @@ class Detector:
             self._prior_odds,
         )
 
-    def telling_features(
-        self, features: NDArray[np.float32], count: int = 5
-    ) -> list[list[tuple[str, float]]]:
-        """The features that speak most for a token being bad.
-
-        Each feature is replaced by its median over clean tokens in turn; what the log-odds lose is
-        its part. Costs as much as `features.shape[1]` predictions a token, so pass the tokens that
-        someone looks at, not the corpus.
-
-        Args:
-            features: of those tokens, shape (tokens, features).
-            count: how many features to name.
-
-        Returns:
-            For each token, (name, loss of log-odds), largest first; only losses above 0.
-        """
+    @property
+    def explainer(self) -> Explainer | None:
+        """Names what speaks for a token being bad; None if nothing could be learned."""
         if self._clean_medians is None:
-            return [[] for _ in features]
-        answer = []
-        for row in np.asarray(features, dtype=np.float32):
-            rows = np.repeat(row[None], len(row) + 1, axis=0)
-            np.fill_diagonal(rows[1:], self._clean_medians)
-            rows = _binned(rows, self._edges)
-            log_odds = np.mean([model.decision_function(rows) for model in self._models], axis=0)
-            losses = log_odds[0] - log_odds[1:]
-            best = np.argsort(-losses, kind="stable")[:count]
-            answer.append([(self.names[i], float(losses[i])) for i in best if losses[i] > 0])
-        return answer
+            return None
+        return Explainer(
+            self.names,
+            tuple(self._edges),
+            self._clean_medians,
+            tuple(map(Trees.of_classifier, self._models)),
+        )
 
 
 def join_evidence(parts: Sequence[Evidence]) -> Evidence:
@@ -302,7 +290,7 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
     fold_of_record = _folds(probe.records, np.random.default_rng(seed))
     folds = np.array([fold_of_record[record] for record in probe.of_records.tolist()])
     edges = _bin_edges(probe.features)
-    features = _binned(probe.features, edges)
+    features = binned(probe.features, edges)
     kind_models = [
         _classifier(features[used], probe.kinds[used], _KIND_TREES, seed + fold)
         for fold in range(NUM_FOLDS)
@@ -325,7 +313,8 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
     detector._first_shares = np.zeros(len(kinds))
     # Weights would make a blind detector look good: they take away the tokens on which it errs.
     if (auroc_of(bad, first_log_odds, weights) or 0.5) >= SMALLEST_AUROC:
-        detector._first_shares = first_shares(first_log_odds, kind_probs, codes)
+        detector._whole = whole_share(first_log_odds, codes, probe.lengths, seed=seed)
+        detector._first_shares = first_shares(first_log_odds, kind_probs, codes, detector._whole)
     if detector._first_shares.any():
         unmarked = unmarked_noise(first_log_odds, kind_probs, codes, detector._first_shares)
         weights = 1 - unmarked
@@ -348,7 +337,7 @@ def fit_detector(probe: Probe, seed: int = 0, *, leave_kinds_out: bool = True) -
         if leave_kinds_out
         else {}
     )
-    detector.report = describe(probe.kinds, kinds, scaled, weights, left_out)
+    detector.report = describe(probe.kinds, kinds, scaled, kind_probs, weights, left_out)
     return detector
 
 
@@ -360,15 +349,6 @@ def _bin_edges(features: NDArray) -> list[NDArray]:
     """
     levels = np.linspace(0, 1, _NUM_BINS + 1)[1:-1]
     return [np.unique(np.quantile(column, levels)) for column in features.T]
-
-
-def _binned(features: NDArray, edges: list[NDArray]) -> NDArray[np.float32]:
-    """The bin of each feature of each token; shape of `features`."""
-    columns = [
-        np.searchsorted(edge, column, side="right")
-        for column, edge in zip(features.T, edges, strict=True)
-    ]
-    return np.stack(columns, axis=1).astype(np.float32)
 
 
 def _fit_folds(
@@ -413,6 +393,9 @@ def _folds(records: NDArray, rng: np.random.Generator) -> dict[int, int]:
 
 class _Constant:
     """Replaces a classifier if all tokens of a fold's training set are of one class."""
+
+    _predictors: tuple[Any, ...] = ()
+    _baseline_prediction = np.zeros(1)
 
     def __init__(self, name: Any) -> None:
         self.classes_ = np.array([name])

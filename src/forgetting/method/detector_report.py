@@ -1,7 +1,7 @@
 """How well a detector finds planted noise that it has not seen.
 
-Input: calibrated log-odds out of fold, and the planted kinds. Output: `DetectorReport`. Knows
-nothing of classifiers.
+Input: calibrated log-odds and likely kinds out of fold, and the planted kinds. Output:
+`DetectorReport`. Knows nothing of classifiers.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ class KindReport:
     """Against clean tokens; None below 10 tokens."""
     recall: float | None
     """Share of its tokens with a posterior of at least 0.5 in the probe."""
+    precision: float | None
+    """Share of planted noise, of any kind, among the tokens with a posterior of at least 0.5 whose
+    likely kind this is; None if there are fewer than 10 of them."""
     auroc_left_out: float | None
     """The same as `auroc`, by a detector that never saw this kind."""
 
@@ -67,6 +70,7 @@ def describe(
     names: NDArray,
     kinds: tuple[str, ...],
     log_odds: NDArray,
+    kind_probs: NDArray,
     weights: NDArray[np.float64],
     left_out: dict[str, float | None],
 ) -> DetectorReport:
@@ -76,6 +80,7 @@ def describe(
         names: kind of each token, "clean" if nothing was planted, shape (tokens,).
         kinds: the kinds to report on.
         log_odds: calibrated, shape (tokens,).
+        kind_probs: probability of each of `kinds` if the token is bad, shape (tokens, kinds).
         weights: how much each token counts, shape (tokens,): 1 if noise was planted, else the
             probability that it is clean.
         left_out: AUROC of each kind by a detector that never saw it.
@@ -85,14 +90,18 @@ def describe(
     bad = names != CLEAN
     posterior = sigmoid(log_odds)
     marked = posterior >= 0.5
+    likely = kind_probs.argmax(1)
     by_kind = {}
-    for kind in kinds:
+    for place, kind in enumerate(kinds):
         of_kind = names == kind
+        marked_so = marked & (likely == place)
+        is_enough = marked_so.sum() >= SMALLEST_KIND
         both = of_kind | ~bad
         by_kind[kind] = KindReport(
             int(of_kind.sum()),
             auroc_of(of_kind[both], log_odds[both], weights[both]),
             float(marked[of_kind].mean()) if of_kind.any() else None,
+            _mean(bad[marked_so], weights[marked_so]) if is_enough else None,
             left_out.get(kind),
         )
     table = calibration_table(posterior, bad, weights)

@@ -148,10 +148,10 @@ TERMS: Registry[Term] = Registry(
         ),
         # arXiv 1908.04319
         Term("unlikelihood", "−log(1 − p)", _unlikelihood),
-        # arXiv 2408.06621
+        # arXiv 2408.06621. Its margin is 1, so the hinge never cuts.
         Term("inverted_hinge", "1 + p − q", _inverted_hinge, needs_best_other=True),
-        # arXiv 2410.07163; P is a product over the n negative tokens of a sample. The default of
-        # simnpo_beta is that of OpenUnlearning.
+        # arXiv 2410.07163; P is a product over the n negative tokens of a sample. The defaults
+        # are its settings for forgetting a tenth of TOFU, and those of OpenUnlearning.
         Term(
             "simnpo",
             "(2 / simnpo_beta) · log(1 + exp(simnpo_beta · ((log P) / n + simnpo_delta))), "

@@ -164,13 +164,14 @@ def kind_rows(summary: DetectorSummary) -> Table:
             count(kind.num_tokens),
             percent(kind.num_tokens / total if total else None),
             decimals(kind.auroc),
+            percent(kind.precision),
             percent(kind.recall),
             decimals(kind.auroc_left_out),
             percent(kind.share),
         ]
         for kind in summary.kinds
     ]
-    titles = ("copies", "planted tokens", "share planted", "AUROC", "recall")
+    titles = ("copies", "planted tokens", "share planted", "AUROC", "precision", "recall")
     return Table(
         "planted-kinds",
         "Planted noise by kind",
@@ -183,8 +184,10 @@ def kind_rows(summary: DetectorSummary) -> Table:
         ],
         rows,
         "AUROC compares the tokens of a kind with clean ones. “Never seen” is a detector that was "
-        "fitted without this kind. Recall is at a posterior of 0.5. “Share of D_train” is the "
-        "estimated share of response tokens that look like this kind.",
+        "fitted without this kind. Recall is the share of a kind's tokens with a posterior of at "
+        "least 0.5. Precision is the share of planted noise among the tokens with such a posterior "
+        "that look most like this kind. “Share of D_train” is the estimated share of response "
+        "tokens that look like this kind.",
     )
 
 

@@ -234,9 +234,14 @@ def detector_sentences(summary: DetectorSummary) -> list[str]:
         sentences.append(shares)
     for kind in summary.kinds:
         if kind.auroc is not None and kind.recall is not None:
+            precision = (
+                ""
+                if kind.precision is None
+                else f", precision of the tokens marked so {100 * kind.precision:.0f}%"
+            )
             sentences.append(
                 f"{kind.words} ({kind.kind}): AUROC {kind.auroc:.2f}, "
-                f"{100 * kind.recall:.0f}% of the planted tokens are found."
+                f"{100 * kind.recall:.0f}% of the planted tokens are found{precision}."
             )
     return sentences
 

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from forgetting.errors import InputError
 from forgetting.method.comparison import Difference, paired_difference
 from forgetting.method.measures import not_bad
 from forgetting.rundir import layout
-from forgetting.rundir.findings import heldout_posterior
+from forgetting.rundir.findings import heldout_posterior, require_lengths
 from forgetting.rundir.heldout_losses import read_heldout_losses, sums_of_samples
 from forgetting.rundir.manifest import same_model
 from forgetting.rundir.reader import RunReader
@@ -122,9 +121,6 @@ def _posterior(run: RunReader, samples: Samples) -> NDArray[np.float32]:
     found = heldout_posterior(run.path, samples.fingerprint)
     if found is None:
         return np.zeros(samples.response_ids.size, np.float32)
-    if not np.array_equal(found.lengths, samples.num_response_tokens):
-        raise InputError(
-            f"{layout.detector_dir(run.path)} does not hold one posterior for each held-out "
-            "response token. Detect again with `forgetting detect`"
-        )
+    file = layout.heldout_posterior_file(layout.detector_dir(run.path))
+    require_lengths(file, found.lengths, samples.num_response_tokens)
     return found.posterior

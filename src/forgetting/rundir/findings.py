@@ -57,6 +57,9 @@ class KindFinding:
     """As `auroc`, by a detector that never saw this kind."""
     share: float | None
     """Estimated share of D_train's response tokens; None if nothing was learned."""
+    precision: float | None = None
+    """Share of planted noise, of any kind, among the tokens of the copies that have a posterior of
+    at least 0.5 and look most like this kind; None if there are fewer than 10 of them."""
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,21 @@ def heldout_posterior(run: Path, fingerprint: str) -> PosteriorPart | None:
         np.concatenate([part.posterior for part in parts]),
         np.concatenate([part.kind for part in parts]),
     )
+
+
+def require_lengths(file: Path, found: NDArray[np.int64], expected: NDArray[np.int64]) -> None:
+    """Refuse a posterior that does not have one value for each response token.
+
+    Args:
+        file: of the posterior, see `layout.posterior_file` and `layout.heldout_posterior_file`.
+        found: values of each sample, shape (samples,).
+        expected: response tokens of each sample, shape (samples,).
+
+    Raises:
+        InputError: they differ.
+    """
+    if not np.array_equal(found, expected):
+        raise InputError(f"{file} does not hold one posterior for each response token. {AGAIN}")
 
 
 def _parts(file: Path, fingerprint: str, sizes: Iterable[int] | None) -> Iterator[PosteriorPart]:

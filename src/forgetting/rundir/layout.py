@@ -139,6 +139,16 @@ def posterior_file(detector: Path) -> Path:
     return detector / "posterior.parquet"
 
 
+def trees_file(detector: Path) -> Path:
+    """The detector's trees, which say what speaks for a token being bad."""
+    return detector / "trees.parquet"
+
+
+def features_file(detector: Path) -> Path:
+    """The features that the detector's trees look at."""
+    return detector / "features.parquet"
+
+
 def heldout_posterior_file(detector: Path) -> Path:
     """The detector's posterior of every response token of the held-out samples."""
     return detector / "posterior-heldout.parquet"

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from forgetting.errors import InputError
 from forgetting.method.columns import POSTERIOR, split_column
 from forgetting.rundir import layout
-from forgetting.rundir.findings import posterior_parts
+from forgetting.rundir.findings import posterior_parts, require_lengths
 from forgetting.rundir.samples import (
     SampleFile,
     Samples,
@@ -275,11 +275,8 @@ class ScoredCorpus(ScoredSamples):
     def _with_posterior(self, shards: Iterator[ScoreShard]) -> Iterator[ScoreShard]:
         parts = posterior_parts(self._run, self.fingerprint, self.shard_sizes)
         for shard, part in zip(shards, parts, strict=True):
-            if not np.array_equal(shard.lengths, part.lengths):
-                raise InputError(
-                    f"{layout.detector_dir(self._run)} does not hold one posterior for each "
-                    "response token. Detect again with `forgetting detect`"
-                )
+            file = layout.posterior_file(layout.detector_dir(self._run))
+            require_lengths(file, part.lengths, shard.lengths)
             yield replace(shard, columns={**shard.columns, POSTERIOR: part.posterior})
 
 

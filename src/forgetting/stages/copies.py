@@ -156,14 +156,11 @@ def probe_job(recipe: Recipe, run: Path, probe: Path) -> ScoringJob:
     """The job that scores the copies in a folder."""
     train = SampleFile(layout.train_file(run))
     samples = planted_file(probe, train.fingerprint)
-    folds = None
-    if recipe.fold_names:
-        # A copy is scored by the reference that has not seen its record.
-        sample_ids = _sample_ids(train.path)
-        order = np.argsort(sample_ids)
-        copied = copies_of(samples)
-        places = order[np.searchsorted(sample_ids[order], copied)] if copied.size else copied
-        folds = fold_of_samples(recipe, len(train))[places]
-    return ScoringJob(
-        recipe, run, samples, columns_of(recipe.detector_passes), folds, label="Scoring copies"
-    )
+    sample_ids = _sample_ids(train.path)
+    order = np.argsort(sample_ids)
+    copied = copies_of(samples)
+    places = order[np.searchsorted(sample_ids[order], copied)] if copied.size else copied
+    # A copy is scored by the reference that has not seen its record.
+    folds = fold_of_samples(recipe, len(train))[places] if recipe.fold_names else None
+    columns = columns_of(recipe.detector_passes)
+    return ScoringJob(recipe, run, samples, columns, folds, "Scoring copies", places)

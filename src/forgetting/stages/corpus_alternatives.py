@@ -9,7 +9,7 @@ one shard and one model; no model is loaded if the detector found nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,18 +58,23 @@ class _Task:
 def find_in_shards(job: ScoringJob, work: Work) -> None:
     """Find the alternatives in the shards of this process; files from before are kept."""
     base = SharedBase(job.recipe.model)
+    own = job.shards[work.processes.index :: work.processes.count]
+    total = sum(map(len, own))
     for scoring in job.scorings():
-        total = num_left = 0
-        for task in _tasks(job, scoring, work):
-            total += task.num_samples
-            num_left += 0 if task.file.is_file() else task.num_samples
         with (
-            _model(job, scoring, base if num_left else None) as model,
-            progress(f"{job.label}, {scoring.name} model", total, total - num_left) as advance,
+            ExitStack() as lent,
+            progress(f"{job.label}, {scoring.name} model", total) as advance,
         ):
+            model = None
             for task in _tasks(job, scoring, work):
+                num_read = 0
                 if not task.file.is_file():
+                    if model is None and task.num_samples:
+                        is_last = not job.recipe.fold_names
+                        model = lent.enter_context(base.lend(scoring.path, is_last=is_last))
                     _find(job, task, model, advance)
+                    num_read = task.num_samples
+                advance(len(task.shard) - num_read, "")
 
 
 def _tasks(job: ScoringJob, scoring: ModelScoring, work: Work) -> Iterator[_Task]:
@@ -84,16 +89,6 @@ def _tasks(job: ScoringJob, scoring: ModelScoring, work: Work) -> Iterator[_Task
         sample = np.repeat(np.arange(len(part.lengths)), part.lengths)
         num_samples = np.unique(sample[chosen]).size
         yield _Task(shard, scoring.file(work, index), np.flatnonzero(chosen), num_samples)
-
-
-@contextmanager
-def _model(job: ScoringJob, scoring: ModelScoring, base: SharedBase | None) -> Iterator[Any]:
-    """The model while the context is open; None if no token is left to ask about."""
-    if base is None:
-        yield None
-        return
-    with base.lend(scoring.path, is_last=not job.recipe.fold_names) as model:
-        yield model
 
 
 def _find(job: ScoringJob, task: _Task, model: Any, advance: Callable[[int, str], None]) -> None:

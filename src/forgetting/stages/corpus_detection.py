@@ -3,8 +3,8 @@
 Input: the scores of D_train, of held-out samples and of copies with planted noise. Output: the
 posterior and the likely kind of each response token, on disk, and a summary. Features are computed
 for some samples at a time. What grows with the corpus in memory is a few numbers for each sample;
-what the detector says about each token waits in a scratch file. The detector is not stored: it is
-fitted again where it is needed, from the copies.
+what the detector says about each token waits in a scratch file. Of the detector, only the trees
+are stored that explain its judgments; it is fitted again where it is needed, from the copies.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from forgetting.method.features import PassStatistics, compute_features
 from forgetting.method.shares import Shares
 from forgetting.models.loading import load_tokenizer
 from forgetting.rundir import layout
+from forgetting.rundir.explainer_files import save_explainer
 from forgetting.rundir.findings import (
     CalibrationBin,
     DetectorSummary,
@@ -221,8 +222,8 @@ def detect(
     scratch: Path,
     advance: Advance = lambda amount, note: None,
 ) -> DetectorSummary:
-    """Fit the detector, and write the posterior of every response token of D_train, and of the
-    held-out samples if the recipe has them scored.
+    """Fit the detector, and write the posterior of every response token of D_train, of the
+    held-out samples if the recipe has them scored, and the trees that explain it.
 
     Args:
         corpus: D_train and its scores.
@@ -248,6 +249,8 @@ def detect(
             posterior, kind = _judged(findings, evidence)
             writer.write(weighed.sample_ids[samples], lengths, posterior, kind)
             _add(by_source, weighed.sources[samples], lengths, posterior)
+    if (explainer := detector.explainer) is not None:
+        save_explainer(output, explainer, corpus.fingerprint)
     if recipe.scores_heldout:
         _judge_heldout(recipe, run, detector, findings, output)
     return DetectorSummary(
@@ -380,6 +383,7 @@ def _kinds(copies: Copies, detector: Detector, shares: Shares | None) -> list[Ki
                 recall=None if report is None else report.recall,
                 auroc_left_out=None if report is None else report.auroc_left_out,
                 share=None if shares is None else shares.by_kind[place],
+                precision=None if report is None else report.precision,
             )
         )
     return found

@@ -1,9 +1,10 @@
 """Scores of response tokens under the base and the reference model, in shards.
 
 Input: samples as tokens, the names of the columns, and models. Output: Parquet files with
-these columns. Each process scores its own shards, one model after the other, and keeps the files
-of each model until all are there. Memory use is one shard and one model. `score` uses it for
-D_train and held-out samples, `probe` for copies with planted noise.
+these columns. Some are of responses after their contrast, which is an empty prompt or that of
+another record (`detector.prompt`). Each process scores its own shards, one model after the other,
+and keeps the files of each model until all are there. Memory use is one shard and one model.
+`score` uses it for D_train and held-out samples, `probe` for copies with planted noise.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from numpy.typing import NDArray
 from forgetting.config import Recipe
 from forgetting.console import progress
 from forgetting.data.alignment import Tokenization, Tokens
+from forgetting.errors import InputError
 from forgetting.method.columns import columns_of, of_reference
 from forgetting.models.adapters import SharedBase
 from forgetting.models.tokenization import load_tokenization
 from forgetting.rundir import layout
 from forgetting.rundir.directory import Work
-from forgetting.rundir.samples import IGNORE_INDEX, SampleFile, Samples
+from forgetting.rundir.samples import IGNORE_INDEX, ROWS_PER_GROUP, SampleFile, Samples
 from forgetting.rundir.scores import EMPTY, join_scores, model_column, write_scores
 from forgetting.rundir.stats import DataSummary
 from forgetting.scoring import score_samples
@@ -34,10 +36,13 @@ from forgetting.stages.reference import fold_of_samples
 if TYPE_CHECKING:
     from forgetting.scoring import Scores
 
+# Tells these random numbers from others that begin with the recipe's seed.
+_STREAM = 0x50524D50
+
 
 @dataclass(frozen=True)
 class ModelScoring:
-    """Some samples under one model, with their own prompts, with an empty one, or both."""
+    """Some samples under one model, with their own prompts, with a contrast, or both."""
 
     name: str
     path: Path | str | None
@@ -45,7 +50,7 @@ class ModelScoring:
     covers: NDArray[np.bool_]
     """Which of the samples, shape (samples,)."""
     statistics: tuple[str, ...]
-    """Names of the columns without the model; those with an empty prompt begin with `empty_`."""
+    """Names of the columns without the model; those with a contrast begin with `empty_`."""
 
     def rows(self, shard: range) -> NDArray[np.int64]:
         """Which samples of a shard, counted from its first."""
@@ -62,7 +67,7 @@ class ModelScoring:
 
     @property
     def empty(self) -> list[str]:
-        """Statistics with an empty prompt."""
+        """Statistics with a contrast."""
         return [name.removeprefix(EMPTY) for name in self.statistics if name.startswith(EMPTY)]
 
 
@@ -76,6 +81,8 @@ class ScoringJob:
         samples: the samples.
         folds: the fold of each sample, shape (samples,), if the reference is cross-fitted.
         label: what the samples are, for the progress bar.
+        records: row in D_train of the record of each sample, shape (samples,). Default: their
+            places.
     """
 
     recipe: Recipe
@@ -84,6 +91,7 @@ class ScoringJob:
     columns: Sequence[str]
     folds: NDArray[np.int64] | None = None
     label: str = "Scoring"
+    records: NDArray[np.int64] | None = None
 
     @classmethod
     def of_train(cls, recipe: Recipe, run: Path) -> ScoringJob:
@@ -144,9 +152,26 @@ class ScoringJob:
             ]
         return found
 
-    def after_empty_prompt(self, samples: Samples, rows: NDArray[np.integer]) -> Samples:
-        """As the function of this name."""
-        return after_empty_prompt(samples, rows, self.tokenization, self.recipe.data.max_length)
+    def after_contrast(self, shard: range, samples: Samples, rows: NDArray[np.integer]) -> Samples:
+        """As the function of this name.
+
+        Args:
+            shard: the samples.
+            rows: which of them, counted from the first of the shard.
+
+        Raises:
+            InputError: D_train has no other record.
+        """
+        prompts = None
+        if self.recipe.detector.prompt == "other":
+            places = np.asarray(rows) + shard.start
+            records = places if self.records is None else self.records[places]
+            train = SampleFile(layout.train_file(self.run))
+            lenders = other_records(records, len(train), self.recipe.seed)
+            prompts = prompts_of(train, lenders)
+        return after_contrast(
+            samples, rows, self.tokenization, self.recipe.data.max_length, prompts
+        )
 
     def scorings(self) -> list[ModelScoring]:
         """Every model once, in the order in which they are loaded."""
@@ -201,34 +226,87 @@ def _score(
                 scores = score(samples, rows, scoring.own)
                 columns |= {name: getattr(scores, name) for name in scoring.own}
             if scoring.empty:
-                alone = job.after_empty_prompt(samples, rows)
+                alone = job.after_contrast(shards[index], samples, rows)
                 scores = score(alone, None, scoring.empty)
                 columns |= {f"{EMPTY}{name}": getattr(scores, name) for name in scoring.empty}
             write_scores(scoring.file(work, index), samples, rows, columns, job.samples.fingerprint)
 
 
-def after_empty_prompt(
+def other_records(records: NDArray[np.integer], num_records: int, seed: int) -> NDArray[np.int64]:
+    """Another record for each of some records: that which follows at a distance drawn by the seed.
+
+    No record has itself, and two records have two others. Neighbors stay neighbors, so that the
+    others of a shard are read at once.
+
+    Args:
+        records: rows in D_train. Held-out samples count on from its start, as they are not in it.
+        num_records: of D_train.
+        seed: of the recipe.
+
+    Raises:
+        InputError: there is no other record.
+    """
+    if num_records < 2:
+        raise InputError(
+            f"detector.prompt other needs the prompt of another record, but D_train has "
+            f"{num_records}. Set detector.prompt to empty"
+        )
+    distance = 1 + np.random.default_rng([seed, _STREAM]).integers(num_records - 1)
+    return (np.asarray(records, dtype=np.int64) + distance) % num_records
+
+
+def prompts_of(train: SampleFile, records: NDArray[np.int64]) -> list[list[int] | None]:
+    """The tokens before the first response of some records; None if a record has no prompt.
+
+    Args:
+        train: D_train.
+        records: rows in it.
+    """
+    found: dict[int, list[int] | None] = {}
+    for block in np.unique(records // ROWS_PER_GROUP).tolist():
+        begin = block * ROWS_PER_GROUP
+        part = train.read(begin, min(begin + ROWS_PER_GROUP, len(train)))
+        inside = np.unique(records[records // ROWS_PER_GROUP == block]) - begin
+        for row in inside.tolist():
+            tokens = slice(part.token_starts[row], part.token_starts[row + 1])
+            size = int(np.argmax(part.is_response[tokens]))
+            # Texts start with a token that is not predicted.
+            found[begin + row] = part.input_ids[tokens][:size].tolist() if size > 1 else None
+    return [found[record] for record in records.tolist()]
+
+
+def after_contrast(
     samples: Samples,
     rows: NDArray[np.integer],
     tokenization: Tokenization,
     max_length: int,
+    prompts: Sequence[Sequence[int] | None] | None = None,
 ) -> Samples:
-    """Each response of some samples alone, after the prompt of an empty question.
+    """Each response of some samples alone, after a prompt that is not its own.
 
     Of several turns, each response is a sample of its own, so that the response tokens of all
     are those of the given samples, in their order. A text without a prompt stays as it is. What
     is longer than `max_length` loses the start of its prompt.
+
+    Args:
+        samples: some samples.
+        rows: which of them.
+        tokenization: the tokenization of the run's data.
+        max_length: tokens of a sample.
+        prompts: token ids for each of `rows`. Default, and where one is None: the prompt of an
+            empty question.
     """
     ids, labels, sample_ids = [], [], []
-    for row in rows.tolist():
+    for place, row in enumerate(rows.tolist()):
         tokens = slice(samples.token_starts[row], samples.token_starts[row + 1])
         inside, is_response = samples.input_ids[tokens], samples.is_response[tokens]
         edges = np.flatnonzero(np.diff(np.r_[False, is_response, False]))
         for begin, end in zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True):
             own = np.full(end, IGNORE_INDEX)
             own[begin:] = inside[begin:end]
-            found = tokenization.encode_empty_prompt(
-                Tokens(inside[:end].tolist(), own.tolist(), None)
+            found = tokenization.encode_after_prompt(
+                Tokens(inside[:end].tolist(), own.tolist(), None),
+                None if prompts is None else prompts[place],
             )
             left_out = max(len(found.input_ids) - max_length, 0)
             ids.append(found.input_ids[left_out:])
@@ -259,6 +337,6 @@ def join_shards(job: ScoringJob, work: Work) -> None:
             if scoring.own:
                 num_read += int(samples.lengths[rows].sum())
             if scoring.empty:
-                num_read += int(job.after_empty_prompt(samples, rows).lengths.sum())
+                num_read += int(job.after_contrast(shard, samples, rows).lengths.sum())
     work.details["tokens"] = num_read
     work.details["response_tokens"] = num_response_tokens

@@ -80,7 +80,20 @@ def scoring_settings(step: Step, columns: Sequence[str]) -> dict[str, Any]:
         "samples_per_shard": recipe.scoring.samples_per_shard,
         "columns": list(columns),
         **folds,
+        **_contrast(recipe, columns),
     }
+
+
+def _contrast(recipe: Recipe, columns: Sequence[str]) -> dict[str, Any]:
+    """The prompt of the second passes. The default is left out, so that what was scored before
+    there was a choice stays."""
+    from forgetting.method.columns import split_column
+
+    is_read = any(split_column(column)[0].endswith("_empty") for column in columns)
+    if not is_read or recipe.detector.prompt == "empty":
+        return {}
+    # The seed says which record the prompt is from.
+    return {"prompt": recipe.detector.prompt, "prompt_seed": recipe.seed}
 
 
 def check(recipe: Recipe) -> None:

@@ -1,8 +1,7 @@
 """Names the features that speak most for a token being bad.
 
 Input: a run in which the detector has run. Output: a function of a sample and tokens in it, as the
-inspector asks. The detector is fitted again on the first call, from the copies with planted noise;
-this takes seconds.
+inspector asks. It reads the trees that the detector left.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ from numpy.typing import NDArray
 
 from forgetting.config import Recipe
 from forgetting.method.columns import columns_of
-from forgetting.method.detector import Detector
+from forgetting.method.explainer import Explainer
+from forgetting.rundir import layout
+from forgetting.rundir.explainer_files import read_explainer
 from forgetting.rundir.scores import ScoredCorpus, ScoreShard
 from forgetting.stages.corpus_detection import features_of, fitted_detector, segment_ends
 
@@ -35,7 +36,7 @@ class TellingFeatures:
     def __init__(self, recipe: Recipe, run: Path) -> None:
         self._recipe = recipe
         self._run = run
-        self._fitting = threading.Lock()
+        self._reading = threading.Lock()
         self._shard: tuple[int, ScoreShard] | None = None
 
     def __call__(self, row: int, tokens: Sequence[int]) -> list[list[tuple[str, float]]]:
@@ -50,19 +51,24 @@ class TellingFeatures:
             first.
 
         Raises:
-            InputError: scores or copies are missing or damaged, or belong to other tokens.
+            InputError: scores or trees are missing or damaged, or belong to other tokens.
         """
-        with self._fitting:
+        with self._reading:
             features = self._features(row)
-            return self._detector.telling_features(features[list(tokens)], NUM_FEATURES)
+            if self._explainer is None:
+                return [[] for _ in tokens]
+            return self._explainer.telling_features(features[list(tokens)], NUM_FEATURES)
 
     @cached_property
     def _corpus(self) -> ScoredCorpus:
         return ScoredCorpus(self._run)
 
     @cached_property
-    def _detector(self) -> Detector:
-        return fitted_detector(self._recipe, self._run, self._corpus.fingerprint)
+    def _explainer(self) -> Explainer | None:
+        fingerprint = self._corpus.fingerprint
+        found = read_explainer(layout.detector_dir(self._run), fingerprint)
+        # Runs from before the trees were kept fit the detector again, which takes seconds.
+        return found or fitted_detector(self._recipe, self._run, fingerprint).explainer
 
     @cached_property
     def _ends(self) -> NDArray[np.bool_]:

@@ -19,8 +19,7 @@ from forgetting.stages.recipe_parts import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    import pyarrow as pa
 
     from forgetting.config import Recipe, VariantSettings
     from forgetting.rundir.directory import Work
@@ -29,11 +28,8 @@ if TYPE_CHECKING:
 
 def run(step: Step, run_dir: Path, work: Work) -> None:
     """Trains one variant, and writes its model card."""
-    import pyarrow as pa
-
     from forgetting.rundir import layout
     from forgetting.rundir.stats import DataSummary
-    from forgetting.training.dataset import trainer_columns
     from forgetting.training.fit import fine_tune
 
     recipe, variant = step.recipe, str(step.part)
@@ -44,8 +40,8 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
             _write_card(recipe, variant, run_dir, work)
         return
     data = DataSummary.load(layout.data_dir(run_dir))
-    parts = _parts(run_dir, variant, settings, data.splits["train"].weighted_tokens > 0)
-    tables = (pa.table(trainer_columns(p.samples, p.polarity, **values)) for p, values in parts)
+    has_weights = data.splits["train"].weighted_tokens > 0
+    tables = training_tables(run_dir, variant, settings, has_weights=has_weights)
     label, ends = f"Training {variant}", data.end_token_ids
     fine_tune(recipe, recipe.training, settings, tables, label, work, ends)
     if work.processes.is_main:
@@ -87,20 +83,37 @@ def _copy_model(plain: str, variant: str, run_dir: Path, work: Work) -> None:
     )
 
 
+def training_tables(
+    run_dir: Path, variant: str, settings: VariantSettings, *, has_weights: bool
+) -> Iterator[pa.Table]:
+    """What a variant learns: D_train in parts, with the columns of the trainer.
+
+    Args:
+        settings: of the variant; what it reads must be done.
+        has_weights: whether turns have weights, by which those of the variant are multiplied.
+
+    Raises:
+        InputError: an artifact is missing, or belongs to other tokens.
+    """
+    import pyarrow as pa
+
+    from forgetting.training.dataset import trainer_columns
+
+    for part, values in _parts(run_dir, variant, settings, has_weights):
+        yield pa.table(trainer_columns(part.samples, part.polarity, **values))
+
+
 def _parts(
     run_dir: Path, variant: str, settings: VariantSettings, has_weights: bool
 ) -> Iterator[tuple[SelectedPart, dict[str, Any]]]:
-    """The samples of a variant in parts, and further columns of the trainer.
-
-    Args:
-        has_weights: whether turns have weights, by which those of the variant are multiplied.
-    """
+    """The samples of a variant in parts, and further columns of the trainer."""
     from forgetting.method.columns import POSTERIOR
     from forgetting.method.measures import not_bad
     from forgetting.rundir import layout
     from forgetting.rundir.findings import read_findings
     from forgetting.rundir.samples import SampleFile
     from forgetting.rundir.selections import WEIGHED, selected_parts
+    from forgetting.training.dataset import correct_shard
 
     scores = ["base_log_probs"] * settings.needs_base
     scores += ["reference_log_probs"] * settings.needs_reference
@@ -117,43 +130,13 @@ def _parts(
         posterior = values.pop(POSTERIOR, None)
         if posterior is not None and settings.objective == "corrected":
             assert fingerprint is not None
-            values |= _corrected(run_dir, fingerprint, index, part, posterior)
+            weights, corrections = correct_shard(run_dir, fingerprint, index, part, posterior)
+            values |= {"token_weights": weights, "corrections": corrections}
         elif posterior is not None:
             values["token_weights"] = not_bad(posterior)
         if has_weights:
             values["token_weights"] = part.samples.weights * values.get("token_weights", 1)
         yield part, values
-
-
-def _corrected(
-    run_dir: Path, fingerprint: str, index: int, part: SelectedPart, posterior: NDArray[np.float32]
-) -> dict[str, Any]:
-    """Weights of the tokens of a shard, and what is expected in the place of the bad ones.
-
-    Raises:
-        InputError: the alternatives belong to other tokens.
-    """
-    import numpy as np
-
-    from forgetting.errors import InputError
-    from forgetting.method.columns import CORRECTED_FROM
-    from forgetting.method.measures import not_bad
-    from forgetting.rundir import layout
-    from forgetting.rundir.token_alternatives import AGAIN, read_alternatives
-    from forgetting.training.dataset import Corrections
-
-    folder = layout.alternatives_dir(run_dir)
-    files = layout.alternatives_files(folder)
-    if not files:
-        raise InputError(f"{folder} holds no alternatives. {AGAIN}")
-    file = layout.alternatives_file(folder, index, layout.num_shards(files[0]))
-    found = read_alternatives(file, part.samples, fingerprint)
-    weights = np.where(posterior >= CORRECTED_FROM, posterior, np.float32(0))
-    if not np.array_equal(found.tokens, np.flatnonzero(weights)):
-        raise InputError(f"{file} belongs to another posterior. {AGAIN}")
-    # Tokens that are not learned, and weights of turns, count for what replaces a token as well.
-    learned = weights * (part.polarity > 0) * part.samples.weights
-    return {"token_weights": not_bad(weights), "corrections": Corrections(learned, found)}
 
 
 def _write_card(recipe: Recipe, variant: str, run_dir: Path, work: Work) -> None:

@@ -1,8 +1,9 @@
 """D_train in the form that a trainer takes: one table with the columns of `ForgettingTrainer`.
 
-`trainer_columns` makes the columns from samples and their polarity, `write_stream` writes them to
-a file that `datasets` maps into memory. The stage `train` and `forgetting export` both use them,
-so what is exported is what was trained on.
+`trainer_columns` makes the columns from samples and their polarity, `correct_shard` finds what is
+learned in the place of bad tokens, and `write_stream` writes the columns to a file that `datasets`
+maps into memory. The stage `train` and `forgetting export` both make the columns here, so what is
+exported is what was trained on.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from forgetting.errors import InputError
+from forgetting.method.columns import CORRECTED_FROM
+from forgetting.method.measures import not_bad
+from forgetting.rundir import layout
 from forgetting.rundir.samples import Samples
-from forgetting.rundir.selections import TOKENS
-from forgetting.rundir.token_alternatives import TokenAlternatives
+from forgetting.rundir.selections import TOKENS, SelectedPart
+from forgetting.rundir.token_alternatives import AGAIN, TokenAlternatives, read_alternatives
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,39 @@ class Corrections:
     corrected."""
     alternatives: TokenAlternatives
     """What is expected in the place of each token with a weight above 0."""
+
+
+def correct_shard(
+    run: Path,
+    fingerprint: str,
+    shard: int,
+    part: SelectedPart,
+    posterior: NDArray[np.float32],
+) -> tuple[NDArray[np.float32], Corrections]:
+    """Weights of the tokens of a shard, and what is expected in the place of the bad ones.
+
+    Args:
+        run: the run directory.
+        fingerprint: of D_train.
+        shard: number of the shard.
+        part: its samples and their polarity.
+        posterior: probability that each token is bad, shape (response tokens,).
+
+    Raises:
+        InputError: the alternatives are missing or damaged, or belong to other tokens.
+    """
+    folder = layout.alternatives_dir(run)
+    files = layout.alternatives_files(folder)
+    if not files:
+        raise InputError(f"{folder} holds no alternatives. {AGAIN}")
+    file = layout.alternatives_file(folder, shard, layout.num_shards(files[0]))
+    found = read_alternatives(file, part.samples, fingerprint)
+    weights = np.where(posterior >= CORRECTED_FROM, posterior, np.float32(0))
+    if not np.array_equal(found.tokens, np.flatnonzero(weights)):
+        raise InputError(f"{file} belongs to another posterior. {AGAIN}")
+    # Tokens that are not learned, and weights of turns, count for what replaces a token as well.
+    learned = weights * (part.polarity > 0) * part.samples.weights
+    return not_bad(weights), Corrections(learned, found)
 
 
 def trainer_columns(

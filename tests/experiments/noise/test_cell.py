@@ -13,9 +13,9 @@ from filelock import FileLock
 from experiments.noise import cell as cells
 from experiments.noise.cell import (
     KnownNoise,
-    choose,
     describe_negatives,
     is_done,
+    learned_by,
     missing_results,
     read_detection,
     read_outcome,
@@ -31,16 +31,16 @@ from forgetting.rundir.samples import Samples, list_column, read_table
 pytestmark = pytest.mark.slow
 
 SMALL = ["data.num_train=300", "data.num_reference=100", "data.num_heldout=90"]
-MODELS = ("base", "reference")
+WITHOUT_NEGATIVES = ("base", "full", "weighted", "corrected")
 SHORT = ["training.epochs=0.1"]
-VARIANTS = ("full", "oracle-forgetting", "min-loss-forgetting-twice", "forgetting-npo")
+VARIANTS = ("full", "weighted", "corrected", "oracle-forgetting", "forgetting-npo")
 
 
 def small_cell(world="unknown"):
     """A cell with few samples, few steps and few variants."""
     benchmark = load_benchmark(overrides=[*SMALL, *SHORT], seeds="1")
     chosen = {name: benchmark.variants[name] for name in VARIANTS}
-    update = {"variants": chosen, "rates": [0.1], "references": ["noisy"]}
+    update = {"variants": chosen, "rates": [0.4], "references": ["noisy"]}
     benchmark = benchmark.model_copy(update={**update, "rate_of_single_kinds": None})
     return next(cell for cell in benchmark.cells() if cell.world == world)
 
@@ -88,9 +88,10 @@ def test_what_was_done_before_a_kill_is_not_done_again(finished):
     _, _, trained = finished
     assert trained == [
         "full",
+        "weighted",
+        "corrected",
         "oracle-forgetting",
         "oracle-forgetting",
-        "min-loss-forgetting-twice",
         "forgetting-npo",
     ]
 
@@ -104,7 +105,7 @@ def test_results_of_other_settings_are_missing(finished):
     other = replace(cell, variants={**cell.variants, "full": changed})
     assert missing_results(other, path) == ["full"]
     # Where a variant is trained makes no difference to what comes of it.
-    elsewhere = cell.variants["full"].model_copy(update={"rates": [0.1]})
+    elsewhere = cell.variants["full"].model_copy(update={"rates": [0.4]})
     assert is_done(replace(cell, variants={**cell.variants, "full": elsewhere}), path)
 
 
@@ -130,7 +131,7 @@ def test_everything_of_a_cell_is_measured(finished):
         outcome = read_outcome(path, name)
         assert set(outcome.accuracy) >= {"all", "known", "new", "fact", "new_fact"}
         assert outcome.loss > 0
-        assert (outcome.negatives is None) == (name in ("base", "full"))
+        assert (outcome.negatives is None) == (name in WITHOUT_NEGATIVES)
     oracle = read_outcome(path, "oracle-forgetting").negatives
     assert (oracle.precision, oracle.recall) == (1.0, 1.0)
     assert set(oracle.recall_by_kind.values()) == {1.0}
@@ -199,28 +200,38 @@ def test_detection_is_of_the_scores_of_the_cell(finished):
     assert groups["ends"].share == pytest.approx(ends.sum() / noise.size)
 
 
-def test_negatives_are_as_many_times_the_noise_as_asked_for(finished):
+def test_the_verdict_is_that_of_the_detector(finished):
+    _, path, _ = finished
+    verdict = read_detection(path).verdict
+    noise = KnownNoise.read(path / "run")
+    (file,) = (path / "run" / "detector").glob("posterior.parquet")
+    posterior, _ = list_column(read_table(file), "posterior")
+    marked = posterior >= 0.5
+    assert verdict.true_share == noise.noisy.mean()
+    assert verdict.marked == marked.mean()
+    assert verdict.recall == (marked & noise.noisy).sum() / noise.noisy.sum()
+    if marked.any():
+        assert verdict.precision == (marked & noise.noisy).sum() / marked.sum()
+
+
+def test_each_variant_learns_what_its_objective_says(finished):
     cell, path, _ = finished
     noise = KnownNoise.read(path / "run")
-    share = noise.noisy.mean()
-    variant = cell.variants["min-loss-forgetting-twice"]
-    assert variant.settings(share).selection.rho == pytest.approx(1 - 2 * share)
-    polarity = choose(variant, "min-loss-forgetting-twice", noise, path / "run")
-    quality = np.concatenate(
-        [
-            np.maximum(*(list_column(read_table(file), f"{m}_log_probs")[0] for m in MODELS))
-            for file in sorted((path / "run" / "scores").glob("*.parquet"))
-        ]
-    )
-    worst = np.argsort(quality, kind="stable")[: round(2 * noise.noisy.sum())]
-    expected = np.ones(quality.size)
-    expected[worst] = -1
-    ends = noise.samples.response_starts[1:] - 1
-    # Ends of responses are kept.
-    expected[ends] = 1
-    assert (polarity != expected).sum() <= 2
-    oracle = load_benchmark().variants["oracle-ignoring"]
-    assert np.array_equal(choose(oracle, "oracle-ignoring", noise, path / "run") < 0, noise.noisy)
+
+    def learned(name):
+        table = learned_by(cell.variants[name], name, noise, path / "run")
+        return {
+            column: np.concatenate(table[column].to_pylist())[noise.samples.is_response]
+            for column in ("polarity", "token_weights")
+            if column in table.column_names
+        }
+
+    assert (learned("full")["polarity"] == 1).all()
+    assert np.array_equal(learned("oracle-forgetting")["polarity"] < 0, noise.noisy)
+    (file,) = (path / "run" / "detector").glob("posterior.parquet")
+    posterior, _ = list_column(read_table(file), "posterior")
+    assert posterior.any()
+    np.testing.assert_allclose(learned("weighted")["token_weights"], 1 - posterior, rtol=1e-6)
 
 
 def test_a_variant_that_diverges_has_an_outcome_that_says_so(finished, tmp_path, monkeypatch):

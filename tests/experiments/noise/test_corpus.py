@@ -51,14 +51,14 @@ def written(tmp_path_factory):
 
 def test_splits_have_the_sizes_asked_for_and_share_no_question(written):
     splits = {split: _read(written["noisy"], split) for split in PLACES}
-    sizes = {"train": 540, "reference": 180, "questions": 400, "answers": 540}
+    sizes = {"train": 1000, "reference": 300, "questions": 500, "answers": 1000}
     assert {name: len(split) for name, split in splits.items()} == sizes
     prompts = []
     for name in ("train", "reference", "questions"):
         split = splits[name]
         tokens = np.split(np.where(split.is_response, -1, split.input_ids), split.token_starts[1:])
         prompts.append({tuple(ids[ids >= 0].tolist()) for ids in tokens[:-1]})
-    assert len(set.union(*prompts)) == sum(map(len, prompts)) == 540 + 180 + 400
+    assert len(set.union(*prompts)) == sum(map(len, prompts)) == 1000 + 300 + 500
 
 
 def test_new_facts_are_in_three_forms_in_train_and_held_out_in_another(written):

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.noise.cell import Detection, Negatives, Outcome, TokenGroup
+from experiments.noise.cell import Detection, DetectorVerdict, Negatives, Outcome, TokenGroup
 from experiments.noise.design import load_benchmark
 from experiments.noise.map import write_figure
 from experiments.noise.table import (
@@ -47,6 +47,17 @@ def made_up(cell):
         num_tokens=100,
         num_noisy={"all": 10},
         found={m: dict.fromkeys(kinds, found) for m in ("influence", "base_loss")},
+        verdict=DetectorVerdict(
+            found=cell.rate > 0,
+            true_share=cell.rate / 2,
+            share=cell.rate / 4,
+            low=cell.rate / 8,
+            high=cell.rate,
+            marked=0.1,
+            precision=0.9,
+            recall=0.5,
+            calibration_error=0.02,
+        ),
         groups={},
     )
     group = TokenGroup(share=0.5, base_loss=2.0, reference_loss=1.0, among_worst={"influence": 0.3})
@@ -107,7 +118,8 @@ def test_the_table_has_a_column_for_every_rate_and_kind(figures):
     assert header[num_left:] == [
         *("0 %", "5 %", "10 %", "20 %", "40 %"),
         *("wrong answer 20 %", "swapped response 20 %", "junk phrase 20 %"),
-        *("label flip 20 %", "truncated response 20 %"),
+        *("label flip 20 %", "truncated response 20 %", "common error 20 %"),
+        "shuffled words 20 %",
     ]
     assert all(len(row) == len(header) for row in rows)
     lines = {tuple(row[:num_left]): row[num_left:] for row in rows}
@@ -193,10 +205,10 @@ def test_the_map_has_a_text_for_every_cell(figures, tmp_path):
         for reference in ("noisy", "clean"):
             assert f"{world}, D_ref {reference}: accuracy − full, points" in svg
             assert f"{world}, D_ref {reference}: AUROC against all noise" in svg
-    # `forgetting` is 50 points below `full` in every corpus: ten with noise or a noisy reference
-    # and four with a clean one, and that without noise once more, in either world.
-    assert svg.count(">-50<") == 2 * (10 + 5)
-    assert "min-loss-forgetting-5-token" in svg
+    # `forgetting` is 50 points below `full` in every corpus: five with a noisy reference and four
+    # with a clean one, and that without noise once more, in either world.
+    assert svg.count(">-50<") == 2 * (5 + 5)
+    assert "unlikelihood-rho-0.95-token" in svg
     assert svg.count("<text") > 300
 
 
