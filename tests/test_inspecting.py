@@ -6,6 +6,7 @@ import json
 import threading
 import urllib.request
 
+import numpy as np
 import pytest
 
 from forgetting.cli import main
@@ -169,3 +170,61 @@ def test_the_command_serves_the_page_and_opens_it(scored, monkeypatch, capsys):
 def test_the_command_shows_a_sample_where_there_is_no_browser(scored, capsys):
     assert main(["inspect", str(scored[1]), "--terminal"]) == 0
     assert "Sample" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--quality", "rank_gap"], "it needs reference_rank, which a file without --reference"),
+        (["--quality", "los"], "no such measure"),
+        (["--quality", "base_loss", "--reference", "r"], "Remove --reference"),
+        (["--variant", "other"], "--variant is for a run directory"),
+        (["--filter", "kind=x"], "--filter is for --terminal and --json"),
+        (["--json", "--filter", "kid=x"], "--filter kid=x: pass kind=VALUE"),
+        (["--field", "prompt"], "pass NAME=YOURS"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_a_model_is_loaded(scored, options, told, capsys):
+    assert main(["inspect", str(scored[0]), "--model", "none/none", *options]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_fields_and_measure_of_a_file(tiny_model, tmp_path, capsys):
+    data = tmp_path / "own.jsonl"
+    lines = [json.dumps({"frage": f"What is {i}?", "antwort": f"It is {i}."}) for i in range(8)]
+    data.write_text("\n".join(lines))
+    arguments = ["inspect", str(data), "--model", str(tiny_model), "--run-dir", str(tmp_path / "r")]
+    assert main([*arguments, "--json"]) == 2
+    assert "--field prompt=question" in " ".join(capsys.readouterr().err.split())
+    fields = ["--field", "prompt=frage", "--field", "completion=antwort"]
+    assert (
+        main([*arguments, *fields, "--quality", "entropy_gap", "--json", "--filter", "text=is 5"])
+        == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert (found["quality"], found["num_samples"], found["num_matching"]) == ("entropy_gap", 8, 1)
+    assert "It is 5." in found["samples"][0]["text"][-1]["response"]
+
+
+def test_a_table_without_a_header_is_read(tiny_model, tmp_path, capsys):
+    data = tmp_path / "own.tsv"
+    data.write_text("".join(f'"What is\\n{i}?\tIt is {i}.\n' for i in range(6)), encoding="utf-8")
+    arguments = ["inspect", str(data), "--model", str(tiny_model), "--run-dir", str(tmp_path / "r")]
+    assert main([*arguments, "--columns", "prompt, completion", "--escaped", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["num_samples"] == 6
+    assert '"What is\n' in found["samples"][0]["text"][0]["context"]
+    own = tmp_path / "own.json"
+    own.write_text("[]")
+    assert main(["inspect", str(own), "--model", "none/none", "--columns", "a,b"]) == 2
+    assert ".csv and .tsv files only" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_file_can_be_judged_by_the_detector(tiny_model, tmp_path, with_few_trees):
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(records(60)), encoding="utf-8")
+    run = score_data(str(data), str(tiny_model), quality="detector", run_dir=tmp_path / "run")
+    inspection = open_run(run)
+    assert inspection.selection.quality == "detector"
+    assert inspection.judgment is not None
+    assert np.array_equal(inspection.quality, 1 - inspection.judgment.posterior)

@@ -31,6 +31,19 @@ class TooFewSamples(InputError):
         self.num_usable = num_usable
 
 
+class UnusableRecords(InputError):
+    """The records of a source have an unknown format, or too many cannot be used.
+
+    Args:
+        problem: what is wrong, and a space or a line break.
+        advice: what to do in a recipe.
+    """
+
+    def __init__(self, problem: str, advice: str) -> None:
+        super().__init__(f"{problem}{advice}")
+        self.problem = problem
+
+
 class DivergenceError(ForgettingError):
     """Training diverged: its numbers no longer mean anything (exit code 1)."""
 

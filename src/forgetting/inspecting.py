@@ -7,11 +7,14 @@ made. Output: an `Inspection`. Knows nothing of pages, browsers or terminals.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from pydantic import ValidationError
 
 from forgetting.config import (
     DataSettings,
+    DetectorSettings,
     ModelSettings,
     Recipe,
     ReferenceSettings,
@@ -21,8 +24,10 @@ from forgetting.config import (
     load_recipe,
 )
 from forgetting.data.sources import is_local, read_source
-from forgetting.errors import InputError, TooFewSamples
+from forgetting.errors import InputError, TooFewSamples, UnusableRecords
 from forgetting.inspector import Inspection, open_inspection
+from forgetting.method.columns import COLUMNS, of_reference
+from forgetting.method.measures import DEFAULT_MEASURE, DETECTOR, usable_measure
 from forgetting.models import loading
 from forgetting.models.gguf import with_folder
 from forgetting.models.tokenization import load_tokenization
@@ -34,14 +39,26 @@ from forgetting.rundir.stats import DataSummary
 from forgetting.stages.telling import TellingFeatures
 
 STAGES = ("prepare", "score", "select")
+DETECTOR_STAGES = ("prepare", "probe", "score", "detect", "select")
+LIKELY_BAD = 0.5
+"""Posterior from which a token of an inspected file is negative."""
 # A corpus up to this size is scored whole.
 MAX_SAMPLES = 1_000_000
+# A file with many broken records is what one looks into. With fewer usable ones, the fields are
+# read wrongly.
+MAX_REJECTED_SHARE = 0.9
+RENAME = (
+    "Fix the records, or rename their fields, for example with "
+    "`--field prompt=question --field completion=answer`, or name the columns of a table without "
+    "a header with `--columns`"
+)
 DEFAULT_MAX_LENGTH = 2048
 
 
 def open_run(
     run_dir: Path,
     variant: str | None = None,
+    quality: str | None = None,
     *,
     suspected: Sequence[PosteriorPart] | None = None,
 ) -> Inspection:
@@ -52,11 +69,12 @@ def open_run(
     Args:
         variant: whose selection is shown; default: `forgetting`, or the first. If no variant
             selects, the detector's posterior is shown.
+        quality: measure that is shown. Default: the one that the variant selects by.
         suspected: shown in place of what the detector found, which is nothing.
 
     Raises:
-        InputError: there is no run, no such variant, neither a selection nor findings, or scores,
-            selection or findings do not belong to the tokens of D_train.
+        InputError: there is no run, no such variant, no such measure, neither a selection nor
+            findings, or scores, selection or findings do not belong to the tokens of D_train.
     """
     if not layout.recipe_file(run_dir).is_file():
         raise InputError(f"{run_dir} is not a run directory: it has no {layout.RECIPE}")
@@ -69,6 +87,7 @@ def open_run(
         loading.decoder(recipe.model),
         variant,
         explain,
+        quality,
         tokenization=load_tokenization(recipe, date),
         suspected=suspected,
     )
@@ -99,7 +118,11 @@ def score_data(
     model: str,
     reference: str | None = None,
     *,
+    quality: str | None = None,
     limit: int | None = None,
+    fields: Mapping[str, str] | None = None,
+    columns: Sequence[str] | None = None,
+    escaped: bool = False,
     run_dir: Path | None = None,
 ) -> Path:
     """Prepare, score and select a whole data set, without a recipe.
@@ -109,17 +132,21 @@ def score_data(
         model: the base model, a folder or a Hub id.
         reference: the reference model, full weights or an adapter, as a folder or a Hub id. Without
             one, the measure of quality is `base_loss`.
+        quality: measure of quality. Default: `influence` with a reference, else `base_loss`.
         limit: read only the first records, this many.
+        fields: new names for fields of a record, as in `source_settings`.
+        columns: as in `source_settings`.
+        escaped: as in `source_settings`.
         run_dir: default `runs/inspect-<name of the data>`.
 
     Returns:
         The run directory. Stages that are done in it are not run again.
 
     Raises:
-        InputError: data or a model cannot be read.
+        InputError: data or a model cannot be read, or the measure cannot be used.
     """
-    source = SourceSettings(path=resolved(data), limit=limit)
-    is_local(source)  # Refuse a missing file before loading a model.
+    selection = _selection(quality, has_reference=reference is not None)
+    source = source_settings(data, limit, fields, columns, escaped=escaped)
     base = with_folder(ModelSettings(name_or_path=resolved(model)))
     positions = loading.max_positions(loading.load_config(base)) or DEFAULT_MAX_LENGTH
     settings = DataSettings(
@@ -128,18 +155,72 @@ def score_data(
         num_train=MAX_SAMPLES,
         num_heldout=0,
         max_length=min(DEFAULT_MAX_LENGTH, positions),
+        max_rejected_share=MAX_REJECTED_SHARE,
     )
-    selection = SelectionSettings(quality="base_loss" if reference is None else "influence")
     recipe = Recipe(
         name="inspect-" + re.sub(r"[^A-Za-z0-9_.-]", "-", source.label)[:80],
         model=base,
         data=settings,
         reference=ReferenceSettings(name_or_path=reference and resolved(reference)),
+        detector=DetectorSettings(reference="never" if reference is None else "always"),
         # Nothing is trained, and only a variant that forgets takes responses labeled false.
         variants={"inspected": VariantSettings(objective="forgetting", selection=selection)},
     )
     path = default_run_dir(recipe) if run_dir is None else run_dir
-    return run_on_all(recipe, path, STAGES)
+    return run_on_all(recipe, path, DETECTOR_STAGES if quality == DETECTOR else STAGES)
+
+
+def source_settings(
+    data: str,
+    limit: int | None = None,
+    fields: Mapping[str, str] | None = None,
+    columns: Sequence[str] | None = None,
+    *,
+    escaped: bool = False,
+) -> SourceSettings:
+    """The source that a command without a recipe reads.
+
+    Args:
+        data: a file or folder, or a data set id on the Hub.
+        limit: read only the first records, this many.
+        fields: new names for fields of a record: `{"prompt": "question"}` reads `question` as
+            `prompt`.
+        columns: names of the columns of a .csv or .tsv file without a header.
+        escaped: whether quotes in such a file are plain text and `\\n` stands for a line break.
+
+    Raises:
+        InputError: there is no such file, or it has no columns.
+    """
+    try:
+        source = SourceSettings(
+            path=resolved(data),
+            limit=limit,
+            fields=dict(fields or {}),
+            columns=None if columns is None else list(columns),
+            escaped=escaped,
+        )
+    except ValidationError as error:
+        reason = str(error.errors()[0]["ctx"]["error"])
+        raise InputError(f"{data}: {reason}") from error
+    is_local(source)  # Refuse a missing file before loading a model.
+    return source
+
+
+def _selection(quality: str | None, *, has_reference: bool) -> SelectionSettings:
+    """How an inspected file is divided.
+
+    Raises:
+        InputError: the measure does not exist, or does not fit the models.
+    """
+    if quality is None:
+        return SelectionSettings(quality=DEFAULT_MEASURE if has_reference else "base_loss")
+    known = [column for column in COLUMNS if has_reference or not of_reference(column)]
+    measure = usable_measure(quality, known, "a file without --reference")
+    if has_reference and not any(map(of_reference, measure.columns)) and quality != DETECTOR:
+        raise InputError(f"--quality {quality} does not use a reference model. Remove --reference")
+    if quality == DETECTOR:
+        return SelectionSettings(quality=DETECTOR, threshold="posterior", posterior=LIKELY_BAD)
+    return SelectionSettings(quality=quality)
 
 
 def run_on_all(recipe: Recipe, path: Path, stages: Sequence[str]) -> Path:
@@ -161,6 +242,9 @@ def run_on_all(recipe: Recipe, path: Path, stages: Sequence[str]) -> Path:
             if not 0 < error.num_usable < recipe.data.num_train:
                 raise
             recipe = _with_num_train(recipe, error.num_usable)
+        except UnusableRecords as error:
+            # There is no recipe that the user could change.
+            raise InputError(f"{error.problem}{RENAME}") from error
 
 
 def _as_before(recipe: Recipe, path: Path) -> Recipe | None:

@@ -16,7 +16,7 @@ from forgetting.config import Recipe, check_batches, dump_recipe, load_recipe
 from forgetting.console import duration, logger
 from forgetting.errors import InputError
 from forgetting.models.gguf import with_folders
-from forgetting.rundir.directory import RunDir, Work
+from forgetting.rundir.directory import RunDir, Work, work_folder
 from forgetting.rundir.layout import RECIPE
 from forgetting.rundir.manifest import Manifest, check_owner, stage_is_done
 from forgetting.rundir.processes import ALONE, Processes, join_processes, num_processes
@@ -207,6 +207,21 @@ def describe_plan(recipe: Recipe, run_dir: Path | None = None) -> list[PlannedSt
     return [
         PlannedStep(step.key, step.key in done, step.stage.facts(step, folders)) for step in steps
     ]
+
+
+def unfinished_work(recipe: Recipe, path: Path, key: str) -> Path | None:
+    """Where an interrupted step left its work; None if it did not, or what it reads is not done.
+
+    Raises:
+        InputError: the directory belongs to another run.
+    """
+    steps, done = plan_with_state(recipe, path)
+    manifest = check_owner(path, recipe.name)
+    step = next(step for step in steps if step.key == key)
+    if manifest is None or not done.issuperset(step.inputs):
+        return None
+    folder = work_folder(path, key, fingerprint(step, manifest))
+    return folder if folder.is_dir() else None
 
 
 def plan_with_state(recipe: Recipe, path: Path) -> tuple[list[Step], set[str]]:

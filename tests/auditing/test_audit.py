@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from forgetting import auditing
@@ -41,6 +42,12 @@ def test_fields_are_read_under_other_names(tiny_model, tmp_path, capsys):
     arguments = ["audit", str(data), "--model", str(tiny_model), "--output", str(tmp_path / "a")]
     assert main(arguments) == 2
     assert "--field prompt=question" in " ".join(capsys.readouterr().err.split())
+    wrong = ["--field", "prompt=frag", "--field", "completion=antwort"]
+    assert main([*arguments, *wrong]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "field `prompt` is null" in told
+    assert "--field prompt=question" in told
+    assert "data.max_rejected_share" not in told
     assert main([*arguments, "--field", "prompt"]) == 2
     assert "--field prompt: pass NAME=YOURS" in capsys.readouterr().err
     fields = ["--field", "prompt=frage", "--field", "completion=antwort"]
@@ -123,6 +130,43 @@ def test_where_nothing_is_found_the_worst_are_listed_and_nothing_is_dropped(give
     assert found["flagged_at_share"] == 0.01
     done = drop_records(str(data), Audit(audit.folder), audit.folder / "clean", 0.99)
     assert done.num_removed == 0
+
+
+def test_a_measure_ranks_the_records_in_place_of_the_detector(given, capsys):
+    data, audit = given
+    assert main(["audit", str(data), "--quiet", "--quality", "base_loss"]) == 0
+    assert "Lowest mean base_loss (−l base) first." in capsys.readouterr().out
+    rows = [json.loads(line) for line in audit.flagged_jsonl.read_text("utf-8").splitlines()]
+    assert len(rows) == len(RECORDS)
+    scores = pq.read_table(audit.scores).to_pylist()
+    means = {row["row"]: np.mean(row["log_probs"], dtype=np.float64) for row in scores}
+    assert [row["row"] for row in rows] == sorted(means, key=means.get)
+    assert [row["mean_quality"] for row in rows] == pytest.approx(sorted(means.values()))
+    # The detector's spans if there are some, else the token with the lowest quality.
+    by_row = {row["row"]: row for row in rows}
+    assert [span["text"] for span in by_row[6]["spans"]] == ["wrong"]
+    of_first = next(row for row in scores if row["row"] == 1)
+    worst = int(np.argmin(of_first["log_probs"]))
+    (span,) = by_row[1]["spans"]
+    assert (span["start"], span["end"]) == (of_first["start"][worst], of_first["end"][worst])
+    assert "mean_quality" in audit.flagged_csv.read_text("utf-8-sig").splitlines()[0]
+    assert main(["audit", str(data), "--json", "--quality", "entropy_gap"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["ranked_by"], found["num_flagged"]) == ("entropy_gap", None)
+    qualities = [each["mean_quality"] for each in found["worst"]]
+    assert qualities == sorted(qualities)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("baseloss", "no such measure. Did you mean base_loss? Choose from base_loss, entropy_gap"),
+        ("influence", "it needs reference_log_probs, which an audit does not have. Choose from"),
+    ],
+)
+def test_a_measure_that_cannot_rank_is_refused_before_anything_is_read(name, told, capsys):
+    assert main(["audit", "nowhere.jsonl", "--quality", name]) == 2
+    assert told in " ".join(capsys.readouterr().err.split())
 
 
 def test_odds_at_another_share():

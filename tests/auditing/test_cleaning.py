@@ -7,10 +7,11 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from forgetting.auditing.cleaning import DUPLICATE
+from forgetting.auditing.cleaning import DUPLICATE, REJECTED
 from forgetting.auditing.judged import BadSpan
 from forgetting.auditing.masked import train_detail
 from forgetting.cli import main
+from forgetting.rundir.train_records import train_records
 from tests.auditing.conftest import LINES
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
@@ -75,6 +76,126 @@ def test_masked_tokens_are_not_trained_on(clean, audited):
     ]
     assert sorted(num_masked)[-3:] == [0, 5, 5]
     assert len(lines_of(output / "removed.jsonl")) == 2
+
+
+@pytest.fixture
+def decided(audited, tmp_path):
+    """Writes marks: (line, decision) on a record, (line, decision, span) on a span."""
+
+    def write(*marks, **changes):
+        run = audited[1].fingerprint
+        records = [row for part in train_records(audited[1].run, run) for row in part]
+        ids = {record.line: record.sample_id for record in records}
+        rows = [
+            {
+                "source": "mine",
+                "file": "mine.jsonl",
+                "line": line,
+                "row": line,
+                "sample": ids.get(line, 9999),
+                "decision": decision,
+                "turn": 1 if span else None,
+                "span": span[0] if span else None,
+            }
+            for line, decision, *span in marks
+        ]
+        whole = {"version": 1, "run": run, "decisions": rows} | changes
+        (tmp_path / "decisions.json").write_text(json.dumps(whole))
+        return "--decisions", str(tmp_path / "decisions.json")
+
+    return write
+
+
+def lines_in(path):
+    return [row["id"] for row in lines_of(path)]
+
+
+def test_marks_win_over_the_detector(clean, decided, capsys):
+    # 6 and 9 are bad. The last line repeats 6.
+    marks = decided((6, "edit"), (9, "accept"), (2, "reject"), (3, "reject", [0, 2]))
+    code, output = clean(*marks)
+    assert code == 0
+    assert lines_in(output / "to-edit-mine.jsonl") == ["r5", "bad again"]
+    removed = lines_of(output / "removed.jsonl")
+    assert [row["line"] for row in removed] == [2, 3]
+    assert {row["reason"] for row in removed} == {REJECTED}
+    assert [span["text"] for span in removed[1]["spans"]] == ["It"]
+    kept = set(lines_in(output / "mine.jsonl"))
+    assert {row["id"] for row in LINES} - kept == {"r1", "r2", "r5", "bad again"}
+    shown = capsys.readouterr().out
+    assert "Decided by hand: " in shown
+    assert "2 dropped" in shown
+    assert "Decided by posterior: nothing." in shown
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["by_hand"] == {"to edit": 1, "kept": 1, "dropped": 2}
+    assert summary["num_to_edit"] == 2
+
+
+def test_without_a_mark_the_posterior_decides(clean, decided):
+    # Of the two bad spans of 9, one is accepted; that of 6 is accepted too.
+    marks = decided((9, "accept", [6, 9]), (6, "accept", [9, 14]))
+    code, output = clean(*marks)
+    assert code == 0
+    assert [row["line"] for row in lines_of(output / "removed.jsonl")] == [9]
+    summary = json.loads((output / "summary.json").read_text())
+    assert (summary["by_hand"], summary["by_posterior"]) == ({"kept": 1}, {"dropped": 1})
+    assert not (output / "to-edit-mine.jsonl").exists()
+
+
+def test_marked_spans_are_masked(clean, decided):
+    marks = decided(
+        (9, "accept", [6, 9]),
+        (3, "reject", [3, 5]),
+        (2, "reject"),
+        (4, "edit", [0, 1]),
+        (6, "accept"),
+    )
+    code, output = clean("--mask", "0.5", *marks)
+    assert code == 0
+    rows = {row["id"]: row["messages"][-1] for row in lines_of(output / "masked.jsonl")}
+    assert set(rows) == {f"r{i}" for i in range(24)} - {"r1", "r3"}
+    masked = {
+        name: [(part["begin_offset"], part["end_offset"] + 1) for part in parts]
+        for name, row in rows.items()
+        if (parts := [part for part in row.get("train_detail", ()) if not part["train"]])
+    }
+    assert masked == {"r8": [(0, 2)], "r2": [(3, 5)]}
+    table = pq.read_table(output / "tokens.parquet").to_pylist()
+    assert len(table) == 22
+    num_masked = [
+        sum(y >= 0 and w == 0 for y, w in zip(row["labels"], row["token_weights"], strict=True))
+        for row in table
+    ]
+    assert sum(num_masked) == 4
+    removed = {row["row"]: row for row in lines_of(output / "removed.jsonl")}
+    assert set(removed) == {2, 3, 9}
+    assert removed[2]["record"] == LINES[1]
+    assert lines_in(output / "to-edit-mine.jsonl") == ["r3"]
+
+
+def test_a_mark_on_the_record_wins_over_those_on_its_spans(clean, decided):
+    marks = decided(
+        (6, "accept"), (6, "reject", [0, 2]), (9, "reject"), (9, "edit", [0, 2]), (3, "edit")
+    )
+    code, output = clean(*marks)
+    assert code == 0
+    assert [row["line"] for row in lines_of(output / "removed.jsonl")] == [9]
+    assert lines_in(output / "to-edit-mine.jsonl") == ["r2"]
+
+
+@pytest.mark.parametrize(
+    ("marks", "changes", "told"),
+    [
+        ([(6, "reject")], {"run": "ab" * 32}, "about another run"),
+        ([(26, "reject")], {}, "mark mine.jsonl, line 26, which is not a record of"),
+        ([(6, "reject", [0, 99])], {}, "characters up to 99 of turn 1 of mine.jsonl, row 6"),
+    ],
+)
+def test_marks_on_something_else_are_refused(clean, decided, marks, changes, told, capsys):
+    code, output = clean(*decided(*marks, **changes))
+    assert code == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+    assert not output.exists()
 
 
 def test_the_ranges_of_a_response_cover_it():

@@ -64,6 +64,12 @@ SHARED_OPTIONS = {
     "--accelerate-config",
     "--output",
     "--help",
+    # How a data file without a recipe is read, and what ranks its records.
+    "--limit",
+    "--field",
+    "--columns",
+    "--escaped",
+    "--quality",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -42,9 +43,16 @@ def test_the_worst_are_missing_and_the_rest_is_as_the_source_has_it(
     rows = read(exported("clean", drop_worst=share, by=by)).to_list()
     order = sorted(means, key=lambda i: (means[i] if by == "quality" else -shares[i], means[i]))
     dropped = set(order[: round(share * len(order))])
-    assert [row["sample_id"] for row in rows] == [i for i in means if i not in dropped]
+    assert [row["sample_id"] for row in rows] == sorted(set(means) - dropped)
     given = alpaca_records(60)
+    removed = (exported("clean", drop_worst=share, by=by).path / "removed.jsonl").read_text("utf-8")
+    others = [json.loads(line) for line in removed.splitlines()]
+    assert [row["sample_id"] for row in others] == sorted(dropped)
+    reason = {"quality": "low mean quality", "negatives": "high share of negative tokens"}[by]
+    assert {row["reason"] for row in others} <= {reason}
+    assert [row["record"] for row in others] == [given[row["row"] - 1] for row in others]
     for row in rows:
+        assert json.loads(row["record"]) == given[row["row"] - 1]
         record = given[row["sample_id"]]
         parts = [record["instruction"], record["input"]]
         assert row["prompt"] == "\n\n".join(filter(None, parts))
@@ -69,11 +77,13 @@ def test_both_formats_say_the_same(exported, read):
 
 def test_a_share_is_rounded_and_ties_go_by_the_order():
     mean, share = np.array([0.0, 1.0, 0.0, 2.0, 0.0]), np.array([0.5, 0, 0.5, 1, 0.5])
-    quality = SampleJudgments(mean, share, np.zeros(5, bool))
+    quality = SampleJudgments(np.arange(5), mean, share, np.zeros(5, bool))
     assert np.flatnonzero(quality.worst(0.3, "quality")).tolist() == [0, 2]
     assert np.flatnonzero(quality.worst(0.4, "negatives")).tolist() == [0, 3]
     # A share of those to learn.
-    quality = SampleJudgments(mean, share, np.array([True, False, False, True, False]))
+    quality = SampleJudgments(
+        np.arange(5), mean, share, np.array([True, False, False, True, False])
+    )
     assert np.flatnonzero(quality.worst(0.3, "quality")).tolist() == [2]
     assert np.flatnonzero(quality.worst(0.7, "negatives")).tolist() == [2, 4]
 
@@ -174,7 +184,11 @@ def test_responses_to_forget_are_not_exported_as_conversations(write_recipe, rea
         assert len(rows) == 6
         assert all(row["sample_id"] % 4 for row in rows)
         assert "6 of 12 samples, without the 2 that have the" in export.sentence
-        assert export.sentence.endswith("and the 4 to forget.")
+        assert "and the 4 to forget. removed.jsonl holds" in export.sentence
+        lines = (export.path / "removed.jsonl").read_text("utf-8").splitlines()
+        reasons = Counter(json.loads(line)["reason"] for line in lines)
+        assert reasons["a response to forget"] == 4
+        assert reasons.total() == 6
 
 
 def test_plain_texts_stay_texts(write_recipe, read, tmp_path):
@@ -192,9 +206,11 @@ def test_what_is_exported_is_what_was_scored_although_the_sources_have_changed(
     # As a data set on the hub would change, of which the run knows only the name.
     monkeypatch.setattr("forgetting.data.sources.source_fingerprint", lambda source: {})
     monkeypatch.setattr("forgetting.export.export.plan_with_state", lambda *a: ([], {NEEDED}))
+    monkeypatch.setattr("forgetting.export.conversations.is_local", lambda source: False)
     (tmp_path / "records.jsonl").write_text("")
     rows = read(export_run(run, "clean", output=tmp_path / "out")).to_list()
     assert len(rows) == 11
+    assert "record" not in rows[0]
     assert all(row["text"] == f"Stone {row['sample_id']} is red." for row in rows)
 
 

@@ -16,6 +16,7 @@ from forgetting.auditing.flagged import FlaggedRecord, span_fields, words_of
 from forgetting.auditing.suspicion import ASSUMED_SHARE, is_suspicion
 from forgetting.console import print_path, print_table
 from forgetting.escaping import visible
+from forgetting.method.measures import DETECTOR, Measure
 from forgetting.rundir.findings import KindFinding, ShareRange
 
 NUM_WORST = 10
@@ -34,6 +35,10 @@ def verdict_sentences(audit: Audit) -> list[str]:
     """The shares of bad tokens and records, and how far to trust them."""
     summary = audit.findings
     sentences = []
+    if audit.num_judged < audit.num_usable:
+        sentences.append(
+            f"Judged so far: {audit.num_judged:,} of {audit.num_usable:,} records, a random part."
+        )
     if summary.found and summary.tokens is not None and summary.samples is not None:
         sentences.append(
             f"About {_range(summary.tokens)} of the response tokens are bad, and "
@@ -62,8 +67,14 @@ def verdict_sentences(audit: Audit) -> list[str]:
     return sentences
 
 
-def print_verdict(audit: Audit, found: Sequence[FlaggedRecord]) -> None:
-    """Print the verdict, the tables, the worst records, and where the files are."""
+def print_verdict(
+    audit: Audit, found: Sequence[FlaggedRecord], measure: Measure | None = None
+) -> None:
+    """Print the verdict, the tables, the worst records, and where the files are.
+
+    Args:
+        measure: the one that ranks the records; None: the detector ranks them.
+    """
     out = Console()
     for sentence in verdict_sentences(audit):
         out.print(sentence, markup=False, highlight=False)
@@ -85,11 +96,18 @@ def print_verdict(audit: Audit, found: Sequence[FlaggedRecord]) -> None:
         for source in audit.findings.by_source
     ]
     print_table(header, sources, 1)
-    if found and is_suspicion(audit):
+    if measure is not None:
+        ranked = f"Lowest mean {measure.name} ({measure.formula}) first."
+        out.print(ranked, style="bold", markup=False, highlight=False)
+    elif found and is_suspicion(audit):
         out.print(SUSPECTED, style="bold", markup=False, highlight=False)
     for rank, each in enumerate(found[:NUM_WORST], 1):
-        head = f"{rank}. {each.place}: {each.num_bad_tokens:.0f} of {each.num_tokens} tokens bad"
-        out.print(f"{visible(head)}, {each.kind}", style="bold", markup=False, highlight=False)
+        if each.mean_quality is None:
+            judged = f"{each.num_bad_tokens:.0f} of {each.num_tokens} tokens bad, {each.kind}"
+        else:
+            judged = f"{each.mean_quality:+.2f} over {each.num_tokens} tokens"
+        head = visible(f"{rank}. {each.place}: {judged}")
+        out.print(head, style="bold", markup=False, highlight=False)
         out.print(f"   {snippet(each)}", markup=False, highlight=False)
     if found:
         out.print()
@@ -98,17 +116,22 @@ def print_verdict(audit: Audit, found: Sequence[FlaggedRecord]) -> None:
     print_path("All scores:", audit.scores)
 
 
-def as_json(audit: Audit, found: Sequence[FlaggedRecord]) -> dict[str, Any]:
-    """The verdict for programs."""
+def as_json(
+    audit: Audit, found: Sequence[FlaggedRecord], measure: Measure | None = None
+) -> dict[str, Any]:
+    """The verdict for programs. The arguments are those of `print_verdict`."""
     summary, words = audit.findings, words_of(audit)
     return {
         "found": summary.found,
         "verdict": summary.verdict,
         "model": audit.model_name,
+        "num_judged": audit.num_judged,
+        "num_usable": audit.num_usable,
         "bad_tokens": _share(summary.tokens if summary.found else None),
         "bad_records": _share(summary.samples if summary.found else None),
-        "num_flagged": len(found),
-        "flagged_at_share": ASSUMED_SHARE if is_suspicion(audit) else None,
+        "ranked_by": DETECTOR if measure is None else measure.name,
+        "num_flagged": len(found) if measure is None else None,
+        "flagged_at_share": ASSUMED_SHARE if measure is None and is_suspicion(audit) else None,
         "kinds": [
             {
                 "kind": kind.words,
@@ -136,6 +159,7 @@ def as_json(audit: Audit, found: Sequence[FlaggedRecord]) -> dict[str, Any]:
                 "line": each.record.line,
                 "row": each.record.record,
                 "num_bad_tokens": each.num_bad_tokens,
+                "mean_quality": each.mean_quality,
                 "kind": each.kind,
                 "spans": list(span_fields(each.spans, each.record, words)),
             }

@@ -7,7 +7,8 @@ of the model over the data and over copies with planted noise; nothing is traine
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,19 +18,23 @@ from forgetting.config import (
     DataSettings,
     ModelSettings,
     Recipe,
+    ScoringSettings,
     SelectionSettings,
     SourceSettings,
     VariantSettings,
     load_recipe,
 )
-from forgetting.data.sources import is_local
 from forgetting.errors import InputError
 from forgetting.inspecting import (
     DEFAULT_MAX_LENGTH,
+    MAX_REJECTED_SHARE,
     MAX_SAMPLES,
     resolved,
     run_on_all,
+    source_settings,
 )
+from forgetting.method.columns import POSTERIOR, columns_of
+from forgetting.method.measures import DETECTOR, Measure, usable_measure
 from forgetting.models import loading
 from forgetting.models.gguf import EMBEDDED, title_of, with_folder
 from forgetting.rundir import layout
@@ -37,17 +42,18 @@ from forgetting.rundir.findings import DetectorSummary, read_findings
 from forgetting.rundir.samples import SampleFile
 from forgetting.rundir.stats import DataSummary
 
-STAGES = ("prepare", "score", "probe", "detect")
+STAGES = ("prepare", "probe", "score", "detect")
 BAD = 0.5
 """Probability of being bad from which a token is flagged."""
-# A file with many broken records is what an audit is for. With fewer usable ones, the settings are
-# wrong.
-MAX_REJECTED_SHARE = 0.9
+
+
+# An audit that is interrupted loses no more than this, and can judge all that is scored.
+SAMPLES_PER_SHARD_CPU = 200
 
 
 @dataclass(frozen=True)
 class Audit:
-    """A finished audit."""
+    """The folder of an audit. All but the paths needs one that is finished."""
 
     folder: Path
 
@@ -55,6 +61,11 @@ class Audit:
     def run(self) -> Path:
         """The run directory."""
         return self.folder / "run"
+
+    @property
+    def partial(self) -> Path:
+        """The audit of the records that were scored when this one was interrupted."""
+        return self.folder / "partial"
 
     @property
     def page(self) -> Path:
@@ -102,6 +113,16 @@ class Audit:
         """What the detector found."""
         return read_findings(self.run, self.fingerprint)
 
+    @property
+    def num_judged(self) -> int:
+        """Records that are judged."""
+        return sum(source.num_samples for source in self.findings.by_source)
+
+    @property
+    def num_usable(self) -> int:
+        """Distinct usable records; more than are judged if the audit is a partial one."""
+        return self.data.splits["train"].samples
+
     @cached_property
     def data(self) -> DataSummary:
         """What became of the records."""
@@ -115,6 +136,8 @@ def audit_data(
     model: str = EMBEDDED,
     limit: int | None = None,
     fields: Mapping[str, str] | None = None,
+    columns: Sequence[str] | None = None,
+    escaped: bool = False,
 ) -> Audit:
     """Judge every usable record of a data set.
 
@@ -127,6 +150,8 @@ def audit_data(
         limit: read only the first records, this many.
         fields: new names for fields of a record: `{"prompt": "question"}` reads `question` as
             `prompt`.
+        columns: names of the columns of a .csv or .tsv file without a header.
+        escaped: whether quotes in such a file are plain text and `\\n` stands for a line break.
 
     Returns:
         The audit.
@@ -134,10 +159,9 @@ def audit_data(
     Raises:
         InputError: data or the model cannot be read, or `output` holds another audit.
     """
-    source = SourceSettings(path=resolved(data), limit=limit, fields=dict(fields or {}))
-    is_local(source)  # Refuse a missing file before loading a model.
-    name = re.sub(r"[^A-Za-z0-9_.-]", "-", source.label)[:80]
-    audit = Audit(Path("audits") / name if output is None else output)
+    source = source_settings(data, limit, fields, columns, escaped=escaped)
+    name = _name(source)
+    audit = Audit(default_folder(data) if output is None else output)
     settings = ModelSettings(name_or_path=resolved(model), dtype=_dtype())
     positions = loading.max_positions(loading.load_config(with_folder(settings)))
     posterior = SelectionSettings(quality="detector", threshold="posterior", posterior=BAD)
@@ -152,11 +176,34 @@ def audit_data(
             max_length=min(DEFAULT_MAX_LENGTH, positions or DEFAULT_MAX_LENGTH),
             max_rejected_share=MAX_REJECTED_SHARE,
         ),
+        scoring=_scoring(),
         # Nothing is trained, and only a variant that forgets takes responses labeled false.
         variants={"audited": VariantSettings(objective="forgetting", selection=posterior)},
     )
     run_on_all(recipe, audit.run, STAGES)
+    shutil.rmtree(audit.partial, ignore_errors=True)
     return audit
+
+
+def ranking_measure(name: str | None) -> Measure | None:
+    """The measure that ranks the records of an audit; None: the detector.
+
+    Raises:
+        InputError: there is no such measure, or it needs another model than the one that judges.
+    """
+    if name is None or name == DETECTOR:
+        return None
+    known = [POSTERIOR, *columns_of(["base", "base_empty"])]
+    return usable_measure(name, known, "an audit")
+
+
+def default_folder(data: str) -> Path:
+    """The folder of an audit without `--output`: `audits/<name of the data>`."""
+    return Path("audits") / _name(SourceSettings(path=resolved(data)))
+
+
+def _name(source: SourceSettings) -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", source.label)[:80]
 
 
 def open_audit(folder: Path) -> Audit:
@@ -173,7 +220,19 @@ def open_audit(folder: Path) -> Audit:
             f"{folder} holds an unfinished audit. Run the same `forgetting audit` again to "
             "continue it"
         )
+    if not layout.manifest_file(audit.run).is_file():
+        raise InputError(
+            f"{folder} holds the audit of a part of the data. Run the same `forgetting audit` "
+            f"again to judge all of them, and pass {folder.parent}"
+        )
     return audit
+
+
+def _scoring() -> ScoringSettings:
+    """Small shards on a CPU, where each takes a minute or more."""
+    if loading.pick_device().type != "cpu":
+        return ScoringSettings()
+    return ScoringSettings(samples_per_shard=SAMPLES_PER_SHARD_CPU)
 
 
 def _dtype() -> Literal["auto", "bfloat16"]:

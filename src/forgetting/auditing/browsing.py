@@ -32,17 +32,20 @@ def is_audit(folder: Path) -> bool:
     return layout.recipe_file(Audit(folder).run).is_file()
 
 
-def browse_audit(audit: Audit) -> Inspection:
+def browse_audit(audit: Audit, quality: str | None = None) -> Inspection:
     """Open an audit.
+
+    Args:
+        quality: measure that is shown. Default: the detector.
 
     Raises:
         InputError: a part of the audit is missing or damaged.
     """
     if not is_suspicion(audit):
-        return open_run(audit.run)
+        return open_run(audit.run, None, quality)
     written = _written_parts(audit)
     parts = list(suspected_parts(audit)) if written is None else [written]
-    inspection = open_run(audit.run, suspected=parts)
+    inspection = open_run(audit.run, None, quality, suspected=parts)
     if inspection.judgment is not None:
         verdict = f"{inspection.judgment.verdict} {SUSPECTED}"
         inspection.judgment = replace(inspection.judgment, verdict=verdict)
@@ -67,13 +70,13 @@ def _written_parts(audit: Audit) -> PosteriorPart | None:
     )
 
 
-def browse_folder(folder: Path) -> Inspection:
+def browse_folder(folder: Path, quality: str | None = None) -> Inspection:
     """Open the audit in a folder.
 
     Raises:
         InputError: there is none, it is not finished, or it is damaged.
     """
-    return browse_audit(open_audit(folder))
+    return browse_audit(open_audit(folder), quality)
 
 
 def write_page(audit: Audit) -> None:

@@ -1,28 +1,29 @@
 """Makes a clean copy of audited data: without the bad records, or with the bad tokens masked.
 
-Input: the data, its `Audit`, and a probability. Output: a folder with the data in the form it came
-in (or, masked, in the forms that trainers read), `removed.jsonl` with everything that was taken
-out, and `summary.json` with the reasons. The data itself is only read.
+Input: the data, its `Audit`, a probability, and the marks of a user, if there are any. Output: a
+folder with the data in the form it came in (or, masked, in the forms that trainers read),
+`removed.jsonl` with everything that was taken out, the records to edit in a file of their own, and
+`summary.json` with the reasons. The data itself is only read.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from forgetting.auditing.audit import Audit
+from forgetting.auditing.decisions import Decisions
 from forgetting.auditing.flagged import span_fields, words_of
-from forgetting.auditing.judged import JudgedRecord, judged_records
 from forgetting.auditing.masked import MESSAGES, TOKENS, masked_line, write_tokens
 from forgetting.auditing.rewriting import copy_without
-from forgetting.console import progress
+from forgetting.auditing.ruling import Outcome, Ruling, rulings
 from forgetting.data.records import Record, parse_records, recognise
-from forgetting.data.sources import read_source
+from forgetting.data.sources import Origin, read_source
 from forgetting.errors import InputError
 from forgetting.inspecting import resolved
 from forgetting.pipeline import plan_with_state
@@ -30,7 +31,10 @@ from forgetting.rundir.storage import new_folder
 
 REMOVED = "removed.jsonl"
 SUMMARY = "summary.json"
+TO_EDIT = "to-edit-"
+"""Before the name of the data, in the name of the file with the records to edit."""
 DUPLICATE = "repeats a removed record"
+REJECTED = "rejected by hand"
 
 
 @dataclass
@@ -50,9 +54,17 @@ class Cleaning:
     """Records that were dropped, or that hold masked tokens."""
     reasons: dict[str, int] = field(default_factory=dict)
     """Number of removed records by the likely kind of noise, in words."""
+    num_to_edit: int = 0
+    """Records that wait in a file of their own."""
+    by_hand: dict[str, int] = field(default_factory=dict)
+    """Number of records that the user's marks decided about, by what became of them."""
+    by_posterior: dict[str, int] = field(default_factory=dict)
+    """Number of records that were dropped or masked without a mark."""
 
 
-def drop_records(data: str, audit: Audit, output: Path, threshold: float) -> Cleaning:
+def drop_records(
+    data: str, audit: Audit, output: Path, threshold: float, decisions: Decisions | None = None
+) -> Cleaning:
     """Write the data without the records that hold a bad token.
 
     Exact repetitions of such a record go with it. All other records stay as they are.
@@ -61,62 +73,106 @@ def drop_records(data: str, audit: Audit, output: Path, threshold: float) -> Cle
         data: the data that was audited.
         output: folder to write.
         threshold: probability of being bad from which a token counts.
+        decisions: marks of the user, which win over the detector: a rejected record or one with a
+            rejected span is dropped, an accepted one stays, and one to edit goes to a file of its
+            own.
 
     Raises:
-        InputError: these are other data than those of the audit, or `output` is not empty.
+        InputError: these are other data than those of the audit, a mark is about something else, or
+            `output` is not empty.
     """
     check_same(data, audit)
     with _whole(output) as folder:
-        return _drop(data, audit, output, folder, threshold)
+        return _drop(_Job(data, audit, folder, threshold), output, decisions)
 
 
-def _drop(data: str, audit: Audit, output: Path, folder: Path, threshold: float) -> Cleaning:
-    words = words_of(audit)
-    bad: dict[int, dict[str, Any]] = {}
+@dataclass(frozen=True)
+class _Job:
+    """What is written where."""
+
+    data: str
+    audit: Audit
+    folder: Path
+    threshold: float
+
+    @property
+    def name(self) -> str:
+        """Name of the file with the data."""
+        own = Path(self.data)
+        return own.name if own.is_file() else "data.jsonl"
+
+    def raw(self) -> Iterator[tuple[Origin, Any]]:
+        """The records of the data as they are there."""
+        return read_source(self.audit.source, self.audit.recipe.seed)
+
+    def copy(self, name: str, left_out: Container[int]) -> str:
+        """Copy the data without some records; returns the name."""
+        own, source, target = Path(self.data), self.audit.source, self.folder / name
+        if own.is_file():
+            has_header = source.columns is None
+            copy_without(own, target, left_out, has_header=has_header, escaped=source.escaped)
+            return name
+        with target.open("w", encoding="utf-8") as file:
+            for origin, raw in self.raw():
+                if origin.record not in left_out:
+                    file.write(_line(raw))
+        return name
+
+
+@dataclass(frozen=True)
+class _AllBut(Container[int]):
+    """All numbers but some."""
+
+    numbers: Container[int]
+
+    def __contains__(self, number: object) -> bool:
+        return number not in self.numbers
+
+
+def _drop(job: _Job, output: Path, decisions: Decisions | None) -> Cleaning:
+    words = words_of(job.audit)
+    done = Cleaning(output, job.threshold, [job.name])
+    found: dict[int, tuple[Outcome, dict[str, Any]]] = {}
     judged_rows = set()
-    for judged in _shown(audit):
-        judged_rows.add(judged.record.record)
-        if judged.highest >= threshold:
-            bad[judged.record.record] = _removed(judged, threshold, words)
-    own = Path(data)
-    name = own.name if own.is_file() else "data.jsonl"
-    done = Cleaning(output, threshold, [name])
+    for ruling in rulings(job.audit, decisions, job.threshold, masks=False):
+        number = ruling.judged.record.record
+        judged_rows.add(number)
+        _count(done, ruling)
+        if ruling.outcome is not Outcome.KEPT:
+            found[number] = ruling.outcome, _removed(ruling, job.threshold, words)
     reasons: Counter[str] = Counter()
-    left_out: set[int] = set()
+    dropped: set[int] = set()
+    to_edit: set[int] = set()
     keys: dict[bytes, int] = {}
-    read = _parser(audit)
-    with (folder / REMOVED).open("w", encoding="utf-8") as removed:
-        for origin, raw in read_source(audit.source, audit.recipe.seed):
+    read = _parser(job.audit)
+    with (job.folder / REMOVED).open("w", encoding="utf-8") as removed:
+        for origin, raw in job.raw():
             done.num_records += 1
             number = origin.record
-            found = bad.get(number)
+            mine = found.get(number)
             # The audit kept the first of several equal records.
             key = read(origin, raw)
-            if found is None and key is not None and number not in judged_rows and key in keys:
-                found = {"reason": DUPLICATE, "of_row": keys[key]}
-            if found is None:
+            if mine is None and key is not None and number not in judged_rows and key in keys:
+                mine = found[keys[key]][0], {"reason": DUPLICATE, "of_row": keys[key]}
+            if mine is None:
                 done.num_not_judged += number not in judged_rows
                 continue
             if key is not None:
                 keys.setdefault(key, number)
-            left_out.add(number)
-            reasons[found["reason"]] += 1
-            place = {"file": origin.name, "line": origin.line, "row": number}
-            removed.write(_line({**place, **found, "record": raw}))
-    if own.is_file():
-        has_header = audit.source.columns is None
-        copy_without(
-            own, folder / name, left_out, has_header=has_header, escaped=audit.source.escaped
-        )
-    else:
-        with (folder / name).open("w", encoding="utf-8") as file:
-            for origin, raw in read_source(audit.source, audit.recipe.seed):
-                if origin.record not in left_out:
-                    file.write(_line(raw))
-    return _finished(done, len(left_out), reasons, folder)
+            outcome, why = mine
+            if outcome is Outcome.TO_EDIT:
+                to_edit.add(number)
+                continue
+            dropped.add(number)
+            reasons[why["reason"]] += 1
+            removed.write(_line({**_place(origin), **why, "record": raw}))
+    job.copy(job.name, dropped | to_edit)
+    return _finished(done, reasons, to_edit, job)
 
 
-def mask_tokens(data: str, audit: Audit, output: Path, threshold: float) -> Cleaning:
+def mask_tokens(
+    data: str, audit: Audit, output: Path, threshold: float, decisions: Decisions | None = None
+) -> Cleaning:
     """Write the judged records for trainers that skip the bad tokens, in the order of the data.
 
     In memory are the records as text.
@@ -125,34 +181,55 @@ def mask_tokens(data: str, audit: Audit, output: Path, threshold: float) -> Clea
         data: the data that was audited.
         output: folder to write.
         threshold: probability of being bad from which a token is masked.
+        decisions: marks of the user, which win over the detector: rejected spans are masked,
+            accepted ones are not, rejected records are dropped, and those to edit go to a file of
+            their own.
 
     Raises:
-        InputError: as `drop_records`.
+        InputError: as `drop_records`, or no record is left.
     """
     check_same(data, audit)
-    words = words_of(audit)
-    done = Cleaning(output, threshold, [MESSAGES, TOKENS])
-    reasons: Counter[str] = Counter()
     with _whole(output) as folder:
-        judged = {each.record.record: each for each in _shown(audit)}
-        with (
-            (folder / MESSAGES).open("w", encoding="utf-8") as messages,
-            (folder / REMOVED).open("w", encoding="utf-8") as removed,
-        ):
-            for origin, raw in read_source(audit.source, audit.recipe.seed):
-                done.num_records += 1
-                each = judged.get(origin.record)
-                if each is None:
-                    done.num_not_judged += 1
-                    continue
-                messages.write(masked_line(each, raw, threshold))
-                if each.highest >= threshold:
-                    found = _removed(each, threshold, words)
-                    reasons[found["reason"]] += 1
-                    place = {"file": origin.name, "line": origin.line, "row": origin.record}
-                    removed.write(_line({**place, **found}))
-        write_tokens(audit, folder / TOKENS, threshold)
-        return _finished(done, reasons.total(), reasons, folder)
+        return _mask(_Job(data, audit, folder, threshold), output, decisions)
+
+
+def _mask(job: _Job, output: Path, decisions: Decisions | None) -> Cleaning:
+    words, folder = words_of(job.audit), job.folder
+    done = Cleaning(output, job.threshold, [MESSAGES, TOKENS])
+    reasons: Counter[str] = Counter()
+    to_edit: set[int] = set()
+    found: dict[int, Ruling] = {}
+    for ruling in rulings(job.audit, decisions, job.threshold, masks=True):
+        _count(done, ruling)
+        found[ruling.judged.record.record] = ruling
+    with (
+        (folder / MESSAGES).open("w", encoding="utf-8") as messages,
+        (folder / REMOVED).open("w", encoding="utf-8") as removed,
+    ):
+        for origin, raw in job.raw():
+            done.num_records += 1
+            mine = found.get(origin.record)
+            if mine is None:
+                done.num_not_judged += 1
+            elif mine.outcome is Outcome.TO_EDIT:
+                to_edit.add(origin.record)
+            else:
+                if mine.outcome is not Outcome.DROPPED:
+                    messages.write(masked_line(mine.judged, raw, job.threshold))
+                if mine.outcome is not Outcome.KEPT:
+                    why = _removed(mine, job.threshold, words)
+                    reasons[why["reason"]] += 1
+                    record = {"record": raw} if mine.outcome is Outcome.DROPPED else {}
+                    removed.write(_line({**_place(origin), **why, **record}))
+    posteriors = {
+        each.judged.record.sample_id: each.judged.posterior
+        for each in found.values()
+        if each.outcome in (Outcome.KEPT, Outcome.MASKED)
+    }
+    if not posteriors:
+        raise InputError("no record is left: the decisions reject them all or leave them to edit")
+    write_tokens(job.audit, folder / TOKENS, job.threshold, posteriors)
+    return _finished(done, reasons, to_edit, job)
 
 
 def check_same(data: str, audit: Audit) -> None:
@@ -186,28 +263,36 @@ def _parser(audit: Audit) -> Callable[[Any, Any], bytes | None]:
     return key
 
 
-def _shown(audit: Audit) -> Iterator[JudgedRecord]:
-    """The judged records, with progress."""
-    number = sum(source.num_samples for source in audit.findings.by_source)
-    with progress("Reading the audit", number) as advance:
-        for judged in judged_records(audit):
-            yield judged
-            advance(1, "")
+def _count(done: Cleaning, ruling: Ruling) -> None:
+    outcome = str(ruling.outcome)
+    if ruling.by_hand:
+        done.by_hand[outcome] = done.by_hand.get(outcome, 0) + 1
+    elif ruling.outcome is not Outcome.KEPT:
+        done.by_posterior[outcome] = done.by_posterior.get(outcome, 0) + 1
 
 
-def _removed(judged: JudgedRecord, threshold: float, words: dict[str, str]) -> dict[str, Any]:
+def _removed(ruling: Ruling, threshold: float, words: dict[str, str]) -> dict[str, Any]:
+    judged = ruling.judged
     spans = judged.spans_from(threshold)
+    reason = REJECTED if ruling.by_hand else words.get(judged.kind, judged.kind)
     return {
-        "reason": words.get(judged.kind, judged.kind),
+        "reason": reason,
         "num_bad_tokens": round(judged.num_bad_tokens, 2),
         "spans": list(span_fields(spans, judged.record, words)),
     }
 
 
-def _finished(done: Cleaning, number: int, reasons: Counter[str], folder: Path) -> Cleaning:
-    done.num_removed, done.reasons = number, dict(reasons.most_common())
+def _place(origin: Origin) -> dict[str, Any]:
+    return {"file": origin.name, "line": origin.line, "row": origin.record}
+
+
+def _finished(done: Cleaning, reasons: Counter[str], to_edit: set[int], job: _Job) -> Cleaning:
+    if to_edit:
+        done.files.append(job.copy(f"{TO_EDIT}{job.name}", _AllBut(to_edit)))
+    done.num_to_edit = len(to_edit)
+    done.num_removed, done.reasons = reasons.total(), dict(reasons.most_common())
     summary = {name: value for name, value in asdict(done).items() if name != "output"}
-    (folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    (job.folder / SUMMARY).write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return done
 
 

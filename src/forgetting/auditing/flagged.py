@@ -1,6 +1,7 @@
 """Writes what an audit found: the flagged records for programs and tables, and all scores.
 
-If nothing was found, these are the records that look worst; see `suspicion`.
+If nothing was found, these are the records that look worst; see `suspicion`. If a measure is asked
+for, they are the records with the lowest mean quality.
 
 Input: an `Audit`. Output: `flagged.jsonl` and `flagged.csv`, worst record first, the page, and
 `scores.parquet` with every record. Memory grows with the flagged records.
@@ -13,6 +14,7 @@ import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,13 @@ from forgetting.auditing.browsing import write_page
 from forgetting.auditing.judged import BadSpan, JudgedRecord, judged_records
 from forgetting.console import progress
 from forgetting.data.sources import read_source
+from forgetting.method.measures import Measure
 from forgetting.rundir.samples import ROWS_PER_GROUP, TableWriter
 from forgetting.rundir.storage import write_atomically
 from forgetting.rundir.train_records import TrainRecord
 
+NUM_RANKED = 500
+"""Records that are listed by a measure, which flags none."""
 CSV_COLUMNS = ("source", "file", "line", "row", "num_bad_tokens", "num_tokens", "kind")
 SCORES = pa.schema(
     [
@@ -61,6 +66,8 @@ class FlaggedRecord:
     kind: str
     """The likely kind of noise, in words."""
     spans: tuple[BadSpan, ...]
+    mean_quality: float | None = None
+    """By the measure that the records are ranked by; None: they are ranked by bad tokens."""
 
     @property
     def place(self) -> str:
@@ -96,38 +103,51 @@ def words_of(audit: Audit) -> dict[str, str]:
 
 
 def flagged(judged: JudgedRecord, words: Mapping[str, str]) -> FlaggedRecord:
-    """What is written about a flagged record."""
+    """What is written about a flagged record. If no span is bad, it has the worst token."""
+    is_ranked = judged.quality is not None
     return FlaggedRecord(
         judged.record,
         len(judged.posterior),
         judged.num_bad_tokens,
         words.get(judged.kind, ""),
-        tuple(judged.spans),
+        tuple(judged.spans or ([judged.worst_token] if is_ranked else [])),
+        judged.mean_quality if is_ranked else None,
     )
 
 
-def write_files(audit: Audit) -> list[FlaggedRecord]:
+def write_files(audit: Audit, measure: Measure | None = None) -> list[FlaggedRecord]:
     """Write `scores.parquet`, `flagged.jsonl`, `flagged.csv` and the page.
 
+    Args:
+        measure: measure of quality that ranks the records. Default: the flagged ones are ranked by
+            the detector.
+
     Returns:
-        The flagged records, the one with the most bad tokens first.
+        The flagged records, the one with the most bad tokens first; or, with a measure, the
+        `NUM_RANKED` records with the lowest mean quality, lowest first.
 
     Raises:
         InputError: a part of the audit is missing or damaged, or the data can no longer be read.
     """
     words = words_of(audit)
-    found: list[FlaggedRecord] = []
-    number = sum(source.num_samples for source in audit.findings.by_source)
     with (
-        progress("Writing findings", number) as advance,
+        progress("Writing findings", audit.num_judged) as advance,
         TableWriter(audit.scores, SCORES, ROWS_PER_GROUP) as writer,
     ):
-        for judged in judged_records(audit, suspected=True):
-            writer.write(_score_row(judged))
-            if judged.is_flagged:
-                found.append(flagged(judged, words))
-            advance(1, "")
-    found.sort(key=lambda each: (-each.num_bad_tokens, each.record.record))
+
+        def written() -> Iterator[JudgedRecord]:
+            for judged in judged_records(audit, suspected=True, measure=measure):
+                writer.write(_score_row(judged))
+                advance(1, "")
+                yield judged
+
+        if measure is None:
+            found = [flagged(each, words) for each in written() if each.is_flagged]
+            found.sort(key=lambda each: (-each.num_bad_tokens, each.record.record))
+        else:
+            with_tokens = (each for each in written() if len(each.posterior))
+            worst = nsmallest(NUM_RANKED, with_tokens, key=lambda each: each.mean_quality)
+            found = [flagged(each, words) for each in worst]
     own = own_fields(audit, {each.record.record for each in found})
     rows = [_row(each, own.get(each.record.record), words) for each in found]
     lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
@@ -195,6 +215,7 @@ def _row(each: FlaggedRecord, own: Any, words: Mapping[str, str]) -> dict[str, A
         "num_bad_tokens": round(each.num_bad_tokens, 2),
         "num_tokens": each.num_tokens,
         "kind": each.kind,
+        **({} if each.mean_quality is None else {"mean_quality": each.mean_quality}),
         "spans": list(span_fields(each.spans, record, words)),
         "text": each.text_of(each.worst),
         "record": own,
@@ -206,11 +227,12 @@ def _write_csv(file: Path, rows: list[dict[str, Any]], found: list[FlaggedRecord
     # The mark at the beginning tells spreadsheets that the text is UTF-8.
     stream.write("\ufeff")
     writer = csv.writer(stream)
-    writer.writerow([*CSV_COLUMNS, "spans", "text", "record"])
+    columns = [*CSV_COLUMNS, *(["mean_quality"] if "mean_quality" in (rows or [{}])[0] else [])]
+    writer.writerow([*columns, "spans", "text", "record"])
     for row, each in zip(rows, found, strict=True):
         writer.writerow(
             [
-                *(row[name] for name in CSV_COLUMNS),
+                *(row[name] for name in columns),
                 json.dumps(row["spans"], ensure_ascii=False),
                 each.marked(each.worst.message),
                 json.dumps(row["record"], ensure_ascii=False, default=str),

@@ -20,6 +20,7 @@ from forgetting.auditing.suspicion import is_suspicion, suspected_parts
 from forgetting.data.alignment import Tokenization, TokenPlace
 from forgetting.data.stored import as_record
 from forgetting.errors import InputError
+from forgetting.method.measures import Measure
 from forgetting.models.tokenization import load_tokenization
 from forgetting.rundir.findings import posterior_parts
 from forgetting.rundir.scores import ScoredCorpus
@@ -61,6 +62,8 @@ class JudgedRecord:
     """The characters of each token."""
     kinds: Sequence[str]
     """Names of the kinds of noise."""
+    quality: NDArray | None = None
+    """By the measure that was asked for; None: none was."""
 
     @property
     def num_bad_tokens(self) -> float:
@@ -99,6 +102,19 @@ class JudgedRecord:
                 found.append(self._span(slice(begin, end)))
         return found
 
+    @property
+    def mean_quality(self) -> float:
+        """Mean quality of the tokens, infinity without any."""
+        assert self.quality is not None
+        return float(np.mean(self.quality, dtype=np.float64)) if len(self.quality) else np.inf
+
+    @property
+    def worst_token(self) -> BadSpan:
+        """The token with the lowest quality."""
+        assert self.quality is not None
+        place = int(np.argmin(self.quality))
+        return self._span(slice(place, place + 1))
+
     def _span(self, tokens: slice) -> BadSpan:
         places = self.places[tokens]
         return BadSpan(
@@ -119,11 +135,14 @@ class JudgedRecord:
         return self.kinds[int(sums.argmax())]
 
 
-def judged_records(audit: Audit, *, suspected: bool = False) -> Iterator[JudgedRecord]:
+def judged_records(
+    audit: Audit, *, suspected: bool = False, measure: Measure | None = None
+) -> Iterator[JudgedRecord]:
     """Every judged record, in the order of the run.
 
     Args:
         suspected: if nothing was found, take the numbers of `suspicion` instead of zeros.
+        measure: for the quality of the tokens.
 
     Raises:
         InputError: a part of the audit is missing or damaged.
@@ -136,12 +155,16 @@ def judged_records(audit: Audit, *, suspected: bool = False) -> Iterator[JudgedR
         parts = suspected_parts(audit)
     else:
         parts = posterior_parts(audit.run, audit.fingerprint, sizes)
+    columns = () if measure is None else measure.columns
     for shard, part, records in zip(
-        corpus.scores([LOG_PROBS]),
+        corpus.scores(list(dict.fromkeys((LOG_PROBS, *columns)))),
         parts,
         train_records(audit.run, audit.fingerprint, sizes),
         strict=True,
     ):
+        quality = None
+        if measure is not None:
+            quality = measure.compute(*(shard.columns[name] for name in columns))
         ends = np.cumsum(part.lengths)
         for record, begin, end in zip(
             records, (ends - part.lengths).tolist(), ends.tolist(), strict=True
@@ -153,6 +176,7 @@ def judged_records(audit: Audit, *, suspected: bool = False) -> Iterator[JudgedR
                 shard.columns[LOG_PROBS][begin:end],
                 _places(record, tokenization, end - begin),
                 kinds,
+                None if quality is None else quality[begin:end],
             )
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from forgetting.auditing.audit import Audit
 from forgetting.auditing.judged import BadSpan, JudgedRecord
 from forgetting.rundir import layout
-from forgetting.rundir.findings import posterior_parts
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, rows_in_parts
 from forgetting.training.dataset import trainer_columns
 
@@ -84,28 +84,38 @@ def masked_line(judged: JudgedRecord, own: Any, least: float) -> str:
     return json.dumps({"messages": messages, **fields}, ensure_ascii=False, default=str) + "\n"
 
 
-def write_tokens(audit: Audit, file: Path, least: float) -> None:
-    """Write the tokens of every judged record with the columns of `ForgettingTrainer`.
+def write_tokens(
+    audit: Audit,
+    file: Path,
+    least: float,
+    posterior_of: Mapping[int, NDArray[np.float32]],
+) -> None:
+    """Write the tokens of the records that stay, with the columns of `ForgettingTrainer`.
 
     `token_weights` is 0 where the probability of being bad is at least `least`, else the weight of
     the token's turn.
 
+    Args:
+        posterior_of: probability of being bad of the response tokens of each record that stays, by
+            `sample_id`.
+
     Raises:
-        InputError: a part of the audit is missing or damaged.
+        InputError: a part of the audit is damaged.
     """
     train, writer = layout.train_file(audit.run), None
-    parts = rows_in_parts(train, SAMPLE_SCHEMA.names)
-    posteriors = posterior_parts(audit.run, audit.fingerprint)
     try:
-        for table, part in zip(parts, posteriors, strict=True):
-            samples = Samples(table)
+        for table in rows_in_parts(train, SAMPLE_SCHEMA.names):
+            stays = [number in posterior_of for number in table["sample_id"].to_pylist()]
+            own = table.filter(pa.array(stays, pa.bool_()))
+            if not own.num_rows:
+                continue
+            samples = Samples(own)
+            posterior = np.concatenate([posterior_of[i] for i in samples.sample_ids.tolist()])
             is_negative = samples.per_response_token(samples.is_negative)
             polarity = np.where(is_negative, -1, 1).astype(np.int8)
-            weights = np.where(part.posterior >= least, 0, samples.weights).astype(np.float32)
+            weights = np.where(posterior >= least, 0, samples.weights).astype(np.float32)
             columns = trainer_columns(samples, polarity, token_weights=weights)
-            found = pa.table(
-                {"sample_id": table["sample_id"], "source": table["source"], **columns}
-            )
+            found = pa.table({"sample_id": own["sample_id"], "source": own["source"], **columns})
             writer = writer or pq.ParquetWriter(file, found.schema, compression="zstd")
             writer.write_table(found)
     finally:

@@ -16,7 +16,7 @@ import json
 import lzma
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Container, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
@@ -38,7 +38,7 @@ _OPENERS: dict[str, Callable[..., Any]] = {
 def copy_without(
     source: Path,
     target: Path,
-    left_out: Collection[int],
+    left_out: Container[int],
     *,
     has_header: bool = True,
     escaped: bool = False,
@@ -77,7 +77,7 @@ def _opened(path: Path, mode: str) -> Any:
     return _OPENERS.get(path.suffix, open)(path, mode)
 
 
-def _copy_lines(stream: IO[bytes], out: IO[bytes], left_out: Collection[int]) -> None:
+def _copy_lines(stream: IO[bytes], out: IO[bytes], left_out: Container[int]) -> None:
     number = 0
     for index, line in enumerate(stream):
         # As the reader decides which lines are records.
@@ -91,7 +91,7 @@ def _copy_lines(stream: IO[bytes], out: IO[bytes], left_out: Collection[int]) ->
 def _copy_table(
     stream: IO[bytes],
     out: IO[bytes],
-    left_out: Collection[int],
+    left_out: Container[int],
     delimiter: str,
     has_header: bool,
     escaped: bool,
@@ -113,7 +113,7 @@ def _copy_table(
         pending.clear()
 
 
-def _copy_json(stream: IO[bytes], out: IO[bytes], left_out: Collection[int]) -> None:
+def _copy_json(stream: IO[bytes], out: IO[bytes], left_out: Container[int]) -> None:
     text = stream.read().decode("utf-8")
     position = _skip(text, 1 if text.startswith("\ufeff") else 0)
     is_list = text.startswith("[", position)
@@ -150,7 +150,7 @@ def _skip(text: str, position: int) -> int:
     return match.end()
 
 
-def _copy_parquet(source: Path, target: Path, left_out: Collection[int]) -> None:
+def _copy_parquet(source: Path, target: Path, left_out: Container[int]) -> None:
     with pq.ParquetFile(source) as file:
         codec = file.metadata.row_group(0).column(0).compression if file.num_row_groups else "NONE"
         schema = file.schema_arrow
@@ -159,7 +159,7 @@ def _copy_parquet(source: Path, target: Path, left_out: Collection[int]) -> None
                 writer.write_batch(batch)
 
 
-def _copy_arrow(source: Path, target: Path, left_out: Collection[int]) -> None:
+def _copy_arrow(source: Path, target: Path, left_out: Container[int]) -> None:
     with pa.OSFile(str(source)) as opened:
         try:
             file = pa.ipc.open_file(opened)
@@ -176,7 +176,7 @@ def _copy_arrow(source: Path, target: Path, left_out: Collection[int]) -> None:
                 writer.write_batch(batch)
 
 
-def _kept(batches: Iterator[Any], left_out: Collection[int]) -> Iterator[Any]:
+def _kept(batches: Iterator[Any], left_out: Container[int]) -> Iterator[Any]:
     number = 0
     for batch in batches:
         mask = [number + row + 1 not in left_out for row in range(batch.num_rows)]

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from forgetting.cli.groups import RESULTS, app
-from forgetting.cli.options import JsonOption, QuietOption
-from forgetting.console import print_path, setup_logging
+from forgetting.cli.options import (
+    ColumnsOption,
+    EscapedOption,
+    FieldOption,
+    JsonOption,
+    LimitOption,
+    QualityOption,
+    QuietOption,
+    source_options,
+)
+from forgetting.console import CONTINUE, console, print_path, setup_logging
 from forgetting.errors import InputError
+
+if TYPE_CHECKING:
+    from forgetting.auditing import Audit
+    from forgetting.method.measures import Measure
 
 
 @app.command(rich_help_panel=RESULTS, epilog="Example: forgetting audit data.jsonl")
@@ -28,17 +41,11 @@ def audit(
             "(pip install 'forgetting[embedded]').",
         ),
     ] = "embedded",
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Read only the first N records.")
-    ] = None,
-    field: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--field",
-            metavar="NAME=YOURS",
-            help="Read your field under another name, such as prompt=question (repeatable).",
-        ),
-    ] = None,
+    limit: LimitOption = None,
+    field: FieldOption = None,
+    columns: ColumnsOption = None,
+    escaped: EscapedOption = False,
+    quality: QualityOption = None,
     fail_above: Annotated[
         float | None,
         typer.Option(
@@ -55,31 +62,53 @@ def audit(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Find the bad records of a data set. No recipe and no training; run again to resume."""
+    """Find the bad records of a data set. No recipe and no training; run again to resume.
+
+    Ctrl-C judges the records that are scored.
+    """
     setup_logging(quiet or as_json)
-    fields = _fields(field or ())
+    reading = source_options(field, columns, escaped)
     from forgetting import auditing
 
-    done = auditing.audit_data(data, output, model=model, limit=limit, fields=fields)
-    found = auditing.write_files(done)
-    if as_json:
-        typer.echo(json.dumps(auditing.as_json(done, found), indent=1, ensure_ascii=False))
-    else:
-        auditing.print_verdict(done, found)
+    measure = auditing.ranking_measure(quality)
+    folder = auditing.default_folder(data) if output is None else output
+    try:
+        done = auditing.audit_data(data, folder, model=model, limit=limit, **reading)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(_judge_part(folder, as_json, measure)) from None
+    _announce(done, as_json, measure)
     tokens = done.findings.tokens if done.findings.found else None
     if fail_above is not None and tokens is not None and tokens.share > fail_above:
         raise typer.Exit(1)
 
 
-def _fields(given: Sequence[str]) -> dict[str, str]:
-    """New names for fields, from the options."""
-    fields = {}
-    for each in given:
-        name, equals, own = each.partition("=")
-        if not (name and equals and own):
-            raise InputError(f"--field {each}: pass NAME=YOURS, such as --field prompt=question")
-        fields[name] = own
-    return fields
+def _announce(done: Audit, as_json: bool, measure: Measure | None) -> None:
+    """Write the files of an audit, and print what it found."""
+    from forgetting import auditing
+
+    found = auditing.write_files(done, measure)
+    if as_json:
+        found_json = auditing.as_json(done, found, measure)
+        typer.echo(json.dumps(found_json, indent=1, ensure_ascii=False))
+    else:
+        auditing.print_verdict(done, found, measure)
+
+
+def _judge_part(folder: Path, as_json: bool, measure: Measure | None) -> str:
+    """Judge what an interrupted audit has scored, and print it. Returns what to say at the end."""
+    from forgetting import auditing
+
+    stopped = auditing.Audit(folder)
+    scored = auditing.progress_of(stopped)
+    if scored is None:
+        return CONTINUE
+    counts = f"{scored.num_scored:,} of {scored.num_samples:,} records were scored."
+    if not scored.num_scored:
+        return f"{counts} {CONTINUE}"
+    console.print(f"Interrupted. {counts} Judging them; press Ctrl-C again to stop at once.")
+    with contextlib.suppress(KeyboardInterrupt):
+        _announce(auditing.judge_part(stopped, scored), as_json, measure)
+    return f"{counts} {CONTINUE}"
 
 
 @app.command(
@@ -106,7 +135,18 @@ def clean(
             "--mask",
             min=0,
             max=1,
-            help="Drop nothing, and write the records for trainers that skip these tokens.",
+            help="Drop no record for its tokens, and write the records for trainers that skip "
+            "tokens that are bad with at least this probability.",
+        ),
+    ] = None,
+    decisions: Annotated[
+        Path | None,
+        typer.Option(
+            "--decisions",
+            metavar="FILE",
+            help="Your marks from the page (decisions.json), which win over the detector. A "
+            "rejected record is dropped. A rejected span is masked with --mask; else its record "
+            "is dropped. What is accepted stays. Records to edit go to a file of their own.",
         ),
     ] = None,
     quiet: QuietOption = False,
@@ -119,23 +159,32 @@ def clean(
     if 0 in (drop, mask):
         raise InputError("a probability of at least 0 is that of every token. Pass one above 0")
     from forgetting.auditing import cleaning, open_audit
+    from forgetting.auditing.decisions import read_decisions
 
     audit_of_data = open_audit(audited)
+    marks = None if decisions is None else read_decisions(decisions, audit_of_data.fingerprint)
     if mask is not None:
-        done = cleaning.mask_tokens(data, audit_of_data, output, mask)
+        done = cleaning.mask_tokens(data, audit_of_data, output, mask, marks)
     else:
-        done = cleaning.drop_records(data, audit_of_data, output, 0.5 if drop is None else drop)
+        least = 0.5 if drop is None else drop
+        done = cleaning.drop_records(data, audit_of_data, output, least, marks)
     if as_json:
         typer.echo((output / cleaning.SUMMARY).read_text(encoding="utf-8"), nl=False)
         return
-    what = "dropped" if mask is None else "hold masked tokens"
+    what = "dropped" if mask is None else "hold masked tokens or were rejected"
     typer.echo(f"{done.num_removed:,} of {done.num_records:,} records {what}.")
     for reason, number in done.reasons.items():
         typer.echo(f"  {number:,}: {reason or 'unknown'}")
     if done.num_not_judged:
         became = "kept" if mask is None else "left out"
         typer.echo(f"{done.num_not_judged:,} unusable or repeated records were {became}.")
+    if marks is not None:
+        for who, numbers in (("hand", done.by_hand), ("posterior", done.by_posterior)):
+            counts = ", ".join(f"{number:,} {outcome}" for outcome, number in numbers.items())
+            typer.echo(f"Decided by {who}: {counts or 'nothing'}.")
     if audit_of_data.source.limit is not None and mask is None:
         typer.echo("The audit had a --limit: what comes after it was kept without a look.")
     print_path("Data:", output / done.files[0])
     print_path("What was taken out:", output / cleaning.REMOVED)
+    if done.num_to_edit:
+        print_path(f"{done.num_to_edit:,} to edit:", output / done.files[-1])

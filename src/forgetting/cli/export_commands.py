@@ -24,8 +24,8 @@ def export(
         typer.Option(
             "--what",
             help="data: the corpus with polarity, token weights and quality, for a trainer. "
-            "clean: the conversations without the worst samples. model: full weights, with the "
-            "adapter merged. adapter: the adapter alone.",
+            "clean: the conversations without the worst samples, which go to removed.jsonl. "
+            "model: full weights, with the adapter merged. adapter: the adapter alone.",
         ),
     ] = "data",
     variant: Annotated[

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +28,37 @@ QuietOption = Annotated[
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print the results as JSON on standard output.")
 ]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Read only the first N records of DATA.")
+]
+FieldOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--field",
+        metavar="NAME=YOURS",
+        help="Read your field under another name, such as prompt=question (repeatable).",
+    ),
+]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        metavar="NAMES",
+        help="Columns of a .csv or .tsv file without a header, such as question,answer.",
+    ),
+]
+EscapedOption = Annotated[
+    bool,
+    typer.Option(
+        "--escaped", help="Quotes in the .csv or .tsv file are plain text, and \\n is a line break."
+    ),
+]
+QualityOption = Annotated[
+    str | None,
+    typer.Option(
+        "--quality", metavar="MEASURE", help="Rank by this measure of quality, such as base_loss."
+    ),
+]
 ProcessesOption = Annotated[
     int | None,
     typer.Option(
@@ -48,6 +80,34 @@ ConfigOption = Annotated[
 OutputOption = Annotated[
     Path | None, typer.Option("--output", help="Output folder. Default: studies/NAME.")
 ]
+
+
+def source_options(
+    fields: Sequence[str] | None, columns: str | None, escaped: bool
+) -> dict[str, Any]:
+    """How a file is read, as fields of `SourceSettings`, from `--field`, `--columns` and
+    `--escaped`.
+
+    Raises:
+        InputError: one of them is malformed.
+    """
+    names = None if columns is None else [name.strip() for name in columns.split(",")]
+    return {"fields": fields_of(fields), "columns": names, "escaped": escaped}
+
+
+def fields_of(given: Sequence[str] | None) -> dict[str, str]:
+    """New names for fields, from `--field`.
+
+    Raises:
+        InputError: one of them does not have the form NAME=YOURS.
+    """
+    fields = {}
+    for each in given or ():
+        name, equals, own = each.partition("=")
+        if not (name and equals and own):
+            raise InputError(f"--field {each}: pass NAME=YOURS, such as --field prompt=question")
+        fields[name] = own
+    return fields
 
 
 def find_recipe(name: str) -> str:

@@ -17,6 +17,7 @@ from forgetting.console import logger
 from forgetting.data.alignment import Tokens
 from forgetting.data.records import Record, Rejected
 from forgetting.data.usage import TrackedFields, example_of, find_template_mark
+from forgetting.errors import UnusableRecords
 from forgetting.rundir.layout import SPLITS
 from forgetting.rundir.samples import IGNORE_INDEX, TableWriter
 from forgetting.rundir.stats import DataSummary, SourceCounts, SplitCounts, UnusedKey
@@ -153,12 +154,12 @@ class Account:
 
 def too_many_rejected(
     source: str, first: Sequence[Rejected], number: int, num_read: int, settings: DataSettings
-) -> str:
-    """The message for a source with more unusable records than the recipe allows."""
+) -> UnusableRecords:
+    """The error of a source with more unusable records than the recipe allows."""
     shown = "\n".join(f"  {record}" for record in first)
-    return (
+    return UnusableRecords(
         f"{number} of the {num_read} records of source {source} cannot be used, more than "
-        f"data.max_rejected_share ({settings.max_rejected_share:g}) allows. The first:\n"
-        f"{shown}\nFix the records, rename their fields with the source's `fields`, or raise "
-        "data.max_rejected_share"
+        f"{100 * settings.max_rejected_share:g} %. The first:\n{shown}\n",
+        "Fix the records, rename their fields with the source's `fields`, or raise "
+        f"data.max_rejected_share ({settings.max_rejected_share:g})",
     )

@@ -78,9 +78,7 @@ def read_records(
             if used is not None and isinstance(fields, TrackedFields) and source.world is None:
                 account.note_unread(used.source, fields)
         if num_rejected > settings.max_rejected_share * num_read:
-            raise InputError(
-                too_many_rejected(source.label, first_rejected, num_rejected, num_read, settings)
-            )
+            raise too_many_rejected(source.label, first_rejected, num_rejected, num_read, settings)
     account.warn()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from forgetting.config import SourceSettings
 from forgetting.data.sources import Origin
 from forgetting.data.usage import TrackedFields, renamed, tracked
-from forgetting.errors import InputError
+from forgetting.errors import InputError, UnusableRecords
 from forgetting.formats import FORMATS, Message, Unusable
 from forgetting.turns import Fields, text_field, tool_objects
 
@@ -196,7 +196,7 @@ def recognise(raw: Any, source: SourceSettings, where: str) -> str:
     """The format of a source, from the recipe or from the fields of its first record.
 
     Raises:
-        InputError: the fields fit no format.
+        UnusableRecords: the fields fit no format.
     """
     if source.format != "auto":
         return source.format
@@ -206,11 +206,10 @@ def recognise(raw: Any, source: SourceSettings, where: str) -> str:
             return name
     names = ", ".join(sorted(str(name)[:40] for name in fields)[:20])
     found = f"the fields {names}" if fields else "no fields"
-    raise InputError(
-        f"{where}: the format is not recognized. The first record has {found}. Set the source's "
-        f"`format` (one of {', '.join(FORMATS)}) or rename its fields, for example "
-        "`fields: {prompt: question, completion: answer}` or, for `forgetting audit`, "
-        "`--field prompt=question --field completion=answer`"
+    raise UnusableRecords(
+        f"{where}: the format is not recognized. The first record has {found}. ",
+        f"Set the source's `format` (one of {', '.join(FORMATS)}) or rename its fields, for "
+        "example `fields: {prompt: question, completion: answer}`",
     )
 
 

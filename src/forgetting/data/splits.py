@@ -195,14 +195,12 @@ class _Stream:
     def check_rejected(self) -> None:
         """Raise an error if the template cannot render too many of the records."""
         if self._num_rejected > self._account.settings.max_rejected_share * self._num_tried:
-            raise InputError(
-                too_many_rejected(
-                    self.source.label,
-                    self._first_rejected,
-                    self._num_rejected,
-                    self._num_tried,
-                    self._account.settings,
-                )
+            raise too_many_rejected(
+                self.source.label,
+                self._first_rejected,
+                self._num_rejected,
+                self._num_tried,
+                self._account.settings,
             )
 
 

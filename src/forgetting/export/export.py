@@ -7,6 +7,7 @@ read-only.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,6 +42,8 @@ from forgetting.rundir.storage import file_sha256
 
 What = Literal["data", "clean", "model", "adapter"]
 PREFERRED = "forgetting"
+REMOVED = "removed.jsonl"
+"""Name of the file with the samples that `clean` drops."""
 # Files of a model: weights, settings, tokenizer and training log.
 MODEL_FILES = {".safetensors", ".json", ".jsonl", ".jinja", ".model", ".txt"}
 
@@ -206,7 +209,8 @@ class _Job:
         is_worst = quality.worst(share, by)
         # Other trainers would learn the responses that the data says to forget.
         is_kept = ~(is_worst | quality.is_negative)
-        tables = conversations.record_tables(self.run, quality, is_kept)
+        own = conversations.OwnRecords(self.recipe) or None
+        tables = conversations.record_tables(self.run, quality, is_kept, own)
         first: list[str] = []
 
         def noted() -> Any:
@@ -217,12 +221,17 @@ class _Job:
         total = int(is_kept.sum())
         with progress("Exporting the corpus", total) as advance:
             write_rows(noted(), folder / f"train.{format}", format, advance)
+        # From the beginning of the data again.
+        own = conversations.OwnRecords(self.recipe) or None
+        with (folder / REMOVED).open("w", encoding="utf-8") as file:
+            for row in conversations.dropped_rows(self.run, quality, is_kept, by, own):
+                file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
         judged = "lowest mean quality" if by == "quality" else "highest share of negative tokens"
         num_to_forget = int(quality.is_negative.sum())
         others = f" and the {num_to_forget:,} to forget" if num_to_forget else ""
         sentence = (
             f"{total:,} of {len(is_kept):,} samples, without the {int(is_worst.sum()):,} that "
-            f"have the {judged}{others}."
+            f"have the {judged}{others}. {REMOVED} holds what was dropped."
         )
         columns = {name: conversations.COLUMNS[name] for name in first}
         title = "the corpus without its worst samples"

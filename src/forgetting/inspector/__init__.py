@@ -9,16 +9,19 @@ show the answers.
 """
 
 from forgetting.inspector.corpus import Inspection
+from forgetting.inspector.listing import Filters
 from forgetting.inspector.opening import open_inspection
 from forgetting.inspector.rendering import static_page
 from forgetting.inspector.server import InspectorServer, usual_port
 from forgetting.inspector.shown import Explain
-from forgetting.inspector.terminal import show_in_terminal
+from forgetting.inspector.terminal import as_json, show_in_terminal
 
 __all__ = [
     "Explain",
+    "Filters",
     "Inspection",
     "InspectorServer",
+    "as_json",
     "open_inspection",
     "show_in_terminal",
     "static_page",

@@ -7,6 +7,7 @@ module reads the run; what is read on request, `record_texts` and `expected` rea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,8 @@ from forgetting.inspector.expected import ExpectedTokens
 from forgetting.inspector.pieces import Decode
 from forgetting.inspector.record_texts import RecordTexts
 from forgetting.inspector.shown import Explain, Judgment, ShownRun, ShownSelection
-from forgetting.method.measures import not_bad
+from forgetting.method.columns import POSTERIOR
+from forgetting.method.measures import DETECTOR, MEASURES, usable_measure
 from forgetting.models.gguf import title_of
 from forgetting.rundir import layout
 from forgetting.rundir.findings import PosteriorPart, posterior_parts, require_lengths
@@ -35,6 +37,7 @@ def open_inspection(
     decode: Decode,
     variant: str | None = None,
     explain: Explain | None = None,
+    quality: str | None = None,
     *,
     tokenization: Tokenization | None = None,
     suspected: Sequence[PosteriorPart] | None = None,
@@ -48,6 +51,8 @@ def open_inspection(
             selects, tokens are divided by the detector's posterior.
         explain: names the features that speak for a token being bad. Used if the detector found
             something.
+        quality: measure that is shown. Default: the one that the variant selects by, or the
+            detector's.
         tokenization: tells which characters of a record a token covers.
         suspected: shown in place of what the detector found, which is nothing.
 
@@ -56,8 +61,8 @@ def open_inspection(
         if D_train is empty.
 
     Raises:
-        InputError: there is no run or no such variant, or scores, selection or findings are damaged
-            or belong to other tokens than those of D_train.
+        InputError: there is no run, no such variant or no such measure, or scores, selection or
+            findings are damaged or belong to other tokens than those of D_train.
     """
     run = RunReader(run_dir)
     if variant is not None and variant not in run.selected_variants:
@@ -72,7 +77,12 @@ def open_inspection(
     corpus = ScoredCorpus(run_dir, run.fingerprint)
     stored = corpus.column_names
     log_probs = [name for name in LOG_PROBS if name in stored]
-    names = list(dict.fromkeys((*log_probs, *(made.measure.columns if made else ()))))
+    has_posterior = [] if run.findings is None else [POSTERIOR]
+    if quality is not None:
+        measure = usable_measure(quality, [*stored, *has_posterior], f"{run_dir}")
+    else:
+        measure = MEASURES[DETECTOR] if made is None else made.measure
+    names = list(dict.fromkeys((*log_probs, *measure.columns)))
     parts = list(selected_parts(run_dir, variant, names, SAMPLE_SCHEMA.names, run.fingerprint))
     if not parts:
         return None
@@ -82,16 +92,18 @@ def open_inspection(
     polarity = np.concatenate([part.polarity for part in parts])
     if made is not None:
         selection = ShownSelection.of_variant(made)
-        quality = made.measure.compute(*(columns[name] for name in made.measure.columns))
     else:
         assert judgment is not None
         is_bad = judgment.posterior >= LIKELY_BAD
         polarity = np.where(is_bad, -1, 1).astype(np.int8)
         share_good = float(1 - is_bad.mean()) if len(is_bad) else 1.0
         selection = ShownSelection.of_detector(share_good)
-        quality = not_bad(judgment.posterior)
+    selection = replace(selection, quality=measure.name, measure=measure)
+    if suspected is not None and judgment is not None:
+        columns[POSTERIOR] = judgment.posterior
+    values = measure.compute(*(columns[name] for name in measure.columns))
     columns = {name: columns[name] for name in log_probs}
-    columns |= {"quality": quality, "polarity": polarity}
+    columns |= {"quality": values, "polarity": polarity}
     if judgment is None or not judgment.is_shown:
         explain = None
     has_texts = layout.train_records_file(layout.data_dir(run_dir)).is_file()

@@ -8,13 +8,13 @@ finite scores. Knows nothing of where scores come from or how tokens are selecte
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from forgetting.errors import InputError
+from forgetting.errors import InputError, did_you_mean
 from forgetting.method.columns import COLUMNS, POSTERIOR
 from forgetting.registry import Registry
 
@@ -142,6 +142,33 @@ MEASURES: Registry[Measure] = Registry(
     ],
 )
 """How good a token is."""
+
+
+def usable_measure(name: str, columns: Container[str], where: str) -> Measure:
+    """A measure that a user asks for by name.
+
+    Args:
+        name: of the measure.
+        columns: scores that there are.
+        where: what has these scores, for the message.
+
+    Raises:
+        InputError: there is no such measure, or it needs other scores. The message lists the
+            measures that can be used.
+    """
+    usable = [
+        known for known in MEASURES if all(column in columns for column in MEASURES[known].columns)
+    ]
+    if name in usable:
+        return MEASURES[name]
+    if name in MEASURES:
+        missing = next(column for column in MEASURES[name].columns if column not in columns)
+        problem = f"it needs {missing}, which {where} does not have"
+    else:
+        hint = did_you_mean(name, usable)
+        problem = f"there is no such measure. {hint}".strip()
+    end = "" if problem.endswith((".", "?")) else "."
+    raise InputError(f"quality {name}: {problem}{end} Choose from {', '.join(usable)}")
 
 
 def register_measure(

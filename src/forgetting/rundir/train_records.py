@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from forgetting.errors import InputError
 from forgetting.formats import Message
@@ -24,6 +26,7 @@ from forgetting.rundir.samples import (
     SampleFile,
     TableWriter,
     check_fingerprint,
+    read_table,
     rows_in_parts,
 )
 
@@ -88,6 +91,23 @@ def train_records(
     check_fingerprint(file, fingerprint)
     for part in rows_in_parts(file, [name for name, _ in _COLUMNS], sizes):
         yield [_record(file, row) for row in part.to_pylist()]
+
+
+def records_at(run: Path, fingerprint: str, places: NDArray[np.int64]) -> Iterator[TrainRecord]:
+    """Some records of D_train in any order. In memory are the texts of all.
+
+    Args:
+        fingerprint: of D_train.
+        places: of the records in D_train, from 0.
+
+    Raises:
+        InputError: as `train_records`.
+    """
+    file = layout.train_records_file(layout.data_dir(run))
+    table = read_table(file, fingerprint)
+    for begin in range(0, len(places), ROWS_PER_GROUP):
+        rows = table.take(pa.array(places[begin : begin + ROWS_PER_GROUP]))
+        yield from (_record(file, row) for row in rows.to_pylist())
 
 
 class TrainRecordTable:

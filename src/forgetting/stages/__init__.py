@@ -15,8 +15,9 @@ from forgetting.stages.train import TRAIN
 STAGES: tuple[Stage, ...] = (
     PREPARE,
     REFERENCE,
-    SCORE,
+    # Before the scores: with the copies scored, a part of D_train can already be judged.
     PROBE,
+    SCORE,
     DETECT,
     ALTERNATIVES,
     SELECT,

@@ -1,0 +1,153 @@
+"""What becomes of a judged record in cleaned data: by the user's marks, else by its posterior.
+
+Input: judged records, the `Decisions` of a user, and a probability. Output: a `Ruling` for each. A
+mark on a record wins over marks on its spans, and every mark wins over the detector. Writes
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from forgetting.auditing.audit import Audit
+from forgetting.auditing.decisions import AGAIN, Decision, Decisions
+from forgetting.auditing.judged import JudgedRecord, judged_records
+from forgetting.console import progress
+from forgetting.errors import InputError
+
+CERTAIN = 1.0
+"""Probability of being bad of a token in a rejected span."""
+
+
+class Outcome(StrEnum):
+    """What becomes of a record."""
+
+    KEPT = "kept"
+    DROPPED = "dropped"
+    MASKED = "masked"
+    """It stays, with tokens that trainers skip."""
+    TO_EDIT = "to edit"
+    """It goes to a file of its own, unchanged."""
+
+
+@dataclass(frozen=True)
+class Ruling:
+    """What becomes of a record, and why."""
+
+    outcome: Outcome
+    by_hand: bool
+    """Whether a mark decided it."""
+    judged: JudgedRecord
+    """The record with the posterior as the marks leave it."""
+
+
+def rule(
+    judged: JudgedRecord, decisions: Decisions | None, threshold: float, *, masks: bool
+) -> Ruling:
+    """Decide about a record.
+
+    Args:
+        decisions: of the user; None: the posterior decides everything.
+        threshold: probability of being bad from which a token counts.
+        masks: whether bad tokens are masked. If not, their record is dropped.
+
+    Raises:
+        InputError: a mark is about characters that the record does not have.
+    """
+    sample = judged.record.sample_id
+    own = None if decisions is None else decisions.of_records.get(sample)
+    spans = () if decisions is None else decisions.of_spans.get(sample, ())
+    choices = {span.decision for span in spans}
+    decided = replace(judged, posterior=marked_posterior(judged, own == "accept", spans))
+    if own == "reject":
+        return Ruling(Outcome.DROPPED, True, decided)
+    if own == "edit" or (own is None and "edit" in choices):
+        return Ruling(Outcome.TO_EDIT, True, decided)
+    if not masks and own == "accept":
+        return Ruling(Outcome.KEPT, True, decided)
+    removed = Outcome.MASKED if masks else Outcome.DROPPED
+    if "reject" in choices:
+        return Ruling(removed, True, decided)
+    if decided.highest >= threshold:
+        return Ruling(removed, False, decided)
+    return Ruling(Outcome.KEPT, own == "accept" or judged.highest >= threshold, decided)
+
+
+def marked_posterior(
+    judged: JudgedRecord, is_accepted: bool, spans: Iterable[Decision]
+) -> NDArray[np.float32]:
+    """The posterior with 1 in rejected spans and 0 in accepted ones, shape (response tokens,).
+
+    A token belongs to a span if they share a character. Where spans overlap, rejection wins.
+
+    Args:
+        is_accepted: whether the record is, so that only rejected spans are bad.
+
+    Raises:
+        InputError: the record has no response with these characters.
+    """
+    posterior = judged.posterior.copy()
+    if is_accepted:
+        posterior[:] = 0
+    turns, starts, ends = (
+        np.array([getattr(place, name) for place in judged.places], np.int64)
+        for name in ("message", "start", "end")
+    )
+    for span in sorted(spans, key=lambda span: span.decision == "reject"):
+        assert span.span is not None
+        assert span.turn is not None
+        begin, end = span.span
+        _check_inside(judged, span.turn, end)
+        if span.decision in ("accept", "reject"):
+            inside = (turns == span.turn) & (starts < end) & (ends > begin)
+            posterior[inside] = CERTAIN if span.decision == "reject" else 0
+    return posterior
+
+
+def _check_inside(judged: JudgedRecord, turn: int, end: int) -> None:
+    record = judged.record
+    is_response = any(place.message == turn for place in judged.places)
+    # One more than the characters: the end of the response.
+    if not is_response or end > len(record.messages[turn].content) + 1:
+        raise InputError(
+            f"the decisions mark characters up to {end} of turn {turn} of {record.file}, row "
+            f"{record.record}, which has no such response. {AGAIN} of this audit"
+        )
+
+
+def rulings(
+    audit: Audit, decisions: Decisions | None, threshold: float, *, masks: bool
+) -> Iterator[Ruling]:
+    """What becomes of every judged record, in the order of the run, with progress.
+
+    Args:
+        decisions: as in `rule`.
+        threshold: as in `rule`.
+        masks: as in `rule`.
+
+    Raises:
+        InputError: a part of the audit is missing or damaged, or a mark is about a record that it
+            has not judged. The latter is noticed at the end.
+    """
+    marks = [] if decisions is None else decisions.decisions
+    unknown = {each.sample: each for each in marks}
+    number = sum(source.num_samples for source in audit.findings.by_source)
+    with progress("Reading the audit", number) as advance:
+        for judged in judged_records(audit):
+            record = judged.record
+            mark = unknown.get(record.sample_id)
+            if mark is not None and (mark.file, mark.row) == (record.file, record.record):
+                del unknown[record.sample_id]
+            yield rule(judged, decisions, threshold, masks=masks)
+            advance(1, "")
+    for each in unknown.values():
+        where = f"row {each.row}" if each.line is None else f"line {each.line}"
+        raise InputError(
+            f"the decisions mark {each.file}, {where}, which is not a record of {audit.folder}. "
+            f"{AGAIN} of this audit"
+        )
