@@ -44,7 +44,7 @@ LARGEST_RATIO = 3.0
 be noise among these."""
 SMALLEST_SHARE = 0.005
 """A lower end of the interval below this share counts as 0."""
-MISMATCH = (1.5, 2.2)
+MISMATCH = (1.5, 3.5)
 """Factors by which the interval is widened down and up, because real noise is never made like
 planted noise: estimates for injected noise were 0.3 to 1.3 times its share."""
 WHOLE_RECALLS = (0.5, 0.6, 0.7, 0.8)
