@@ -11,13 +11,17 @@ import os
 import runpy
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest import mock
 
 MINUTES = 15 * 60
 ROOT = Path(__file__).resolve().parents[1]
+# Before any test.
+ENVIRONMENT = dict(os.environ)
 
 # A process that is forked imports none of these again.
 PRELOAD = [
@@ -37,7 +41,18 @@ def fork_server() -> ForkServerContext:
     """The context whose processes are forked from the server; their number does not matter."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
+    # What the test that happens to be the first has set is not for the others.
+    with mock.patch.dict(os.environ, ENVIRONMENT, clear=True):
+        forkserver.ensure_running()
     return context
+
+
+def become(environment: Mapping[str, str]) -> None:
+    """What a forked process does first: it takes the environment that it would have been given."""
+    # See `pytest_runtest_setup` of tests/conftest.py.
+    gc.freeze()
+    os.environ.clear()
+    os.environ.update(environment)
 
 
 def run_python(*arguments: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -49,7 +64,7 @@ def run_python(*arguments: str | Path, folder: Path) -> subprocess.CompletedProc
     words = [str(argument) for argument in arguments]
     with TemporaryDirectory() as place:
         files = [Path(place, name) for name in ("out", "err")]
-        work = words, str(folder), *map(str, files)
+        work = words, str(folder), *map(str, files), dict(os.environ)
         process = fork_server().Process(target=_run_python, args=work)
         process.start()
         try:
@@ -62,9 +77,10 @@ def run_python(*arguments: str | Path, folder: Path) -> subprocess.CompletedProc
     return subprocess.CompletedProcess(words, process.exitcode, out, err)
 
 
-def _run_python(words: Sequence[str], folder: str, out: str, err: str) -> None:
-    # See `pytest_runtest_setup` of tests/conftest.py.
-    gc.freeze()
+def _run_python(
+    words: Sequence[str], folder: str, out: str, err: str, environment: Mapping[str, str]
+) -> None:
+    become(environment)
     for stream, file in ((sys.stdout, out), (sys.stderr, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream.fileno())
     os.chdir(folder)

@@ -7,7 +7,6 @@ than it computes. How it starts, watches and ends processes is in `test_launch.p
 
 from __future__ import annotations
 
-import gc
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from accelerate.commands.launch import launch_command, launch_command_parser
 from torch.distributed import TCPStore
 from torch.multiprocessing import start_processes
 
-from tests.forked import fork_server
+from tests.forked import become, fork_server
 
 MINUTES = 15 * 60
 HOST = "127.0.0.1"
@@ -72,7 +71,5 @@ def _work(
     function: Callable[..., None],
     arguments: Sequence[str],
 ) -> None:
-    # See `pytest_runtest_setup` of tests/conftest.py.
-    gc.freeze()
-    os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
+    become({**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)})
     function(*arguments)
