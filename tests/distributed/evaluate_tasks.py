@@ -1,7 +1,6 @@
 """Measures a model as one of several processes, or alone; the first writes what came out."""
 
 import json
-import sys
 from pathlib import Path
 
 from accelerate import PartialState
@@ -32,7 +31,3 @@ def main(model_path: str, heldout: str, output: str, settings: str) -> None:
     found["log_probs"] = measured_here.log_probs.tolist()
     if state.is_main_process:
         Path(output).write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

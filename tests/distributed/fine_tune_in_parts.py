@@ -1,13 +1,11 @@
 """Fine-tunes as a stage does, over processes that share one model (FSDP2 on CPUs).
 
-python fine_tune_in_parts.py RECIPE SAMPLES OUTPUT, started by `accelerate launch`. The first
-process writes what became of each training: of all weights and of an adapter, as they are and with
-damaged weights on disk.
+The first process writes what became of each training: of all weights and of an adapter, as they
+are and with damaged weights on disk.
 """
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -76,7 +74,3 @@ def main(recipe: str, samples: str, output: str) -> None:
             processes.wait()
     if processes.is_main:
         Path(output, "found.json").write_text(json.dumps(found, default=list))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

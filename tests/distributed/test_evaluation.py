@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
@@ -13,10 +10,11 @@ import pytest
 
 from forgetting.rundir.samples import SAMPLE_SCHEMA, write_table
 from tests.distributed import evaluate_tasks
+from tests.distributed.launched import launch
 
 
 @pytest.fixture
-def measured(tmp_path, tiny_model):
+def measured(tmp_path, tiny_model, monkeypatch):
     """Measures in one process or in several; what the first wrote."""
     random = np.random.default_rng(0)
     rows = []
@@ -62,20 +60,9 @@ def measured(tmp_path, tiny_model):
         arguments = [str(tiny_model), str(heldout), str(output), json.dumps(settings)]
         if processes == 1:
             evaluate_tasks.main(*arguments)
-            return json.loads(output.read_text())
-        launch = ["-m", "accelerate.commands.launch", "--multi_gpu"]
-        launch += [f"--num_processes={processes}", "--main_process_port=0"]
-        launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-        done = subprocess.run(
-            [sys.executable, *launch, evaluate_tasks.__file__, *arguments],
-            capture_output=True,
-            text=True,
-            env=environment,
-            timeout=15 * 60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        else:
+            monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+            launch(evaluate_tasks.main, *arguments)
         return json.loads(output.read_text())
 
     return run

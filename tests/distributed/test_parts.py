@@ -1,10 +1,7 @@
 """A model in parts over two processes (FSDP2) takes the steps of a whole one, and resumes."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,11 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from forgetting.launch import config_path
 from tests.conftest import save_tiny_model, save_tiny_recipe
-from tests.distributed import train_in_parts
+from tests.distributed import fine_tune_in_parts, train_in_parts
+from tests.distributed.launched import launch
 
 pytestmark = pytest.mark.slow
-SAVING = Path(__file__).with_name("fine_tune_in_parts.py")
-LAUNCH = ["-m", "accelerate.commands.launch", "--num_processes=2", "--main_process_port=0"]
+FSDP2 = [f"--config_file={config_path('fsdp2')}"]
 CONFIG = {
     "learning_rate": 1e-3,
     "per_device_train_batch_size": 2,
@@ -65,15 +62,8 @@ def outputs(tmp_path_factory, tiny_model):
         config["use_cpu"] = processes == 1
         return [str(model), str(samples), str(folder / str(processes)), json.dumps(config)]
 
-    launch = [*LAUNCH, f"--config_file={config_path('fsdp2')}"]
-    launch += [train_in_parts.__file__, *arguments(2)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, *launch], stderr=subprocess.PIPE, text=True, env=environment
-    )
     train_in_parts.main(*arguments(1))
-    _, errors = process.communicate(timeout=15 * 60)
-    assert process.returncode == 0, errors[-5000:]
+    launch(train_in_parts.main, *arguments(2), options=FSDP2)
     return [folder / "1", folder / "2"]
 
 
@@ -110,16 +100,7 @@ def test_what_processes_saved_together_is_loaded_and_compared(tmp_path):
     rows = [{"input_ids": row, "labels": row, "polarity": [1] * len(row)} for row in ids]
     samples, output = tmp_path / "samples.json", tmp_path / "out"
     samples.write_text(json.dumps(rows))
-    command = [sys.executable, *LAUNCH, f"--config_file={config_path('fsdp2')}", str(SAVING)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(recipe), str(samples), str(output)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        timeout=15 * 60,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
+    launch(fine_tune_in_parts.main, str(recipe), str(samples), str(output), options=FSDP2)
     found = json.loads((output / "found.json").read_text())
     assert found["sharded"] == [True]
     for kind, what in (("full", "model"), ("merged", "adapter")):

@@ -1,15 +1,13 @@
 """Two processes take the steps that one takes, also where one of them lacks a set of tokens."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from tests.distributed import train_rows
+from tests.distributed.launched import launch
 
 COMMON = {
     # Adam would hide a gradient that is wrong by a factor.
@@ -98,12 +96,6 @@ def trained(tmp_path_factory, tiny_model):
     """Folders of what one process and two processes have trained, with all options."""
     folder = tmp_path_factory.mktemp("distributed")
     outputs = folder / "one", folder / "two"
-    # Processes of torch.distributed; `use_cpu` in COMMON makes gloo their backend. With --cpu,
-    # accelerate would start them by MPI.
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-    # A free port, so that two test runs on one machine do not meet.
-    launch += ["--main_process_port=0", "--num_machines=1", "--mixed_precision=no"]
-    launch += ["--dynamo_backend=no", train_rows.__file__]
     for rows, options in ((samples(), OPTIONS), (corrected_samples(), CORRECTED)):
         file = folder / "samples.json"
         file.write_text(json.dumps(rows))
@@ -115,15 +107,8 @@ def trained(tmp_path_factory, tiny_model):
             for output, batches in zip(outputs, (WHOLE, PARTS), strict=True)
         ]
         train_rows.main(*arguments[0])
-        done = subprocess.run(
-            [sys.executable, *launch, *arguments[1]],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            timeout=15 * 60,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        # `use_cpu` in COMMON makes gloo their backend.
+        launch(train_rows.main, *arguments[1])
     return outputs
 
 

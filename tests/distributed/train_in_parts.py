@@ -1,12 +1,11 @@
-"""Trains on samples from files: python train_in_parts.py MODEL SAMPLES OUTPUT CONFIG (JSON).
+"""Trains on samples from a file, as one of several processes, or alone.
 
-All weights, then an adapter; each once from start to end, and once more
-from the checkpoint in the middle. Started by tests, alone and by `accelerate launch`.
+All weights, then an adapter; each once from start to end, and once more from the checkpoint in the
+middle.
 """
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import torch
@@ -44,7 +43,3 @@ def main(model: str, samples: str, output: str, config: str) -> None:
             trainer.save_model(str(folder / ("resumed" if resume else "whole")))
             is_sharded = "DTensor" in {type(p).__name__ for p in trainer.model.parameters()}
             (folder / "sharded.txt").write_text(str(is_sharded))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

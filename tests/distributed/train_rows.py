@@ -1,11 +1,10 @@
-"""Trains a model on samples from files: python train_rows.py MODEL SAMPLES OUTPUT CONFIGS (JSON).
+"""Trains a model on samples from a file, as one of several processes, or alone.
 
-Once for each of several configurations by name, because starting processes takes longer than
-training. Called by tests, and started by `accelerate launch`.
+Once for each of several configurations (JSON) by name, because starting processes takes longer than
+training.
 """
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,3 @@ def train(model: str, samples: str, output: Path, config: dict[str, Any]) -> Non
         save_file(weights, output / "weights.safetensors")
         (output / "log.json").write_text(json.dumps(trainer.state.log_history))
         (output / "processes.txt").write_text(str(trainer.accelerator.num_processes))
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

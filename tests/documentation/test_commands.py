@@ -41,8 +41,13 @@ from tests.documentation.conftest import (
     page_name,
     read_command,
 )
+from tests.forked import run_python
 
-pytestmark = pytest.mark.usefixtures("restored_logging")
+# What the detector finds in the stand-ins is nobody's concern.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("restored_logging", "with_few_trees"),
+]
 
 TAKES_A_RECIPE = {"run", "prepare", "reference", "score", "select", "train", "evaluate", "report"}
 
@@ -117,9 +122,7 @@ def read_python(arguments: list[str]) -> int:
     """Trains for minutes: checks that the program exists and that its help has the options."""
     verb, module, *rest = arguments
     assert verb == "-m"
-    done = subprocess.run(
-        [sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = run_python("-m", module, "--help", folder=ROOT)
     print(done.stderr, file=sys.stderr)
     assert done.returncode == 0
     assert {word for word in rest if word.startswith("--")} <= set(re.split(r"[^\w-]", done.stdout))

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import tomllib
-from pathlib import Path
 
 import pytest
 import yaml
 
-import forgetting
 from tests.documentation.conftest import DOCS, SMALL, page_blocks
+from tests.forked import run_python
 
 pytestmark = pytest.mark.slow
 
 SHOWN = {block.title: block.text for block in page_blocks(DOCS / "how-to" / "extend.md")}
 MODULES = [name for name in SHOWN if name.startswith("tickets/")]
-SOURCE = Path(forgetting.__file__).parents[1]
 
 
 @pytest.fixture
@@ -57,20 +52,8 @@ def install(folder):
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def call(folder, *arguments):
-    """Python in a process of its own: what is registered there stays there."""
-    path = os.pathsep.join([str(folder), str(SOURCE)])
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-    )
-
-
 def test_a_script_runs_the_recipe(folder):
-    done = call(folder, "run.py")
+    done = run_python("run.py", folder=folder)
     assert done.returncode == 0, done.stderr
     run = folder / "runs" / "tickets"
     assert (run / "report" / "index.html").is_file()
@@ -84,12 +67,12 @@ def test_a_script_runs_the_recipe(folder):
 def test_the_command_knows_the_names_of_an_installed_package(folder):
     install(folder)
     # A whole run by such names is in tests/integration/test_extensions.py.
-    done = call(folder, "-m", "forgetting", "run", "tickets.yaml", "--dry-run")
+    done = run_python("-m", "forgetting", "run", "tickets.yaml", "--dry-run", folder=folder)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_recipe_that_names_what_nobody_registered_is_refused(folder):
-    done = call(folder, "-m", "forgetting", "run", "tickets.yaml", "--dry-run")
+    done = run_python("-m", "forgetting", "run", "tickets.yaml", "--dry-run", folder=folder)
     assert done.returncode == 2
     assert "max_loss" in done.stderr
 

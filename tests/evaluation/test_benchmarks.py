@@ -13,6 +13,7 @@ from forgetting.errors import InputError
 from forgetting.evaluation import Harness, write_tasks
 from forgetting.evaluation.benchmarks import BENCHMARKS, find_files, read_items
 from forgetting.evaluation.suites import check_tasks, evaluation_fingerprint, plan_tasks
+from tests.evaluation.lm_eval_command import run_lm_eval
 
 NINE = {
     "truthfulqa_mc2",
@@ -102,10 +103,8 @@ def as_text(value):
 
 
 def test_every_sample_is_judged_as_by_lm_evals_command_line(
-    tiny_model, model, tokenizer, data_dir, tmp_path, monkeypatch
+    tiny_model, model, tokenizer, data_dir, tmp_path
 ):
-    from lm_eval.__main__ import cli_evaluate
-
     # One that ranks choices, one that reads a likelihood, one that writes.
     tasks = ["boolq", "asdiv", "ifeval"]
     settings = EvaluationSettings(
@@ -123,8 +122,7 @@ def test_every_sample_is_judged_as_by_lm_evals_command_line(
         f"--tasks {','.join(tasks)} --include_path {folder} --limit 3 --batch_size 2 --seed 3 "
         f"--log_samples --output_path {output} --gen_kwargs max_gen_toks=128"
     )
-    monkeypatch.setattr("sys.argv", ["lm-eval", *line.split()])
-    cli_evaluate()
+    run_lm_eval(*line.split())
     for task in tasks:
         (file,) = output.rglob(f"samples_{task}_*.jsonl")
         theirs = [json.loads(text) for text in file.read_text(encoding="utf-8").splitlines()]

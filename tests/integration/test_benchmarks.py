@@ -4,9 +4,6 @@ the checkout, and lm-eval's command line on the same files."""
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +11,7 @@ import pytest
 from forgetting.config import EvaluationSettings, ModelSettings
 from forgetting.evaluation import Harness, write_tasks
 from forgetting.models import loading
+from tests.evaluation.lm_eval_command import run_lm_eval
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 LIMIT = 2
@@ -57,13 +55,6 @@ def test_the_command_line_of_lm_eval_gives_the_same_figures(harness_of, tmp_path
     folder = tmp_path / "tasks"
     folder.mkdir()
     write_tasks(harness.requests, settings.data_dir, folder)
-    script = (
-        "import lm_eval.tasks as t, functools; from lm_eval.__main__ import cli_evaluate\n"
-        # Reading all that lm-eval ships takes half a minute; these tasks need none of it.
-        "t.TaskManager.__init__ = functools.partialmethod(t.TaskManager.__init__, "
-        "include_defaults=False)\n"
-        "cli_evaluate()"
-    )
     arguments = {
         "--model": "hf",
         "--model_args": f"pretrained={SHARED / 'models' / name},dtype=float32",
@@ -75,16 +66,7 @@ def test_the_command_line_of_lm_eval_gives_the_same_figures(harness_of, tmp_path
         "--device": "cpu",
         "--output_path": tmp_path / "out.json",
     }
-    pairs = [str(part) for pair in arguments.items() for part in pair]
-    done = subprocess.run(
-        [sys.executable, "-c", script, "run", *pairs],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=15 * 60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_lm_eval("run", *(part for pair in arguments.items() for part in pair))
     (file,) = tmp_path.glob("**/out*.json")
     theirs = json.loads(file.read_text())["results"]
     for request in harness.requests:

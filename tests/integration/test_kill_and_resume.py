@@ -7,7 +7,6 @@ says so, and is killed there. They are forked from a server that has imported ev
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
 import time
@@ -18,23 +17,11 @@ import pytest
 from safetensors.numpy import load_file
 
 from forgetting.rundir.manifest import read_manifest
+from tests.forked import fork_server
 
 pytestmark = pytest.mark.slow
 
 VARIANTS = ("full", "ignoring", "forgetting")
-
-# A process that is forked imports none of these again.
-PRELOAD = [
-    "forgetting.pipeline",
-    "forgetting.stages.corpus_scores",
-    "forgetting.stages.corpus_detection",
-    "forgetting.stages.corpus_selection",
-    "forgetting.stages.copies",
-    "forgetting.training.fit",
-    "forgetting.report",
-    "forgetting.cli",
-    "sklearn.ensemble",
-]
 
 # Runs in the child: waits for ever before or after a chosen call.
 CHILD = """
@@ -93,8 +80,7 @@ def attempt(finished_run, tmp_path_factory):
     """Runs the recipe of the finished run elsewhere, up to a call, and ends it with a signal."""
     recipe, _ = finished_run
     folder = tmp_path_factory.mktemp("killed")
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(PRELOAD)
+    server = fork_server()
 
     def do(stop=None, with_signal=signal.SIGKILL) -> Attempt:
         log, reached, run = folder / "log", folder / "reached", folder / "run"

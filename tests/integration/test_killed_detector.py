@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import time
@@ -11,7 +10,8 @@ import pytest
 
 from forgetting.rundir.manifest import read_manifest
 from tests.conftest import NUM_TREES, few_trees, save_detector_recipe
-from tests.integration.test_kill_and_resume import CHILD, PRELOAD
+from tests.forked import fork_server
+from tests.integration.test_kill_and_resume import CHILD
 
 pytestmark = pytest.mark.slow
 # As `few_trees`.
@@ -47,8 +47,7 @@ def pair(tmp_path_factory, tiny_model):
     whole, killed = folder / "whole", folder / "killed"
     with few_trees():
         run_stages(recipe, whole)
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(PRELOAD)
+    server = fork_server()
     for stop in STOPS:
         log, reached = folder / "log", folder / "reached"
         reached.unlink(missing_ok=True)

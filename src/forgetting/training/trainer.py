@@ -190,12 +190,12 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         # The only place that sees all micro-batches of an optimizer step before the first one is
         # computed.
         batches, num_items = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._blank_repeated_samples(batches)
+        num_repeated = self._blank_repeated_samples(batches)
         if self._is_sorted:
             batches = deal_by_length(batches, self.args.pad_to_multiple_of)
         if batches and self.args.positive_loss.ranking is not None:
             self._drop_low_ranks(batches)
-        counts = torch.zeros(3, dtype=torch.long, device=device)
+        counts = torch.tensor([0, 0, -num_repeated], device=device)
         for batch in batches:
             mask = batch.get("attention_mask")
             counts[2] += batch["position_ids"].numel() if mask is None else mask.sum().to(device)
@@ -249,18 +249,18 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
             dropped = (polarity > 0) & ~is_kept.to(polarity.device)
             batch["polarity"][:, 1:] = torch.where(dropped, 0, polarity)
 
-    def _blank_repeated_samples(self, batches: list[Any]) -> None:
+    def _blank_repeated_samples(self, batches: list[Any]) -> int:
         # At the end of an epoch, accelerate fills the micro-batches of all processes with samples
-        # from its start. In a run of one process this step does not have them.
+        # from its start, which the last step of one process does not have. Returns their tokens.
         state, size = self.accelerator.gradient_state, self.args.per_device_train_batch_size
         if self.args.world_size == 1 or not batches or not state.end_of_dataloader:
-            return
+            return 0
         if self.args.dataloader_drop_last or not hasattr(self.train_dataset, "__len__"):
-            return
+            return 0
         num_left = len(self.train_dataset) % (size * self.args.world_size)
         num_own = max(num_left - self.args.process_index * size, 0)
         if not num_left or num_own >= size:
-            return
+            return 0
         batch = batches[-1]
         where: Any = slice(num_own, None)
         if len(batch["labels"]) != size:
@@ -269,10 +269,12 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
             positions = batch.get("position_ids", torch.ones(1, 1))
             starts = (positions[0] == 0).nonzero()[:, 0]
             if len(starts) != size:
-                return
+                return 0
             where = (0, slice(int(starts[num_own]), None))
         batch["labels"][where] = -100
         batch["polarity"][where] = 0
+        mask = batch.get("attention_mask")
+        return batch["labels"][where].numel() if mask is None else int(mask[where].sum())
 
     def compute_loss(
         self,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +15,8 @@ from experiments.noise.__main__ import main
 from experiments.noise.benchmark import cell_path, run_benchmark
 from experiments.noise.design import load_benchmark
 from forgetting.errors import DivergenceError, InputError
+from tests.conftest import few_trees
+from tests.forked import run_python
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
@@ -49,7 +49,8 @@ def threads():
 def finished(small, tmp_path_factory):
     """Its folder when it is done, and its figures. Copy it to change it."""
     output = tmp_path_factory.mktemp("finished") / "noise"
-    return output, run_benchmark(small, output, jobs=1)
+    with few_trees():
+        return output, run_benchmark(small, output, jobs=1)
 
 
 def test_a_benchmark_ends_in_its_results(small, finished):
@@ -164,12 +165,9 @@ def test_listed_commands_are_the_cells(small, tmp_path, monkeypatch, capsys):
 
 
 def test_it_is_started_as_a_folder_or_as_a_module(tmp_path):
-    def start(*words):
-        command = [sys.executable, *words]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-
-    assert "--quick" in start("-m", "experiments.noise", "--help").stdout
-    words = ["--quick", "--seeds", "7", "--list", "--output", str(tmp_path / "out")]
-    done = start("experiments/noise", *words)
+    assert "--quick" in run_python("-m", "experiments.noise", "--help", folder=ROOT).stdout
+    words = ["--quick", "--seeds", "7", "--list", "--output", tmp_path / "out"]
+    done = run_python("experiments/noise", *words, folder=ROOT)
+    assert done.returncode == 0
     assert done.stdout.count("--cell") == len(load_benchmark(quick=True, seeds="7").cells())
     assert "4 cells, 4 to do" in done.stderr

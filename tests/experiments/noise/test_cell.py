@@ -27,6 +27,7 @@ from forgetting.errors import DivergenceError, InputError
 from forgetting.evaluation import evaluate_heldout
 from forgetting.method import MEASURES
 from forgetting.rundir.samples import Samples, list_column, read_table
+from tests.conftest import few_trees
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +74,7 @@ def finished(tmp_path_factory):
             raise KeyboardInterrupt
         return train(recipe, variant, *args)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, few_trees():
         patch.setattr(cells, "train", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run_cell(cell, path)
