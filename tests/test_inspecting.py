@@ -13,7 +13,7 @@ from forgetting.cli import main
 from forgetting.errors import InputError
 from forgetting.inspecting import open_run, score_data
 from forgetting.inspector import InspectorServer
-from forgetting.inspector.corpus import Query
+from forgetting.inspector.queries import Query
 from forgetting.rundir.manifest import read_manifest
 from forgetting.scoring import score_samples
 
@@ -58,7 +58,7 @@ def test_a_run_that_only_the_detector_judged_is_opened(detected_run):
     inspection = open_run(detected_run[1])
     assert inspection.selection.variant is None
     assert len(inspection.judgment.posterior) == len(inspection.quality)
-    assert "Detector: " in inspection.whole()["about"]
+    assert inspection.whole()["detector"]["verdict"]
 
 
 def test_every_distinct_record_of_a_file_is_scored(scored):

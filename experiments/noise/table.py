@@ -12,10 +12,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.noise.cell import Detection, Outcome
+from experiments.noise.cell import Detection, DetectorVerdict, Outcome
 from experiments.noise.design import BASE, Cell
 from forgetting.demo.noise import NOISE_KINDS
 from forgetting.method import MEASURES
+from forgetting.method.measures import DETECTOR
 from forgetting.method.metrics import mean_and_deviation
 from forgetting.studies import ALL_KINDS, DIVERGED, NO_VALUE, as_latex, as_markdown
 
@@ -24,6 +25,8 @@ AUROC, AVERAGE_PRECISION = "AUROC", "average precision"
 PRECISION, RECALL = "precision of negatives", "recall of negatives"
 SHARE, IGNORED = "share negative", "share ignored"
 LOSS, AMONG_WORST, SHARE_OF_TOKENS = "loss", "among the worst 30 %", "share of tokens"
+TRUE_SHARE, FOUND_SHARE, HOLDS = "share of noise", "estimated share", "interval holds it"
+MARKED, MARKED_PRECISION, MARKED_RECALL = "marked", "precision of marks", "recall of marks"
 GROUPS = ("right answers", "right answers about new", "other words", "ends", *NOISE_KINDS)
 MODELS = (BASE, "reference")
 FULL = "full"
@@ -131,6 +134,9 @@ def _figures(result: CellResult, full: Outcome | None) -> Iterator[tuple[str, st
                 yield figure, name, ALL_KINDS, found
         for kind, recall in negatives.recall_by_kind.items():
             yield RECALL, name, kind, recall
+    for figure, value in _of_verdict(result.detection.verdict).items():
+        if value is not None:
+            yield figure, DETECTOR, ALL_KINDS, value
     for name, tokens in result.detection.groups.items():
         yield SHARE_OF_TOKENS, "corpus", name, tokens.share
         for model, loss in zip(MODELS, (tokens.base_loss, tokens.reference_loss), strict=True):
@@ -142,6 +148,20 @@ def _figures(result: CellResult, full: Outcome | None) -> Iterator[tuple[str, st
             if found_noise.auroc is not None and found_noise.average_precision is not None:
                 yield AUROC, measure, kind, found_noise.auroc
                 yield AVERAGE_PRECISION, measure, kind, found_noise.average_precision
+
+
+def _of_verdict(verdict: DetectorVerdict) -> dict[str, float | None]:
+    holds = None
+    if verdict.found and verdict.low is not None and verdict.high is not None:
+        holds = float(verdict.low <= verdict.true_share <= verdict.high)
+    return {
+        TRUE_SHARE: verdict.true_share,
+        FOUND_SHARE: verdict.share if verdict.found else 0.0,
+        HOLDS: holds,
+        MARKED: verdict.marked,
+        MARKED_PRECISION: verdict.precision,
+        MARKED_RECALL: verdict.recall,
+    }
 
 
 @dataclass(frozen=True)
@@ -164,6 +184,12 @@ def lines(figures: Figures) -> list[Line]:
         RECALL: (ALL_KINDS,),
         AUROC: (ALL_KINDS, "answers", "answers about new"),
         AVERAGE_PRECISION: (ALL_KINDS,),
+        TRUE_SHARE: (ALL_KINDS,),
+        FOUND_SHARE: (ALL_KINDS,),
+        HOLDS: (ALL_KINDS,),
+        MARKED: (ALL_KINDS,),
+        MARKED_PRECISION: (ALL_KINDS,),
+        MARKED_RECALL: (ALL_KINDS,),
         LOSS: GROUPS,
     }
     found = {

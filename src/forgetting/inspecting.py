@@ -23,17 +23,19 @@ from forgetting.config import (
     VariantSettings,
     load_recipe,
 )
-from forgetting.data.sources import is_local
+from forgetting.data.sources import is_local, read_source
 from forgetting.errors import InputError, TooFewSamples, UnusableRecords
 from forgetting.inspector import Inspection, open_inspection
 from forgetting.method.columns import COLUMNS, of_reference
 from forgetting.method.measures import DEFAULT_MEASURE, DETECTOR, usable_measure
 from forgetting.models import loading
 from forgetting.models.gguf import with_folder
-from forgetting.pipeline import default_run_dir, describe_plan
+from forgetting.models.tokenization import load_tokenization
+from forgetting.pipeline import default_run_dir, describe_plan, is_prepared
 from forgetting.pipeline import run as run_stages
 from forgetting.rundir import layout
-from forgetting.rundir.findings import has_findings
+from forgetting.rundir.findings import PosteriorPart, has_findings
+from forgetting.rundir.stats import DataSummary
 from forgetting.stages.telling import TellingFeatures
 
 STAGES = ("prepare", "score", "select")
@@ -53,13 +55,22 @@ RENAME = (
 DEFAULT_MAX_LENGTH = 2048
 
 
-def open_run(run_dir: Path, variant: str | None = None, quality: str | None = None) -> Inspection:
+def open_run(
+    run_dir: Path,
+    variant: str | None = None,
+    quality: str | None = None,
+    *,
+    suspected: Sequence[PosteriorPart] | None = None,
+) -> Inspection:
     """Open a run with scores and a selection, or with what the detector found.
+
+    The fields of the records are read from local data, unless they have changed since.
 
     Args:
         variant: whose selection is shown; default: `forgetting`, or the first. If no variant
             selects, the detector's posterior is shown.
         quality: measure that is shown. Default: the one that the variant selects by.
+        suspected: shown in place of what the detector found, which is nothing.
 
     Raises:
         InputError: there is no run, no such variant, no such measure, neither a selection nor
@@ -69,13 +80,37 @@ def open_run(run_dir: Path, variant: str | None = None, quality: str | None = No
         raise InputError(f"{run_dir} is not a run directory: it has no {layout.RECIPE}")
     recipe = load_recipe(layout.recipe_file(run_dir))
     explain = TellingFeatures(recipe, run_dir) if has_findings(run_dir) else None
-    inspection = open_inspection(run_dir, loading.decoder(recipe.model), variant, explain, quality)
+    data = layout.data_dir(run_dir)
+    date = DataSummary.load(data).date if layout.summary_file(data).is_file() else None
+    inspection = open_inspection(
+        run_dir,
+        loading.decoder(recipe.model),
+        variant,
+        explain,
+        quality,
+        tokenization=load_tokenization(recipe, date),
+        suspected=suspected,
+    )
     if inspection is None:
         raise InputError(
             f"{run_dir} has no selection yet. Run its recipe with `forgetting run`, or the stages "
             "up to `forgetting select` or, with a detector, `forgetting detect`"
         )
+    if inspection.texts is not None and _has_data(recipe, run_dir):
+        for source in recipe.data.sources:
+            records = read_source(source, recipe.seed)
+            pairs = ((origin.record, raw) for origin, raw in records)
+            inspection.texts.add_fields(source.label, pairs)
     return inspection
+
+
+def _has_data(recipe: Recipe, run_dir: Path) -> bool:
+    """Whether the data of a run are local, and the same as when it was prepared."""
+    try:
+        local = all(each.world is None and is_local(each) for each in recipe.data.sources)
+        return local and is_prepared(recipe, run_dir)
+    except InputError:
+        return False
 
 
 def score_data(

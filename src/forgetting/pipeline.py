@@ -132,6 +132,15 @@ def _follow(steps: Sequence[Step], path: Path, processes: Processes) -> None:
         processes.wait()
 
 
+def is_prepared(recipe: Recipe, path: Path) -> bool:
+    """Whether the data of a run are what it was prepared from. Reads them, and no weights."""
+    manifest = check_owner(path, recipe.name)
+    prepare = next(step for step in plan(recipe) if step.key == "prepare")
+    return manifest is not None and stage_is_done(
+        path, manifest, prepare.key, fingerprint(prepare, manifest)
+    )
+
+
 def _done(steps: Sequence[Step], path: Path, manifest: Manifest) -> set[str]:
     """Keys of the steps that are done and read only steps that are done."""
     done: set[str] = set()

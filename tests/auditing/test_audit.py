@@ -25,7 +25,6 @@ def test_every_distinct_usable_record_is_judged(fresh_audit):
     assert sum(source.num_samples for source in audit.findings.by_source) == len(RECORDS)
     (counts,) = audit.data.sources
     assert (counts.rejected, counts.duplicates) == ({"empty response": 1}, 2)
-    assert "<html" in audit.page.read_text(encoding="utf-8")
     assert audit.findings.passes == ["base", "base_empty"]
 
 
@@ -69,8 +68,6 @@ def test_bfloat16_is_used_where_the_processor_has_it(
 
     monkeypatch.setattr(module.loading, "cpu_has_bfloat16", lambda: True)
     monkeypatch.setattr(module, "run_on_all", lambda recipe, *_: recipes.append(recipe))
-    monkeypatch.setattr(module, "open_run", lambda path: None)
-    monkeypatch.setattr(module, "static_page", lambda *_: "")
     recipes = []
     (tmp_path / "out").mkdir()
     audit_data(str(fresh_audit[0]), tmp_path / "out", model=str(tiny_model))

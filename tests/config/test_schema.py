@@ -178,6 +178,10 @@ def test_a_limit_is_a_number_of_items_or_a_share(write_recipe, limit, read):
         ({"threshold": "mixture", "quality": "rank_gap"}, "rank_gap takes few"),
         ({"threshold": "mixture", "balance": "source"}, "balance source has no effect"),
         ({"threshold": "mixture", "by": "random"}, "by random has no effect"),
+        ({"by": "known", "forget_rate": 0.1}, "forget_rate 0.1 has no effect"),
+        ({"by": "known", "granularity": "sequence"}, "granularity sequence has no effect"),
+        ({"by": "known", "balance": "source"}, "balance source has no effect"),
+        ({"by": "known", "threshold": "zero"}, "threshold zero has no effect"),
         ({"threshold": "mixture", "forget_rate": 0.1}, "forget_rate 0.1 has no effect"),
     ],
 )

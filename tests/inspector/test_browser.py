@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from forgetting.auditing.decisions import read_decisions
+from forgetting.data.alignment import TokenPlace
+from forgetting.data.records import Record
+from forgetting.formats import Message
 from forgetting.inspector import (
     Inspection,
     InspectorServer,
     open_inspection,
     static_page,
 )
-from forgetting.inspector.corpus import Query
+from forgetting.inspector.queries import Query
 from forgetting.rundir import layout
-from forgetting.rundir.samples import Samples
-from tests.conftest import save_findings
+from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, write_table
+from forgetting.rundir.train_records import TrainRecord, write_records
+from tests.conftest import save_findings, write_shards
 from tests.written_run import write_recipe, write_run
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
@@ -33,6 +39,67 @@ SCRIPTS = (
     "\"' onmouseover=window.ran=1 x='",
     "\u202eevil\u2066\u0007\x1b[31m",
 )
+
+
+class ByteTokens:
+    """A tokenization in which a token of a response is an ASCII character, or its end."""
+
+    def token_places(self, record: Record) -> list[TokenPlace]:
+        length = len(record.messages[-1].content)
+        return [TokenPlace(1, place, place + 1) for place in range(length + 1)]
+
+
+def decode_bytes(ids: Sequence[int]) -> str:
+    return bytes(ids).decode()
+
+
+def write_audit(run: Path, num_samples: int = 120) -> Path:
+    """Write what an audit leaves, with hostile records, and return its run directory."""
+    rng = np.random.default_rng(0)
+    run.mkdir()
+    write_recipe(run, {})
+    texts = [
+        "".join(rng.choice(list("abc "), 20)) + SCRIPTS[1] * (i == 6) for i in range(num_samples)
+    ]
+    rows, records = [], []
+    for i, text in enumerate(texts):
+        prompt, response = [*SCRIPTS[1].encode()], [*text.encode(), ord("|")]
+        rows.append(
+            {
+                "sample_id": i,
+                "source": "mine",
+                "input_ids": prompt + response,
+                "labels": [-100] * len(prompt) + response,
+                "noise": None,
+                "noise_kind": None,
+            }
+        )
+        messages = (Message("user", SCRIPTS[1]), Message("assistant", text))
+        records.append(TrainRecord(i, "mine", "my data.jsonl", i + 1, 2 * i + 1, messages))
+    samples = Samples(pa.Table.from_pylist(rows, schema=SAMPLE_SCHEMA))
+    layout.data_dir(run).mkdir()
+    write_table(samples.table, layout.train_file(run))
+    write_records(layout.data_dir(run), records)
+    size = samples.response_ids.size
+    log_probs = {"base_log_probs": -rng.gamma(2, 1, size).astype(np.float32)}
+    write_shards(run, samples, log_probs, (num_samples,))
+    save_findings(run, rng.beta(0.3, 1, size).astype(np.float32))
+    return run
+
+
+class Audited(NamedTuple):
+    """The page of an audit."""
+
+    inspection: Inspection
+    url: str
+
+    def title(self, row: int) -> str:
+        return f"my data.jsonl, line {self.inspection.summary(row, 0)['origin']['line']}"
+
+    def row(self, page: Page) -> int:
+        """The row that is shown."""
+        line = int(page.text("title").split(" line ")[1].split(" ")[0])
+        return (line - 1) // 2
 
 
 class Page:
@@ -53,6 +120,11 @@ class Page:
         from selenium.webdriver.support.ui import WebDriverWait
 
         return WebDriverWait(self.driver, 10, 0.02).until(lambda _: self.run(script, *values))
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        from selenium.webdriver.support.ui import WebDriverWait
+
+        WebDriverWait(self.driver, 10, 0.02).until(lambda _: condition())
 
     def text(self, name: str) -> str:
         return str(self.run("return document.getElementById(arguments[0]).textContent", name))
@@ -78,7 +150,7 @@ class Page:
 
     def rows(self) -> list[int]:
         """Identities of the samples in the list."""
-        script = "return [...document.querySelectorAll('#rows b')].map(b => Number(b.textContent))"
+        script = "return [...document.querySelectorAll('#rows button')].map(b => +b.dataset.id)"
         return list(self.run(script))
 
     def shown(self) -> int:
@@ -303,9 +375,10 @@ def test_tokens_are_colored_by_the_posterior_and_say_why(page: Page, judged: Ins
 
 def test_without_a_selection_there_is_nothing_to_slide(page: Page, judged: Inspection) -> None:
     selects = judged.selection.variant is not None
-    shown = "return ['rho', 'color'].map(name => document.getElementById(name).checkVisibility())"
-    assert page.run(shown) == [selects, selects]
-    assert ("likely bad" in page.text("rows")) != selects
+    names = ("rho", "color", "threshold", "chart")
+    shown = "return arguments[0].map(name => document.getElementById(name).checkVisibility())"
+    assert page.run(shown, names) == [selects, selects, not selects, not selects]
+    assert page.text("figures").startswith("At or above 50%") != selects
     if selects:
         page.set("color", "quality")
         sample = judged.sample(page.shown(), 4096)
@@ -403,5 +476,167 @@ def test_nothing_is_wider_than_the_window(
         page.open(small[1])
         page.hover(0)
         assert page.run("return document.documentElement.scrollWidth") <= width
+    finally:
+        page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.fixture(params=[False, True], ids=["file", "served"])
+def audited(request: pytest.FixtureRequest, page: Page, tmp_path: Path) -> Iterator[Audited]:
+    """The page of hostile records as a file and served, without marks."""
+    inspection = open_inspection(
+        write_audit(tmp_path / "run"), decode_bytes, tokenization=ByteTokens()
+    )
+    assert inspection is not None
+    assert inspection.texts is not None
+    fields = {"id": "r7", SCRIPTS[0]: "".join(SCRIPTS)}
+    inspection.texts.add_fields("mine", [(7, fields)])
+    file = tmp_path / "index.html"
+    file.write_text(static_page(inspection), encoding="utf-8")
+    server = InspectorServer(inspection)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    url = server.url if request.param else file.as_uri()
+    page.open(url)
+    page.run("localStorage.clear()")
+    page.driver.refresh()
+    page.open(url)
+    yield Audited(inspection, url)
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_the_slider_counts_what_is_at_or_above_it(page: Page, audited: Audited) -> None:
+    inspection = audited.inspection
+    assert inspection.judgment is not None
+    posterior = inspection.judgment.posterior
+    samples = np.split(posterior, inspection.starts[1:-1])
+    assert page.text("verdict").startswith("About half of the tokens look bad.")
+    for step in ("0.3", "0.75"):
+        page.set("threshold", step, "input")
+        tokens = int((posterior >= np.float32(step)).sum())
+        flagged = [bool((part >= np.float32(step)).any()) for part in samples]
+        share = f"{100 * tokens / len(posterior):.1f}%"
+        line = f"At or above {float(step):.0%}: {tokens:,} tokens ({share})"
+        assert page.text("figures").startswith(line)
+        assert f"in {sum(flagged):,} records" in page.text("figures")
+        sample = inspection.sample(audited.row(page), 4096)
+        is_bad = np.array(sample["posterior"], np.float32) >= np.float32(step)
+        assert page.marked("negative") == np.flatnonzero(is_bad).tolist()
+        spans = np.flatnonzero(np.diff(np.r_[0, is_bad, 0]) == 1)
+        assert page.run("return document.querySelectorAll('#spans .span').length") == len(spans)
+    page.set("show", "flagged")
+    page.wait_for_text("place", rf"of {sum(flagged)}$")
+    assert page.complaints() == []
+
+
+def test_marks_survive_and_are_saved_in_the_form_that_is_read(
+    page: Page, audited: Audited, tmp_path: Path
+) -> None:
+    inspection, url = audited
+    rows = find(inspection, sort="bad")
+    page.press("r")
+    page.press("j")
+    page.wait_for_text("title", f"^{audited.title(rows[1])}")
+    page.press("e", "]", "a")  # the record, then its first span
+    page.driver.get("about:blank")
+    page.open(url)
+    page.wait_for_text("tally", "^3 marks: 1 accepted, 1 rejected, 1 to edit$")
+    pressed = "return [...document.querySelectorAll('#decide button')].map(b => b.ariaPressed)"
+    page.wait(f"return ({pressed.removeprefix('return ')})[1] === 'true'")
+    page.set("show", "reject")
+    page.wait_for_text("place", "^1–1 of 1$")
+    page.driver.execute_cdp_cmd(
+        "Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)}
+    )
+    page.driver.find_element("id", "download").click()
+    file = tmp_path / "decisions.json"
+    page.wait_for(file.is_file)
+    found = read_decisions(file, inspection.run.fingerprint)
+    first, second = (inspection.summary(row, 0) for row in rows[:2])
+    assert found.of_records == {first["id"]: "reject", second["id"]: "edit"}
+    (span,) = found.of_spans[second["id"]]
+    sample = inspection.sample(rows[1], 4096)
+    is_bad = np.array(sample["posterior"]) >= 0.5
+    begin = int(np.argmax(is_bad))
+    end = begin + int(np.argmin(np.r_[is_bad[begin:], False]))
+    assert (span.decision, span.turn, span.span) == ("accept", 1, (begin, end))
+    assert (span.file, span.line, span.row) == ("my data.jsonl", 2 * span.row - 1, second["id"] + 1)
+    # Marks come back from the file.
+    page.run("localStorage.clear()")
+    page.open(url)
+    page.driver.find_element("id", "file").send_keys(str(file))
+    page.wait_for_text("tally", "^3 marks")
+    page.press("r")  # the same mark again removes it
+    page.wait_for_text("tally", "^2 marks: 1 accepted, 0 rejected, 1 to edit$")
+    file.write_text(file.read_text(encoding="utf-8").replace(found.run, "0" * 64), encoding="utf-8")
+    page.driver.find_element("id", "file").send_keys(str(file))
+    page.wait_for_text("tally", "about another run")
+    assert page.complaints() == []
+
+
+def test_a_link_opens_the_same_view_and_back_goes_back(page: Page, audited: Audited) -> None:
+    inspection, _ = audited
+    first = page.run("return location.href")
+    page.set("kind", "1")
+    page.set("sort", "span")
+    page.set("text", "bb", "input")
+    page.set("threshold", "0.35", "input")
+    rows = find(inspection, kind=1, sort="span", text="bb")
+    assert 2 < len(rows) < len(find(inspection, kind=1))
+    page.wait_for_text("place", f"of {len(rows)}$")
+    page.wait("return /at=0.35.*text=bb/.test(location.hash)")
+    page.press("j")
+    page.wait_for_text("title", f"^{audited.title(rows[1])}")
+    link = page.run("return location.href")
+    page.driver.get("about:blank")
+    page.open(link)
+    page.wait_for_text("title", f"^{audited.title(rows[1])}")
+    wanted = [inspection.summary(row, 0)["id"] for row in rows[:50]]
+    assert page.rows() == wanted
+    names = ("kind", "sort", "text", "threshold")
+    values = "return arguments[0].map(name => document.getElementById(name).value)"
+    assert page.run(values, names) == ["1", "span", "bb", "0.35"]
+    assert page.text("figures").startswith("At or above 35%")
+    page.press("j")
+    page.wait_for_text("title", f"^{audited.title(rows[2])}")
+    page.driver.back()
+    page.wait_for_text("title", f"^{audited.title(rows[1])}")
+    page.driver.forward()
+    page.wait_for_text("title", f"^{audited.title(rows[2])}")
+    # A record that its filters leave out, and fields that are not valid.
+    page.driver.get("about:blank")
+    page.open(f"{first.split('#')[0]}#record={rows[0]}&kind=0&order=x&at=7&source=99&min=x")
+    page.wait_for_text("title", f"^{audited.title(rows[0])}")
+    assert page.run(values, names) == ["0", "bad", "", "0.5"]
+    assert page.complaints() == []
+
+
+def test_hostile_records_are_shown_as_text(page: Page, audited: Audited) -> None:
+    page.set("text", "id: r7", "input")
+    page.wait_for_text("place", "^1–1 of 1$")
+    page.wait("return location.hash.includes('record=6&text=')")
+    assert page.text("title") == "my data.jsonl, line 13 · mine"
+    told = page.text("record")
+    assert told.startswith("idr7" + SCRIPTS[0])
+    assert "⟨U+202E⟩evil" in told
+    assert page.text("blocks").startswith(f"user\n{SCRIPTS[1]}")
+    page.press("]", "e")
+    page.wait_for_text("tally", "1 to edit$")
+    assert page.run("return window.ran") is None
+    assert page.run("return document.querySelectorAll('img, iframe, object').length") == 0
+    assert page.complaints() == []
+
+
+def test_the_answer_is_near_the_top_of_a_small_screen(page: Page, audited: Audited) -> None:
+    metrics = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        page.open(audited.url)
+        box = "return document.querySelector('.response').getBoundingClientRect().top"
+        assert page.run(box) < 500
+        assert page.run("return document.documentElement.scrollWidth") <= 400
+        position = "return getComputedStyle(document.querySelector('.dock')).position"
+        assert page.run(position) == "static"
     finally:
         page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -10,8 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from forgetting.errors import InputError
-from forgetting.inspector.corpus import Inspection, Query, Scale
+from forgetting.inspector.colors import Scale
+from forgetting.inspector.corpus import Inspection
 from forgetting.inspector.opening import open_inspection
+from forgetting.inspector.queries import Query
 from forgetting.rundir import layout
 from tests.written_run import change_selection, replace_samples
 

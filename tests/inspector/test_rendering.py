@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from forgetting.inspector.rendering import (
     embedded_json,
     served_page,
     static_page,
+    suspected_samples,
 )
 
 Decode = Callable[..., str]
@@ -76,6 +78,19 @@ def test_seed_chooses_the_random_samples_and_nothing_else() -> None:
     assert one[2].tolist() != other[2].tolist()
 
 
+def test_half_of_the_suspected_have_the_worst_spans() -> None:
+    rng = np.random.default_rng(0)
+    number, span = (rng.permutation(2000).astype(float) for _ in range(2))
+    rows = suspected_samples(SimpleNamespace(expected_bad=number, worst_span=span))  # type: ignore[arg-type]
+    assert len(set(rows.tolist())) == len(rows) == rendering.NUM_SUSPECTED
+    assert (np.diff(number[rows]) <= 0).all()
+    half = rendering.NUM_SUSPECTED // 2
+    for values in (number, span):
+        assert set(np.argsort(-values)[:half].tolist()) <= set(rows.tolist())
+    few = suspected_samples(SimpleNamespace(expected_bad=number[:9], worst_span=span[:9]))  # type: ignore[arg-type]
+    assert sorted(few.tolist()) == list(range(9))
+
+
 @given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_embedded_json_is_itself_and_holds_no_character_of_html(value: Any) -> None:
     text = embedded_json(value)
@@ -99,6 +114,8 @@ def test_the_policy_allows_this_style_and_script_alone(
     assert rules.pop("require-trusted-types-for") == "'script'"
     assert rules.pop("connect-src", "'self'") == "'self'"
     assert rules == {"default-src": "'none'", "base-uri": "'none'", "form-action": "'none'"}
+    ids = re.findall(r'\sid="([^"]*)"', html.split("<script")[0])
+    assert len(ids) == len(set(ids)) > 20
     assert not re.search(r"@import|url\(|\s(src|style|on\w+)=", html.split("<script")[0])
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from forgetting.errors import InputError
-from forgetting.inspector import InspectorServer, open_inspection
-from forgetting.inspector.corpus import Query
+from forgetting.inspector import InspectorServer, open_inspection, usual_port
+from forgetting.inspector.queries import Query
 from forgetting.inspector.server import MAX_TOKENS_SHOWN
 
 Decode = Callable[..., str]
@@ -62,6 +62,31 @@ def test_routes_answer_with_the_page_a_list_and_a_sample(server: InspectorServer
     assert listed == server.inspection.page(query)
     assert len(listed["rows"]) == 2
     assert ask_json(server, "sample?row=7") == server.inspection.sample(7, MAX_TOKENS_SHOWN)
+
+
+def test_a_list_is_narrowed_and_begins_at_the_page_of_a_row(server: InspectorServer) -> None:
+    listed = ask_json(server, "samples?only=3,5,70&without=5&sort=position")
+    assert [row["id"] for row in listed["rows"]] == [3, 70]
+    assert ask_json(server, "samples?only=&sort=position")["total"] == 0
+    listed = ask_json(server, "samples?sort=position&limit=20&row=45")
+    assert (listed["offset"], listed["rows"][0]["id"]) == (40, 40)
+    listed = ask_json(server, "samples?sort=position&limit=20&offset=60&row=45&without=45")
+    assert listed["offset"] == 60
+    listed = ask_json(server, "samples?sort=loss")
+    losses = [row["loss"] for row in listed["rows"]]
+    assert losses == sorted(losses, reverse=True)
+    # Without the detector, no token is suspected.
+    assert ask_json(server, "samples?least=0.01")["total"] == 0
+    assert ask_json(server, "samples?kind=0")["total"] == 0
+
+
+def test_a_run_has_its_port_unless_it_is_taken(server: InspectorServer) -> None:
+    port = usual_port("ab")
+    assert port == usual_port("ab") != usual_port("cd")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", port))
+        taken.listen()
+        assert usual_port("ab") == 0
 
 
 def test_a_token_is_explained_on_request(server: InspectorServer) -> None:
@@ -137,6 +162,9 @@ def test_nothing_but_reading_is_known(server: InspectorServer, method: str) -> N
         "samples?sort=__class__",
         "samples?sort=bad",
         "samples?source=x",
+        "samples?kind=x",
+        "samples?least=2",
+        "samples?only=1,x",
         "samples?unknown=1",
         "samples?" + "&".join(f"text={i}" for i in range(50)),
     ],

@@ -21,7 +21,7 @@ from forgetting.inspector import (
     open_inspection,
     show_in_terminal,
 )
-from forgetting.inspector.corpus import Query
+from forgetting.inspector.queries import Query
 from forgetting.inspector.terminal import sample_text
 from forgetting.rundir import layout
 from forgetting.rundir.samples import Samples
@@ -222,8 +222,7 @@ def test_samples_of_a_kind(run_dir: Path, decode: Decode) -> None:
     inspection = judged(run_dir, decode, found=True)
     judgment = inspection.judgment
     assert judgment is not None
-    kinds = np.repeat(np.arange(len(inspection)) % len(judgment.kinds), inspection.lengths)
-    judgment.kind[:] = kinds
+    inspection.kind_of = np.arange(len(inspection)) % len(judgment.kinds)
     words = judgment.kinds[-1]
     found = json.loads(as_json(inspection, Filters(kind=words), 80))
     wanted = set(range(len(judgment.kinds) - 1, len(inspection), len(judgment.kinds)))

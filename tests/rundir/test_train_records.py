@@ -9,7 +9,12 @@ from forgetting.errors import InputError
 from forgetting.formats import Message
 from forgetting.rundir import layout
 from forgetting.rundir.samples import Samples, read_table, write_table
-from forgetting.rundir.train_records import TrainRecord, train_records, write_records
+from forgetting.rundir.train_records import (
+    TrainRecord,
+    TrainRecordTable,
+    train_records,
+    write_records,
+)
 
 HOSTILE = "<script>\u2028\u202e\"'\\ \x07 é 🙂 {{7*7}}"
 
@@ -48,6 +53,15 @@ def test_what_was_written_is_read(run, sizes):
     parts = list(train_records(run, fingerprint(run), sizes))
     assert [record for part in parts for record in part] == records()
     assert sizes is None or [len(part) for part in parts] == sizes
+
+
+def test_a_table_gives_single_records(run):
+    write_records(layout.data_dir(run), records())
+    table = TrainRecordTable(run, fingerprint(run))
+    assert [table[row] for row in (2, 0, 1)] == [records()[row] for row in (2, 0, 1)]
+    assert (len(table), table.column("line")) == (3, [7, None, None])
+    with pytest.raises(InputError, match="belongs to other tokens"):
+        TrainRecordTable(run, "0" * 64)
 
 
 def test_records_of_other_tokens_are_refused(run):

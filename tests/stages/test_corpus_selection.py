@@ -84,6 +84,18 @@ def test_random_choice_does_not_depend_on_shards(tmp_path):
         assert not np.array_equal(first, divided(one, by="random", seed=1, **settings)[0])
 
 
+def test_without_known_noise_nothing_can_be_taken_from_it(tmp_path):
+    run = save_scored_run(tmp_path / "run", (6, 6))
+    file = run / "data" / "train.parquet"
+    table = pq.read_table(file)
+    noise = table["noise"].to_pylist()
+    place = table.column_names.index("noise")
+    unknown = pa.array([None, *noise[1:]], table.schema.field("noise").type)
+    pq.write_table(table.set_column(place, table.schema.field("noise"), unknown), file)
+    with pytest.raises(InputError, match=r"1 samples of .* which of their tokens are noise"):
+        divided(run, by="known")
+
+
 def test_end_tokens_are_kept_only_where_asked(scored):
     samples = Samples.read(scored / "data" / "train.parquet")
     plain, _ = divided(scored, rho=0.3)

@@ -173,7 +173,8 @@ def test_the_detector_is_fitted_again_as_it_was(corpus, sure, tmp_path):
 
 
 def test_if_nothing_is_found_no_token_is_bad(corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(mathematics, "_verdict", lambda report, shares, whole: (False, "Nothing found."))
+    nothing = (False, "Nothing found.")
+    monkeypatch.setattr(mathematics, "_verdict", lambda report, shares, whole: nothing)
     summary = judged(corpus, layout.detector_dir(tmp_path))
     found, _ = posterior(layout.detector_dir(tmp_path), corpus[2].fingerprint)
     assert not found.any()

@@ -77,6 +77,15 @@ def test_random_chooses_as_many_without_looking(select):
     assert (polarity > 0).sum() == (quality > 0).sum()
 
 
+def test_known_noise_is_negative_whatever_its_quality(select):
+    samples, quality, polarity, summary = select(rho=0.9, by="known", keep_eos=False)
+    assert np.array_equal(polarity < 0, samples.noise())
+    assert quality[polarity > 0].min() < quality[polarity < 0].max()
+    assert summary["threshold"] is None
+    assert summary["rho"] == pytest.approx(1 - samples.noise().mean())
+    assert (summary["noise"]["precision"], summary["noise"]["recall"]) == (1, 1)
+
+
 def test_sequences_are_chosen_whole(select):
     samples, _, polarity, summary = select(granularity="sequence", rho=0.5, keep_eos=False)
     rows = np.split(polarity, samples.response_starts[1:-1])

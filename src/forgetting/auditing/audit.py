@@ -29,12 +29,10 @@ from forgetting.inspecting import (
     DEFAULT_MAX_LENGTH,
     MAX_REJECTED_SHARE,
     MAX_SAMPLES,
-    open_run,
     resolved,
     run_on_all,
     source_settings,
 )
-from forgetting.inspector import static_page
 from forgetting.method.columns import POSTERIOR, columns_of
 from forgetting.method.measures import DETECTOR, Measure, usable_measure
 from forgetting.models import loading
@@ -43,7 +41,6 @@ from forgetting.rundir import layout
 from forgetting.rundir.findings import DetectorSummary, read_findings
 from forgetting.rundir.samples import SampleFile
 from forgetting.rundir.stats import DataSummary
-from forgetting.rundir.storage import write_atomically
 
 STAGES = ("prepare", "probe", "score", "detect")
 BAD = 0.5
@@ -142,7 +139,7 @@ def audit_data(
     columns: Sequence[str] | None = None,
     escaped: bool = False,
 ) -> Audit:
-    """Judge every usable record of a data set, and write the page.
+    """Judge every usable record of a data set.
 
     Finished stages in `output` are skipped and interrupted ones resume.
 
@@ -185,7 +182,6 @@ def audit_data(
     )
     run_on_all(recipe, audit.run, STAGES)
     shutil.rmtree(audit.partial, ignore_errors=True)
-    write_page(audit)
     return audit
 
 
@@ -208,11 +204,6 @@ def default_folder(data: str) -> Path:
 
 def _name(source: SourceSettings) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]", "-", source.label)[:80]
-
-
-def write_page(audit: Audit) -> None:
-    """Write the page of a finished audit."""
-    write_atomically(audit.page, static_page(open_run(audit.run)))
 
 
 def open_audit(folder: Path) -> Audit:

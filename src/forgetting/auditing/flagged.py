@@ -3,7 +3,7 @@
 If nothing was found, these are the records that look worst; see `suspicion`. If a measure is asked
 for, they are the records with the lowest mean quality.
 
-Input: an `Audit`. Output: `flagged.jsonl` and `flagged.csv`, worst record first, and
+Input: an `Audit`. Output: `flagged.jsonl` and `flagged.csv`, worst record first, the page, and
 `scores.parquet` with every record. Memory grows with the flagged records.
 """
 
@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 
 from forgetting.auditing.audit import Audit
+from forgetting.auditing.browsing import write_page
 from forgetting.auditing.judged import BadSpan, JudgedRecord, judged_records
 from forgetting.console import progress
 from forgetting.data.sources import read_source
@@ -115,7 +116,7 @@ def flagged(judged: JudgedRecord, words: Mapping[str, str]) -> FlaggedRecord:
 
 
 def write_files(audit: Audit, measure: Measure | None = None) -> list[FlaggedRecord]:
-    """Write `scores.parquet`, `flagged.jsonl` and `flagged.csv`.
+    """Write `scores.parquet`, `flagged.jsonl`, `flagged.csv` and the page.
 
     Args:
         measure: measure of quality that ranks the records. Default: the flagged ones are ranked by
@@ -152,6 +153,7 @@ def write_files(audit: Audit, measure: Measure | None = None) -> list[FlaggedRec
     lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
     write_atomically(audit.flagged_jsonl, "".join(lines))
     _write_csv(audit.flagged_csv, rows, found)
+    write_page(audit)
     return found
 
 

@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from forgetting.auditing.audit import BAD, Audit
 from forgetting.auditing.suspicion import is_suspicion, suspected_parts
 from forgetting.data.alignment import Tokenization, TokenPlace
-from forgetting.data.records import Record
-from forgetting.data.sources import Origin
+from forgetting.data.stored import as_record
 from forgetting.errors import InputError
 from forgetting.method.measures import Measure
 from forgetting.models.tokenization import load_tokenization
@@ -179,12 +178,6 @@ def judged_records(
                 kinds,
                 None if quality is None else quality[begin:end],
             )
-
-
-def as_record(record: TrainRecord) -> Record:
-    """The conversation of a stored record."""
-    origin = Origin(record.file, record.record, record.line)
-    return Record(record.messages, record.source, origin, tools=tuple(record.tools))
 
 
 def _places(record: TrainRecord, tokenization: Tokenization, number: int) -> list[TokenPlace]:

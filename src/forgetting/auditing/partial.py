@@ -12,7 +12,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from forgetting.auditing.audit import Audit, write_page
+from forgetting.auditing.audit import Audit
 from forgetting.config import dump_recipe
 from forgetting.console import progress
 from forgetting.pipeline import plan_with_state, unfinished_work
@@ -82,7 +82,6 @@ def judge_part(audit: Audit, scored: Progress) -> Audit:
     with new_folder(part.folder) as folder:
         _take(audit.run, scored, Audit(folder).run)
         _detect(Audit(folder))
-    write_page(part)
     return part
 
 

@@ -29,7 +29,7 @@ out = Console()
 @app.command(rich_help_panel=RESULTS, epilog="Example: forgetting inspect runs/mine")
 def inspect(
     target: Annotated[
-        str, typer.Argument(metavar="RUN|DATA", help="Run directory, or a data file.")
+        str, typer.Argument(metavar="RUN|DATA", help="Run directory, audit, or a data file.")
     ],
     model: Annotated[
         str | None, typer.Option("--model", help="Base model that scores DATA: a folder or Hub id.")
@@ -80,8 +80,15 @@ def inspect(
         ),
     ] = None,
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Port of the page; 0 picks a free one.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            "--port",
+            min=0,
+            max=65535,
+            help="Port of the page; 0 picks a free one. Default: the same for the same run, if it "
+            "is free.",
+        ),
+    ] = None,
     browser: Annotated[
         bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")
     ] = True,
@@ -103,15 +110,19 @@ def inspect(
             raise InputError(f"{name} is for --terminal and --json. The page has its own filters")
     chosen = _chosen(only or ())
     reading = source_options(field, columns, escaped)
+    from forgetting.auditing.browsing import browse_folder, is_audit
     from forgetting.inspecting import open_run, score_data
-    from forgetting.inspector import Filters, InspectorServer, show_in_terminal
+    from forgetting.inspector import Filters, InspectorServer, show_in_terminal, usual_port
     from forgetting.inspector import as_json as printed
 
     if model is not None:
         path = score_data(
             target, model, reference, quality=quality, limit=limit, run_dir=run_dir, **reading
         )
-    inspection = open_run(path, variant, quality)
+    if variant is None and is_audit(path):
+        inspection = browse_folder(path, quality)
+    else:
+        inspection = open_run(path, variant, quality)
     filters, number = Filters(**chosen), samples or 10
     if as_json:
         typer.echo(printed(inspection, filters, number, by_quality=quality is not None))
@@ -119,6 +130,8 @@ def inspect(
     if terminal:
         show_in_terminal(inspection, out, filters, number, by_quality=quality is not None)
         return
+    if port is None:
+        port = usual_port(inspection.run.fingerprint)
     with InspectorServer(inspection, port) as server:
         out.print("Inspector:", server.url, style="bold", soft_wrap=True, highlight=False)
         out.print("The page is read-only and served to this machine only. Press Ctrl-C to stop.")

@@ -52,9 +52,10 @@ class SelectionSettings(Section):
     forget_rate: Share | None = None
     """Share of negative tokens; tokens between these and the positive ones are ignored. `null`
     makes all tokens negative that are not positive."""
-    by: Literal["quality", "random"] = "quality"
+    by: Literal["quality", "random", "known"] = "quality"
     """Basis of the selection. `random` is a control that selects as many tokens regardless of their
-    quality."""
+    quality. `known` is a ceiling: negative is the noise that the data marks, whatever `rho` and
+    `quality` are."""
     keep_eos: bool = True
     """Whether end-of-sequence tokens are never negative. A model that unlearns them does not stop
     generating."""
@@ -109,7 +110,18 @@ class SelectionSettings(Section):
             )
         if self.threshold in ("mixture", "posterior"):
             self._check_estimated()
+        if self.by == "known":
+            self._check_known()
         return self
+
+    def _check_known(self) -> None:
+        unread = {"threshold": "quantile", "granularity": "token", "balance": "none"}
+        for field, default in {**unread, "forget_rate": None}.items():
+            if getattr(self, field) != default:
+                raise ValueError(
+                    f"by known takes the noise that the data marks, so {field} "
+                    f"{getattr(self, field)} has no effect. Remove it"
+                )
 
     def _check_estimated(self) -> None:
         for field, unread in (("by", "quality"), ("balance", "none"), ("forget_rate", None)):

@@ -12,7 +12,7 @@ from forgetting.inspector.corpus import Inspection
 from forgetting.inspector.listing import Filters
 from forgetting.inspector.opening import open_inspection
 from forgetting.inspector.rendering import static_page
-from forgetting.inspector.server import InspectorServer
+from forgetting.inspector.server import InspectorServer, usual_port
 from forgetting.inspector.shown import Explain
 from forgetting.inspector.terminal import as_json, show_in_terminal
 
@@ -25,4 +25,5 @@ __all__ = [
     "open_inspection",
     "show_in_terminal",
     "static_page",
+    "usual_port",
 ]

@@ -11,79 +11,51 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from forgetting.errors import InputError
 from forgetting.escaping import visible
+from forgetting.inspector.colors import COLOR_LEVELS, Scale
+from forgetting.inspector.expected import ExpectedTokens
 from forgetting.inspector.pieces import Decode, piece_spans
+from forgetting.inspector.posteriors import (
+    STEPS,
+    PosteriorCounts,
+    highest_of,
+    likely_kinds,
+    worst_spans,
+)
+from forgetting.inspector.queries import Query
+from forgetting.inspector.record_texts import RecordTexts
 from forgetting.inspector.search import TextIndex
-from forgetting.inspector.shown import Explain, Judgment, ShownSelection
+from forgetting.inspector.shown import Explain, Judgment, ShownRun, ShownSelection
 from forgetting.inspector.thresholds import (
     RHOS,
+    UNKNOWN,
     Bools,
     Floats,
     Ints,
     NoiseCurve,
     Thresholds,
+    decimals,
+    known_noise,
     step_of,
 )
-from forgetting.rundir.samples import Samples, list_column
+from forgetting.rundir.samples import Samples
 from forgetting.rundir.scores import LOG_PROBS
 
-COLOR_LEVELS = 10
-CLIP = (0.02, 0.98)
 PREVIEW_TOKENS = 32
-UNKNOWN = -1
-Sort = Literal["worst", "best", "position", "bad"]
-
-
-@dataclass(frozen=True)
-class Query:
-    """Which samples are listed, in which order."""
-
-    rho: float | None = None
-    """Share of positive tokens, rounded to a step of the slider; None: as the run selected."""
-    source: int | None = None
-    """Index in `Inspection.sources`; None: all."""
-    text: str = ""
-    """Searched in prompt and response, ignoring case."""
-    min_negative: float = 0.0
-    """Minimum share of a sample's response tokens that is negative."""
-    sort: Sort = "worst"
-    """By mean quality, lowest or highest first; in the order of D_train; or by the expected number
-    of bad tokens, highest first, where the detector has run."""
-    offset: int = 0
-    limit: int = 50
-
-
-@dataclass(frozen=True)
-class Scale:
-    """The ends and the middle of the color scale, in units of quality."""
-
-    low: float
-    center: float
-    high: float
-
-    def share(self, quality: float) -> float:
-        """-1 (at `low` or below) to 1 (at `high` or above), 0 in the middle.
-
-        The square root of the distance, because most tokens are near the middle of a long range.
-        """
-        distance = quality - self.center
-        end = self.high - self.center if distance > 0 else self.center - self.low
-        share = min(abs(distance) / end, 1.0) if end > 0 else float(distance != 0)
-        return math.copysign(math.sqrt(share), distance)
+LIKELY_BAD = 0.5
+"""Posterior from which a token is flagged, unless the page asks for another."""
 
 
 class Inspection:
     """A scored corpus that is selected from or judged by the detector, ready to be browsed.
 
     Args:
-        name: of the run.
+        run: what the page says of the run.
         samples: D_train.
         selection: how the tokens are divided.
         columns: `quality` and `polarity` of all response tokens, and `base_log_probs` and
@@ -91,19 +63,25 @@ class Inspection:
         decode: text of token ids.
         judgment: what the detector found; None if it has not run.
         explain: names the features that speak for a token being bad; None if nothing can.
+        texts: the records behind the samples; None if the run does not store them.
+        expected: what the model expected in place of tokens; None if the run does not store it.
     """
 
     def __init__(
         self,
-        name: str,
+        run: ShownRun,
         samples: Samples,
         selection: ShownSelection,
         columns: dict[str, npt.NDArray[Any]],
         decode: Decode,
         judgment: Judgment | None = None,
         explain: Explain | None = None,
+        texts: RecordTexts | None = None,
+        expected: ExpectedTokens | None = None,
     ) -> None:
-        self.name = name
+        self.run = run
+        self.texts = texts
+        self.expected = expected
         self.selection = selection
         self.columns = columns
         self.judgment = judgment
@@ -115,6 +93,7 @@ class Inspection:
         self._decode = decode
         self._decoding = threading.Lock()
         self._table = samples.table.select(["sample_id", "source", "noise_kind"])
+        self.sample_ids = samples.sample_ids
         self.input_ids = samples.input_ids
         self.token_starts = samples.token_starts
         self.is_response = samples.is_response
@@ -123,7 +102,7 @@ class Inspection:
         names = np.asarray(samples.table["source"].to_pylist())
         self.sources, self.source_of = np.unique(names, return_inverse=True)
         self.source_names = [visible(str(name)) for name in self.sources]
-        self.noise = _known_noise(samples)
+        self.noise = known_noise(samples)
         """Per response token: 1 noisy, 0 clean, -1 not known; shape (response tokens,)."""
         means = self._per_sample(columns["quality"]) / np.maximum(self.lengths, 1)
         self.mean_quality: Floats = np.where(self.lengths > 0, means, np.nan)
@@ -131,6 +110,15 @@ class Inspection:
         posterior = np.zeros(len(self.noise)) if judgment is None else judgment.posterior
         self.expected_bad: Floats = self._per_sample(posterior)
         """Expected bad tokens of each sample, 0 without the detector; shape (samples,)."""
+        self.highest: Floats = highest_of(posterior, self.starts)
+        """The highest posterior of each sample, shape (samples,)."""
+        self.worst_span: Floats = worst_spans(posterior, self._begins(), self.starts, LIKELY_BAD)
+        """Expected bad tokens of each sample's worst span, shape (samples,)."""
+        kinds = [] if judgment is None else judgment.kinds
+        token_kinds = np.full(len(self.noise), -1) if judgment is None else judgment.kind
+        self.kind_of = likely_kinds(posterior, token_kinds, self.starts, len(kinds))
+        """Likely kind of each sample, or -1; shape (samples,)."""
+        self.counts = PosteriorCounts.of(posterior, self.highest)
         self.is_end = np.isin(samples.response_ids, selection.end_token_ids)
         """Tokens that are never negative, shape (response tokens,)."""
         self._sorted_quality = np.sort(columns["quality"])
@@ -142,15 +130,23 @@ class Inspection:
             self.has_reference = not np.array_equal(base, reference)
         self.thresholds = self._thresholds()
         """One per source if `by_source`, else one."""
-        self.scale = self._scale()
+        self.scale = Scale.of(self.quality, has_zero=selection.measure.has_zero)
         self.curve = self._curve()
         self._orders = self._sorted()
+        self._position = np.argsort(self._orders["position"])
         self._texts = TextIndex(len(self), self._text)
         self._own_negatives = self._per_sample(self.polarity < 0)
         self._negatives: tuple[int, Ints] | None = None
 
     def __len__(self) -> int:
         return len(self.token_starts) - 1
+
+    def _begins(self) -> Bools:
+        """Response tokens that do not follow another one, shape (response tokens,)."""
+        places = np.flatnonzero(self.is_response)
+        begins = np.diff(places, prepend=-2) != 1
+        begins[self.starts[:-1][self.lengths > 0]] = True
+        return begins
 
     @property
     def lengths(self) -> Ints:
@@ -170,9 +166,8 @@ class Inspection:
     def _per_sample(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Sum over each sample's response tokens."""
         kind = np.float64 if values.dtype.kind == "f" else np.int64
-        if not len(values):
-            return np.zeros(len(self), kind)
-        sums = np.add.reduceat(values, np.minimum(self.starts[:-1], len(values) - 1), dtype=kind)
+        # One value more, where samples without tokens at the end begin.
+        sums = np.add.reduceat(np.append(values, kind(0)), self.starts[:-1], dtype=kind)
         return np.where(self.lengths > 0, sums, 0)  # reduceat gives an empty slice its neighbor
 
     def _thresholds(self) -> list[Thresholds]:
@@ -184,15 +179,6 @@ class Inspection:
         num_groups = len(self.sources) if self.by_source else 1
         rate = self.selection.forget_rate
         return [Thresholds.of(values[groups == group], rate) for group in range(num_groups)]
-
-    def _scale(self) -> Scale:
-        if not len(self.quality):
-            return Scale(0.0, 0.0, 0.0)
-        low, high = (float(q) for q in np.quantile(self.quality, CLIP))
-        # If 0 does not divide good from bad tokens, the quality has no natural middle.
-        has_zero = self.selection.measure.has_zero
-        center = 0.0 if has_zero else float(np.median(self.quality))
-        return Scale(min(low, center), center, max(high, center))
 
     def _curve(self) -> NoiseCurve | None:
         known = self.noise != UNKNOWN
@@ -212,9 +198,20 @@ class Inspection:
         known = np.isfinite(self.mean_quality[worst])
         best = np.concatenate([worst[known][::-1], worst[~known]])
         orders = {"worst": worst, "best": best, "position": np.arange(len(self))}
+        if self.texts is not None and self.selection.variant is None:
+            orders["position"] = np.array(self.texts.order())
         if self.judgment is not None:
             orders["bad"] = np.argsort(-self.expected_bad, kind="stable")
+            orders["span"] = np.argsort(-self.worst_span, kind="stable")
+        if self.has_base:
+            orders["loss"] = np.argsort(-self.mean_loss, kind="stable")
         return orders
+
+    @property
+    def mean_loss(self) -> Floats:
+        """Mean loss under the base model in nats, 0 without tokens or scores; shape (samples,)."""
+        log_probs = self.columns.get("base_log_probs", np.zeros(len(self.noise)))
+        return -self._per_sample(log_probs) / np.maximum(self.lengths, 1)
 
     def num_negative(self, rho: float | None) -> Ints:
         """Negative tokens of each sample at a rho (None: as the run selected), shape (samples,)."""
@@ -241,6 +238,14 @@ class Inspection:
         mask = np.ones(len(self), dtype=bool)
         if query.source is not None:
             mask &= self.source_of == query.source
+        if query.kind is not None:
+            mask &= self.kind_of == query.kind
+        if query.least is not None:
+            mask &= self.highest >= np.float32(query.least)
+        if query.only is not None:
+            mask &= np.isin(self.sample_ids, query.only)
+        if query.without:
+            mask &= ~np.isin(self.sample_ids, query.without)
         if query.min_negative > 0:
             least = query.min_negative * self.lengths - 1e-9
             mask &= (self.num_negative(query.rho) >= least) & (self.lengths > 0)
@@ -254,10 +259,14 @@ class Inspection:
     def page(self, query: Query) -> dict[str, Any]:
         """A page of the list that a query asks for, as the page reads it."""
         rows, num_searched = self.find(query)
-        shown = rows[query.offset : query.offset + query.limit]
+        offset = query.offset
+        if query.row is not None and (at := np.flatnonzero(rows == query.row)).size:
+            offset = int(at[0]) // query.limit * query.limit
+        shown = rows[offset : offset + query.limit]
         negatives = self.num_negative(query.rho)
         return {
             "total": len(rows),
+            "offset": offset,
             "num_searched": num_searched,
             "rows": [self.summary(int(row), int(negatives[row])) for row in shown],
         }
@@ -267,6 +276,7 @@ class Inspection:
         mean = float(self.mean_quality[row])
         return {
             "row": row,
+            "position": int(self._position[row]),
             "id": self._table["sample_id"][row].as_py(),
             "source": int(self.source_of[row]),
             "mean": mean if np.isfinite(mean) else None,
@@ -274,6 +284,11 @@ class Inspection:
             "num_negative": num_negative,
             "num_noisy": int(self.num_noisy[row]),
             "num_bad": None if self.judgment is None else float(self.expected_bad[row]),
+            "highest": decimals(self.highest[row : row + 1])[0],
+            "span": float(self.worst_span[row]),
+            "kind_of_all": int(self.kind_of[row]),
+            "loss": float(self.mean_loss[row]) if self.has_base else None,
+            "origin": None if self.texts is None else self.texts.origin(row),
             "preview": self._preview(row),
         }
 
@@ -305,12 +320,14 @@ class Inspection:
             "ids": ids[:end][is_response[:end]].tolist(),
             "base": self._probabilities("base_log_probs", shown),
             "reference": self._probabilities("reference_log_probs", shown),
-            "quality": _decimals(self.quality[shown]),
+            "quality": decimals(self.quality[shown]),
             "polarity": self.polarity[shown].tolist(),
             "noise": (noise > 0).astype(int).tolist() if (noise > 0).any() else None,
             "rank": ranks.tolist(),
-            "posterior": None if judged is None else _decimals(judged.posterior[shown]),
+            "posterior": None if judged is None else decimals(judged.posterior[shown]),
             "kind": None if judged is None else judged.kind[shown].tolist(),
+            "expected": {} if self.expected is None else self.expected(row),
+            **({} if self.texts is None else self.texts.shown(row, min(length, max_tokens))),
         }
 
     def telling(self, row: int, tokens: Sequence[int]) -> list[list[tuple[str, float]]]:
@@ -326,7 +343,7 @@ class Inspection:
     def _probabilities(self, column: str, shown: slice) -> list[float] | None:
         """Probabilities of some tokens under a model; None if it did not score them."""
         log_probs = self.columns.get(column)
-        return None if log_probs is None else _decimals(np.exp(log_probs[shown]))
+        return None if log_probs is None else decimals(np.exp(log_probs[shown]))
 
     def _blocks(self, ids: Ints, is_response: Bools) -> list[Any]:
         """Context as text; a response as a list of (text, number of its tokens)."""
@@ -350,6 +367,8 @@ class Inspection:
             return self._decode(ids)
 
     def _text(self, row: int) -> str:
+        if self.texts is not None:
+            return self.texts.text(row)
         return self.decode(
             self.input_ids[self.token_starts[row] : self.token_starts[row + 1]].tolist()
         )
@@ -361,17 +380,27 @@ class Inspection:
         noisy = self.noise > 0
         selection, judged = self.selection, self.judgment
         return {
-            "name": visible(self.name),
+            "name": visible(self.run.name),
+            "run": self.run.fingerprint,
+            "model": visible(self.run.model),
             "about": self._about(),
             "has_selection": selection.variant is not None,
+            "quality": selection.quality,
             "detector": None
             if judged is None
             else {
                 "found": judged.found,
+                "suspected": judged.suspected,
+                "verdict": visible(judged.words),
+                "steps": decimals(STEPS),
+                "num_tokens": self.counts.tokens.tolist(),
+                "num_samples": self.counts.samples.tolist(),
+                "histogram": self.counts.histogram.tolist(),
                 "kinds": [visible(kind) for kind in judged.kinds],
                 "num_bad": float(judged.posterior.sum(dtype=np.float64)),
                 "explains": self.explain is not None,
             },
+            "has_records": self.texts is not None,
             "has_base": self.has_base,
             "has_reference": self.has_reference,
             "num_samples": len(self),
@@ -402,39 +431,20 @@ class Inspection:
         }
 
     def _about(self) -> str:
-        """How many tokens there are, how they were divided, and what the detector found."""
-        selection = self.selection
-        about = f"{len(self):,} samples with {len(self.quality):,} response tokens"
-        if selection.variant is not None:
-            about += (
-                f", as selected by the variant {visible(selection.variant)}. Quality "
-                f"({selection.quality}): {selection.measure.formula}, where l is the loss of a "
-                "token in nats"
-            )
-        about += "."
+        """How much there is, how it was divided, and what judged."""
+        selection, size = self.selection, f"{len(self.quality):,} response tokens"
+        if selection.variant is None:
+            judge = f"Judged by {visible(self.run.model)}" if self.run.model else "Judged"
+            return f"{judge}: {len(self):,} records with {size}."
+        about = (
+            f"{len(self):,} samples with {size}, as selected by the variant "
+            f"{visible(selection.variant)}. Quality ({selection.quality}): "
+            f"{selection.measure.formula}, where l is the loss of a token in nats."
+        )
         return about if self.judgment is None else f"{about} Detector: {self.judgment.verdict}"
 
     def _limits(self, thresholds: Floats) -> list[float | None]:
         """Thresholds as numbers that compare on the page as they do here; None is above all."""
         # A token's quality is on the page as a decimal of its float32, a sample's mean as it is.
-        values = thresholds.tolist() if self.by_sample else _decimals(thresholds)
+        values = thresholds.tolist() if self.by_sample else decimals(thresholds)
         return [value if math.isfinite(value) else None for value in values]
-
-
-def _known_noise(samples: Samples) -> npt.NDArray[np.int8]:
-    """Known noise of each response token, or UNKNOWN."""
-    is_known = samples.table["noise"].is_valid().to_numpy()
-    flags, starts = list_column(samples.table, "noise")
-    if not np.array_equal(np.diff(starts)[is_known], samples.num_response_tokens[is_known]):
-        raise InputError(
-            "the samples of D_train do not have one noise mark per response token. Prepare the run "
-            "again with `forgetting prepare`"
-        )
-    noise = np.full(len(samples.response_ids), UNKNOWN, dtype=np.int8)
-    noise[np.repeat(is_known, samples.num_response_tokens)] = flags
-    return noise
-
-
-def _decimals(values: npt.NDArray[Any]) -> list[float]:
-    """The shortest decimals that are these numbers in float32."""
-    return [float(str(value)) for value in values.astype(np.float32)]

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-import numpy as np
-
 from forgetting.errors import InputError, did_you_mean
-from forgetting.inspector.corpus import Inspection, Query, Sort
+from forgetting.inspector.corpus import Inspection
+from forgetting.inspector.queries import Query, Sort
 from forgetting.inspector.thresholds import Ints
 
 
@@ -52,7 +51,7 @@ def listed(inspection: Inspection, filters: Filters, sort: Sort) -> Ints:
             "`forgetting detect`"
         )
     kind = _place("kind", filters.kind, judgment.kinds)
-    return rows[[likely_kind(inspection, int(row)) == kind for row in rows]]
+    return rows[inspection.kind_of[rows] == kind]
 
 
 def _place(what: str, name: str, known: Sequence[str]) -> int:
@@ -65,21 +64,6 @@ def _place(what: str, name: str, known: Sequence[str]) -> int:
     )
 
 
-def likely_kind(inspection: Inspection, row: int) -> int:
-    """Place in `Judgment.kinds` of the kind that most bad tokens of a sample are expected to be;
-    -1 if none is expected to be bad."""
-    judgment = inspection.judgment
-    if judgment is None:
-        return -1
-    tokens = slice(int(inspection.starts[row]), int(inspection.starts[row + 1]))
-    kind, posterior = judgment.kind[tokens], judgment.posterior[tokens]
-    known = kind >= 0
-    if not posterior[known].any():
-        return -1
-    sums = np.bincount(kind[known], weights=posterior[known])
-    return int(sums.argmax())
-
-
 def sample_object(inspection: Inspection, row: int, max_tokens: int) -> dict[str, Any]:
     """A sample for programs: its place, its figures, its text, and the spans that are negative.
 
@@ -87,7 +71,7 @@ def sample_object(inspection: Inspection, row: int, max_tokens: int) -> dict[str
         max_tokens: response tokens that are read; the others are counted in `num_left_out`.
     """
     sample, judgment = inspection.sample(row, max_tokens), inspection.judgment
-    kind = likely_kind(inspection, row)
+    kind = int(inspection.kind_of[row])
     return {
         "sample": sample["id"],
         "source": inspection.source_names[sample["source"]],

@@ -1,32 +1,35 @@
 """Reads a run for the inspector.
 
-Input: a run directory after `select` or `detect`, and a `decode`. Output: an `Inspection`. This is
-the only module of the inspector that reads the run.
+Input: a run directory after `select` or `detect`, and a `decode`. Output: an `Inspection`. This
+module reads the run; what is read on request, `record_texts` and `expected` read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from forgetting.data.alignment import Tokenization
 from forgetting.errors import InputError
-from forgetting.inspector.corpus import Inspection
+from forgetting.inspector.corpus import LIKELY_BAD, Inspection
+from forgetting.inspector.expected import ExpectedTokens
 from forgetting.inspector.pieces import Decode
-from forgetting.inspector.shown import Explain, Judgment, ShownSelection
+from forgetting.inspector.record_texts import RecordTexts
+from forgetting.inspector.shown import Explain, Judgment, ShownRun, ShownSelection
 from forgetting.method.columns import POSTERIOR
 from forgetting.method.measures import DETECTOR, MEASURES, usable_measure
+from forgetting.models.gguf import title_of
 from forgetting.rundir import layout
-from forgetting.rundir.findings import posterior_parts, require_lengths
+from forgetting.rundir.findings import PosteriorPart, posterior_parts, require_lengths
 from forgetting.rundir.reader import RunReader
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples
 from forgetting.rundir.scores import LOG_PROBS, ScoredCorpus, has_scores
 from forgetting.rundir.selections import selected_parts
-
-LIKELY_BAD = 0.5
-"""Posterior from which a token is negative if no variant selects."""
+from forgetting.rundir.train_records import TrainRecordTable
 
 
 def open_inspection(
@@ -35,6 +38,9 @@ def open_inspection(
     variant: str | None = None,
     explain: Explain | None = None,
     quality: str | None = None,
+    *,
+    tokenization: Tokenization | None = None,
+    suspected: Sequence[PosteriorPart] | None = None,
 ) -> Inspection | None:
     """Read a run for inspection.
 
@@ -47,6 +53,8 @@ def open_inspection(
             something.
         quality: measure that is shown. Default: the one that the variant selects by, or the
             detector's.
+        tokenization: tells which characters of a record a token covers.
+        suspected: shown in place of what the detector found, which is nothing.
 
     Returns:
         None if nothing is scored yet, if it is neither selected from nor judged by the detector, or
@@ -66,7 +74,8 @@ def open_inspection(
     made = None if variant is None else run.selection(variant)
     if made is None and run.findings is None:
         return None
-    stored = ScoredCorpus(run_dir, run.fingerprint).column_names
+    corpus = ScoredCorpus(run_dir, run.fingerprint)
+    stored = corpus.column_names
     log_probs = [name for name in LOG_PROBS if name in stored]
     has_posterior = [] if run.findings is None else [POSTERIOR]
     if quality is not None:
@@ -78,33 +87,62 @@ def open_inspection(
     if not parts:
         return None
     samples = Samples(pa.concat_tables(part.samples.table for part in parts))
-    judgment = _judgment(run, samples)
+    judgment = _judgment(run, samples, suspected)
     columns = {name: np.concatenate([part.scores[name] for part in parts]) for name in names}
     polarity = np.concatenate([part.polarity for part in parts])
     if made is not None:
         selection = ShownSelection.of_variant(made)
     else:
         assert judgment is not None
-        end_ids = [] if run.data is None else run.data.end_token_ids
-        is_bad = (judgment.posterior >= LIKELY_BAD) & ~np.isin(samples.response_ids, end_ids)
+        is_bad = judgment.posterior >= LIKELY_BAD
         polarity = np.where(is_bad, -1, 1).astype(np.int8)
         share_good = float(1 - is_bad.mean()) if len(is_bad) else 1.0
-        selection = ShownSelection.of_detector(share_good, end_ids)
+        selection = ShownSelection.of_detector(share_good)
     selection = replace(selection, quality=measure.name, measure=measure)
+    if suspected is not None and judgment is not None:
+        columns[POSTERIOR] = judgment.posterior
     values = measure.compute(*(columns[name] for name in measure.columns))
     columns = {name: columns[name] for name in log_probs}
     columns |= {"quality": values, "polarity": polarity}
-    if judgment is None or not judgment.found:
+    if judgment is None or not judgment.is_shown:
         explain = None
-    return Inspection(run.name, samples, selection, columns, decode, judgment, explain)
+    has_texts = layout.train_records_file(layout.data_dir(run_dir)).is_file()
+    texts = TrainRecordTable(run_dir, run.fingerprint) if has_texts else None
+    return Inspection(
+        ShownRun(run.name, run.fingerprint, _model_name(run)),
+        samples,
+        selection,
+        columns,
+        decode,
+        judgment,
+        explain,
+        None if texts is None else RecordTexts(texts, tokenization),
+        _expected(run, corpus, decode),
+    )
 
 
-def _judgment(run: RunReader, samples: Samples) -> Judgment | None:
+def _model_name(run: RunReader) -> str:
+    """The base model: its Hub id, or the name of its folder or file."""
+    if run.recipe is None:
+        return ""
+    name = run.recipe.model.name_or_path
+    return title_of(name) or (Path(name).name if Path(name).is_absolute() else name)
+
+
+def _expected(run: RunReader, corpus: ScoredCorpus, decode: Decode) -> ExpectedTokens | None:
+    if not layout.alternatives_files(layout.alternatives_dir(run.path)):
+        return None
+    return ExpectedTokens(run.path, run.fingerprint, corpus.shard_sizes, decode)
+
+
+def _judgment(
+    run: RunReader, samples: Samples, suspected: Sequence[PosteriorPart] | None
+) -> Judgment | None:
     """What the detector found in D_train; None if it has not run."""
     summary = run.findings
     if summary is None:
         return None
-    parts = list(posterior_parts(run.path, run.fingerprint))
+    parts = suspected or list(posterior_parts(run.path, run.fingerprint))
     lengths = np.concatenate([part.lengths for part in parts])
     file = layout.posterior_file(layout.detector_dir(run.path))
     require_lengths(file, lengths, samples.num_response_tokens)
@@ -114,4 +152,6 @@ def _judgment(run: RunReader, samples: Samples) -> Judgment | None:
         [kind.words for kind in summary.kinds],
         np.concatenate([part.posterior for part in parts]),
         np.concatenate([part.kind for part in parts]),
+        summary.samples.share if summary.found and summary.samples is not None else None,
+        suspected is not None,
     )

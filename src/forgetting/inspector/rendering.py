@@ -19,33 +19,52 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from forgetting.inspector.corpus import COLOR_LEVELS, Inspection, Ints
+from forgetting.inspector.colors import COLOR_LEVELS
+from forgetting.inspector.corpus import LIKELY_BAD, Inspection, Ints
+from forgetting.method.measures import DETECTOR
 
 NUM_WORST, NUM_BEST, NUM_RANDOM = 20, 20, 200
+NUM_SUSPECTED = 500
+"""Samples of a page without a selection, which is for looking at what is suspected."""
 # With 240 whole samples of 2,048 tokens, the page would have 100 MB.
 MAX_TOKENS_IN_FILE = 512
 MAX_EXPLAINED = 200
 """Tokens of the file whose telling features are in it; each costs some milliseconds."""
-LIKELY_BAD = 0.5
+SCRIPTS = (
+    *("basics", "spans", "marks", "address", "sources", "chart"),
+    *("list", "sample", "decisions", "token", "inspector"),
+)
+"""Parts of the script, in order; a page that is mailed can load none."""
 
 
-def static_page(inspection: Inspection, seed: int = 0) -> str:
-    """The page as one file with the worst, the best and random samples.
+def static_page(inspection: Inspection, seed: int = 0, *, report: str | None = None) -> str:
+    """The page as one file: with the worst, the best and random samples or, without a selection,
+    with the samples that are suspected most.
 
     Args:
         inspection: the corpus.
         seed: for the choice of random samples. The same run and seed give the same bytes.
+        report: address of the page that this one belongs to; None: it stands alone.
     """
-    chosen = choose_samples(inspection, seed)
-    samples = [inspection.sample(int(row), MAX_TOKENS_IN_FILE) for rows in chosen for row in rows]
-    _explain(inspection, samples)
     whole = inspection.whole()
-    worst, best, random = (len(rows) for rows in chosen)
-    whole["about"] += (
-        f" This page has the {worst} worst, the {best} best and {random} random samples; "
-        "forgetting inspect shows all samples."
-    )
-    return _render({**whole, "samples": samples}, is_served=False)
+    if inspection.selection.variant is None:
+        rows = suspected_samples(inspection)
+        if len(rows) < len(inspection):
+            whole["about"] += (
+                f" This page holds the {len(rows)} most suspicious records; `forgetting inspect` "
+                "shows all."
+            )
+    else:
+        chosen = choose_samples(inspection, seed)
+        rows = np.concatenate(chosen)
+        worst, best, random = (len(rows) for rows in chosen)
+        whole["about"] += (
+            f" This page has the {worst} worst, the {best} best and {random} random samples; "
+            "forgetting inspect shows all samples."
+        )
+    samples = [inspection.sample(int(row), MAX_TOKENS_IN_FILE) for row in rows]
+    _explain(inspection, samples)
+    return _render({**whole, "samples": samples}, is_served=False, report=report)
 
 
 def _explain(inspection: Inspection, samples: Sequence[dict[str, Any]]) -> None:
@@ -70,7 +89,23 @@ def _explain(inspection: Inspection, samples: Sequence[dict[str, Any]]) -> None:
 
 def served_page(inspection: Inspection) -> str:
     """The page that asks its server for samples."""
-    return _render({**inspection.whole(), "samples": None}, is_served=True)
+    return _render({**inspection.whole(), "samples": None}, is_served=True, report=None)
+
+
+def suspected_samples(inspection: Inspection) -> Ints:
+    """Rows of the samples that are suspected most, most suspicious first.
+
+    Half are those with the most bad tokens. The others have the worst spans, so that a short bad
+    record is among them; then again those with the most bad tokens.
+    """
+    by_number, by_span = (
+        np.argsort(-values, kind="stable")
+        for values in (inspection.expected_bad, inspection.worst_span)
+    )
+    half = NUM_SUSPECTED // 2
+    chosen = dict.fromkeys([*by_number[:half], *by_span[:half], *by_number])
+    kept = np.fromiter(chosen, np.int64)[:NUM_SUSPECTED]
+    return kept[np.argsort(-inspection.expected_bad[kept], kind="stable")]
 
 
 def choose_samples(inspection: Inspection, seed: int) -> tuple[Ints, Ints, Ints]:
@@ -83,7 +118,7 @@ def choose_samples(inspection: Inspection, seed: int) -> tuple[Ints, Ints, Ints]
     """
     mean_quality, has_noise = inspection.mean_quality, inspection.num_noisy > 0
     goodness = mean_quality
-    if inspection.judgment is not None and inspection.judgment.found:
+    if inspection.judgment is not None and inspection.judgment.is_shown:
         goodness = -inspection.expected_bad
     order = np.argsort(goodness, kind="stable")
     order = order[np.isfinite(mean_quality[order])]
@@ -127,20 +162,28 @@ def _templates() -> Environment:
     )
 
 
-def _render(data: dict[str, Any], *, is_served: bool) -> str:
+def _script() -> str:
+    folder = resources.files("forgetting.inspector") / "templates"
+    parts = [(folder / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
+    return "\n".join(['"use strict";', "(() => {", *parts, "})();"])
+
+
+def _render(data: dict[str, Any], *, is_served: bool, report: str | None) -> str:
     environment = _templates()
     style = environment.get_template("inspector.css").render(levels=COLOR_LEVELS)
-    folder = resources.files("forgetting.inspector") / "templates"
-    script = (folder / "inspector.js").read_text(encoding="utf-8")
+    script = _script()
     return environment.get_template("inspector.html").render(
         name=data["name"],
         policy=Markup(content_policy(style, script, is_served=is_served)),
         style=Markup(style),
         script=Markup(script),
         data=Markup(embedded_json(data)),
-        is_served=is_served,
+        report=report,
+        has_records=data["has_records"],
+        has_base=data["has_base"],
         has_noise=data["noise"] is not None,
         has_selection=data["has_selection"],
+        has_quality=data["has_selection"] or data["quality"] != DETECTOR,
         has_detector=data["detector"] is not None,
         rhos=data["rhos"],
     )

@@ -7,10 +7,12 @@ requests from other sites, and requests for another host name. No request names 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 import secrets
+import socket
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +20,8 @@ from typing import Any, get_args
 from urllib.parse import parse_qs, urlsplit
 
 from forgetting.errors import InputError
-from forgetting.inspector.corpus import Inspection, Query, Sort
+from forgetting.inspector.corpus import Inspection
+from forgetting.inspector.queries import Query, Sort
 from forgetting.inspector.rendering import served_page
 
 HOST = "127.0.0.1"
@@ -26,7 +29,13 @@ HOST = "127.0.0.1"
 OWN_HOSTS = re.compile(r"(127\.0\.0\.1|localhost)(:\d{1,5})?", re.IGNORECASE)
 MAX_TOKENS_SHOWN = 4096
 MAX_LIMIT = 200
+FIRST_PORT, NUM_PORTS = 20000, 10000
+"""Where the ports of runs are: below those that systems give to connections."""
 SECONDS_TO_SEND = 30
+QUERY_FIELDS = {
+    *("rho", "source", "text", "min", "sort", "offset", "limit"),
+    *("kind", "least", "only", "without", "row"),
+}
 HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -70,6 +79,19 @@ class InspectorServer(ThreadingHTTPServer):
         """Ignore a browser that disconnects during a response."""
 
 
+def usual_port(fingerprint: str) -> int:
+    """A port that follows from a run, because browsers keep marks by port; 0 if it is taken."""
+    digest = hashlib.sha256(fingerprint.encode()).digest()
+    port = FIRST_PORT + int.from_bytes(digest[:4], "big") % NUM_PORTS
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return 0
+    return port
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "forgetting"
@@ -92,7 +114,12 @@ class _Handler(BaseHTTPRequestHandler):
             return
         route = address.path.removeprefix(self.server.prefix)
         try:
-            fields = parse_qs(address.query, max_num_fields=20, strict_parsing=bool(address.query))
+            fields = parse_qs(
+                address.query,
+                keep_blank_values=True,
+                max_num_fields=20,
+                strict_parsing=bool(address.query),
+            )
             given = {name: values[-1] for name, values in fields.items()}
             if route == "":
                 self._send(self.server.page, "text/html; charset=utf-8")
@@ -145,18 +172,39 @@ def read_query(given: dict[str, str]) -> Query:
     Raises:
         ValueError, KeyError: a field is unknown or out of range.
     """
-    unknown = set(given) - {"rho", "source", "text", "min", "sort", "offset", "limit"}
+    unknown = set(given) - QUERY_FIELDS
     rho = float(given["rho"]) if "rho" in given else None
-    least = float(given.get("min", 0))
+    least = float(given["least"]) if "least" in given else None
+    min_negative = float(given.get("min", 0))
     offset, limit = int(given.get("offset", 0)), int(given.get("limit", 50))
     sort = {name: name for name in get_args(Sort)}[given.get("sort", "worst")]
     if (
         unknown
         or not (rho is None or 0 < rho < 1)
-        or not (math.isfinite(least) and 0 <= least <= 1)
+        or not (least is None or 0 <= least <= 1)
+        or not (math.isfinite(min_negative) and 0 <= min_negative <= 1)
         or offset < 0
         or not 0 < limit <= MAX_LIMIT
     ):
         raise ValueError(given)
-    source = int(given["source"]) if "source" in given else None
-    return Query(rho, source, given.get("text", ""), least, sort, offset, limit)
+
+    def number(name: str) -> int | None:
+        return int(given[name]) if name in given else None
+
+    def numbers(name: str) -> tuple[int, ...]:
+        return tuple(int(each) for each in given[name].split(",") if each)
+
+    return Query(
+        rho=rho,
+        source=number("source"),
+        text=given.get("text", ""),
+        min_negative=min_negative,
+        sort=sort,
+        offset=offset,
+        limit=limit,
+        kind=number("kind"),
+        least=least,
+        only=numbers("only") if "only" in given else None,
+        without=numbers("without") if "without" in given else (),
+        row=number("row"),
+    )

@@ -19,6 +19,17 @@ speak most for it being bad, with what each adds to the log-odds."""
 
 
 @dataclass(frozen=True)
+class ShownRun:
+    """What is said of the run."""
+
+    name: str
+    fingerprint: str
+    """Of D_train."""
+    model: str
+    """The model that judged, for people; empty if it is not known."""
+
+
+@dataclass(frozen=True)
 class ShownSelection:
     """How the tokens are divided: by the selection of a variant, or by the detector alone."""
 
@@ -51,10 +62,10 @@ class ShownSelection:
         )
 
     @classmethod
-    def of_detector(cls, share_good: float, end_token_ids: Sequence[int]) -> ShownSelection:
-        """As the detector judged."""
+    def of_detector(cls, share_good: float) -> ShownSelection:
+        """As the detector judged. The end of a response may be what is bad."""
         measure = MEASURES[DETECTOR]
-        return cls(None, DETECTOR, measure, share_good, "token", "none", None, end_token_ids)
+        return cls(None, DETECTOR, measure, share_good, "token", "none", None, ())
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,7 @@ class Judgment:
     """What the detector found."""
 
     found: bool
-    """If not, every posterior is 0."""
+    """If not, every posterior is 0, unless it is suspected."""
     verdict: str
     kinds: Sequence[str]
     """What is wrong with a token of each kind, for people."""
@@ -70,3 +81,20 @@ class Judgment:
     """Probability that a token is bad, shape (response tokens,)."""
     kind: Ints
     """Place in `kinds` of the kind that a token is if it is bad, or -1; the same shape."""
+    share_of_samples: float | None = None
+    """Estimated share of samples with a token that is probably bad; None if nothing was found."""
+    suspected: bool = False
+    """Whether the posterior is that of a guessed share of bad tokens, for want of findings."""
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the posterior says something."""
+        return self.found or self.suspected
+
+    @property
+    def words(self) -> str:
+        """The verdict, for a page that begins with it."""
+        if self.share_of_samples is None:
+            return self.verdict
+        share = f"{100 * self.share_of_samples:.1f}%"
+        return f"{self.verdict} About {share} of the records hold such a token."

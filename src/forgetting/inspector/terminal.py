@@ -10,21 +10,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, get_args
+from typing import Any
 
 from rich.console import Console, Group
 from rich.style import Style
 from rich.text import Text
 
-from forgetting.inspector.corpus import Inspection, Sort
+from forgetting.inspector.corpus import Inspection
 from forgetting.inspector.listing import Filters, listed, sample_object
+from forgetting.inspector.queries import Sort
 
 MAX_TOKENS_SHOWN = 2048
 HELP = (
     "Enter or n: next · p: previous · w: worst first · b: best first · d: D_train order · q: quit"
 )
 HELP_JUDGED = f"m: most bad tokens first · {HELP}"
-SORTS: dict[str, Sort] = dict(zip("wbdm", get_args(Sort), strict=True))
+SORTS: dict[str, Sort] = {"w": "worst", "b": "best", "d": "position", "m": "bad"}
 # Orange and blue, as on the page, with black text in every terminal theme.
 BAD, GOOD = (224, 112, 0), (66, 140, 214)
 PAPER = (255, 255, 255)
@@ -113,7 +114,7 @@ def as_json(
     shown = rows[:num_samples].tolist()
     judgment = inspection.judgment
     found = {
-        "run": inspection.name,
+        "run": inspection.run.name,
         "variant": inspection.selection.variant,
         "quality": inspection.selection.quality,
         "verdict": None if judgment is None else judgment.verdict,
@@ -126,12 +127,12 @@ def as_json(
 
 def _first_sort(inspection: Inspection, by_quality: bool) -> Sort:
     judgment = inspection.judgment
-    return "bad" if judgment is not None and judgment.found and not by_quality else "worst"
+    return "bad" if judgment is not None and judgment.is_shown and not by_quality else "worst"
 
 
 def _colors_by_posterior(inspection: Inspection) -> bool:
     judgment = inspection.judgment
-    return judgment is not None and (judgment.found or inspection.selection.variant is None)
+    return judgment is not None and (judgment.is_shown or inspection.selection.variant is None)
 
 
 def _legend(inspection: Inspection, is_plain: bool, by_posterior: bool) -> Text:

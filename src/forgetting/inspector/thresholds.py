@@ -2,22 +2,26 @@
 
 Input: the quality of all response tokens. Output: the thresholds of `method.selection` for
 every step of rho, and counts of tokens below them. The page compares qualities with these
-thresholds; it does not know the rule behind them. Numpy only.
+thresholds; it does not know the rule behind them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from forgetting.errors import InputError
 from forgetting.method.selection import rho_thresholds
+from forgetting.rundir.samples import Samples, list_column
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.integer]
 Bools = npt.NDArray[np.bool_]
 
+UNKNOWN = -1
 NUM_STEPS = 199
 RHOS: npt.NDArray[np.float64] = np.arange(1, NUM_STEPS + 1) / (NUM_STEPS + 1)
 """The steps of the slider: 0.005 to 0.995."""
@@ -74,3 +78,22 @@ class NoiseCurve:
         return NoiseCurve(
             self.num_not_positive + other.num_not_positive, self.num_found + other.num_found
         )
+
+
+def known_noise(samples: Samples) -> npt.NDArray[np.int8]:
+    """Known noise of each response token, or UNKNOWN."""
+    is_known = samples.table["noise"].is_valid().to_numpy()
+    flags, starts = list_column(samples.table, "noise")
+    if not np.array_equal(np.diff(starts)[is_known], samples.num_response_tokens[is_known]):
+        raise InputError(
+            "the samples of D_train do not have one noise mark per response token. Prepare the run "
+            "again with `forgetting prepare`"
+        )
+    noise = np.full(len(samples.response_ids), UNKNOWN, dtype=np.int8)
+    noise[np.repeat(is_known, samples.num_response_tokens)] = flags
+    return noise
+
+
+def decimals(values: npt.NDArray[Any]) -> list[float]:
+    """The shortest decimals that are these numbers in float32."""
+    return [float(str(value)) for value in values.astype(np.float32)]

@@ -44,9 +44,9 @@ LARGEST_RATIO = 3.0
 be noise among these."""
 SMALLEST_SHARE = 0.005
 """A lower end of the interval below this share counts as 0."""
-MISMATCH = (1.5, 2.2)
+MISMATCH = (1.5, 3.5)
 """Factors by which the interval is widened down and up, because real noise is never made like
-planted noise: estimates for injected noise were 0.5 to 1.3 times its share."""
+planted noise: estimates for injected noise were 0.3 to 1.3 times its share."""
 WHOLE_RECALLS = (0.5, 0.6, 0.7, 0.8)
 """Shares of the replaced responses above the means that are looked at."""
 SMALLEST_NUM_RESPONSES = 20

@@ -291,7 +291,8 @@ def _selection(by: str, selection: SelectionSummary) -> list[str]:
         "ignored": selection.num_ignored,
     }
     total = selection.num_tokens
-    measure = "at random" if by == "random" else f"by the measure `{selection.quality}`"
+    measures = {"random": "at random", "known": "by the noise that the data marks"}
+    measure = measures.get(by, f"by the measure `{selection.quality}`")
     rows = [
         f"| {name} | {number:,} | {100 * number / max(total, 1):.1f}% |"
         for name, number in counts.items()

@@ -93,7 +93,9 @@ def build_report(
         layout.report_page(output_dir): _render({**content, "has_tokens": inspection is not None}),
     }
     if inspection is not None:
-        files[layout.inspector_page(output_dir)] = static_page(inspection, seed)
+        files[layout.inspector_page(output_dir)] = static_page(
+            inspection, seed, report=layout.report_page(output_dir).name
+        )
     output_dir.mkdir(parents=True, exist_ok=True)
     for file, text in files.items():
         file.write_text(text, encoding="utf-8", newline="\n")

@@ -116,6 +116,8 @@ def _chosen(selection: SelectionSettings) -> str:
     rho = selection.rho
     what = "samples" if selection.granularity == "sequence" else "tokens"
     within = " of each source" if selection.balance == "source" else ""
+    if selection.by == "known":
+        return "the tokens that the data does not mark as noise"
     if selection.threshold == "mixture":
         return (
             f"the {what}{within} that a two-component mixture does not assign to the bad component"

@@ -206,7 +206,7 @@ def selection_rows(selections: Sequence[SelectionSummary]) -> Table:
     """What each variant selects, and how."""
     rows = []
     for s in selections:
-        how = f"{s.granularity}, {'random' if s.by == 'random' else s.threshold_kind}"
+        how = f"{s.granularity}, {s.threshold_kind if s.by == 'quality' else s.by}"
         how += ", by source" if s.balance == "source" else ""
         counts = (s.num_positive, s.num_negative, s.num_ignored)
         rows.append(

@@ -1,7 +1,8 @@
 """The conversations of D_train as text, one row for each sample, in the order of D_train.
 
-`write_records` writes them, `train_records` reads them in parts and refuses those of other tokens.
-A run keeps them because the detector plants noise into texts, and an export holds texts.
+`write_records` writes them, `train_records` reads them in parts, and `TrainRecordTable` gives
+single ones. Both refuse records of other tokens. A run keeps them because the detector plants noise
+into texts, and an export holds texts.
 """
 
 from __future__ import annotations
@@ -107,6 +108,34 @@ def records_at(run: Path, fingerprint: str, places: NDArray[np.int64]) -> Iterat
     for begin in range(0, len(places), ROWS_PER_GROUP):
         rows = table.take(pa.array(places[begin : begin + ROWS_PER_GROUP]))
         yield from (_record(file, row) for row in rows.to_pylist())
+
+
+class TrainRecordTable:
+    """The records of D_train by their place in it. In memory is the table, messages as JSON text.
+
+    Args:
+        run: the run directory.
+        fingerprint: of D_train.
+
+    Raises:
+        InputError: as `train_records`.
+    """
+
+    def __init__(self, run: Path, fingerprint: str) -> None:
+        self._file = layout.train_records_file(layout.data_dir(run))
+        check_fingerprint(self._file, fingerprint)
+        parts = rows_in_parts(self._file, [name for name, _ in _COLUMNS])
+        self._table = pa.concat_tables(parts).combine_chunks()
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, row: int) -> TrainRecord:
+        return _record(self._file, self._table.slice(row, 1).to_pylist()[0])
+
+    def column(self, name: str) -> list[Any]:
+        """A field of all records."""
+        return list(self._table[name].to_pylist())
 
 
 def _record(file: Path, row: dict[str, object]) -> TrainRecord:

@@ -199,6 +199,8 @@ def select_corpus(
     measured = MeasuredCorpus(corpus, settings.quality, scratch)
     if marks_nothing:
         division, mixture, polarities = _everything(settings, measured)
+    elif settings.by == "known":
+        division, mixture, polarities = _known(settings, measured, corpus)
     else:
         division, mixture, polarities = _choose(settings, measured, seed)
     tally = SelectionTally(len(measured.source_names), measured.low, measured.high)
@@ -310,10 +312,34 @@ def _everything(
     settings: SelectionSettings, measured: MeasuredCorpus
 ) -> tuple[Division, None, Iterator[NDArray[np.int8]]]:
     """As `_choose`: every ranked token is positive."""
-    num_groups = len(measured.source_names) if settings.balance == "source" else 1
     polarities = (np.ones(len(values), np.int8) for values in measured.ranked(measured.quality()))
-    division = Division((ALL,) * num_groups, (ALL,) * num_groups)
-    return division, None, measured.with_negatives(polarities)
+    return _undivided(settings, measured), None, measured.with_negatives(polarities)
+
+
+def _known(
+    settings: SelectionSettings, measured: MeasuredCorpus, corpus: ScoredCorpus
+) -> tuple[Division, None, Iterator[NDArray[np.int8]]]:
+    """As `_choose`: the known noise is negative."""
+
+    def known() -> Iterator[NDArray[np.int8]]:
+        for part in corpus.samples(["noise"]):
+            if part["noise"].null_count:
+                raise InputError(
+                    f"selection.by known: {part['noise'].null_count} samples of {corpus.path} do "
+                    "not say which of their tokens are noise. Add noise_spans to every record, or "
+                    "set selection.by to quality"
+                )
+            noise, _ = list_column(part, "noise")
+            yield np.where(noise.astype(bool), -1, 1).astype(np.int8)
+
+    polarities = measured.ranked(known())
+    return _undivided(settings, measured), None, measured.with_negatives(polarities)
+
+
+def _undivided(settings: SelectionSettings, measured: MeasuredCorpus) -> Division:
+    """No quality decides."""
+    num_groups = len(measured.source_names) if settings.balance == "source" else 1
+    return Division((ALL,) * num_groups, (ALL,) * num_groups)
 
 
 def _responses(part: pa.Table) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -339,7 +365,7 @@ def _described(
     settings: SelectionSettings, measured: MeasuredCorpus, division: Division, tally: SelectionTally
 ) -> dict[str, Any]:
     rho = settings.rho
-    if settings.threshold in ("mixture", "posterior"):
+    if settings.threshold in ("mixture", "posterior") or settings.by == "known":
         rho = tally.total.num_positive / max(measured.num_ranked, 1)
     elif rho == "auto" or settings.threshold == "zero":
         rho = measured.share_above_zero

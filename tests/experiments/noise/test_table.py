@@ -212,6 +212,16 @@ def test_the_map_has_a_text_for_every_cell(figures, tmp_path):
     assert svg.count("<text") > 300
 
 
+def test_the_verdict_of_the_detector_is_in_the_table(figures):
+    corpus = Corpus("known", "noisy", 0.2, "all")
+    expected = {"share of noise": 0.1, "estimated share": 0.05, "interval holds it": 1.0}
+    for figure, value in {**expected, "marked": 0.1, "precision of marks": 0.9}.items():
+        assert figures.mean(corpus, figure, "detector").mean == pytest.approx(value)
+    clean = Corpus("known", "noisy", 0.0, "all")
+    assert figures.mean(clean, "estimated share", "detector").mean == 0
+    assert figures.mean(clean, "interval holds it", "detector") is None
+
+
 def test_nothing_measured_is_no_map(tmp_path):
     write_figure(gather([], []), "Noise", tmp_path)
     assert not list(tmp_path.iterdir())
