@@ -262,3 +262,32 @@ def test_a_head_that_does_more_than_we_know_is_refused():
     model.forward = bent
     with pytest.raises(ForgettingError, match="not supported"):
         score_samples(model, Samples.from_lists(*random_samples()))
+
+
+def last_position_off(logits):
+    """As far as rounding in bfloat16 can move a token of a real model."""
+    logits = logits.clone()
+    logits[:, -1, ::2] += 0.5
+    logits[:, -1, 1::2] -= 0.5
+    return logits
+
+
+@pytest.mark.parametrize(
+    ("change", "is_refused"), [(last_position_off, False), (lambda logits: logits * 100, True)]
+)
+def test_rounding_in_bfloat16_is_told_from_another_head(change, is_refused):
+    model = small_model("llama", VOCAB).to(torch.bfloat16)
+    head_forward = model.forward
+
+    def bent(*args, **kwargs):
+        output = head_forward(*args, **kwargs)
+        output.logits = change(output.logits)
+        return output
+
+    model.forward = bent
+    samples = Samples.from_lists(*random_samples())
+    if is_refused:
+        with pytest.raises(ForgettingError, match="not supported"):
+            score_samples(model, samples)
+    else:
+        assert len(score_samples(model, samples).log_probs) == samples.response_ids.size

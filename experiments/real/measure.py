@@ -25,8 +25,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from forgetting.data.planting import default_num_copies, plant
-from forgetting.method.detector import Detector, Findings, Probe, fit_detector
+from forgetting.method.detector import CorpusSample, Detector, Findings, Probe, fit_detector
 from forgetting.method.features import PassStatistics, compute_features
+from forgetting.stages.corpus_detection import SAMPLES_LOOKED_AT
 
 Item = tuple[str, str, str, Sequence[noise.Span]]
 """Prompt, response, kind of noise, spans."""
@@ -69,6 +70,12 @@ def load(items: Sequence[Item], cache_path: Path, tokenizer: Any) -> Table:
     return Table(features, names, np.array(kinds), np.array(lengths))
 
 
+def sample_corpus(corpus: Table) -> CorpusSample:
+    """The first samples of the corpus, as many as the product looks at."""
+    lengths = corpus.lengths[:SAMPLES_LOOKED_AT]
+    return CorpusSample(corpus.features[: lengths.sum()], lengths, np.arange(len(lengths)))
+
+
 def measure(records: Sequence[noise.Noisy], args: argparse.Namespace, tokenizer: Any) -> Any:
     """Plant noise into copies of records, fit, and judge the records."""
     turns = [[("user", r.prompt), ("assistant", r.response)] for r in records]
@@ -81,10 +88,12 @@ def measure(records: Sequence[noise.Noisy], args: argparse.Namespace, tokenizer:
         tokenizer,
     )
     indices = np.array([copy.index for copy in copies])
-    detector = fit_detector(
-        Probe(probe.features, probe.names, probe.kinds, probe.lengths, indices), args.seed
-    )
     corpus = load([(r.prompt, r.response, r.kind, r.spans) for r in records], args.cache, tokenizer)
+    detector = fit_detector(
+        Probe(probe.features, probe.names, probe.kinds, probe.lengths, indices),
+        args.seed,
+        corpus=sample_corpus(corpus),
+    )
     evidence = detector.weigh(corpus.features, corpus.lengths, np.arange(len(records)))
     return detector, corpus, evidence, detector.judge(evidence, corpus.lengths, args.seed)
 

@@ -337,17 +337,21 @@ def _check_head(model: Any, inputs: _Inputs, log_probs: Tensor) -> None:
     """Compare with the model's own logits: an architecture may do more in its head than we know,
     or look at padding that no causal model sees. The last, shortest row has the most padding."""
     longest = inputs.input_ids.shape[1]
-    row, position = divmod(int(inputs.positions[-1]), longest)
+    row, last = divmod(int(inputs.positions[-1]), longest)
+    of_row = inputs.positions >= row * longest
     logits = model(
-        input_ids=inputs.input_ids[row : row + 1, : position + 1], use_cache=False
+        input_ids=inputs.input_ids[row : row + 1, : last + 1], use_cache=False
     ).logits.float()
-    own = float(logits[0, position].log_softmax(-1)[inputs.targets[-1]])
-    tolerance = 1e-3 if logits.dtype == torch.float32 and _is_float32(model) else 0.25
-    if abs(own - float(log_probs[-1])) > tolerance + 1e-3 * abs(own):
+    log_p = logits[0, inputs.positions[of_row] - row * longest].log_softmax(-1)
+    own = log_p.gather(1, inputs.targets[of_row, None])[:, 0]
+    split = log_probs[of_row]
+    # In bfloat16, a token may differ by 0.4 between batches, and the mean over tokens by 0.1.
+    tolerance = 1e-3 if _is_float32(model) else 0.25 + 0.75 / len(own)
+    if float((own - split).abs().mean()) > tolerance + 1e-3 * float(own.abs().mean()):
         raise ForgettingError(
-            f"{type(model).__name__} computes its logits in a way that is not supported: the last "
-            f"token of a sample has log-probability {own:.4f} by the model and "
-            f"{float(log_probs[-1]):.4f} by its head"
+            f"{type(model).__name__} computes its logits in a way that is not supported: the "
+            f"tokens of a sample have a mean log-probability of {float(own.mean()):.4f} by the "
+            f"model and {float(split.mean()):.4f} by its head"
         )
 
 
