@@ -79,7 +79,7 @@ def test_every_file_of_the_detector_is_the_same(pair):
         }
         for path in pair
     )
-    assert len(whole) == 6 + (3 + 1) + (1 + 4) + 3
+    assert len(whole) == 6 + (3 + 1) + (1 + 4) + 5
     assert whole == killed
 
 

