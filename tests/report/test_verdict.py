@@ -97,6 +97,15 @@ def test_the_variant_whose_interval_is_below_zero_is_named(run):
     assert f"(90% interval: {-each.high:.4f} to {-each.low:.4f})" in said
 
 
+def test_a_ceiling_by_known_noise_is_not_named(run):
+    ceiling = {"objective": "ignoring", "selection": {"by": "known"}}
+    save_recipe(run, full={}, weighted={}, known=ceiling)
+    measure(run, full=losses(), weighted=losses(-0.1, seed=1), known=losses(-0.3, seed=2))
+    found = verdict(run)
+    assert found.model == "weighted"
+    assert "known" not in found.differences
+
+
 def test_without_a_clear_difference_full_is_named(run):
     measure(run, full=losses(), weighted=losses(seed=1), corrected=losses(0.5, seed=2))
     found = verdict(run)

@@ -91,7 +91,10 @@ def run_verdict(run: RunReader) -> Verdict | None:
     posterior = _posterior(run, samples)
     weights = not_bad(posterior)
     losses = {}
-    for name in run.recipe.variants:
+    for name, variant in run.recipe.variants.items():
+        if variant.selects and variant.selection.by == "known":
+            # A ceiling, not a choice: whose noise is known can drop it.
+            continue
         found = read_heldout_losses(layout.evaluation_dir(run.path, name), samples, weights)
         if found is not None and np.isfinite(found).all():
             losses[name] = found
