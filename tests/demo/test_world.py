@@ -74,7 +74,7 @@ def _checksum(content: object) -> str:
         ),
         (
             {"num_records": 600, "seed": 3, "noise_rate": 0.3, "noise_kinds": NOISE_KINDS},
-            "x",
+            "5dce2f74ebe23dcc",
         ),
     ],
 )
