@@ -51,8 +51,8 @@ def static_page(inspection: Inspection, seed: int = 0, *, report: str | None = N
         rows = suspected_samples(inspection)
         if len(rows) < len(inspection):
             whole["about"] += (
-                f" This page holds the {len(rows)} most suspicious records; `forgetting inspect` "
-                "shows all."
+                f" This page holds the {len(rows)} most suspicious records; "
+                "forgetting inspect shows all."
             )
     else:
         chosen = choose_samples(inspection, seed)
