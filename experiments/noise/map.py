@@ -47,6 +47,8 @@ GAP = 0.3
 """Gap between the columns of all kinds of noise and those of one kind, in columns."""
 CELL_WIDTH, CELL_HEIGHT = 0.5, 0.21
 """In inches."""
+TITLE_WIDTH = 3.6
+"""Width of the longest title of a panel, in inches."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def write_figure(figures: Figures, title: str, folder: Path) -> None:
     width = max(places.values()) + 1
     with matplotlib.rc_context(SETTINGS):
         size = (
-            1.8 + len(worlds) * (CELL_WIDTH * width + 0.4),
+            1.8 + len(worlds) * max(CELL_WIDTH * width + 0.4, TITLE_WIDTH),
             1.3 + sum(CELL_HEIGHT * height + 0.75 for height in heights),
         )
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
