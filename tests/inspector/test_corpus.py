@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from forgetting.errors import InputError
+from forgetting.escaping import visible
 from forgetting.inspector.colors import Scale
 from forgetting.inspector.corpus import Inspection
 from forgetting.inspector.opening import open_inspection
@@ -109,6 +110,16 @@ def test_end_tokens_are_negative_at_no_rho(run_dir: Path, decode: Decode) -> Non
     negative = inspection.num_negative(0.005)
     assert (negative < inspection.lengths).all()
     assert negative.sum() > 0.9 * (inspection.lengths.sum() - len(inspection))
+
+
+def test_the_list_shows_an_answer_without_its_end_token(run_dir: Path, decode: Decode) -> None:
+    (ids,) = pq.read_table(layout.train_file(run_dir))["labels"][:1].to_pylist()
+    answer = [label for label in ids if label != -100]
+    assert len(answer) > 1
+    for ends, shown in (([], answer), ([answer[-1]], answer[:-1])):
+        change_selection(run_dir, end_token_ids=ends)
+        preview = opened(run_dir, decode).summary(0, 0)["preview"]
+        assert preview == visible(" ".join(decode(shown).split()))
 
 
 def test_whole_samples_share_their_fate_where_they_were_chosen_whole(

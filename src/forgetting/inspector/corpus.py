@@ -294,7 +294,11 @@ class Inspection:
 
     def _preview(self, row: int) -> str:
         tokens = slice(self.token_starts[row], self.token_starts[row + 1])
-        ids = self.input_ids[tokens][self.is_response[tokens]][:PREVIEW_TOKENS]
+        ids = self.input_ids[tokens][self.is_response[tokens]]
+        last = int(self.starts[row]) + len(ids) - 1
+        # The mark of the chat template at the end is not part of the answer.
+        ids = ids[:-1] if len(ids) and self.is_end[last] else ids
+        ids = ids[:PREVIEW_TOKENS]
         return visible(" ".join(self.decode(ids.tolist()).replace("\ufffd", "").split()))
 
     def sample(self, row: int, max_tokens: int) -> dict[str, Any]:
