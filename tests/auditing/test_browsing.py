@@ -36,7 +36,7 @@ def test_records_have_their_place_their_messages_and_their_fields(audited):
         for each in inspection.find(Query(sort="position"))[0]
     ]
     assert lines == list(range(1, 25))
-    assert inspection.whole()["detector"]["verdict"].endswith("of the records hold such a token.")
+    assert inspection.whole()["detector"]["verdict"].endswith("hold a token that is probably bad.")
     assert "Judged by" in inspection.whole()["about"]
 
 

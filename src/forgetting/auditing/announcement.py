@@ -41,8 +41,9 @@ def verdict_sentences(audit: Audit) -> list[str]:
         )
     if summary.found and summary.tokens is not None and summary.samples is not None:
         sentences.append(
-            f"About {_range(summary.tokens)} of the response tokens are bad, and "
-            f"{_range(summary.samples)} of the records hold one."
+            f"About {_range(summary.tokens)} of the response tokens are bad. "
+            f"{100 * summary.samples.share:.1f} % of the records hold one that is bad with a "
+            "probability of 1/2 or more."
         )
     else:
         sentences.append(summary.verdict)

@@ -185,6 +185,6 @@ def clean(
     if audit_of_data.source.limit is not None and mask is None:
         typer.echo("The audit had a --limit: what comes after it was kept without a look.")
     print_path("Data:", output / done.files[0])
-    print_path("What was taken out:", output / cleaning.REMOVED)
+    print_path("Removed or masked:" if mask is not None else "Removed:", output / cleaning.REMOVED)
     if done.num_to_edit:
         print_path(f"{done.num_to_edit:,} to edit:", output / done.files[-1])

@@ -97,4 +97,4 @@ class Judgment:
         if self.share_of_samples is None:
             return self.verdict
         share = f"{100 * self.share_of_samples:.1f}%"
-        return f"{self.verdict} About {share} of the records hold such a token."
+        return f"{self.verdict} {share} of the records hold a token that is probably bad."

@@ -239,7 +239,7 @@ def detector_sentences(summary: DetectorSummary) -> list[str]:
             precision = (
                 ""
                 if kind.precision is None
-                else f", precision of the tokens marked so {100 * kind.precision:.0f}%"
+                else f", and of the tokens marked so, {100 * kind.precision:.0f}% are planted"
             )
             sentences.append(
                 f"{kind.words} ({kind.kind}): AUROC {kind.auroc:.2f}, "
@@ -252,7 +252,10 @@ def share_sentence(summary: DetectorSummary) -> str | None:
     """The estimated shares of D_train with their intervals; None if nothing could be learned."""
     if summary.tokens is None or summary.samples is None:
         return None
-    return f"Bad tokens: {_range(summary.tokens)}. Samples with one: {_range(summary.samples)}."
+    return (
+        f"Bad tokens: {_range(summary.tokens)}. {100 * summary.samples.share:.1f}% of the samples "
+        "hold a token that is bad with a probability of 1/2 or more."
+    )
 
 
 def reference_sentence(report: ProbeReport) -> str | None:
