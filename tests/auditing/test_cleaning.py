@@ -7,12 +7,14 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
+from forgetting.auditing import write_files
+from forgetting.auditing.audit import audit_data
 from forgetting.auditing.cleaning import DUPLICATE, REJECTED
 from forgetting.auditing.judged import BadSpan
 from forgetting.auditing.masked import train_detail
 from forgetting.cli import main
 from forgetting.rundir.train_records import train_records
-from tests.auditing.conftest import LINES
+from tests.auditing.conftest import LINES, write_findings
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
@@ -237,3 +239,22 @@ def test_a_folder_with_files_is_not_overwritten(clean, capsys):
     assert code == 2
     assert "exists" in capsys.readouterr().err
     assert len(list(output.iterdir())) == 3
+
+
+def test_half_a_surrogate_pair_in_another_field_is_kept(tmp_path, tiny_model):
+    records = [{**line, "note": "\ud83d"} for line in LINES[:24]]
+    data = tmp_path / "mine.jsonl"
+    data.write_text("".join(json.dumps(line) + "\n" for line in records), encoding="utf-8")
+    audit = audit_data(str(data), tmp_path / "audit", model=str(tiny_model))
+    write_findings(audit)
+    write_files(audit)
+    assert [row["record"] for row in lines_of(audit.flagged_jsonl)] == [records[5], records[8]]
+    for option in ("--drop", "--mask"):
+        output = tmp_path / option
+        arguments = ["clean", str(data), "--from", str(audit.folder), "--output", str(output)]
+        assert main([*arguments, option, "0.5"]) == 0
+    assert [row["record"] for row in lines_of(tmp_path / "--drop" / "removed.jsonl")] == [
+        records[5],
+        records[8],
+    ]
+    assert {row["note"] for row in lines_of(tmp_path / "--mask" / "masked.jsonl")} == {"\ud83d"}

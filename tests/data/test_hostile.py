@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from forgetting.config import DataSettings, SourceSettings
 from forgetting.data.alignment import Tokenization
+from forgetting.data.files import read_file
 from forgetting.data.splits import SPLITS, build_corpus
 from forgetting.errors import InputError
 from forgetting.rundir.samples import IGNORE_INDEX, Samples, read_table
@@ -276,3 +277,11 @@ def test_deep_nesting_is_an_error_with_its_line(tmp_path, name, nested):
     path.write_text("\n".join(lines))
     with pytest.raises(InputError, match=rf"{name} is (nested too deeply|broken JSON).* line 4"):
         build(tmp_path, path)
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+def test_a_number_with_thousands_of_digits_is_named(tmp_path, ending):
+    file = tmp_path / f"mine.{ending}"
+    file.write_text('{"prompt": "a", "completion": "b", "n": ' + "9" * 5000 + "}\n")
+    with pytest.raises(InputError, match=rf"mine.{ending} cannot be read .*line 1"):
+        list(read_file(file))

@@ -261,3 +261,18 @@ def test_empty_corpus() -> None:
     assert found.share == 0
     assert found.interval == (0.0, 0.0)
     assert found.posterior.shape == (0,)
+
+
+def test_whole_responses_raise_nothing_where_no_kind_can_be_told() -> None:
+    whole = WholeShare(0.3, 0.2, 0.4)
+    assert whole.is_clear
+    found = estimate_shares(
+        np.full(40, -2.0), np.full((40, 2), 0.5), np.full(10, 4), np.ones(2), np.zeros(2), whole
+    )
+    assert found.share == 0
+    assert found.interval[0] == 0
+
+
+def test_a_share_of_whole_responses_that_may_be_zero_is_not_clear() -> None:
+    assert not WholeShare(0.022, 0.0, 0.041).is_clear
+    assert WholeShare(0.022, 0.01, 0.041).is_clear

@@ -636,3 +636,18 @@ def test_bfloat16_takes_nearly_the_step_of_float32(train):
     # The arithmetic is coarse, not the direction.
     assert torch.cosine_similarity(*moves, dim=0) > 0.99
     assert not torch.equal(*moves)
+
+
+def test_true_resumes_from_the_last_whole_checkpoint(train, tmp_path):
+    common = {"max_steps": 6, "save_strategy": "steps", "save_steps": 2, "t_max": 0.3}
+    samples = rows(24)
+    straight = train(samples, **common)
+    # As a kill while the checkpoint of step 6 is written leaves it.
+    for name in ("sealed.json", "trainer_state.json"):
+        (tmp_path / "out" / "checkpoint-6" / name).unlink()
+    resumed = train(samples, resume=True, **common)
+    assert_same(weights(straight), weights(resumed))
+    for file in (tmp_path / "out").glob("checkpoint-*/sealed.json"):
+        file.unlink()
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        train(samples, resume=True, **common)

@@ -27,7 +27,7 @@ from forgetting.data.sources import Origin, read_source
 from forgetting.errors import InputError
 from forgetting.inspecting import resolved
 from forgetting.pipeline import plan_with_state
-from forgetting.rundir.storage import new_folder
+from forgetting.rundir.storage import json_text, new_folder
 
 REMOVED = "removed.jsonl"
 SUMMARY = "summary.json"
@@ -297,7 +297,7 @@ def _finished(done: Cleaning, reasons: Counter[str], to_edit: set[int], job: _Jo
 
 
 def _line(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str) + "\n"
+    return json_text(value) + "\n"
 
 
 @contextmanager

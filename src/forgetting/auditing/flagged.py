@@ -27,7 +27,7 @@ from forgetting.console import progress
 from forgetting.data.sources import read_source
 from forgetting.method.measures import Measure
 from forgetting.rundir.samples import ROWS_PER_GROUP, TableWriter
-from forgetting.rundir.storage import write_atomically
+from forgetting.rundir.storage import json_text, write_atomically
 from forgetting.rundir.train_records import TrainRecord
 
 NUM_RANKED = 500
@@ -150,7 +150,7 @@ def write_files(audit: Audit, measure: Measure | None = None) -> list[FlaggedRec
             found = [flagged(each, words) for each in worst]
     own = own_fields(audit, {each.record.record for each in found})
     rows = [_row(each, own.get(each.record.record), words) for each in found]
-    lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+    lines = (json_text(row) + "\n" for row in rows)
     write_atomically(audit.flagged_jsonl, "".join(lines))
     _write_csv(audit.flagged_csv, rows, found)
     write_page(audit)
@@ -235,7 +235,7 @@ def _write_csv(file: Path, rows: list[dict[str, Any]], found: list[FlaggedRecord
                 *(row[name] for name in columns),
                 json.dumps(row["spans"], ensure_ascii=False),
                 each.marked(each.worst.message),
-                json.dumps(row["record"], ensure_ascii=False, default=str),
+                json_text(row["record"]),
             ]
         )
     write_atomically(file, stream.getvalue())

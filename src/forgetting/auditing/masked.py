@@ -7,7 +7,6 @@ and `tokens.parquet`, the model's tokens with a weight each, for `ForgettingTrai
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from forgetting.auditing.audit import Audit
 from forgetting.auditing.judged import BadSpan, JudgedRecord
 from forgetting.rundir import layout
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, rows_in_parts
+from forgetting.rundir.storage import json_text
 from forgetting.training.dataset import trainer_columns
 
 MESSAGES = "masked.jsonl"
@@ -81,7 +81,7 @@ def masked_line(judged: JudgedRecord, own: Any, least: float) -> str:
     messages = masked_messages(judged, least)
     fields: Mapping[str, Any] = own if isinstance(own, Mapping) else {}
     fields = {name: value for name, value in fields.items() if name != "messages"}
-    return json.dumps({"messages": messages, **fields}, ensure_ascii=False, default=str) + "\n"
+    return json_text({"messages": messages, **fields}) + "\n"
 
 
 def write_tokens(

@@ -115,6 +115,9 @@ def _read_jsonl(file: IO[bytes], path: Path) -> Pairs:
             yield number, json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(f"{path} is broken JSON at line {number}: {error.msg}") from error
+        except ValueError as error:
+            # A number with thousands of digits.
+            raise InputError(f"{path} cannot be read at line {number}: {error}") from error
         except RecursionError as error:
             raise InputError(f"{path} is nested too deeply at line {number}") from error
 
@@ -157,6 +160,10 @@ class _JsonText:
                 cut_off = error.pos > len(self.text) - 16 or error.msg.startswith("Unterminated")
                 if not cut_off or not self._read_more(size):
                     raise self.broken(error.msg, error.pos) from error
+            except ValueError as error:
+                raise InputError(
+                    f"{self.path} cannot be read in the record of line {self.line}: {error}"
+                ) from error
             except RecursionError as error:
                 raise InputError(
                     f"{self.path} is nested too deeply in the record of line {self.line}"

@@ -6,7 +6,6 @@ Output: what the page shows of a sample next to its tokens. Text is made on requ
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from forgetting.data.stored import as_record
 from forgetting.errors import InputError
 from forgetting.escaping import visible
 from forgetting.formats import Unusable
+from forgetting.rundir.storage import json_text
 from forgetting.rundir.train_records import TrainRecord, TrainRecordTable
 
 MAX_VALUE = 2000
@@ -114,7 +114,7 @@ def other_fields(record: Mapping[str, Any], messages: Iterable[str]) -> list[tup
     known = {message.strip() for message in messages}
     whole = "\n".join(known)
     return [
-        (str(name), value if isinstance(value, str) else _as_json(value))
+        (str(name), value if isinstance(value, str) else json_text(value))
         for name, value in record.items()
         if not _is_message(value, known, whole)
     ]
@@ -140,11 +140,7 @@ def _strings(value: Mapping[str, Any]) -> Iterator[str]:
 
 def _with_extra(content: str, extra: Mapping[str, Any] | None) -> str:
     """A message with what it holds next to its text, such as calls of tools."""
-    return f"{content}\n{_as_json(dict(extra))}".strip("\n") if extra else content
-
-
-def _as_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+    return f"{content}\n{json_text(dict(extra))}".strip("\n") if extra else content
 
 
 def _cut(text: str) -> str:

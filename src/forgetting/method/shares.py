@@ -104,7 +104,7 @@ class WholeShare:
     @property
     def is_clear(self) -> bool:
         """Whether it shows that the corpus holds noise."""
-        return self.share >= CLEAR_WHOLE_SHARE
+        return self.share >= CLEAR_WHOLE_SHARE and self.low > 0
 
 
 def whole_share(replaced: NDArray, alone: NDArray, *, seed: int = 0) -> WholeShare:
@@ -295,8 +295,9 @@ def estimate_shares(
     most = MOST_GAIN * first
     shares = _expectation_maximization(ratios, first, most, np.ones(len(ratios)), _EM_STEPS)
     priors = shares
-    least = TOKENS_TO_WHOLE * whole.share if whole.is_clear else 0.0
-    if shares.sum() < least and first.any() and len(ratios):
+    # Without a kind that can be told, there is nothing to raise.
+    least = TOKENS_TO_WHOLE * whole.share if whole.is_clear and first.any() else 0.0
+    if shares.sum() < least and len(ratios):
         priors = _raised(ratios, np.maximum(shares, first * min(1, least / first.sum())), least)
     of_kinds = _of_ratios(ratios, priors)
     posterior = of_kinds.sum(1)

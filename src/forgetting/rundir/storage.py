@@ -32,6 +32,23 @@ def digest(value: Mapping[str, Any] | list[Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def json_text(value: Any) -> str:
+    """Compact JSON that UTF-8 can hold; what is not JSON becomes its `str`.
+
+    Half a surrogate pair, which JSON files can hold as an escape, stays one.
+    """
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if text.isascii() or _is_encodable(text) else json.dumps(value, default=str)
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def write_atomically(file: Path, text: str) -> None:
     """Write a small text file so that a reader sees the old or the new one, never a part.
 

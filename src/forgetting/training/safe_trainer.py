@@ -23,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from forgetting.training.checkpoints import (
     RANDOM_STATE,
+    latest_checkpoint,
     load_state,
     random_state,
     save_state,
@@ -42,6 +43,18 @@ class SafeTrainer(Trainer):
 
     _unpushed: str | None = None
     """A checkpoint to upload once it is complete."""
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **named: Any
+    ) -> Any:
+        """Train as `Trainer` does; True resumes from the last checkpoint that is whole."""
+        if resume_from_checkpoint is True:
+            # Trainer would take the last one, even if it was killed while it wrote it.
+            latest = latest_checkpoint(Path(self.args.output_dir))
+            if latest is None:
+                raise ValueError(f"{self.args.output_dir} holds no complete checkpoint to resume")
+            resume_from_checkpoint = str(latest)
+        return super().train(resume_from_checkpoint, *positional, **named)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Trainer pickles its arguments next to the weights.
