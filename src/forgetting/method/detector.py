@@ -47,6 +47,11 @@ from forgetting.method.shares import (
 NUM_FOLDS = 5
 SMALLEST_NUM_SAMPLES = 50
 SMALLEST_AUROC = 0.7
+SMALLEST_WHOLE_AUROC = 0.88
+"""A detector that tells planted noise less well says nothing about whole responses: some clean ones
+look replaced by chance."""
+SMALLEST_MEAN_LENGTH = 6
+"""Nor do responses that have fewer tokens on average."""
 SMALLEST_GAIN = 0.05
 """What the models must add to the AUROC of lengths and positions alone. Models with random weights
 add -0.09 to 0.04, real ones 0.19 to 0.53."""
@@ -343,7 +348,8 @@ def fit_detector(
     first_auroc = auroc_of(bad, first_log_odds, weights) or 0.5
     detector.problem = _blindness(probe.names, features, bad, folds, seed, first_auroc)
     if first_auroc >= SMALLEST_AUROC:
-        detector._whole = _whole_share(detector, probe, bad, log_odds, corpus, seed)
+        if first_auroc >= SMALLEST_WHOLE_AUROC:
+            detector._whole = _whole_share(detector, probe, bad, log_odds, corpus, seed)
         detector._first_shares = first_shares(first_log_odds, kind_probs, codes, detector._whole)
     if detector._first_shares.any():
         unmarked = unmarked_noise(first_log_odds, kind_probs, codes, detector._first_shares)
@@ -391,6 +397,8 @@ def _whole_share(
         folds = detector._folds_of(corpus.records, corpus.lengths)
         log_odds = detector._log_odds(binned(corpus.features, detector._edges), folds)
         alone = response_means(log_odds, corpus.lengths)
+    if np.mean(probe.lengths[probe.lengths > 0]) < SMALLEST_MEAN_LENGTH:
+        return WholeShare()
     return whole_share(replaced, alone, seed=seed)
 
 
