@@ -26,6 +26,7 @@ from experiments.noise.training import evaluate, load_base
 from forgetting.errors import DivergenceError, InputError
 from forgetting.evaluation import evaluate_heldout
 from forgetting.method import MEASURES
+from forgetting.method import detector as mathematics
 from forgetting.rundir.samples import Samples, list_column, read_table
 from tests.conftest import few_trees
 
@@ -74,8 +75,18 @@ def finished(tmp_path_factory):
             raise KeyboardInterrupt
         return train(recipe, variant, *args)
 
+    estimate = mathematics.estimate_shares
+
+    def much(*args, **kwargs):
+        found = estimate(*args, **kwargs)
+        each = (0.2 / len(found.by_kind),) * len(found.by_kind)
+        return replace(found, share=0.2, by_kind=each, priors=each)
+
     with pytest.MonkeyPatch.context() as patch, few_trees():
         patch.setattr(cells, "train", interrupted)
+        # So few samples are too few to be sure.
+        patch.setattr(mathematics, "_verdict", lambda *args: (True, "Bad."))
+        patch.setattr(mathematics, "estimate_shares", much)
         with pytest.raises(KeyboardInterrupt):
             run_cell(cell, path)
         assert not is_done(cell, path)
