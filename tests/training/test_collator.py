@@ -185,3 +185,11 @@ def test_a_value_too_few_is_noticed_even_if_the_sums_agree():
     examples[1]["polarity"] = [*examples[1]["polarity"], 1]
     with pytest.raises(ValueError, match="row 1 of a batch has 4 values in polarity for 3 tokens"):
         TokenColumnCollator(padded)(examples)
+
+
+@pytest.mark.parametrize("nothing", [None, float("nan"), float("inf")])
+@pytest.mark.parametrize("column", ["polarity", "token_weights", "base_log_probs"])
+def test_what_is_no_number_counts_for_nothing_where_no_token_is_predicted(column, nothing):
+    rows = {"input_ids": [[1, 2, 3]], "labels": [[-100, 2, 3]], column: [[nothing, 1, 1]]}
+    aligned = align_token_columns(Dataset.from_dict(rows), [column]).with_format(None)
+    assert aligned[column][0] == [0, 1, 1]

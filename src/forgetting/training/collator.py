@@ -105,6 +105,8 @@ def _is_aligned(dataset: Dataset, columns: Sequence[str]) -> bool:
             if bad is not None:
                 row = first_row + int(np.searchsorted(ends, bad, side="right"))
                 raise ValueError(_complaint(name, f"row {row} of the dataset", flat[name][bad]))
+            if not np.isfinite(flat[name]).all():
+                return False
         first_row += table.num_rows
     return True
 
@@ -148,10 +150,15 @@ def _align_row(name: str, values: Any, labels: NDArray, row: str, joined: bool =
                 "one number"
             )
     # What is no number, such as None, becomes NaN.
-    bad = _first_bad(name, aligned.astype(np.float64), labels)
+    numbers = aligned.astype(np.float64)
+    bad = _first_bad(name, numbers, labels)
     if bad is not None:
         raise ValueError(_complaint(name, row, aligned[bad]))
-    return aligned
+    is_number = np.isfinite(numbers)
+    if is_number.all():
+        return aligned
+    # A token without a label counts for nothing, but NaN times 0 is NaN.
+    return np.where(is_number, numbers, 0).astype(np.int8 if name == "polarity" else np.float64)
 
 
 def _first_bad(name: str, values: NDArray, labels: NDArray) -> int | None:
