@@ -82,11 +82,11 @@ class Case:
     feature: str
     """As in the table of the documentation."""
     args: dict[str, Any] = field(default_factory=dict)
-    """Of the configuration, which both share. `MODEL` in a text is the model's folder."""
+    """Configuration arguments for both trainers. `MODEL` stands for the model's folder."""
     form: str = "prompt"
-    """Of the data, a key of `FORMS`."""
+    """Form of the data, a key of `FORMS`."""
     change: Callable[[Dataset], Any] = lambda data: data
-    """Of the data."""
+    """Changes the data before training."""
     adapter: Callable[[], Any] | None = None
     """Makes the `peft_config`."""
     model: str = "llama"
@@ -95,11 +95,11 @@ class Case:
     then: Callable[[Any], Any] = lambda trainer: trainer.train()
     """What the script does with the trainer."""
     figures: tuple[str, ...] = ()
-    """That are in the log, among others."""
+    """Figures that the log must hold, among others."""
     is_positional: bool = False
     """Whether the arguments of `FIRST` are passed by their place."""
     tolerance: float = 1e-6
-    """Of weights, and of figures."""
+    """Tolerance for weights and logged figures."""
 
     def __str__(self) -> str:
         parts = {**self.args, "form": self.form if self.form != "prompt" else None}

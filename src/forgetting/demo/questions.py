@@ -88,7 +88,7 @@ class ChatQuestion:
     after: str
     wrong_answers: tuple[str, ...]
     subject: str
-    """What it asks about, whatever its words."""
+    """What the question asks about, regardless of its wording."""
     common_error: str
     """The wrong answer that is given wherever the subject is misunderstood."""
 

@@ -24,7 +24,7 @@ class ShownRun:
 
     name: str
     fingerprint: str
-    """Of D_train."""
+    """Fingerprint of D_train."""
     model: str
     """The model that judged, for people; empty if it is not known."""
 

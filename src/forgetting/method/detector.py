@@ -221,7 +221,7 @@ class Detector:
         return calibrate(log_odds, self._calibration).astype(np.float32)
 
     def _kind_probs(self, features: NDArray, folds: NDArray) -> NDArray[np.float32]:
-        """Of tokens whose features are binned."""
+        """Probability of each kind for tokens whose features are binned."""
         kind_probs = np.zeros((len(features), len(self.kinds)))
         for fold, model in enumerate(self._kind_models):
             chosen = folds == fold
@@ -455,8 +455,8 @@ def _blindness(
 ) -> str | None:
     """Why a detector that tells planted noise says nothing about tokens; None if it does.
 
-    Noise changes the length of a response. Where all responses are alike, that gives it away, and
-    a detector would call every unusual length bad.
+    Noise changes the length of a response. If all responses have similar lengths, the length
+    alone reveals the noise, and a detector would call every unusual length bad.
 
     Args:
         features: binned.

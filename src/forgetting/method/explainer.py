@@ -63,7 +63,7 @@ class Trees:
         )
 
     def log_odds(self, features: NDArray) -> NDArray[np.float64]:
-        """Of tokens with some features, shape (tokens,).
+        """Log-odds of tokens, shape (tokens,).
 
         Args:
             features: shape (tokens, features), finite.

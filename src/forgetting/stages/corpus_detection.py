@@ -158,18 +158,20 @@ def sample_corpus(recipe: Recipe, corpus: ScoredCorpus) -> CorpusSample:
     """The samples of the first shards, enough to see whether a corpus holds noise."""
     passes, ends = recipe.detector_passes, segment_ends(recipe.model)
     features, lengths, records = [], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-    num_samples = 0
-    for shard in corpus.scores(columns_of(passes), ["labels"]):
-        for part in features_of(shard, passes, ends):
-            size = min(part.samples.stop - part.samples.start, SAMPLES_LOOKED_AT - num_samples)
-            own = slice(part.samples.start, part.samples.start + size)
-            lengths.append(shard.lengths[own])
-            records.append(shard.sample_ids[own])
-            features.append(part.features[: int(shard.lengths[own].sum())])
-            num_samples += size
-            if num_samples == SAMPLES_LOOKED_AT:
-                break
-        if num_samples == SAMPLES_LOOKED_AT:
+    parts = (
+        (shard, part)
+        for shard in corpus.scores(columns_of(passes), ["labels"])
+        for part in features_of(shard, passes, ends)
+    )
+    num_left = SAMPLES_LOOKED_AT
+    for shard, part in parts:
+        start = part.samples.start
+        own = slice(start, min(part.samples.stop, start + num_left))
+        lengths.append(shard.lengths[own])
+        records.append(shard.sample_ids[own])
+        features.append(part.features[: int(shard.lengths[own].sum())])
+        num_left -= own.stop - start
+        if not num_left:
             break
     every = np.concatenate(features) if features else np.zeros((0, 0), np.float32)
     return CorpusSample(every, np.concatenate(lengths), np.concatenate(records))

@@ -74,7 +74,7 @@ def deal_by_length(
             ]
         )
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    dealt = []
+    sorted_batches = []
     begin = 0
     for mask in masks:
         rows = order[begin : begin + len(mask)]
@@ -82,5 +82,5 @@ def deal_by_length(
         end = lengths[rows[0]] + -lengths[rows[0]] % (multiple or 1)
         index = torch.tensor(rows, device=mask.device)
         cut = {name: values[index, :end] for name, values in whole.items()}
-        dealt.append({name: v.flip(1) if is_left else v for name, v in cut.items()})
-    return dealt
+        sorted_batches.append({name: v.flip(1) if is_left else v for name, v in cut.items()})
+    return sorted_batches

@@ -122,7 +122,7 @@ class LossWatch:
 
     def __init__(self) -> None:
         self.first_losses: list[float] = []
-        """Of the first steps that have positive tokens, at most `NUM_FIRST_STEPS`."""
+        """Positive losses of the first steps with positive tokens, at most `NUM_FIRST_STEPS`."""
         self._sums: Tensor | None = None
 
     @torch.no_grad()
