@@ -19,6 +19,7 @@ from forgetting.models.adapters import SharedBase
 from forgetting.models.prompting import prompting_tokenizer, uses_template
 from forgetting.rundir import layout
 from forgetting.rundir.heldout_losses import write_heldout
+from forgetting.rundir.item_scores import ItemScores, write_item_scores
 from forgetting.rundir.processes import ALONE, Processes
 from forgetting.rundir.results import (
     TaskResult,
@@ -94,6 +95,8 @@ class Bench:
                 measured_here = self._measure_heldout(model, variant, samples)
                 if self._processes.is_main:
                     write_heldout(output, samples, measured_here.log_probs)
+                    exact = {"exact_match": measured_here.exact_match}
+                    write_item_scores(output, HELDOUT, ItemScores(samples.sample_ids, exact))
                 self._write_result(output, variant, measured_here.result)
             done = sum(request.task in measured for request in requests)
             with progress(f"Evaluating {variant} on tasks", len(requests), done) as advance:
@@ -104,6 +107,8 @@ class Bench:
                     if found is not None:
                         for name, rows in found.samples.items():
                             write_answers(output, name, rows)
+                        for name, scores in found.items.items():
+                            write_item_scores(output, name, scores)
                         for result in found.results:
                             self._write_result(output, variant, result)
                     advance(1, request.task)

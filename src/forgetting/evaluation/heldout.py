@@ -31,6 +31,8 @@ class HeldoutMeasurement:
     result: TaskResult
     log_probs: NDArray[np.float64]
     """Log-probability of each response token, shape (response tokens,)."""
+    exact_match: NDArray[np.float64]
+    """1 for each response that greedy decoding would produce, else 0; shape (samples,)."""
 
 
 def evaluate_heldout(
@@ -79,7 +81,7 @@ def evaluate_heldout(
     }
     whole = _response_metrics(losses, counts, exact)
     result = TaskResult(task=HELDOUT, local=True, groups=groups, **whole.model_dump())
-    return HeldoutMeasurement(result, log_probs)
+    return HeldoutMeasurement(result, log_probs, exact)
 
 
 def _sum_over_processes(values: NDArray[np.float64]) -> NDArray[np.float64]:

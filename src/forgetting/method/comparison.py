@@ -210,7 +210,7 @@ def _correlation(both: int, own: int, others: int, neither: int) -> float:
     product = (both + own) * (others + neither) * (both + others) * (own + neither)
     if not product:
         return 0.0
-    excess = both * neither - own * others
+    excess = float(both * neither - own * others)
     if excess > 0:
         excess = max(excess - (both + own + others + neither) / 2, 0)
     return excess / math.sqrt(product)

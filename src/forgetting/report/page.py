@@ -25,9 +25,9 @@ from forgetting.inspector.shown import Explain
 from forgetting.report import figures, tables
 from forgetting.report.counts import Negatives, SplitLengths, count_lengths, count_negatives
 from forgetting.report.detector_section import DetectorSection, detector_section
-from forgetting.report.result_table import ResultsTable, tabulate, to_csv, to_json, to_markdown
+from forgetting.report.result_files import to_csv, to_json, to_markdown
+from forgetting.report.result_table import ResultsTable, table_of_run
 from forgetting.report.sentences import base_name, noise_sentence, recipe_paragraph
-from forgetting.report.verdict import run_verdict
 from forgetting.rundir import layout
 from forgetting.rundir.reader import RunReader, in_order
 from forgetting.rundir.selections import SelectionSummary
@@ -73,7 +73,7 @@ def build_report(
         InputError: there is no run, or an artifact is damaged or belongs to other tokens.
     """
     run = RunReader(run_dir)
-    table = tabulate(run.evaluations, run_verdict(run))
+    table = table_of_run(run)
     splits = count_lengths(run_dir)
     negatives = {
         name: counted
