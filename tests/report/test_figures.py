@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 
 from forgetting.method.mixture import Component
+from forgetting.report.bars import negative_bars, result_bars
 from forgetting.report.counts import SplitLengths
+from forgetting.report.drawing import series_styles
 from forgetting.report.figures import (
     curve_figure,
     length_histogram,
     mixture_figure,
-    negative_bars,
     position_shares,
     quality_histogram,
     reliability_diagram,
-    result_bars,
-    series_styles,
 )
 from forgetting.report.result_table import tabulate
 from forgetting.rundir import layout
