@@ -18,6 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from forgetting.escaping import shortened
 
@@ -103,7 +104,7 @@ def set_title(axes: Axes, title: str) -> None:
 
 
 def fit_titles(figure: Figure) -> None:
-    """Cut the titles of panels that would leave the figure or reach into the next panel.
+    """Cut the left titles of panels that would leave the figure or reach into the next panel.
 
     Titles take no part in the layout, so that two panels of a row can overprint each other.
     """
@@ -113,14 +114,23 @@ def fit_titles(figure: Figure) -> None:
     for axes, panel in zip(figure.axes, panels, strict=True):
         rights = [p.x0 for p in panels if p.x0 > panel.x1 and p.y0 < panel.y1 and panel.y0 < p.y1]
         limit = min([figure.bbox.x1, *rights]) - 2
-        title = axes.title if axes.get_title() else axes._left_title  # type: ignore[attr-defined]
-        text = title.get_text()
+        text = axes.get_title(loc="left")
+        title = next(each for each in axes.findobj(Text) if each.get_text() == text)
         while text and title.get_window_extent(renderer).x1 > limit:
             text = text[:-1].rstrip()
             title.set_text(f"{text}…")
+    # The layout is done, and takes a tenth of a second.
+    figure.set_layout_engine("none")
 
 
 def to_svg(figure: Figure, figure_id: str, label: str) -> str:
+    """The figure as SVG for a page.
+
+    Args:
+        figure: finished, but for titles that do not fit.
+        figure_id: begins the ids within it; unique in the page.
+        label: says what the figure shows, for those who do not see it.
+    """
     buffer = io.StringIO()
     with matplotlib.rc_context(SETTINGS):
         fit_titles(figure)

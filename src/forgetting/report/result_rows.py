@@ -24,7 +24,7 @@ def results_rows(table: ResultsTable) -> Table:
             row.append(_with_spread(shown, values, cell is not None and cell.best))
         rows.append([*row, count(metric.num_items)])
     return Table(
-        "results",
+        "results-by-variant",
         "Results",
         [*columns, column("items")],
         rows,

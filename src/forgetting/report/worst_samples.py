@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from forgetting.escaping import shortened
 from forgetting.inspector.corpus import LIKELY_BAD, Inspection
 from forgetting.inspector.rendering import NUM_WORST, ranked_samples
 from forgetting.report.tables import (
@@ -42,8 +41,8 @@ def worst_samples(inspection: Inspection) -> Table:
                 TableCell(str(sample["id"]), (sample["id"],)),
                 text(inspection.source_names[sample["source"]]),
                 decimals(figure, 1 if by_detector else 3),
-                text(_prompt(sample)),
-                marked_text(_response(sample, by_detector)),
+                text(shown_prompt(sample)),
+                marked_text(shown_response(sample, by_detector=by_detector)),
             ]
         )
     marked = (
@@ -71,17 +70,22 @@ def worst_samples(inspection: Inspection) -> Table:
     )
 
 
-def _prompt(sample: Mapping[str, Any]) -> str:
-    """The end of the text before the last response."""
+def shown_prompt(sample: Mapping[str, Any]) -> str:
+    """The text around the responses, of which the end is shown."""
     context = [block for block in sample["blocks"] if isinstance(block, str)]
     whole = " ".join("".join(context).split())
     if len(whole) <= MAX_PROMPT_CHARS:
         return whole
-    return "…" + shortened(whole[::-1], MAX_PROMPT_CHARS)[::-1].lstrip("…")
+    return f"…{whole[1 - MAX_PROMPT_CHARS :]}"
 
 
-def _response(sample: Mapping[str, Any], by_detector: bool) -> list[tuple[str, bool]]:
-    """Text of the response, and whether it is marked; neighbors of one kind are joined."""
+def shown_response(sample: Mapping[str, Any], *, by_detector: bool) -> list[tuple[str, bool]]:
+    """Text of the response, and whether it is marked; neighbors of one kind are joined.
+
+    Args:
+        sample: as `Inspection.sample` has it.
+        by_detector: whether the posterior decides, or the polarity.
+    """
     values = sample["posterior"] if by_detector else sample["polarity"]
     parts: list[tuple[str, bool]] = []
     place = 0
