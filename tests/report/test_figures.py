@@ -229,12 +229,17 @@ def overprinted(figure: Figure) -> int:
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 3), (2, 2)])
 def test_titles_of_panels_do_not_overprint(rows: int, columns: int) -> None:
     """Long titles are cut to the room up to the next panel; short ones stay as they are."""
-    figure = panels(rows, columns, "a title that is much longer than its panel is wide " * 2)
+    figure = panels(rows, columns, "a title that is much longer than its panel is wide")
     assert columns == 1 or overprinted(figure)
     fit_titles(figure)
     assert not overprinted(figure)
     assert max(box.x1 for box in boxes(figure)) <= figure.bbox.x1
     assert all(axes.get_title(loc="left").endswith("…") for axes in figure.axes)
+    # Without a cut before the layout, panels of no width would be left.
+    huge = panels(rows, columns, "a title " * 20)
+    fit_titles(huge)
+    assert not overprinted(huge)
+    assert min(axes.get_position().width for axes in huge.axes) > 0.5 / columns
     short = panels(rows, columns, "short")
     fit_titles(short)
     assert {axes.get_title(loc="left") for axes in short.axes} == {"short"}

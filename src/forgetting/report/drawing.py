@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -106,21 +107,34 @@ def set_title(axes: Axes, title: str) -> None:
 def fit_titles(figure: Figure) -> None:
     """Cut the left titles of panels that would leave the figure or reach into the next panel.
 
-    Titles take no part in the layout, so that two panels of a row can overprint each other.
+    The layout of matplotlib knows the height of titles, but not where they end.
     """
     renderer = FigureCanvasAgg(figure).get_renderer()
+    titles = [_left_title(axes) for axes in figure.axes]
+    for axes, title in zip(figure.axes, titles, strict=True):
+        # A title of twice this width would leave its panel no room.
+        spec = axes.get_subplotspec()
+        _cut(title, renderer, figure.bbox.width / (spec.get_gridspec().ncols if spec else 1))
     figure.draw_without_rendering()
     panels = [axes.get_window_extent(renderer) for axes in figure.axes]
-    for axes, panel in zip(figure.axes, panels, strict=True):
+    for panel, title in zip(panels, titles, strict=True):
         rights = [p.x0 for p in panels if p.x0 > panel.x1 and p.y0 < panel.y1 and panel.y0 < p.y1]
-        limit = min([figure.bbox.x1, *rights]) - 2
-        text = axes.get_title(loc="left")
-        title = next(each for each in axes.findobj(Text) if each.get_text() == text)
-        while text and title.get_window_extent(renderer).x1 > limit:
-            text = text[:-1].rstrip()
-            title.set_text(f"{text}…")
+        _cut(title, renderer, min([figure.bbox.x1, *rights]) - 2 - panel.x0)
     # The layout is done, and takes a tenth of a second.
     figure.set_layout_engine("none")
+
+
+def _left_title(axes: Axes) -> Text:
+    text = axes.get_title(loc="left")
+    return next(each for each in axes.findobj(Text) if each.get_text() == text)
+
+
+def _cut(title: Text, renderer: RendererBase, width: float) -> None:
+    """Cut a text to a width in pixels."""
+    text = title.get_text()
+    while text and title.get_window_extent(renderer).width > width:
+        text = text[:-1].rstrip()
+        title.set_text(f"{text}…")
 
 
 def to_svg(figure: Figure, figure_id: str, label: str) -> str:
