@@ -46,6 +46,7 @@ def read(path):
         *(f"models/{v}/adapter_model.safetensors" for v in VARIANTS),
         *(f"models/{v}/training.jsonl" for v in VARIANTS),
         *(f"evaluation/{v}/heldout.json" for v in ("base", *VARIANTS)),
+        *(f"evaluation/{v}/heldout.items.csv" for v in ("base", *VARIANTS)),
         *(f"report/{f}" for f in ("index.html", "inspector.html")),
         *(f"report/results.{form}" for form in ("json", "md", "csv")),
     ],
@@ -148,6 +149,16 @@ def test_the_report_holds_every_variant(run):
     results = read(run / "report" / "results.json")["results"]
     assert {result["variant"] for result in results} == {"base", *VARIANTS}
     assert all(variant in page for variant in ("base", *VARIANTS))
+    # Differences to `full` are those of the losses, over the same samples.
+    losses = {r["variant"]: r for r in results if (r["metric"], r["group"]) == ("loss", None)}
+    for variant in ("base", *SELECTING):
+        found = losses[variant]["difference"]
+        gap = losses[variant]["value"] - losses["full"]["value"]
+        assert found["value"] == pytest.approx(gap, rel=1e-4)
+        assert (found["minus"], found["num_pairs"]) == ("full", 8)
+        assert found["low"] < found["value"] < found["high"]
+    exact = [r for r in results if r["metric"] == "exact_match" and r["variant"] == "forgetting"]
+    assert exact[0]["difference"]["num_pairs"] == 8
 
 
 @pytest.mark.slow
