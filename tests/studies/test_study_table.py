@@ -71,6 +71,21 @@ def test_mean_and_deviation_are_over_seeds(results):
         assert cell.stderr == pytest.approx(statistics.stdev(values))
 
 
+def test_the_task_of_a_suite_is_found_by_its_own_metric():
+    """Its column is the suite's, because a task is shown once."""
+    cell = StudyCell("run", "full", "tiny", "full", {}, 1)
+    suite = evaluation("full", 0.5, ("BoolQ",)).model_copy(
+        update={"members": {"BoolQ": ["boolq/acc"]}, "metrics": {"average": metric(0.5, 0.01)}}
+    )
+    task = Evaluation(
+        variant="full", task="boolq", num_items=100, metrics={"acc": metric(0.5, 0.01)}
+    )
+    table = build_table([(cell, [suite, task])], [], metric="boolq/acc")
+    assert table.metric.key == "paper/average/BoolQ"
+    shown = tables.texts(table, ["variant", "boolq/acc"])
+    assert shown.header == ["variant", "paper: average, BoolQ (%)"]
+
+
 def test_one_seed_has_no_deviation(results):
     table = build([(cell, found) for cell, found in results if cell.seed == 0])
     assert {table.value(row, table.metric).stderr for row in table.rows} == {None}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from forgetting.escaping import visible
@@ -130,6 +130,13 @@ class ResultsTable:
     """Which model to use; None if variants cannot be compared."""
     paired: Paired | None = None
     """Differences to a baseline, item by item; None if there is no baseline."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """`Column.key` by another name: a suite's column by the metric of its only task."""
+
+    def column(self, key: str) -> Column | None:
+        """The column of a key or of another name for it; None if there is none."""
+        known = (key, self.aliases.get(key))
+        return next((column for column in self.columns if column.key in known), None)
 
     def cell(self, variant: str, column: Column) -> Cell | None:
         """The result of a variant; None if there is none."""
@@ -201,7 +208,12 @@ def tabulate(
     exact = [e.metrics.get("exact_match") for e in evaluations if e.task == HELDOUT]
     answers = any(metric is not None and metric.value >= LEAST_EXACT_MATCH for metric in exact)
     grouped = "exact_match" if answers else "loss"
-    in_suites = {tasks[0] for e in evaluations for tasks in e.members.values() if len(tasks) == 1}
+    in_suites = {
+        tasks[0]: f"{e.task}/{next(iter(e.metrics))}/{group}"
+        for e in evaluations
+        for group, tasks in e.members.items()
+        if len(tasks) == 1
+    }
     columns: dict[str, Column] = {}
     cells: dict[tuple[str, str], Cell] = {}
     for task in sorted({e.task for e in evaluations}, key=lambda name: (name != HELDOUT, name)):
@@ -230,6 +242,7 @@ def tabulate(
         sentence=sentence if verdict is None else f"{verdict_sentence(verdict)} {sentence}",
         verdict=verdict,
         paired=paired,
+        aliases=in_suites,
     )
 
 

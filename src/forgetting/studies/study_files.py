@@ -117,7 +117,7 @@ def _column(table: StudyTable, name: str) -> _Shown:
     if name == PAIRED:
         return _paired_column(table, table.metric, f"minus {BASELINE}, paired (n)")
     key = name.removesuffix(PAIRED_MARK)
-    metric = next((c for c in table.results.columns if c.key == key), None)
+    metric = table.results.column(key)
     if metric is None:
         keys = [column.key for column in table.results.columns]
         hint = did_you_mean(key, keys) or f"The metrics are: {', '.join(keys)}"

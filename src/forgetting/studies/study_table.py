@@ -144,7 +144,7 @@ def build_table(
     )
     column = table.headline
     if metric is not None and table.columns:
-        column = next((c for c in table.columns if c.key == metric), None)
+        column = table.column(metric)
         if column is None:
             keys = [c.key for c in table.columns]
             hints = [did_you_mean(metric, keys), f"The metrics are: {', '.join(keys)}"]
