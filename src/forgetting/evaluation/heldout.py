@@ -1,7 +1,7 @@
 """How well a model predicts held-out responses: loss, perplexity, greedy matches.
 
-Input: a model in memory and samples. Output: one `TaskResult`, and what the model makes of
-every response token. Of several processes, each scores its share of the samples, and all have the whole.
+Input: a model in memory and samples. Output: one `TaskResult`, and what the model makes of every
+response token. Of several processes, each scores its share of the samples, and all have the whole.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the models of a run make of each held-out response token, one file a model.
 
-`write_heldout` writes what `evaluate` measured. `read_heldout_losses` and `read_heldout_hits` sum it
-for each sample with weights that may come later, such as those of the detector.
+`write_heldout` writes what `evaluate` measured. `read_heldout_losses` and `read_heldout_hits` sum
+it for each sample with weights that may come later, such as those of the detector.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from forgetting.errors import InputError
 from forgetting.rundir import layout
 from forgetting.rundir.samples import ResponseWriter, Samples, list_column, read_table
-
 
 COLUMNS = {"log_probs": pa.float32(), "is_greedy": pa.bool_()}
 
