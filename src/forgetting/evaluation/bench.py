@@ -93,7 +93,7 @@ class Bench:
                 samples = Samples.read(heldout)
                 measured_here = self._measure_heldout(model, variant, samples)
                 if self._processes.is_main:
-                    write_heldout(output, samples, measured_here.log_probs)
+                    write_heldout(output, samples, measured_here.log_probs, measured_here.is_greedy)
                 self._write_result(output, variant, measured_here.result)
             done = sum(request.task in measured for request in requests)
             with progress(f"Evaluating {variant} on tasks", len(requests), done) as advance:
