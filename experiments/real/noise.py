@@ -1,22 +1,37 @@
-"""Real records, and noise injected into them that shares no code with the planted corruptions.
+"""Noise that is injected into real records, and shares no code with the planted corruptions.
 
-Kinds: `swapped` (the answer to a question from outside the corpus), `wrong value` (a number or a
-name replaced by an invented one), `junk` (a fluent sentence from elsewhere), `garbled` (words with
-letters moved or replaced). A quarter of the records gets one kind each, in equal parts.
+Six kinds. Four resemble planted ones: `swapped` (the answer to a question from outside the corpus),
+`wrong value` (a number or a name replaced by an invented one), `junk` (a fluent sentence from
+elsewhere), `garbled` (words with letters moved or replaced). Two have no planted counterpart:
+`refused` (a refusal in place of the answer) and `negated` (a statement turned into its opposite).
+Each noisy record has one kind, and all kinds have the same number of records, as far as enough
+records can have them.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-KINDS = ("swapped", "wrong value", "junk", "garbled")
-Span = tuple[int, int]
+from experiments.real.records import Record, Span
+
+KINDS = ("swapped", "wrong value", "junk", "garbled", "refused", "negated")
+NEVER_PLANTED = ("refused", "negated")
+CLEAN = "clean"
+Made = tuple[str, list[Span]]
+"""A response, and the characters of it that are noise."""
+
+REFUSALS = (
+    "I'm sorry, but I can't help with that.",
+    "As an AI language model, I do not have access to this information.",
+    "Unfortunately, I am not able to answer this question.",
+    "I apologize, but I cannot fulfill this request.",
+    "Sorry, I don't have enough context to respond.",
+    "I'm afraid that this is beyond what I can do.",
+)
 
 BOILERPLATE = (
     "Subscribe to our newsletter and get 20% off your first order.",
@@ -41,46 +56,19 @@ NAMES = (
 
 @dataclass(frozen=True)
 class Noisy:
-    """A record with what was done to it."""
+    """A record, and what was done to it."""
 
-    source: str
     prompt: str
     response: str
-    kind: str = "clean"
+    kind: str = CLEAN
     spans: tuple[Span, ...] = ()
-    clean_response: str = ""
 
 
-def load_records(data_dir: Path) -> dict[str, list[tuple[str, str]]]:
-    """(prompt, response) of Alpaca and Dolly, in an order that does not depend on the run."""
-    found = {}
-    for source, name in (("alpaca", "alpaca_data.json"), ("dolly", "dolly_3k.json")):
-        rows = json.loads((data_dir / "train" / name).read_text())
-        pairs = [(f"{r['instruction']}\n\n{r['input']}".strip(), r["output"].strip()) for r in rows]
-        pairs = [(p, r) for p, r in pairs if r and len(p) < 2500 and len(r) < 2500]
-        random.Random(source).shuffle(pairs)
-        found[source] = pairs
-    return found
-
-
-def load_sentences(data_dir: Path) -> list[str]:
-    """Fluent sentences from another data set: explanations of sums in words."""
-    lines = (data_dir / "train/flan_v2_cot/gsm8k_train.tsv").read_text().splitlines()
-    sentences = []
-    for line in lines:
-        fields = line.split("\t")
-        if len(fields) == 3:
-            first = re.split(r"(?<=[.?!])\s", fields[0])[0]
-            if 30 < len(first) < 120:
-                sentences.append(first)
-    return sentences
-
-
-def swap(rng: random.Random, response: str, foreign: str) -> tuple[str, list[Span]] | None:
+def swap(rng: random.Random, response: str, foreign: str) -> Made | None:
     return foreign, [(0, len(foreign) + 1)]
 
 
-def wrong_value(rng: random.Random, response: str, foreign: str) -> tuple[str, list[Span]] | None:
+def wrong_value(rng: random.Random, response: str, foreign: str) -> Made | None:
     found = list(re.finditer(r"\d+|(?<=[a-z,] )[A-Z][a-z]{2,}", response))
     if not found:
         return None
@@ -101,7 +89,7 @@ def wrong_value(rng: random.Random, response: str, foreign: str) -> tuple[str, l
     return text + response[at:], spans
 
 
-def junk(rng: random.Random, response: str, foreign: str) -> tuple[str, list[Span]] | None:
+def junk(rng: random.Random, response: str, foreign: str) -> Made | None:
     places = [0, len(response)]
     places += [m.end() for m in re.finditer(r"[.?!](?=\s)", response)]
     place = rng.choice(places)
@@ -111,7 +99,7 @@ def junk(rng: random.Random, response: str, foreign: str) -> tuple[str, list[Spa
     return response[:place] + inserted + response[place:], [(place, place + len(inserted))]
 
 
-def garble(rng: random.Random, response: str, foreign: str) -> tuple[str, list[Span]] | None:
+def garble(rng: random.Random, response: str, foreign: str) -> Made | None:
     words = list(re.finditer(r"[A-Za-z]{4,}", response))
     if not words:
         return None
@@ -134,78 +122,68 @@ def garble(rng: random.Random, response: str, foreign: str) -> tuple[str, list[S
     return (text + response[at:], spans) if spans else None
 
 
-FUNCTIONS: dict[str, Callable[[random.Random, str, str], tuple[str, list[Span]] | None]] = {
+def refuse(rng: random.Random, response: str, foreign: str) -> Made | None:
+    refusal = rng.choice(REFUSALS)
+    return refusal, [(0, len(refusal) + 1)]
+
+
+def negate(rng: random.Random, response: str, foreign: str) -> Made | None:
+    verbs = list(re.finditer(r"\b(is|are|was|were|can|will|should|has been)\b(?! not)", response))
+    if not verbs:
+        return None
+    verb = rng.choice(verbs)
+    changed = f"{verb.group()} not"
+    text = response[: verb.start()] + changed + response[verb.end() :]
+    return text, [(verb.end(), verb.start() + len(changed))]
+
+
+FUNCTIONS: dict[str, Callable[[random.Random, str, str], Made | None]] = {
     "swapped": swap,
     "wrong value": wrong_value,
     "junk": junk,
     "garbled": garble,
+    "refused": refuse,
+    "negated": negate,
 }
 
 
 def inject(
-    records: Sequence[tuple[str, str, str]],
+    records: Sequence[Record],
     outside: Sequence[str],
     sentences: Sequence[str],
     share: float,
     seed: int,
-    kinds: Sequence[str] = KINDS,
 ) -> list[Noisy]:
     """Put noise into a share of the records.
 
     Args:
-        records: (source, prompt, response) of each.
+        records: the corpus.
         outside: responses of records that are not among them.
         sentences: fluent sentences from elsewhere.
-        share: share of the records that gets noise.
+        share: share of the records that gets noise, from 0 to 1.
         seed: of the random choices.
-        kinds: which kinds, in equal parts.
+
+    Returns:
+        All records, in their order.
     """
     rng = random.Random(seed)
-    chosen = rng.sample(range(len(records)), round(share * len(records)))
-    result = [Noisy(s, p, r, clean_response=r) for s, p, r in records]
-    for number, index in enumerate(chosen):
-        source, prompt, response = records[index]
-        for attempt in range(len(kinds)):
-            kind = kinds[(number + attempt) % len(kinds)]
-            foreign = rng.choice(outside)
-            if kind == "junk":
-                foreign = rng.choice(rng.choice([BOILERPLATE, sentences]))
-            made = FUNCTIONS[kind](rng, response, foreign)
+    order = rng.sample(range(len(records)), len(records))
+    result = [Noisy(r.prompt, r.response, spans=r.spans) for r in records]
+    free = dict.fromkeys(order)
+    for number in range(round(share * len(records))):
+        kind = KINDS[number % len(KINDS)]
+        for index in free:
+            record = records[index]
+            pool = rng.choice([BOILERPLATE, sentences]) if kind == "junk" else outside
+            made = FUNCTIONS[kind](rng, record.response, rng.choice(pool))
             if made is not None:
-                text, spans = made
-                result[index] = Noisy(source, prompt, text, kind, tuple(spans), response)
+                result[index] = Noisy(record.prompt, made[0], kind, tuple(made[1]))
+                del free[index]
                 break
-    if "wrong value" in kinds:
-        _top_up_values(result, len(chosen) // len(kinds), random.Random(f"values {seed}"))
     return result
 
 
-def _top_up_values(result: list[Noisy], wanted: int, rng: random.Random) -> None:
-    """Many responses hold no value: find clean ones that do until the kind has its part."""
-    missing = wanted - sum(record.kind == "wrong value" for record in result)
-    for index in rng.sample(range(len(result)), len(result)):
-        record = result[index]
-        made = wrong_value(rng, record.response, "") if record.kind == "clean" else None
-        if made is not None and missing > 0:
-            text, spans = made
-            clean = record.response
-            result[index] = Noisy(
-                record.source, record.prompt, text, "wrong value", tuple(spans), clean
-            )
-            missing -= 1
-
-
-def make_world(
-    data_dir: Path, name: str, num_alpaca: int, num_dolly: int, share: float, seed: int
-) -> list[Noisy]:
-    """Records of a world, with noise. The worlds have no record in common.
-
-    Settings were chosen on `dev`. `test` has been looked at since; `final` is measured once.
-    """
-    records = load_records(data_dir)
-    begin = {"test": 0, "dev": 1000, "final": 2000}[name]
-    begin_dolly = {"test": 0, "dev": 500, "final": 1000}[name]
-    chosen = [("alpaca", *r) for r in records["alpaca"][begin : begin + num_alpaca]]
-    chosen += [("dolly", *r) for r in records["dolly"][begin_dolly : begin_dolly + num_dolly]]
-    outside = [r for _, r in records["alpaca"][5000:6000] + records["dolly"][1500:2000]]
-    return inject(chosen, outside, load_sentences(data_dir), share, seed)
+def first_sentences(records: Sequence[Record]) -> list[str]:
+    """The first sentences of the prompts, those of 30 to 120 characters."""
+    firsts = (re.split(r"(?<=[.?!])\s", record.prompt)[0] for record in records)
+    return [first for first in firsts if 30 <= len(first) <= 120]

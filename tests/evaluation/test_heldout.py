@@ -47,7 +47,7 @@ def test_heldout_figures_are_those_of_their_definitions(model):
     samples, rows = heldout(model)
     measured = evaluate_heldout(model, samples, tokens_per_batch=30)
     result = measured.result
-    losses, counts, every = [], [], []
+    losses, counts, every, greedy = [], [], [], []
     with torch.no_grad():
         double = AutoModelForCausalLM.from_pretrained(model.name_or_path).double()
         for row in rows:
@@ -56,6 +56,7 @@ def test_heldout_figures_are_those_of_their_definitions(model):
             taken = log_probs.gather(1, ids[0, 1:, None])[4:, 0]
             losses.append(-taken.sum().item())
             every += taken.tolist()
+            greedy.append((log_probs.argmax(-1) == ids[0, 1:])[4:].numpy())
             counts.append(len(taken))
     assert measured.log_probs == pytest.approx(np.array(every), abs=1e-5)
     loss = sum(losses) / sum(counts)
@@ -68,6 +69,13 @@ def test_heldout_figures_are_those_of_their_definitions(model):
     assert metrics["loss"].stderr == pytest.approx(spread, rel=1e-4)
     assert metrics["exact_match"].value == 0.5
     assert metrics["exact_match"].stderr == pytest.approx(math.sqrt(0.25 / 9))
+    assert measured.is_greedy.tolist() == np.concatenate(greedy).tolist()
+    hits = [own.sum() for own in greedy]
+    accuracy = metrics["token_accuracy"]
+    assert accuracy.value == pytest.approx(sum(hits) / sum(counts))
+    gaps = [hit - accuracy.value * count for hit, count in zip(hits, counts, strict=True)]
+    spread = math.sqrt(10 / 9 * sum(gap * gap for gap in gaps)) / sum(counts)
+    assert accuracy.stderr == pytest.approx(spread)
     assert result.groups["own"].metrics["exact_match"].value == 1.0
     assert result.groups["random"].metrics["exact_match"].value == 0.0
     assert result.groups["own"].num_items == 5

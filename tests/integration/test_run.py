@@ -46,7 +46,6 @@ def read(path):
         *(f"models/{v}/adapter_model.safetensors" for v in VARIANTS),
         *(f"models/{v}/training.jsonl" for v in VARIANTS),
         *(f"evaluation/{v}/heldout.json" for v in ("base", *VARIANTS)),
-        *(f"evaluation/{v}/heldout.items.csv" for v in ("base", *VARIANTS)),
         *(f"report/{f}" for f in ("index.html", "inspector.html")),
         *(f"report/results.{form}" for form in ("json", "md", "csv")),
     ],

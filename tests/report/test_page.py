@@ -296,7 +296,7 @@ def test_differences_from_full_are_a_table_and_a_figure(output: Path) -> None:
 
 
 def test_without_pairs_the_values_are_drawn(run_dir: Path, decode: Decode) -> None:
-    for file in run_dir.glob("evaluation/*/*.items.csv"):
+    for file in run_dir.glob("evaluation/*/heldout.parquet"):
         file.unlink()
     page = Page(build(run_dir, decode) / "index.html")
     assert "Minus full" not in page.text

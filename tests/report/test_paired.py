@@ -12,8 +12,8 @@ from forgetting.method.comparison import share_difference
 from forgetting.report.paired import paired_results
 from forgetting.report.verdict import run_verdict
 from forgetting.rundir import layout
-from forgetting.rundir.heldout_losses import write_heldout
-from forgetting.rundir.item_scores import ItemScores, read_item_scores, write_item_scores
+from forgetting.rundir.heldout_losses import read_heldout_hits, write_heldout
+from forgetting.rundir.item_scores import ItemScores, write_item_scores
 from forgetting.rundir.reader import RunReader
 from forgetting.rundir.results import Group, TaskResult, write_result
 from forgetting.rundir.samples import Samples
@@ -31,36 +31,56 @@ def folder(run_dir: Path, variant: str) -> Path:
     return layout.evaluation_dir(run_dir, variant)
 
 
-def write_losses(run_dir: Path, **losses) -> Samples:
-    samples = Samples.read(layout.split_file(layout.data_dir(run_dir), "heldout"))
+def write_scores(run_dir: Path, variant: str, task: str, items: np.ndarray) -> None:
+    scores = {"acc": (items % 2).astype(float)}
+    write_item_scores(folder(run_dir, variant), task, ItemScores(items, scores))
+
+
+def heldout(run_dir: Path) -> Samples:
+    return Samples.read(layout.split_file(layout.data_dir(run_dir), "heldout"))
+
+
+def hits(run_dir: Path, variant: str) -> np.ndarray:
+    """Right tokens of each sample."""
+    samples = heldout(run_dir)
+    each = np.ones(samples.response_ids.size)
+    return read_heldout_hits(folder(run_dir, variant), samples, each)
+
+
+def write_losses(run_dir: Path, **losses) -> None:
+    samples = heldout(run_dir)
     for variant, values in losses.items():
-        write_heldout(folder(run_dir, variant), samples, -values)
-    return samples
+        write_heldout(folder(run_dir, variant), samples, -values, np.zeros(values.size, bool))
 
 
 def test_exact_match_is_compared_over_all_samples_and_over_each_source(run_dir: Path) -> None:
     found = compare(run_dir)
     assert found.baseline == "full"
-    own, rival = (
-        read_item_scores(folder(run_dir, v), "heldout").scores["exact_match"] > 0
-        for v in ("forgetting", "full")
-    )
+    samples = heldout(run_dir)
+    counts = samples.num_response_tokens
+    own, rival = (hits(run_dir, v) == counts for v in ("forgetting", "full"))
+    assert own.sum() == 50
     assert found.differences["forgetting", EXACT] == share_difference(own, rival)
-    samples = Samples.read(layout.split_file(layout.data_dir(run_dir), "heldout"))
     sources = np.array(samples.table["source"].to_pylist())
     for name in ("addition", "world"):
         wanted = share_difference(own[sources == name], rival[sources == name])
         assert found.differences["forgetting", f"{EXACT}/{name}"] == wanted
     assert ("base", EXACT) in found.differences
     assert not [key for key in found.differences if key[0] == "full"]
+    # The share of right tokens, by hand.
+    gap = (hits(run_dir, "forgetting").sum() - hits(run_dir, "full").sum()) / counts.sum()
+    tokens = found.differences["forgetting", "heldout/token_accuracy"]
+    assert tokens.value == pytest.approx(gap)
+    assert tokens.low < gap < tokens.high
 
 
 def test_the_loss_is_compared_by_the_sums_of_samples(run_dir: Path) -> None:
     rng = np.random.default_rng(0)
-    number = write_losses(run_dir).response_ids.size
+    samples = heldout(run_dir)
+    number = samples.response_ids.size
     full = rng.exponential(1, number)
     own = full + rng.normal(0.1, 0.2, number)
-    samples = write_losses(run_dir, full=full, forgetting=own, base=full * np.nan)
+    write_losses(run_dir, full=full, forgetting=own, base=full * np.nan)
     found = compare(run_dir)
     # Two groups by hand: the ratio of sums, and the verdict's interval for the whole.
     sources = np.array(samples.table["source"].to_pylist())
@@ -77,11 +97,13 @@ def test_the_loss_is_compared_by_the_sums_of_samples(run_dir: Path) -> None:
 
 
 def test_other_items_are_not_paired(run_dir: Path) -> None:
-    scores = read_item_scores(folder(run_dir, "forgetting"), "heldout")
-    fewer = ItemScores(scores.items[:-1], {k: v[:-1] for k, v in scores.scores.items()})
-    write_item_scores(folder(run_dir, "forgetting"), "heldout", fewer)
-    layout.items_file(folder(run_dir, "ignoring"), "heldout").unlink()
-    assert {variant for variant, _ in compare(run_dir).differences} == {"base"}
+    write_scores(run_dir, "full", "boolq", np.arange(5))
+    write_scores(run_dir, "forgetting", "boolq", np.arange(4))
+    write_scores(run_dir, "base", "boolq", np.arange(5))
+    layout.heldout_file(folder(run_dir, "ignoring")).unlink()
+    found = compare(run_dir).differences
+    assert {variant for variant, key in found if key == "boolq/acc"} == {"base"}
+    assert {variant for variant, key in found if key == EXACT} == {"base", "forgetting"}
 
 
 def test_scores_between_0_and_1_have_the_interval_of_the_t_test(run_dir: Path) -> None:

@@ -65,7 +65,7 @@ def measure(path, **losses):
     for variant, values in losses.items():
         folder = layout.evaluation_dir(path, variant)
         folder.mkdir(parents=True, exist_ok=True)
-        write_heldout(folder, heldout(path), -values)
+        write_heldout(folder, heldout(path), -values, values < 0)
 
 
 def judge(path, posterior):

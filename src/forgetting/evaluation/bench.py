@@ -19,7 +19,7 @@ from forgetting.models.adapters import SharedBase
 from forgetting.models.prompting import prompting_tokenizer, uses_template
 from forgetting.rundir import layout
 from forgetting.rundir.heldout_losses import write_heldout
-from forgetting.rundir.item_scores import ItemScores, write_item_scores
+from forgetting.rundir.item_scores import write_item_scores
 from forgetting.rundir.processes import ALONE, Processes
 from forgetting.rundir.results import (
     TaskResult,
@@ -94,9 +94,7 @@ class Bench:
                 samples = Samples.read(heldout)
                 measured_here = self._measure_heldout(model, variant, samples)
                 if self._processes.is_main:
-                    write_heldout(output, samples, measured_here.log_probs)
-                    exact = {"exact_match": measured_here.exact_match}
-                    write_item_scores(output, HELDOUT, ItemScores(samples.sample_ids, exact))
+                    write_heldout(output, samples, measured_here.log_probs, measured_here.is_greedy)
                 self._write_result(output, variant, measured_here.result)
             done = sum(request.task in measured for request in requests)
             with progress(f"Evaluating {variant} on tasks", len(requests), done) as advance:

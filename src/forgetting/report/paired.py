@@ -21,14 +21,13 @@ from forgetting.method.comparison import (
 )
 from forgetting.report.verdict import BASELINE, Verdict
 from forgetting.rundir import layout
-from forgetting.rundir.heldout_losses import read_heldout_losses
-from forgetting.rundir.item_scores import ItemScores, read_item_scores
+from forgetting.rundir.heldout_losses import read_heldout_hits, read_heldout_losses
+from forgetting.rundir.item_scores import read_item_scores
 from forgetting.rundir.reader import RunReader
 from forgetting.rundir.results import Evaluation
 from forgetting.rundir.samples import Samples
 
 HELDOUT = "heldout"
-_Groups = Mapping[str, NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -78,65 +77,72 @@ def paired_results(run: RunReader, verdict: Verdict | None = None) -> Paired | N
 def _of_task(
     run: RunReader, task: str, variants: Iterable[str], baseline: str
 ) -> dict[tuple[str, str], Difference]:
-    folder = layout.evaluation_dir(run.path, baseline)
-    samples = _heldout_samples(run) if task == HELDOUT else None
-    groups = {} if samples is None else _sources(samples)
+    if task == HELDOUT:
+        return _of_heldout(run, variants, baseline)
     found: dict[tuple[str, str], Difference] = {}
-    rival = read_item_scores(folder, task)
+    rival = read_item_scores(layout.evaluation_dir(run.path, baseline), task)
     for variant in variants:
         own = read_item_scores(layout.evaluation_dir(run.path, variant), task)
         if rival is None or own is None or not np.array_equal(own.items, rival.items):
             continue
-        for key, difference in _of_items(own, rival, groups).items():
-            found[variant, f"{task}/{key}"] = difference
-    if samples is None:
-        return found
-    losses = {
-        name: read_heldout_losses(
-            layout.evaluation_dir(run.path, name), samples, np.ones(samples.response_ids.size)
-        )
-        for name in (baseline, *variants)
-    }
-    counts = samples.num_response_tokens.astype(np.float64)
-    rivals = losses.pop(baseline)
-    for variant, values in losses.items():
-        if values is None or rivals is None or not np.isfinite(values - rivals).all():
-            continue
-        for group, own_rows in groups.items():
-            key = "/".join(filter(None, (HELDOUT, "loss", group)))
-            found[variant, key] = ratio_difference(
-                values[own_rows], rivals[own_rows], counts[own_rows]
-            )
-    return found
-
-
-def _heldout_samples(run: RunReader) -> Samples | None:
-    file = layout.split_file(layout.data_dir(run.path), "heldout")
-    return Samples.read(file) if file.is_file() else None
-
-
-def _sources(samples: Samples) -> _Groups:
-    """Masks of the samples: all under the empty name, and each source."""
-    sources = np.asarray(samples.table["source"].to_pylist(), dtype=object)
-    everything = {"": np.ones(len(samples), bool)}
-    return everything | {str(name): sources == name for name in sorted(set(sources))}
-
-
-def _of_items(own: ItemScores, rival: ItemScores, groups: _Groups) -> dict[str, Difference]:
-    """By `metric` or `metric/group`."""
-    found = {}
-    rows = groups or {"": np.ones(len(own.items), bool)}
-    for metric in own.scores.keys() & rival.scores.keys():
-        one, other = own.scores[metric], rival.scores[metric]
-        is_share = np.isin(np.concatenate([one, other]), (0, 1)).all()
-        for group, members in rows.items():
-            if len(members) != len(one) or not members.any():
+        for metric in own.scores.keys() & rival.scores.keys():
+            one, other = own.scores[metric], rival.scores[metric]
+            if not len(one):
                 continue
-            pair = one[members], other[members]
-            found["/".join(filter(None, (metric, group)))] = (
-                share_difference(pair[0] > 0, pair[1] > 0) if is_share else mean_difference(*pair)
+            is_share = np.isin(np.concatenate([one, other]), (0, 1)).all()
+            found[variant, f"{task}/{metric}"] = (
+                share_difference(one > 0, other > 0) if is_share else mean_difference(one, other)
             )
     return found
+
+
+def _of_heldout(
+    run: RunReader, variants: Iterable[str], baseline: str
+) -> dict[tuple[str, str], Difference]:
+    """Over all samples and over each source."""
+    file = layout.split_file(layout.data_dir(run.path), "heldout")
+    if not file.is_file():
+        return {}
+    samples = Samples.read(file)
+    sources = np.asarray(samples.table["source"].to_pylist(), dtype=object)
+    groups = {"": np.ones(len(samples), bool)}
+    groups |= {str(name): sources == name for name in sorted(set(sources))}
+    counts = samples.num_response_tokens.astype(np.float64)
+    rivals = _sums(run, baseline, samples)
+    found: dict[tuple[str, str], Difference] = {}
+    for variant in variants if rivals is not None else ():
+        own = _sums(run, variant, samples)
+        if own is None or rivals is None:
+            continue
+        for group, rows in groups.items():
+            hits, rival_hits = own.hits[rows], rivals.hits[rows]
+            of_group = {
+                "exact_match": share_difference(hits == counts[rows], rival_hits == counts[rows]),
+                "token_accuracy": ratio_difference(hits, rival_hits, counts[rows]),
+            }
+            # A model that diverged has losses that are not finite.
+            if np.isfinite(own.losses - rivals.losses).all():
+                of_group["loss"] = ratio_difference(
+                    own.losses[rows], rivals.losses[rows], counts[rows]
+                )
+            for metric, difference in of_group.items():
+                found[variant, "/".join(filter(None, (HELDOUT, metric, group)))] = difference
+    return found
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over the response tokens of each held-out sample, shape (samples,)."""
+
+    losses: NDArray[np.float64]
+    hits: NDArray[np.float64]
+
+
+def _sums(run: RunReader, variant: str, samples: Samples) -> _Sums | None:
+    folder, each = layout.evaluation_dir(run.path, variant), np.ones(samples.response_ids.size)
+    losses = read_heldout_losses(folder, samples, each)
+    hits = read_heldout_hits(folder, samples, each)
+    return None if losses is None or hits is None else _Sums(losses, hits)
 
 
 def _of_suite(

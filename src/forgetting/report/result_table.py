@@ -26,8 +26,8 @@ HELDOUT_METRICS = ("exact_match", "loss", "perplexity")
 # Below this a model answers almost nothing correctly, differences are chance, and loss says more.
 LEAST_EXACT_MATCH = 0.02
 SHARES = re.compile(r"acc|exact_match|^em$|^f1$|^mc[12]$|^average$")
-# Shares of items that are right or wrong, unlike F1 or an average of tasks.
-COUNTED = re.compile(r"acc|exact_match|^em$|^mc1$")
+# Shares of items that are right or wrong, unlike F1, an average of tasks, or a share of tokens.
+COUNTED = re.compile(r"(?<!token_)acc|exact_match|^em$|^mc1$")
 INTERVALS = (
     f"Brackets hold {100 * LEVEL:.0f}% intervals. A share has Wilson's, and a difference is paired "
     "over the items."

@@ -1,7 +1,7 @@
-"""Log-probabilities of held-out response tokens under the models of a run, one file a model.
+"""What the models of a run make of each held-out response token, one file a model.
 
-`write_heldout` writes what `evaluate` measured, and `read_heldout_losses` sums it for each
-sample with weights that may come later, such as those of the detector.
+`write_heldout` writes what `evaluate` measured. `read_heldout_losses` and `read_heldout_hits` sum
+it for each sample with weights that may come later, such as those of the detector.
 """
 
 from __future__ import annotations
@@ -16,17 +16,27 @@ from forgetting.errors import InputError
 from forgetting.rundir import layout
 from forgetting.rundir.samples import ResponseWriter, Samples, list_column, read_table
 
+COLUMNS = {"log_probs": pa.float32(), "is_greedy": pa.bool_()}
 
-def write_heldout(folder: Path, samples: Samples, log_probs: NDArray[np.floating]) -> None:
-    """Write the log-probabilities into the folder of a variant's evaluation.
+
+def write_heldout(
+    folder: Path,
+    samples: Samples,
+    log_probs: NDArray[np.floating],
+    is_greedy: NDArray[np.bool_],
+) -> None:
+    """Write what was measured into the folder of a variant's evaluation.
 
     Args:
         samples: the held-out samples.
-        log_probs: shape (response tokens,).
+        log_probs: log-probability of each response token, shape (response tokens,).
+        is_greedy: whether it is the most likely one, same shape.
     """
     file = layout.heldout_file(folder)
-    with ResponseWriter(file, samples.fingerprint, {"log_probs": pa.float32()}) as writer:
-        writer.write_group(samples.sample_ids, samples.response_starts, log_probs)
+    with ResponseWriter(file, samples.fingerprint, COLUMNS) as writer:
+        writer.write_group(
+            samples.sample_ids, samples.response_starts, log_probs, is_greedy.astype(bool)
+        )
 
 
 def read_heldout_losses(
@@ -45,18 +55,35 @@ def read_heldout_losses(
     Raises:
         InputError: the file is damaged, or belongs to other tokens.
     """
-    file = layout.heldout_file(folder)
-    if not file.is_file():
+    log_probs = _read(folder, samples, "log_probs")
+    if log_probs is None:
         return None
-    log_probs, starts = list_column(read_table(file, samples.fingerprint), "log_probs")
-    if not np.array_equal(starts, samples.response_starts):
-        raise InputError(
-            f"{file} does not hold one log-probability for each response token. Evaluate again "
-            "with `forgetting evaluate`"
-        )
     # A model that diverged has values that are not finite.
     with np.errstate(invalid="ignore"):
         return sums_of_samples(samples, -log_probs.astype(np.float64) * weights)
+
+
+def read_heldout_hits(
+    folder: Path, samples: Samples, weights: NDArray[np.floating]
+) -> NDArray[np.float64] | None:
+    """Sum of the weights of the response tokens that greedy decoding gives, shape (samples,);
+    arguments, None and errors as for `read_heldout_losses`."""
+    is_greedy = _read(folder, samples, "is_greedy")
+    return None if is_greedy is None else sums_of_samples(samples, is_greedy * weights)
+
+
+def _read(folder: Path, samples: Samples, column: str) -> NDArray | None:
+    """A column, shape (response tokens,); None if the model was not measured."""
+    file = layout.heldout_file(folder)
+    if not file.is_file():
+        return None
+    values, starts = list_column(read_table(file, samples.fingerprint), column)
+    if not np.array_equal(starts, samples.response_starts):
+        raise InputError(
+            f"{file} does not hold one value for each response token. Evaluate again with "
+            "`forgetting evaluate`"
+        )
+    return values
 
 
 def sums_of_samples(samples: Samples, values: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -1,0 +1,90 @@
+"""Cells of the evidence: recipes that the product accepts, and corpora of the asked size."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from experiments.real.__main__ import main
+from experiments.real.cells import (
+    Cell,
+    all_cells,
+    make_recipe,
+    measures,
+    quick_cells,
+    write_corpus,
+)
+from forgetting.errors import InputError
+from forgetting.method import MEASURES
+
+
+def write_alpaca(folder, number):
+    train = folder / "train"
+    (train / "flan_v2_cot").mkdir(parents=True)
+    rows = [
+        {"instruction": f"Say {i}", "input": "", "output": f"The number {i} is what you want."}
+        for i in range(number)
+    ]
+    (train / "alpaca_data.json").write_text(json.dumps(rows))
+    for name in ("creak", "gsm8k", "qasc", "strategyqa"):
+        line = f"Is this a question of {name} that is long enough?\tyes\tIt is, since it is."
+        (train / "flan_v2_cot" / f"{name}_train.tsv").write_text(line)
+    return folder
+
+
+def test_names_are_unique_and_recipes_are_valid(tmp_path):
+    cells = all_cells()
+    assert len({cell.name for cell in cells}) == len(cells)
+    for cell in [*cells, *quick_cells()]:
+        recipe = make_recipe(cell, tmp_path / "corpus.jsonl", cell.num_records, tmp_path)
+        assert recipe.data.num_train == cell.num_train
+        assert recipe.seed == cell.seed
+
+
+def test_the_paper_cell_has_the_settings_of_the_paper(tmp_path):
+    cell = next(cell for cell in all_cells() if cell.task == "paper")
+    recipe = make_recipe(cell, tmp_path / "corpus.jsonl", cell.num_records, tmp_path)
+    training = recipe.training
+    assert training.lora is not None
+    assert (training.lora.rank, training.lora.alpha) == (64, 16)
+    assert (training.learning_rate, training.batch_size, training.epochs) == (1e-4, 24, 1)
+    forgetting = recipe.variants["forgetting"]
+    assert forgetting.selection.rho == 0.7
+    assert forgetting.selection.quality == "influence"
+    assert (forgetting.forgetting.term, forgetting.forgetting.t_max) == ("ga", 0.25)
+
+
+def test_a_corpus_that_is_too_small_gives_fewer_samples(tmp_path):
+    cell = Cell("finding", "oasst", 0.15, num_train=400, num_reference=100)
+    assert make_recipe(cell, tmp_path / "c.jsonl", 350, tmp_path).data.num_train == 250
+
+
+def test_measures_without_a_reference_do_not_need_one():
+    assert "influence" not in measures(with_reference=False)
+    assert {"base_loss", "entropy_gap", "detector"} <= set(measures(with_reference=False))
+    assert measures(with_reference=True) == list(MEASURES)
+
+
+def test_the_corpus_is_written_with_its_noise(tmp_path):
+    data = write_alpaca(tmp_path / "data", 700)
+    cell = Cell("training", "alpaca", 0.25, num_train=100, num_reference=20, num_heldout=40)
+    write_corpus(cell, data, tmp_path / "corpus.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "corpus.jsonl").read_text().splitlines()]
+    assert len(rows) == 160
+    assert sum(bool(row["noise_spans"]) for row in rows) == 40
+    assert all((row["noise_kind"] is None) == (not row["noise_spans"]) for row in rows)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"alpaca_data\.json is missing"):
+        write_corpus(Cell("finding", "alpaca", 0.0), tmp_path, tmp_path / "corpus.jsonl")
+
+
+def test_one_command_a_cell(tmp_path, capsys):
+    output = tmp_path / "real"
+    assert main([str(tmp_path), "--quick", "--list", "--output", str(output)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(quick_cells())
+    assert all("--quick" in line and line.split()[-1] in line for line in lines)
+    assert main([str(tmp_path), "--cell", "finding-alpaca-16-1", "--output", str(output)]) == 2
