@@ -137,7 +137,8 @@ def test_the_base_and_every_variant_are_measured_on_the_same_samples(run):
         result = read(run / "evaluation" / variant / "heldout.json")
         assert (result["variant"], result["task"]) == (variant, "heldout")
         assert result["num_items"] == 8
-        assert result["metrics"].keys() == {"exact_match", "loss", "perplexity"}
+        metrics = {"exact_match", "token_accuracy", "loss", "perplexity"}
+        assert result["metrics"].keys() == metrics
         losses[variant] = result["metrics"]["loss"]["value"]
     assert len(set(losses.values())) == 4
     assert losses["full"] < losses["base"]
