@@ -15,6 +15,7 @@ import pyarrow as pa
 import yaml
 
 from forgetting.rundir import layout
+from forgetting.rundir.heldout_losses import write_heldout
 from forgetting.rundir.manifest import Manifest, StageEntry
 from forgetting.rundir.results import Group, Metric, TaskResult, write_result
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, write_table
@@ -115,8 +116,18 @@ def write_run(
             }
             write_evaluation(run_dir, variant, "heldout", heldout, groups)
             write_evaluation(run_dir, variant, "boolq", {"acc,none": metric(0.5 + exact / 9, 0.02)})
+            _write_heldout(run_dir, variant, samples, exact)
     _write_manifest(run_dir)
     return run_dir
+
+
+def _write_heldout(run_dir: Path, variant: str, samples: Samples, exact: float) -> None:
+    """The right answers of a better model include those of a worse one. Without losses, so that no
+    model is chosen."""
+    is_right = np.arange(len(samples)) < round(exact * len(samples))
+    is_greedy = samples.per_response_token(is_right)
+    log_probs = np.full(len(is_greedy), np.nan)
+    write_heldout(layout.evaluation_dir(run_dir, variant), samples, log_probs, is_greedy)
 
 
 def _write_manifest(run_dir: Path) -> None:

@@ -7,11 +7,13 @@ model minus that of training on all tokens, the lower half the AUROC of each mea
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -47,8 +49,10 @@ GAP = 0.3
 """Gap between the columns of all kinds of noise and those of one kind, in columns."""
 CELL_WIDTH, CELL_HEIGHT = 0.5, 0.21
 """In inches."""
-TITLE_WIDTH = 3.6
-"""Width of the longest title of a panel, in inches."""
+TITLE_SIZE, NAME_SIZE, SUPTITLE_SIZE = 8, 7, 9
+"""Font sizes in points."""
+PAD = 0.3
+"""Room next to a text, in inches."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +65,35 @@ class _Panel:
 
 def write_figure(figures: Figures, title: str, folder: Path) -> None:
     """Write `figure.svg` and `figure.png`, or nothing if nothing was measured."""
+    figure = draw_figure(figures, title)
+    if figure is None:
+        return
+    with matplotlib.rc_context(SETTINGS):
+        figure.savefig(folder / "figure.svg", metadata={"Date": None})
+        figure.savefig(folder / "figure.png", dpi=160, metadata={"Software": None})
+
+
+def draw_figure(figures: Figures, title: str) -> Figure | None:
+    """The map; None if nothing was measured. It is as wide as its titles need, because titles take
+    no part in the layout and would overprint each other."""
     panels = _panels(figures)
     if not panels:
-        return
+        return None
     worlds = list(dict.fromkeys(panel.world for panel in panels))
     by_world = [[panel for panel in panels if panel.world == world] for world in worlds]
     heights = [len(panel.rows) for panel in by_world[0]]
     places = _places(columns(figures))
     width = max(places.values()) + 1
     with matplotlib.rc_context(SETTINGS):
+        whole = f"{title}\n{SUBTITLE}"
+        titles = [_title(panel) for panel in panels]
+        names = [name for panel in panels for name in panel.rows]
+        panel_width = max(CELL_WIDTH * width, *_widths(titles, TITLE_SIZE)) + PAD
         size = (
-            1.8 + len(worlds) * max(CELL_WIDTH * width + 0.4, TITLE_WIDTH),
+            max(
+                max(_widths(names, NAME_SIZE)) + 2 * PAD + len(worlds) * panel_width,
+                max(_widths([whole], SUPTITLE_SIZE)) + PAD,
+            ),
             1.3 + sum(CELL_HEIGHT * height + 0.75 for height in heights),
         )
         figure = Figure(figsize=size, layout="constrained", facecolor="white")
@@ -85,9 +107,21 @@ def write_figure(figures: Figures, title: str, folder: Path) -> None:
         for place, of_world in enumerate(by_world):
             for row, panel in enumerate(of_world):
                 _draw(grid[row][place], panel, figures, places, shows_names=place == 0)
-        figure.suptitle(f"{title}\n{SUBTITLE}", fontsize=9)
-        figure.savefig(folder / "figure.svg", metadata={"Date": None})
-        figure.savefig(folder / "figure.png", dpi=160, metadata={"Software": None})
+        figure.suptitle(whole, fontsize=SUPTITLE_SIZE)
+    return figure
+
+
+def _widths(texts: Sequence[str], size: float) -> list[float]:
+    """Widths of texts in inches, as matplotlib sets them."""
+    ground = Figure()
+    renderer = FigureCanvasAgg(ground).get_renderer()
+    drawn = [ground.text(0, 0, text, fontsize=size) for text in texts]
+    return [text.get_window_extent(renderer).width / ground.dpi for text in drawn]
+
+
+def _title(panel: _Panel) -> str:
+    what = "accuracy − full, points" if panel.figure == TO_FULL else "AUROC against all noise"
+    return f"{panel.world}, D_ref {panel.reference}: {what}"
 
 
 def _panels(figures: Figures) -> list[_Panel]:
@@ -154,10 +188,9 @@ def _draw(
     axes.set_yticks(
         [row + 0.5 for row in range(len(panel.rows))],
         list(panel.rows) if shows_names else [""] * len(panel.rows),
-        fontsize=7,
+        fontsize=NAME_SIZE,
     )
-    what = "accuracy − full, points" if panel.figure == TO_FULL else "AUROC against all noise"
-    axes.set_title(f"{panel.world}, D_ref {panel.reference}: {what}", loc="left", fontsize=8)
+    axes.set_title(_title(panel), loc="left", fontsize=TITLE_SIZE)
 
 
 def _cell(

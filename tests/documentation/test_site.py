@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from scipy import stats
 
 import forgetting
 from forgetting import Recipe, errors
@@ -138,8 +139,34 @@ def test_the_pages_are_short():
 
 def test_the_readmes_figures_are_those_of_the_page():
     page = (DOCS / "background" / "when-it-does-not-help.md").read_text(encoding="utf-8")
-    (row,) = re.findall(r"^\| all questions \|(.*)$", page, re.MULTILINE)
-    expected = re.findall(r"([\d.]+) ±", row)
+    (row,) = re.findall(r"^\| all questions \(1,000\) \|(.*)$", page, re.MULTILINE)
+    expected = re.findall(r"([\d.]+) \[", row)
+    assert len(expected) == 6
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     (shown,) = re.findall(r"^\| base \|.*\n\|[-:|]+\|\n\|(.*)\|$", readme, re.MULTILINE)
     assert [cell.strip(" %") for cell in shown.split("|")] == expected
+
+
+def test_the_pages_intervals_are_those_of_its_counts():
+    page = (DOCS / "background" / "when-it-does-not-help.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [\w ]+ \(([\d,]+)\) \|(.*)$", page, re.MULTILINE)
+    assert len(rows) == 5
+    for number, row in rows:
+        items = int(number.replace(",", ""))
+        for value, low, high in re.findall(r"([\d.]+) \[([\d.]+), ([\d.]+)\]", row):
+            hits = round(float(value) / 100 * items)
+            assert f"{100 * hits / items:.1f}" == value
+            found = stats.binomtest(hits, items).proportion_ci(0.9, method="wilson")
+            assert (f"{100 * found.low:.1f}", f"{100 * found.high:.1f}") == (low, high)
+
+
+def test_pictures_are_small_and_shown():
+    pages = [(ROOT / "README.md"), *DOCS.rglob("*.md")]
+    shown = {
+        (page.parent / target).resolve()
+        for page in pages
+        for target in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    }
+    pictures = set(DOCS.rglob("*.png"))
+    assert pictures == {path for path in shown if path.suffix == ".png"}
+    assert all(picture.stat().st_size < 200_000 for picture in pictures)

@@ -70,7 +70,9 @@ def test_a_cut_off_evaluation_does_only_the_tasks_without_a_result(
     monkeypatch.setattr(Harness, "measure", noted)
     with pytest.raises(KeyboardInterrupt):
         EVALUATE.step(recipe, "base").execute(tmp_path, work)
-    assert {f.name for f in work.output.iterdir()} == {"one.json", "one.samples.jsonl"}
+    assert {f.name for f in work.output.iterdir()} == {
+        *("one.json", "one.items.csv", "one.samples.jsonl")
+    }
     EVALUATE.step(recipe, "base").execute(tmp_path, work)
     assert measured == ["one", "two", "two", "three"]
     whole = Work(tmp_path / "whole")
@@ -78,7 +80,7 @@ def test_a_cut_off_evaluation_does_only_the_tasks_without_a_result(
     EVALUATE.step(recipe, "base").execute(tmp_path, whole)
     files = {f.name: f.read_text() for f in whole.output.iterdir()}
     assert {f.name: f.read_text() for f in work.output.iterdir()} == files
-    assert sorted(name for name in files if "samples" not in name) == [
+    assert sorted(name for name in files if name.endswith(".json")) == [
         "one.json",
         "pair.json",
         "three.json",

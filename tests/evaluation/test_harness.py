@@ -13,6 +13,8 @@ import yaml
 from forgetting.config import EvaluationSettings
 from forgetting.errors import InputError
 from forgetting.evaluation import Harness
+from forgetting.evaluation.harness import item_scores
+from forgetting.rundir.results import Metric
 from tests.conftest import byte_tokenizer
 
 METRIC = {
@@ -95,7 +97,34 @@ def test_a_task_has_settings_of_its_own(measure, local_task):
     folder = str(local_task[0])
     asked = {"task": "stones", "num_fewshot": 2, "limit": 5}
     (result,) = measure([asked], include_path=folder, limit=3, num_fewshot=1)
-    assert (result.num_fewshot, result.num_items) == (2, 3)
+    assert (result.num_fewshot, result.num_items) == (2, 5)
+    assert result.notes == ["the first 5 of the 6 items of stones"]
+
+
+def test_the_scores_of_items_are_those_whose_mean_is_the_result(model, tokenizer, local_task):
+    settings = EvaluationSettings(tasks=["stones"], include_path=str(local_task[0]), limit=5)
+    harness = Harness(settings, tokenizer)
+    measured = harness.measure(model, harness.requests[0])
+    found = measured.items["stones"]
+    assert found.items.tolist() == [0, 1, 2, 3, 4]
+    assert set(found.scores["acc"].tolist()) <= {0.0, 1.0}
+    assert found.scores["acc"].mean() == measured.results[-1].metrics["acc"].value
+    # Answers are kept only if the recipe says so.
+    assert measured.samples == {}
+
+
+def test_metrics_that_are_no_means_have_no_scores_of_items():
+    rows = [
+        {"filter": "none", "doc_id": i, "metrics": ["acc", "f1", "pair"], "acc": float(i), "f1": i}
+        | {"pair": (i, i)}
+        for i in range(3)
+    ]
+    figures = {name: Metric(value=1.0, stderr=None, higher_is_better=True) for name in ("acc",)}
+    figures["f1"] = figures["acc"].model_copy(update={"value": 0.7})
+    figures["pair"] = figures["acc"]
+    found = item_scores(rows, figures)
+    assert list(found.scores) == ["acc"]
+    assert found.scores["acc"].tolist() == [0, 1, 2]
 
 
 def test_examples_that_a_task_refuses_are_noted(measure, local_task):

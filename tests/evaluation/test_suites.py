@@ -71,6 +71,7 @@ def test_the_average_is_of_members_and_its_error_that_of_independent_figures():
     assert average.value == pytest.approx((0.9 + of_b) / 2)
     assert average.stderr == pytest.approx(math.sqrt(0.03**2 + error_of_b**2) / 2)
     assert row.num_items == 40
+    assert row.members == {"A": ["a/acc"], "B": ["b1/acc", "b2/acc", "b3/acc"]}
     without = {**values, "a": (0.9, None)}
     row = suite_result(suite, {task: result(task, *pair) for task, pair in without.items()})
     assert row.metrics["average"].stderr is None
@@ -98,6 +99,16 @@ def test_a_metric_is_found_by_its_filter():
 )
 def test_the_smallest_limit_counts(limits, number):
     assert Request("truthfulqa_mc2", limits=limits).num_items(817) == number
+
+
+def test_a_tasks_own_limit_replaces_the_recipes_and_a_suites_members_keep_theirs():
+    tasks = [{"task": "gsm8k", "limit": 200}, "hellaswag", {"task": "paper", "limit": 5}]
+    requests, _ = plan(tasks, limit=100)
+    limits = {request.task: request.limits for request in requests}
+    assert (limits["gsm8k"], limits["hellaswag"]) == ((200,), (100,))
+    assert (limits["boolq"], limits["tydiqa_goldp_en"]) == ((0.99, 5), (100, 5))
+    requests, _ = plan(["paper"], limit=20)
+    assert {request.limits for request in requests} == {(0.99, 20), (100, 20)}
 
 
 def test_suites_say_their_own_shots_and_tasks_take_the_recipes():

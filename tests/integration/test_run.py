@@ -137,7 +137,8 @@ def test_the_base_and_every_variant_are_measured_on_the_same_samples(run):
         result = read(run / "evaluation" / variant / "heldout.json")
         assert (result["variant"], result["task"]) == (variant, "heldout")
         assert result["num_items"] == 8
-        assert result["metrics"].keys() == {"exact_match", "loss", "perplexity"}
+        metrics = {"exact_match", "token_accuracy", "loss", "perplexity"}
+        assert result["metrics"].keys() == metrics
         losses[variant] = result["metrics"]["loss"]["value"]
     assert len(set(losses.values())) == 4
     assert losses["full"] < losses["base"]
@@ -148,6 +149,16 @@ def test_the_report_holds_every_variant(run):
     results = read(run / "report" / "results.json")["results"]
     assert {result["variant"] for result in results} == {"base", *VARIANTS}
     assert all(variant in page for variant in ("base", *VARIANTS))
+    # Differences to `full` are those of the losses, over the same samples.
+    losses = {r["variant"]: r for r in results if (r["metric"], r["group"]) == ("loss", None)}
+    for variant in ("base", *SELECTING):
+        found = losses[variant]["difference"]
+        gap = losses[variant]["value"] - losses["full"]["value"]
+        assert found["value"] == pytest.approx(gap, rel=1e-4)
+        assert (found["minus"], found["num_pairs"]) == ("full", 8)
+        assert found["low"] < found["value"] < found["high"]
+    exact = [r for r in results if r["metric"] == "exact_match" and r["variant"] == "forgetting"]
+    assert exact[0]["difference"]["num_pairs"] == 8
 
 
 @pytest.mark.slow

@@ -93,18 +93,54 @@ def test_light_dark_and_paper(page: Any) -> None:
         assert abs(title - ground) > 90
 
 
-def test_paper_shows_what_is_folded(page: Any) -> None:
-    folded = "return [...document.querySelectorAll('details table, details pre')].map(e => e.{})"
-    shown = folded.format("checkVisibility()")
-    assert not any(page.execute_script(shown))
+def test_on_paper_it_takes_two_pages(page: Any) -> None:
+    """With results, differences, setup and training, and without what can only be clicked."""
+    shown = "return document.querySelector(arguments[0]).checkVisibility()"
+    on_paper = ("#results-by-variant", "#differences", "#chosen", ".paper")
+    only_on_screen = ("#worst", "#splits", "#recipe", "nav", ".csv", "details", "#tokens")
+    names = (*on_paper, *only_on_screen)
+    on_screen = {name: page.execute_script(shown, name) for name in names}
+    assert all(on_screen[name] for name in only_on_screen)
+    assert not on_screen[".paper"]
     emulate(page, "print", "light")
-    assert all(page.execute_script(shown))
-    buttons = "return getComputedStyle(document.querySelector('.csv')).display"
-    assert page.execute_script(buttons) == "none"
+    printed = {name: page.execute_script(shown, name) for name in names}
+    assert {name for name in names if printed[name]} == {n for n in names if n in on_paper}
+    assert page.execute_script(shown, "#training ~ .figures svg")
     emulate(page, "", "light")
-    pdf = base64.b64decode(page.execute_cdp_cmd("Page.printToPDF", {})["data"])
-    assert pdf.startswith(b"%PDF")
-    assert len(re.findall(rb"/Type ?/Page\b", pdf)) >= 3
+    # On A4, as the page says, and on the other common paper.
+    for given in ({"preferCSSPageSize": True}, {"paperWidth": 8.5, "paperHeight": 11.0}):
+        pdf = base64.b64decode(page.execute_cdp_cmd("Page.printToPDF", given)["data"])
+        assert pdf.startswith(b"%PDF")
+        assert len(re.findall(rb"/Type ?/Page\b", pdf)) == 2
+
+
+def test_on_a_phone_every_cell_is_on_the_screen_and_named(page: Any) -> None:
+    metrics = {"width": 400, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    page.execute_script("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    cells = page.execute_script(
+        "return [...document.querySelectorAll('tbody td')].map(cell => {"
+        "const box = cell.getBoundingClientRect();"
+        "const inside = Math.max(...[...cell.children].map(c => c.getBoundingClientRect().right));"
+        "return [box.left, Math.max(box.right, inside), cell.dataset.column,"
+        " getComputedStyle(cell, '::before').content]; })"
+    )
+    assert len(cells) > 100
+    for left, right, column, before in cells:
+        assert 0 <= left < right <= 400
+        assert column
+        assert before not in ("none", "normal")
+
+
+def test_a_table_that_is_too_wide_has_a_shadow_at_its_edge(page: Any) -> None:
+    metrics = {"width": 660, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    wide = page.execute_script(
+        "return [...document.querySelectorAll('.scroll')]"
+        ".filter(s => s.scrollWidth > s.clientWidth).map(s => getComputedStyle(s).backgroundImage)"
+    )
+    assert wide
+    assert all(image.count("linear-gradient") == 4 for image in wide)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

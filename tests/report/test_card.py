@@ -168,7 +168,7 @@ def test_results_have_their_errors_and_the_best_is_marked_only_where_it_differs(
     results = tabulate([evaluation("full", 0.9, 1.25), evaluation("forgetting", 0.1, 1.5)])
     _, text = written(recipe, results=results)
     assert "| | items | full | forgetting |" in text
-    assert "| held-out: exact match (%) | 640 | **90.0 ± 2.0** | 10.0 ± 2.0 |" in text
+    assert "| held-out: exact match (%) | 640 | **90.0 [87.9, 91.8]** | 10.0 [8.2, 12.1] |" in text
     assert "| held-out: loss | 640 | 1.250 ± 0.500 | 1.500 ± 0.500 |" in text
     assert "forgetting is 80.0 points below training on all tokens" in text
     assert "Not evaluated" in written(recipe)[1]

@@ -9,19 +9,22 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from forgetting.method.mixture import Component
+from forgetting.report.bars import Interval, intervals, negative_bars, result_bars
 from forgetting.report.counts import SplitLengths
+from forgetting.report.drawing import fit_titles, series_styles
 from forgetting.report.figures import (
     curve_figure,
     length_histogram,
     mixture_figure,
-    negative_bars,
     position_shares,
     quality_histogram,
     reliability_diagram,
-    result_bars,
-    series_styles,
 )
 from forgetting.report.result_table import tabulate
 from forgetting.rundir import layout
@@ -199,3 +202,59 @@ def test_a_reliability_diagram_has_a_point_and_a_bar_for_each_bin() -> None:
     assert len(heights) == 3
     assert heights == sorted(heights, reverse=True)
     assert reliability_diagram("calibration", []) is None
+
+
+def panels(rows: int, columns: int, title: str) -> Figure:
+    figure = Figure(figsize=(2.4 * columns, 2 * rows), layout="constrained")
+    for axes in np.ravel(figure.subplots(rows, columns, squeeze=False)):
+        axes.set_title(title, loc="left", fontsize=9)
+    return figure
+
+
+def boxes(figure: Figure) -> list[Bbox]:
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw_without_rendering()
+    return [
+        text.get_window_extent(renderer)
+        for text in figure.findobj(Text)
+        if text.get_visible() and text.get_text()
+    ]
+
+
+def overprinted(figure: Figure) -> int:
+    found = boxes(figure)
+    return sum(a.overlaps(b) for i, a in enumerate(found) for b in found[:i])
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (1, 3), (2, 2)])
+def test_titles_of_panels_do_not_overprint(rows: int, columns: int) -> None:
+    """Long titles are cut to the room up to the next panel; short ones stay as they are."""
+    figure = panels(rows, columns, "a title that is much longer than its panel is wide")
+    assert columns == 1 or overprinted(figure)
+    fit_titles(figure)
+    assert not overprinted(figure)
+    assert max(box.x1 for box in boxes(figure)) <= figure.bbox.x1
+    assert all(axes.get_title(loc="left").endswith("…") for axes in figure.axes)
+    # Without a cut before the layout, panels of no width would be left.
+    huge = panels(rows, columns, "a title " * 20)
+    fit_titles(huge)
+    assert not overprinted(huge)
+    assert min(axes.get_position().width for axes in huge.axes) > 0.5 / columns
+    short = panels(rows, columns, "short")
+    fit_titles(short)
+    assert {axes.get_title(loc="left") for axes in short.axes} == {"short"}
+
+
+def test_differences_are_drawn_from_zero_with_their_intervals() -> None:
+    styles = series_styles(["full", "weighted", "forgetting"])
+    near = {"weighted": Interval(-0.9, -2.3, 0.5, "-0.9 [-2.3, +0.5]")}
+    linear = intervals("a", "loss minus full", {"": near}, styles)
+    assert linear is not None
+    assert "-0.9 [-2.3, +0.5]" in linear
+    assert "logarithmic" not in linear
+    # An interval that would be invisible next to the largest difference.
+    far = near | {"forgetting": Interval(-86.0, -88.0, -84.0, "-86")}
+    both = intervals("a", "loss minus full", {"": far}, styles)
+    assert both is not None
+    assert "logarithmic on both sides of 0" in both
+    assert intervals("a", "loss", {}, styles) is None

@@ -15,9 +15,9 @@ from urllib.parse import unquote
 
 import pytest
 
-from forgetting.inspector.rendering import content_policy
+from forgetting.inspector.rendering import NUM_WORST, content_policy
 from forgetting.method.mixture import Component
-from forgetting.report import build_report
+from forgetting.report import build_report, results_table, worst_samples
 from forgetting.rundir import layout
 from forgetting.rundir.results import read_result, write_result
 from forgetting.rundir.selections import MixtureCurve, MixtureFit, MixtureSummary
@@ -70,6 +70,7 @@ def test_report_holds_all_sections(run_dir: Path, decode: Decode) -> None:
     assert summary.sentence in page.text
     assert page.headings == [
         "Setup",
+        "Worst samples",
         "Does quality find the noise?",
         "Training",
         "Selection",
@@ -143,7 +144,8 @@ def test_page_asks_for_nothing(run_dir: Path, decode: Decode) -> None:
     assert "script-src 'none'" in policies[0]
     assert not [a for _, a in page.tags if "style" in a]
     links = {a["href"] or "" for tag, a in page.tags if tag == "a"}
-    assert {link for link in links if not link.startswith(("#", "data:text/csv"))} <= {*ALL_FILES}
+    # The page may be mailed, so that no file lies beside it.
+    assert all(link.startswith(("#", "data:")) for link in links)
     assert not re.search(r"@import|url\(\s*['\"]?(?!#)|\ssrc=", page.source)
 
 
@@ -167,11 +169,15 @@ def keep_only(*names: str) -> Callable[[Path], None]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, decode: Decode) -> str:
+def output(tmp_path_factory: pytest.TempPathFactory, decode: Decode) -> Path:
+    """The report of a whole run, for tests that change nothing."""
+    return build(write_run(tmp_path_factory.mktemp("whole") / "run"), decode)
+
+
+@pytest.fixture(scope="module")
+def whole(output: Path) -> str:
     """Text of the page of a whole run."""
-    return Page(
-        build(write_run(tmp_path_factory.mktemp("whole") / "run"), decode) / "index.html"
-    ).text
+    return Page(output / "index.html").text
 
 
 @pytest.mark.parametrize(
@@ -180,7 +186,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, decode: Decode) -> str:
         (remove_heldout, "exact match", True),
         (remove_noise, "Does quality find the noise?", True),
         (lambda run: shutil.rmtree(run / "selection"), "Selection", False),
-        (lambda run: shutil.rmtree(run / "scores"), "token by token", False),
+        (lambda run: shutil.rmtree(run / "scores"), "Worst samples", False),
         (lambda run: shutil.rmtree(run / "models"), "Training", True),
         (lambda run: (run / "manifest.json").unlink(), "Time, tokens and memory", True),
         (keep_only("recipe.yaml"), "↑ higher is better", False),
@@ -226,7 +232,7 @@ def test_every_table_is_there_as_csv(run_dir: Path, decode: Decode) -> None:
     """Each link holds a line for each row that is shown, named alike, and its numbers."""
     page = Page(build(run_dir, decode) / "index.html")
     source = page.source
-    links = [a["href"] or "" for tag, a in page.tags if tag == "a" and "download" in a]
+    links = [a["href"] or "" for tag, a in page.tags if tag == "a" and a.get("class") == "csv"]
     tables = re.findall(r"<table.*?</table>", source, flags=re.DOTALL)
     assert len(tables) == len(links) > 10
     for table, link in zip(tables, links, strict=True):
@@ -237,7 +243,7 @@ def test_every_table_is_there_as_csv(run_dir: Path, decode: Decode) -> None:
         assert len({len(row) for row in csv_rows}) == 1
         for head, row in zip(heads, csv_rows[1:], strict=True):
             # The first cell is what names the row, but for the results, where three do.
-            assert head == row[0] or "±" in body
+            assert head == row[0] or "<small>" in body
 
 
 def test_a_variant_that_is_not_significantly_best_is_not_marked(
@@ -252,7 +258,7 @@ def test_a_variant_that_is_not_significantly_best_is_not_marked(
     marked = re.findall(
         r"<strong>(.*?)</strong>", (build(run_dir, decode) / "index.html").read_text("utf-8")
     )
-    assert marked == ["80.0 ± 1.8"]
+    assert marked == ["80.0"]
 
 
 def test_a_recipe_that_is_not_read_is_shown_all_the_same(run_dir: Path, decode: Decode) -> None:
@@ -261,3 +267,72 @@ def test_a_recipe_that_is_not_read_is_shown_all_the_same(run_dir: Path, decode: 
     page = Page(build(run_dir, decode) / "index.html")
     assert "from_the_future" in page.text
     assert "learns the best" not in page.text
+
+
+def test_the_results_are_in_the_page_as_files(output: Path) -> None:
+    page = Page(output / "index.html")
+    files = {a["download"]: a["href"] or "" for tag, a in page.tags if "download" in a}
+    for name in ("results.csv", "results.json", "results.md"):
+        kind, _, text = files[name].partition(",")
+        assert re.fullmatch(r"data:[a-z/]+;charset=utf-8", kind)
+        assert unquote(text) == (output / name).read_text(encoding="utf-8")
+
+
+def test_differences_from_full_are_a_table_and_a_figure(output: Path) -> None:
+    page = Page(output / "index.html")
+    table = results_table(output.parent)
+    assert table.headline is not None
+    found = table.difference("forgetting", table.headline)
+    assert found is not None
+    assert found.num_pairs == 80
+    assert "Minus full, paired" in page.text
+    value, _, interval = table.headline.difference(found).partition(" ")
+    assert f"{value}<small> {interval}</small>" in page.source
+    # In the figure, the untrained base is left out: it is no choice.
+    assert "exact match minus full (points), right is better" in page.text
+    figure = page.source[page.source.index("results-bars") :].split("</figure>")[0]
+    assert table.headline.difference(found) in figure
+    assert re.findall(r"</svg>(\w+)</li>", figure) == ["ignoring", "forgetting"]
+
+
+def test_without_pairs_the_values_are_drawn(run_dir: Path, decode: Decode) -> None:
+    for file in run_dir.glob("evaluation/*/heldout.parquet"):
+        file.unlink()
+    page = Page(build(run_dir, decode) / "index.html")
+    assert "Minus full" not in page.text
+    assert "held-out: exact match (%)" in page.text
+
+
+def test_the_worst_samples_are_shown_as_text(
+    make_run: Callable[..., Path], decode: Decode, hostile: str
+) -> None:
+    run = make_run(source=hostile)
+    page = Page(build(run, decode) / "index.html")
+    table = page.source[page.source.index('aria-labelledby="worst"') :]
+    table = table[: table.index("</table>")]
+    rows = table.split("<tr>")[2:]
+    assert len(rows) == NUM_WORST
+    means = [float(re.findall('"mean quality"><span>(.*?)<', row)[0]) for row in rows]
+    assert means == sorted(means)
+    assert all("Question: what?" in row for row in rows)
+    assert any("<mark>" in row for row in rows)
+    # The text of tokens is hostile, too.
+    assert "&lt;script&gt;alert(1)" in table
+    assert "<script" not in table
+
+
+def test_a_long_prompt_and_a_long_response_are_cut() -> None:
+    sample = {
+        "blocks": ["a" * 300 + " the end", [["one", 1], [" two", 1], [" three", 2]], " more "],
+        "polarity": [1, -1, 1, 0],
+        "posterior": [0.1, 0.5, 0.6, 0.4],
+        "num_left_out": 5,
+    }
+    prompt = worst_samples.shown_prompt(sample)
+    assert prompt.startswith("…a")
+    assert prompt.endswith("the end more")
+    assert len(prompt) == worst_samples.MAX_PROMPT_CHARS
+    marked = [("one", False), (" two three", True), (" …", False)]
+    assert worst_samples.shown_response(sample, by_detector=False) == marked
+    assert worst_samples.shown_response(sample, by_detector=True) == marked
+    assert worst_samples.shown_prompt({"blocks": ["Hi\n there"]}) == "Hi there"

@@ -12,6 +12,7 @@ import pytest
 
 from forgetting.report import tables
 from forgetting.report.counts import Negatives, NegativeToken, Share, SplitLengths
+from forgetting.report.result_rows import difference_rows, results_rows
 from forgetting.report.result_table import results_table
 from forgetting.rundir.reader import RunReader
 from forgetting.rundir.stats import StageCost
@@ -27,7 +28,7 @@ def rows_of(table: tables.Table) -> list[dict[str, str]]:
 
 def test_results_hold_values_and_errors_whole(run_dir: Path) -> None:
     results = results_table(run_dir)
-    rows = rows_of(tables.results_rows(results))
+    rows = rows_of(results_rows(results))
     assert len(rows) == len(results.columns)
     for row, column in zip(rows, results.columns, strict=True):
         assert (row["task"], row["metric"], row["group"]) == (
@@ -103,3 +104,23 @@ def test_costs_with_and_without_accelerators() -> None:
         "7.00 GiB",
         "7.00 GiB",
     ]
+
+
+def test_differences_hold_values_and_limits_whole(run_dir: Path) -> None:
+    results = results_table(run_dir)
+    table = difference_rows(results)
+    assert table is not None
+    rows = rows_of(table)
+    assert results.headline is not None
+    found = results.difference("forgetting", results.headline)
+    assert found is not None
+    assert rows[0]["task"] == "heldout"
+    limits = [float(rows[0][f"forgetting: {n}"]) for n in ("difference", "low", "high")]
+    assert limits == [found.value, found.low, found.high]
+    assert rows[0]["n"] == "80"
+    assert "full: difference" not in rows[0]
+
+
+def test_marked_text_is_in_brackets_in_a_csv() -> None:
+    cell = tables.marked_text([("It is ", False), ("blue", True)])
+    assert (cell.text, cell.values) == ("It is blue", ("It is ⟦blue⟧",))

@@ -11,7 +11,8 @@ import yaml
 
 from forgetting.errors import InputError
 from forgetting.method.comparison import Difference
-from forgetting.report.result_table import results_table, to_json, to_markdown
+from forgetting.report.result_files import to_json, to_markdown
+from forgetting.report.result_table import results_table
 from forgetting.report.sentences import verdict_sentence
 from forgetting.report.verdict import Verdict, run_verdict
 from forgetting.rundir import layout
@@ -237,9 +238,9 @@ def test_the_reason_for_the_same_model_is_that_nothing_was_found():
 @pytest.mark.parametrize(
     ("differences", "model"),
     [
-        ({"a": Difference(-0.3, -0.7, 0.1), "b": Difference(-0.1, -0.2, -0.05)}, "b"),
-        ({"a": Difference(-0.3, -0.4, -0.2), "b": Difference(-0.1, -0.2, -0.05)}, "a"),
-        ({"a": Difference(-0.3, -0.7, 0.0)}, "full"),
+        ({"a": Difference(-0.3, -0.7, 0.1, 60), "b": Difference(-0.1, -0.2, -0.05, 60)}, "b"),
+        ({"a": Difference(-0.3, -0.4, -0.2, 60), "b": Difference(-0.1, -0.2, -0.05, 60)}, "a"),
+        ({"a": Difference(-0.3, -0.7, 0.0, 60)}, "full"),
     ],
 )
 def test_only_intervals_without_zero_count(differences, model):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+from dataclasses import replace
 
 import pytest
 
@@ -80,6 +81,32 @@ def test_a_sweep_ends_in_tables_and_a_second_one_does_nothing(sweep, tmp_path, m
     assert total_work(study.runs, output).num_unfinished_runs == 0
     monkeypatch.setattr(fit, "fine_tune", None)
     assert run_study(study, output) == table
+    # Of one seed there is a difference to `full`, and no interval.
+    (row,) = [row for row in table.rows if row.levels.get("selection.rho") == "0.6"]
+    found = table.paired_difference(row, table.metric)
+    (full,) = [row for row in table.rows if row.variant == "full"]
+    values = [table.value(each, table.metric).value for each in (row, full)]
+    assert found.value == pytest.approx(values[0] - values[1])
+    assert (found.num_pairs, found.has_interval) == (1, False)
+    chosen = replace(study, columns=["variant", "heldout/loss:paired"])
+    run_study(chosen, output)
+    header = r"variant & held-out: loss, minus full, paired (n) \\"
+    assert header in (output / "results.tex").read_text().splitlines()
+    assert "| variant | held-out: loss, minus full, paired (n) |" in (
+        output / "results.md"
+    ).read_text().replace("\\", "")
+
+
+def test_a_column_that_no_study_has_is_refused_before_the_first_run(write_recipe):
+    recipe = write_recipe(variants=TWO)
+    with pytest.raises(InputError, match=r"--columns: there is no column 'seds'.*mean seeds"):
+        sweep_study(recipe, ["seed=1,2"], columns="variant, seds")
+    with pytest.raises(InputError, match="names no column"):
+        sweep_study(recipe, ["seed=1,2"], columns=" , ")
+    assert sweep_study(recipe, ["seed=1,2"], columns="variant, seeds").columns == [
+        "variant",
+        "seeds",
+    ]
 
 
 def test_listed_commands_are_the_study(sweep, tmp_path):

@@ -294,7 +294,7 @@ def print_results(path: Path, as_json: bool) -> None:
     task = None
     for column in results.columns:
         cells = [results.cell(variant, column) for variant in results.variants]
-        texts = [escape(results.text(variant, column)) for variant in results.variants]
+        texts = [escape(results.short_text(variant, column)) for variant in results.variants]
         if column.task != task:
             table.add_row(f"[italic]{escape(column.task_title)}[/] ({column.num_items})")
             task = column.task

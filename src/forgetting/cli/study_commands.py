@@ -30,6 +30,15 @@ MetricOption = Annotated[
         help="Metric of the table and the figure. Default: the report's held-out metric.",
     ),
 ]
+ColumnsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--columns",
+        metavar="NAME,NAME",
+        help="Columns of the tables, also in LaTeX: variant, a grid field, TASK/METRIC, "
+        "TASK/METRIC:paired, paired, seeds, model, published, difference.",
+    ),
+]
 ListOption = Annotated[
     bool,
     typer.Option("--list", help="Print one command per run, for a scheduler, and run nothing."),
@@ -53,6 +62,7 @@ def sweep(
     output: OutputOption = None,
     set_: SetOption = None,
     metric: MetricOption = None,
+    columns: ColumnsOption = None,
     list_: ListOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -61,7 +71,7 @@ def sweep(
     setup_logging(quiet or as_json)
     from forgetting.studies import sweep_study
 
-    study = sweep_study(find_recipe(recipe), grid, set_ or (), metric)
+    study = sweep_study(find_recipe(recipe), grid, set_ or (), metric, columns)
     run_or_list(study, output, list_, as_json)
 
 
@@ -91,6 +101,7 @@ def reproduce(
     output: OutputOption = None,
     set_: SetOption = None,
     metric: MetricOption = None,
+    columns: ColumnsOption = None,
     list_: ListOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -111,6 +122,7 @@ def reproduce(
         seeds=seeds,
         overrides=set_ or (),
         metric=metric,
+        columns=columns,
     )
     run_or_list(study, output, list_, as_json)
 
@@ -169,7 +181,7 @@ def spans(
 def run_or_list(study: Study, output: Path | None, lists: bool, as_json: bool) -> None:
     """Run a study and print its table, or print the commands of its runs."""
     from forgetting.studies import list_commands, run_study
-    from forgetting.studies.study_table import legend, texts
+    from forgetting.studies.study_files import legend, texts
 
     path = output if output is not None else Path("studies") / study.name
     if lists:
@@ -181,8 +193,10 @@ def run_or_list(study: Study, output: Path | None, lists: bool, as_json: bool) -
         print_results(path)
         return
     # The parts of the metric are in the files: terminals have 80 columns.
-    table = texts(results, results.columns[:1])
-    print_table(*table, notes=[legend(results), *study.notes], folder=path)
+    table = texts(results, study.columns, has_parts=False)
+    print_table(
+        table.header, table.rows, table.num_left, notes=[legend(results), *study.notes], folder=path
+    )
 
 
 def print_results(path: Path) -> None:

@@ -196,7 +196,7 @@ class TaskSettings(Section):
     """Number of examples in the prompt. `null` uses `evaluation.num_fewshot`. Not allowed for
     suites, which define it."""
     limit: ItemLimit | None = None
-    """Number of items, or share of them. `null` evaluates all. `evaluation.limit` caps it."""
+    """Maximum number of items, or share of them. `null` uses `evaluation.limit`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -216,7 +216,8 @@ class EvaluationSettings(Section):
     data_dir: str | None = None
     """Folder with local files for the nine benchmarks of the suites, used instead of the Hub."""
     limit: ItemLimit | None = None
-    """Maximum number of items per task, or share of them. `null` sets no limit."""
+    """Maximum number of items per task without a limit of its own, or share of them. `null` sets no
+    limit. A suite's own limits stay in force."""
     num_fewshot: Annotated[int, Field(ge=0)] | None = None
     """Number of examples in the prompt. `null` uses each task's own number."""
     apply_chat_template: bool = False

@@ -19,6 +19,7 @@ from forgetting.models.adapters import SharedBase
 from forgetting.models.prompting import prompting_tokenizer, uses_template
 from forgetting.rundir import layout
 from forgetting.rundir.heldout_losses import write_heldout
+from forgetting.rundir.item_scores import write_item_scores
 from forgetting.rundir.processes import ALONE, Processes
 from forgetting.rundir.results import (
     TaskResult,
@@ -104,6 +105,8 @@ class Bench:
                     if found is not None:
                         for name, rows in found.samples.items():
                             write_answers(output, name, rows)
+                        for name, scores in found.items.items():
+                            write_item_scores(output, name, scores)
                         for result in found.results:
                             self._write_result(output, variant, result)
                     advance(1, request.task)

@@ -11,11 +11,12 @@ call `measure` together, the items are divided among them, and the first has the
 from __future__ import annotations
 
 import contextlib
+import math
 import random
 import shutil
 import sys
 import weakref
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 
 from forgetting.config import EvaluationSettings
 from forgetting.errors import InputError
@@ -35,10 +37,12 @@ from forgetting.evaluation.suites import (
     read_request,
     suite_result,
 )
+from forgetting.rundir.item_scores import ItemScores
 from forgetting.rundir.results import Metric, TaskResult
 
 # For bootstrapped standard errors such as that of F1. lm-eval's default takes minutes per task.
 BOOTSTRAP_SAMPLES = 1000
+NUMBERS = (int, float, np.number, np.bool_)
 LOCAL_DATA = {"json", "csv", "parquet", "text", "arrow"}
 
 
@@ -50,6 +54,8 @@ class Measured:
     """The task's own result is last; a group's tasks come before it."""
     samples: dict[str, list[dict[str, Any]]]
     """Prompts and answers by task, if the recipe keeps them."""
+    items: dict[str, ItemScores]
+    """Scores of the items by task, for the metrics that are means over them."""
 
 
 class Harness:
@@ -112,7 +118,8 @@ class Harness:
                 task_dict=loaded,
                 samples={name: list(range(number)) for name, number in items.items()},
                 bootstrap_iters=BOOTSTRAP_SAMPLES,
-                log_samples=self._settings.log_samples,
+                # For the scores of items; whether answers are kept is decided below.
+                log_samples=True,
                 system_instruction=self._settings.system_instruction,
                 apply_chat_template=self._settings.apply_chat_template,
                 # lm-eval's command line does so wherever there is a template.
@@ -125,13 +132,13 @@ class Harness:
         results = [self._result(name, output, loaded, request) for name in names]
         for result in results:
             result.notes += shortened.get(result.task, [])
-        return Measured(
-            results,
-            {
-                name: sorted(rows, key=lambda row: (row["filter"], row["doc_id"]))
-                for name, rows in (output.get("samples") or {}).items()
-            },
-        )
+        samples = {
+            name: sorted(rows, key=lambda row: (row["filter"], row["doc_id"]))
+            for name, rows in (output.get("samples") or {}).items()
+        }
+        metrics = {result.task: result.metrics for result in results}
+        scores = {name: item_scores(rows, metrics[name]) for name, rows in samples.items()}
+        return Measured(results, samples if self._settings.log_samples else {}, scores)
 
     def suite_results(self, results: Mapping[str, TaskResult]) -> list[TaskResult]:
         """One result for each suite of the recipe, from the results of its tasks."""
@@ -219,6 +226,10 @@ class Harness:
         counts = output["n-samples"]
         shots = output["configs"][name]["num_fewshot"] if is_task else None
         notes = list(self._notes.get(name, []))
+        for member in members:
+            scored, total = (int(counts[member][key]) for key in ("effective", "original"))
+            if scored < total:
+                notes.append(f"the first {scored:,} of the {total:,} items of {member}")
         if is_task and request.num_fewshot not in (None, shots):
             notes.append(f"the task sets {shots} examples itself; num_fewshot has no effect")
         return TaskResult(
@@ -230,6 +241,30 @@ class Harness:
             notes=notes,
             **self._prompting,
         )
+
+
+def item_scores(rows: Sequence[Mapping[str, Any]], metrics: Mapping[str, Metric]) -> ItemScores:
+    """The scores of items by metric, for the metrics whose value is the mean over the items.
+
+    Args:
+        rows: what lm-eval logs: one row per filter and item, sorted by both.
+        metrics: of the task.
+    """
+    items: list[int] = []
+    scores: dict[str, NDArray[np.float64]] = {}
+    for filter_name in dict.fromkeys(row["filter"] for row in rows):
+        own = [row for row in rows if row["filter"] == filter_name]
+        items = [int(row["doc_id"]) for row in own]
+        for metric in own[0]["metrics"]:
+            label = metric_label(metric, filter_name)
+            values = [row.get(metric) for row in own]
+            if label not in metrics or not all(isinstance(v, NUMBERS) for v in values):
+                continue
+            found = np.array(values, np.float64)
+            # Others, such as F1 of a corpus, are no means.
+            if math.isclose(found.mean(), metrics[label].value, rel_tol=1e-9, abs_tol=1e-12):
+                scores[label] = found
+    return ItemScores(np.array(items, np.int64), scores)
 
 
 def write_tasks(

@@ -74,7 +74,8 @@ class Request:
     num_fewshot: int | None = None
     """Examples in the prompt; None: as the task sets it."""
     limits: tuple[ItemLimit, ...] = ()
-    """Each is a number of items, or a share of them below 1. The smallest applies."""
+    """Each is a number of items, or a share of them below 1. The smallest applies. A task that the
+    recipe lists has one; a suite's member can have that of the suite, too."""
     max_context_tokens: int | None = None
     local: bool = False
     """Whether the items are in files of `data_dir`."""
@@ -123,7 +124,6 @@ def plan_tasks(settings: EvaluationSettings) -> tuple[list[Request], list[Suite]
     known = shipped_suites()
     if settings.include_path is not None:
         known |= _read_suites(Path(settings.include_path))
-    own = () if settings.limit is None else (settings.limit,)
     requests: dict[str, Request] = {}
     suites: list[Suite] = []
 
@@ -135,7 +135,8 @@ def plan_tasks(settings: EvaluationSettings) -> tuple[list[Request], list[Suite]
             )
 
     for asked in settings.tasks:
-        limits = own if asked.limit is None else (asked.limit, *own)
+        limit = settings.limit if asked.limit is None else asked.limit
+        limits = () if limit is None else (limit,)
         suite = known.get(asked.task)
         if suite is None:
             shots = settings.num_fewshot if asked.num_fewshot is None else asked.num_fewshot
@@ -257,6 +258,7 @@ def suite_result(suite: Suite, results: Mapping[str, TaskResult]) -> TaskResult:
         local=any(result.local for result in measured),
         notes=notes + [f"{r.task}: {note}" for r in measured for note in r.notes],
         groups=groups,
+        members={m.name: [f"{task}/{m.label}" for task in m.tasks] for m in suite.members},
     )
 
 

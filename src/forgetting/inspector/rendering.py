@@ -37,14 +37,13 @@ SCRIPTS = (
 """Parts of the script, in order; a page that is mailed can load none."""
 
 
-def static_page(inspection: Inspection, seed: int = 0, *, report: str | None = None) -> str:
+def static_page(inspection: Inspection, seed: int = 0) -> str:
     """The page as one file: with the worst, the best and random samples or, without a selection,
     with the samples that are suspected most.
 
     Args:
         inspection: the corpus.
         seed: for the choice of random samples. The same run and seed give the same bytes.
-        report: address of the page that this one belongs to; None: it stands alone.
     """
     whole = inspection.whole()
     if inspection.selection.variant is None:
@@ -64,7 +63,7 @@ def static_page(inspection: Inspection, seed: int = 0, *, report: str | None = N
         )
     samples = [inspection.sample(int(row), MAX_TOKENS_IN_FILE) for row in rows]
     _explain(inspection, samples)
-    return _render({**whole, "samples": samples}, is_served=False, report=report)
+    return _render({**whole, "samples": samples}, is_served=False)
 
 
 def _explain(inspection: Inspection, samples: Sequence[dict[str, Any]]) -> None:
@@ -89,7 +88,7 @@ def _explain(inspection: Inspection, samples: Sequence[dict[str, Any]]) -> None:
 
 def served_page(inspection: Inspection) -> str:
     """The page that asks its server for samples."""
-    return _render({**inspection.whole(), "samples": None}, is_served=True, report=None)
+    return _render({**inspection.whole(), "samples": None}, is_served=True)
 
 
 def suspected_samples(inspection: Inspection) -> Ints:
@@ -108,6 +107,16 @@ def suspected_samples(inspection: Inspection) -> Ints:
     return kept[np.argsort(-inspection.expected_bad[kept], kind="stable")]
 
 
+def ranked_samples(inspection: Inspection) -> Ints:
+    """Rows of the samples with response tokens, worst first: those with the most bad tokens or,
+    where the detector found nothing, with the lowest mean quality."""
+    goodness = inspection.mean_quality
+    if inspection.judgment is not None and inspection.judgment.is_shown:
+        goodness = -inspection.expected_bad
+    order = np.argsort(goodness, kind="stable")
+    return order[np.isfinite(inspection.mean_quality[order])]
+
+
 def choose_samples(inspection: Inspection, seed: int) -> tuple[Ints, Ints, Ints]:
     """Rows of the worst, the best and random samples, without repetition.
 
@@ -116,12 +125,8 @@ def choose_samples(inspection: Inspection, seed: int) -> tuple[Ints, Ints, Ints]
 
     If noise is known, half of the random samples have noisy tokens, if there are enough of them.
     """
-    mean_quality, has_noise = inspection.mean_quality, inspection.num_noisy > 0
-    goodness = mean_quality
-    if inspection.judgment is not None and inspection.judgment.is_shown:
-        goodness = -inspection.expected_bad
-    order = np.argsort(goodness, kind="stable")
-    order = order[np.isfinite(mean_quality[order])]
+    has_noise = inspection.num_noisy > 0
+    order = ranked_samples(inspection)
     worst, rest = order[:NUM_WORST], order[NUM_WORST:]
     best, rest = rest[::-1][:NUM_BEST], rest[: max(len(rest) - NUM_BEST, 0)]
     shuffled = np.random.default_rng(seed).permutation(np.sort(rest))
@@ -168,7 +173,7 @@ def _script() -> str:
     return "\n".join(['"use strict";', "(() => {", *parts, "})();"])
 
 
-def _render(data: dict[str, Any], *, is_served: bool, report: str | None) -> str:
+def _render(data: dict[str, Any], *, is_served: bool) -> str:
     environment = _templates()
     style = environment.get_template("inspector.css").render(levels=COLOR_LEVELS)
     script = _script()
@@ -178,7 +183,6 @@ def _render(data: dict[str, Any], *, is_served: bool, report: str | None) -> str
         style=Markup(style),
         script=Markup(script),
         data=Markup(embedded_json(data)),
-        report=report,
         has_records=data["has_records"],
         has_base=data["has_base"],
         has_noise=data["noise"] is not None,

@@ -23,7 +23,7 @@ from forgetting.data.splits import TRUSTED
 from forgetting.escaping import visible
 from forgetting.models.loading import ModelFacts
 from forgetting.models.prompting import uses_template
-from forgetting.report.result_table import ResultsTable, plain
+from forgetting.report.result_table import INTERVALS, ResultsTable, plain
 from forgetting.rundir.findings import DetectorSummary
 from forgetting.rundir.selections import SelectionSummary, SourceSelection
 from forgetting.rundir.stats import DataSummary
@@ -268,8 +268,9 @@ def _results(results: ResultsTable | None) -> list[str]:
         "",
         plain(results.sentence),
         "",
-        "± is one standard error over the items. Bold marks a value that is better than all others "
-        "by more than the combined standard error. Results of one run with one seed.",
+        f"{INTERVALS} ± is one standard error over the items. Bold marks a value that is better "
+        "than all others by more than the combined standard error. Results of one run with one "
+        "seed.",
         "",
         "| | items | " + " | ".join(map(plain, results.variants)) + " |",
         "|---|---:|" + "---:|" * len(results.variants),

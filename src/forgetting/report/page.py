@@ -2,7 +2,8 @@
 
 Input: a run directory and the tokenizer's `decode`. Output: index.html, inspector.html if
 tokens were scored and selected, and the results as JSON, CSV and Markdown. What the detector found
-is a section of the page, of the JSON and of the Markdown. The template engine
+is a section of the page, of the JSON and of the Markdown. The page is one file: it holds the
+results as files, too, and links to nothing beside it. The template engine
 escapes all text, and `visible` replaces invisible characters; only our own SVG passes unchanged.
 """
 
@@ -13,24 +14,30 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from forgetting.escaping import visible
+from forgetting.inspector.corpus import Inspection
 from forgetting.inspector.opening import open_inspection
 from forgetting.inspector.pieces import Decode
 from forgetting.inspector.rendering import content_policy, static_page
 from forgetting.inspector.shown import Explain
-from forgetting.report import figures, tables
+from forgetting.report import bars, figures, result_rows, tables
 from forgetting.report.counts import Negatives, SplitLengths, count_lengths, count_negatives
 from forgetting.report.detector_section import DetectorSection, detector_section
-from forgetting.report.result_table import ResultsTable, tabulate, to_csv, to_json, to_markdown
+from forgetting.report.drawing import SeriesStyle, series_styles
+from forgetting.report.result_files import to_csv, to_json, to_markdown
+from forgetting.report.result_table import ResultsTable, table_of_run
 from forgetting.report.sentences import base_name, noise_sentence, recipe_paragraph
-from forgetting.report.verdict import run_verdict
+from forgetting.report.worst_samples import worst_samples
 from forgetting.rundir import layout
 from forgetting.rundir.reader import RunReader, in_order
-from forgetting.rundir.selections import SelectionSummary
+from forgetting.rundir.selections import ExtremeSample, SelectionSummary
+
+MIME_TYPES = {".json": "application/json", ".csv": "text/csv", ".md": "text/markdown"}
 
 PANELS = (
     ("positive_loss", "Loss of positive tokens"),
@@ -73,7 +80,7 @@ def build_report(
         InputError: there is no run, or an artifact is damaged or belongs to other tokens.
     """
     run = RunReader(run_dir)
-    table = tabulate(run.evaluations, run_verdict(run))
+    table = table_of_run(run)
     splits = count_lengths(run_dir)
     negatives = {
         name: counted
@@ -83,19 +90,23 @@ def build_report(
     }
     inspection = open_inspection(run_dir, decode, explain=explain)
     detector = None if run.findings is None else detector_section(run_dir, run.findings)
-    content = _index(run, table, splits, negatives, detector)
+    content = _index(run, table, splits, negatives, detector, inspection)
     found = {} if detector is None else {"detector": detector.values}
     sections = [to_markdown(table), *([] if detector is None else [detector.to_markdown()])]
     files = {
         layout.results_file(output_dir, "json"): to_json(table, found),
         layout.results_file(output_dir, "csv"): to_csv(table),
         layout.results_file(output_dir, "md"): "\n".join(sections),
-        layout.report_page(output_dir): _render({**content, "has_tokens": inspection is not None}),
     }
+    links = [
+        (file.name, f"data:{MIME_TYPES[file.suffix]};charset=utf-8,{quote(text)}")
+        for file, text in files.items()
+    ]
+    inspector = layout.inspector_page(output_dir)
+    page = {**content, "links": links, "inspector": None if inspection is None else inspector.name}
+    files[layout.report_page(output_dir)] = _render(page)
     if inspection is not None:
-        files[layout.inspector_page(output_dir)] = static_page(
-            inspection, seed, report=layout.report_page(output_dir).name
-        )
+        files[inspector] = static_page(inspection, seed)
     output_dir.mkdir(parents=True, exist_ok=True)
     for file, text in files.items():
         file.write_text(text, encoding="utf-8", newline="\n")
@@ -108,9 +119,10 @@ def _index(
     splits: Sequence[SplitLengths],
     negatives: dict[str, Negatives],
     detector: DetectorSection | None,
+    inspection: Inspection | None,
 ) -> dict[str, Any]:
     variants = in_order({*table.variants, *run.curves, *run.selections})
-    styles = figures.series_styles(variants)
+    styles = series_styles(variants)
     return {
         "run": run,
         "model": None if run.recipe is None else base_name(run.recipe),
@@ -118,14 +130,18 @@ def _index(
         "sentence": table.sentence,
         "styles": styles,
         "variants": table.variants,
-        "results": tables.results_rows(table) if table.columns else None,
-        "bars": _markup(figures.result_bars("results-bars", table, styles)),
+        "results": result_rows.results_rows(table) if table.columns else None,
+        "differences": result_rows.difference_rows(table),
+        "baseline": None if table.paired is None else table.paired.baseline,
+        "compared": bars.drawn_variants(table),
+        "bars": _markup(bars.result_figure("results-bars", table, styles)),
         "costs": tables.cost_rows(run.costs) if run.costs else None,
         "detector": detector,
         "reliability": None if detector is None else _markup(detector.figure),
         "noise": _noise(run),
         "training": _training(run, styles),
-        "selection": _selection(run, styles, negatives) if run.selections else None,
+        "selection": _selection(run, styles, negatives, inspection) if run.selections else None,
+        "worst": None if inspection is None else worst_samples(inspection),
         "data": _data(run, splits),
     }
 
@@ -142,7 +158,7 @@ def _noise(run: RunReader) -> dict[str, Any] | None:
     }
 
 
-def _training(run: RunReader, styles: dict[str, figures.SeriesStyle]) -> list[Markup]:
+def _training(run: RunReader, styles: dict[str, SeriesStyle]) -> list[Markup]:
     last = max((float(curve.steps.max(initial=0)) for curve in run.curves.values()), default=None)
     panels = [
         figures.curve_figure(
@@ -158,7 +174,10 @@ def _training(run: RunReader, styles: dict[str, figures.SeriesStyle]) -> list[Ma
 
 
 def _selection(
-    run: RunReader, styles: dict[str, figures.SeriesStyle], negatives: dict[str, Negatives]
+    run: RunReader,
+    styles: dict[str, SeriesStyle],
+    negatives: dict[str, Negatives],
+    inspection: Inspection | None,
 ) -> dict[str, Any]:
     assert run.preferred_variant is not None
     first = run.selections[run.preferred_variant]
@@ -187,9 +206,9 @@ def _selection(
         "figures": [
             Markup(svg)
             for svg in (
-                figures.negative_bars("types", "Negative tokens by type (%)", by_type, names),
+                bars.negative_bars("types", "Negative tokens by type (%)", by_type, names),
                 figures.position_shares("positions", shown, styles),
-                figures.negative_bars(
+                bars.negative_bars(
                     "sources-bars", "Negative tokens by source (%)", by_source, names
                 ),
             )
@@ -206,10 +225,23 @@ def _selection(
             tables.negative_shares(
                 "by-position", "By position in the response", "position from", position
             ),
-            tables.sample_rows("lowest", first.worst, first.quality),
-            tables.sample_rows("highest", first.best, first.quality),
+            tables.sample_rows(
+                "lowest", first.worst, first.quality, _previews(inspection, first.worst)
+            ),
+            tables.sample_rows(
+                "highest", first.best, first.quality, _previews(inspection, first.best)
+            ),
         ],
     }
+
+
+def _previews(inspection: Inspection | None, samples: Sequence[ExtremeSample]) -> dict[int, str]:
+    """The beginning of the response by sample id."""
+    if inspection is None:
+        return {}
+    rows = {sample_id: row for row, sample_id in enumerate(inspection.sample_ids.tolist())}
+    shown = [sample.sample_id for sample in samples if sample.sample_id in rows]
+    return {each: inspection.summary(rows[each], 0)["preview"] for each in shown}
 
 
 def _data(run: RunReader, splits: Sequence[SplitLengths]) -> dict[str, Any] | None:

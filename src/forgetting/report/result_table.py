@@ -1,22 +1,21 @@
-"""The results of a run: variants by metrics with standard errors, and one sentence.
+"""The results of a run: variants by metrics, differences to a baseline, and one sentence.
 
-Input: evaluations. Output: a `ResultsTable`, also as JSON, CSV and Markdown. This module
-alone decides what counts as a difference: more than the combined standard error of two values.
+Input: evaluations. Output: a `ResultsTable`, which `result_files` writes. This module
+alone decides what counts as a difference: an interval of paired differences without 0, or, if items
+cannot be paired, more than the combined standard error of two values.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from forgetting.escaping import visible
+from forgetting.method.comparison import LEVEL, Difference, wilson_interval
+from forgetting.report.paired import Paired, paired_results
 from forgetting.report.sentences import verdict_sentence
 from forgetting.report.verdict import Verdict, run_verdict
 from forgetting.rundir.reader import RunReader, in_order
@@ -27,6 +26,13 @@ HELDOUT_METRICS = ("exact_match", "loss", "perplexity")
 # Below this a model answers almost nothing correctly, differences are chance, and loss says more.
 LEAST_EXACT_MATCH = 0.02
 SHARES = re.compile(r"acc|exact_match|^em$|^f1$|^mc[12]$|^average$")
+# Shares of items that are right or wrong, unlike F1, an average of tasks, or a share of tokens.
+COUNTED = re.compile(r"(?<!token_)acc|exact_match|^em$|^mc1$")
+INTERVALS = (
+    f"Brackets hold {100 * LEVEL:.0f}% intervals. A share has Wilson's, and a difference is paired "
+    "over the items."
+)
+"""Explains the numbers of a table."""
 SPOKEN = {
     "full": "training on all tokens",
     "base": "the base model without fine-tuning",
@@ -48,6 +54,11 @@ class Column:
     """Whether values are shares of 1 that are shown in percent."""
     local: bool = False
     """Whether items come from local files."""
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether values are shares of items that are right or wrong."""
+        return self.percent and COUNTED.search(self.metric.split(",")[0]) is not None
 
     @property
     def key(self) -> str:
@@ -81,6 +92,16 @@ class Column:
             return f"{value:.1e}"
         return f"{value:.{3 if abs(value) < 10 else 2 if abs(value) < 100 else 1}f}"
 
+    def difference(self, found: Difference) -> str:
+        """A difference as `-0.9 [-1.9, +0.1]`, with two digits of half its interval."""
+        scale = 100 if self.percent else 1
+        value, low, high = (scale * each for each in (found.value, found.low, found.high))
+        half = (high - low) / 2 if found.has_interval else abs(value)
+        digits = 3 if half <= 0 else 1 - math.floor(math.log10(half))
+        digits = min(max(digits, int(self.percent)), 6)
+        texts = [f"{each:+.{digits}f}" for each in (value, low, high)]
+        return f"{texts[0]} [{texts[1]}, {texts[2]}]" if found.has_interval else texts[0]
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -89,6 +110,8 @@ class Cell:
     value: float
     stderr: float | None
     best: bool = False
+    interval: tuple[float, float] | None = None
+    """Wilson's interval of a share of items; None for other values."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +128,48 @@ class ResultsTable:
     """The verdict, if there is one, and the main difference."""
     verdict: Verdict | None = None
     """Which model to use; None if variants cannot be compared."""
+    paired: Paired | None = None
+    """Differences to a baseline, item by item; None if there is no baseline."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """`Column.key` by another name: a suite's column by the metric of its only task."""
+
+    def column(self, key: str) -> Column | None:
+        """The column of a key or of another name for it; None if there is none."""
+        known = (key, self.aliases.get(key))
+        return next((column for column in self.columns if column.key in known), None)
 
     def cell(self, variant: str, column: Column) -> Cell | None:
         """The result of a variant; None if there is none."""
         return self.cells.get((variant, column.key))
 
     def text(self, variant: str, column: Column) -> str:
-        """The cell as `62.1 ± 1.9`, percentages without a sign; a dash if there is no result."""
+        """The cell as `62.1 [58.9, 65.2]` or `1.93 ± 0.02`, percentages without a sign; a dash if
+        there is no result."""
         cell = self.cell(variant, column)
         return "–" if cell is None else _text(column, cell)
+
+    def short_text(self, variant: str, column: Column) -> str:
+        """The cell with a standard error, for narrow tables. A share whose standard error is 0 has
+        its interval."""
+        cell = self.cell(variant, column)
+        if cell is None:
+            return "–"
+        return _text(column, replace(cell, interval=None) if cell.stderr else cell)
+
+    def difference(self, variant: str, column: Column) -> Difference | None:
+        """The result of a variant minus that of the baseline; None if they were not paired."""
+        return None if self.paired is None else self.paired.differences.get((variant, column.key))
+
+    @property
+    def compared(self) -> Sequence[str]:
+        """The variants with a difference to the baseline."""
+        with_any = set() if self.paired is None else {name for name, _ in self.paired.differences}
+        return [name for name in self.variants if name in with_any]
+
+    @property
+    def compared_columns(self) -> Sequence[Column]:
+        """The columns with a difference to the baseline."""
+        return [c for c in self.columns if any(self.difference(v, c) for v in self.compared)]
 
 
 def results_table(run_dir: Path) -> ResultsTable:
@@ -122,25 +178,49 @@ def results_table(run_dir: Path) -> ResultsTable:
     Raises:
         InputError: `run_dir` is not a run directory, or a result cannot be read.
     """
-    run = RunReader(run_dir)
-    return tabulate(run.evaluations, run_verdict(run))
+    return table_of_run(RunReader(run_dir))
 
 
-def tabulate(evaluations: Sequence[Evaluation], verdict: Verdict | None = None) -> ResultsTable:
+def table_of_run(run: RunReader) -> ResultsTable:
+    """The results of a run with its verdict and its paired differences.
+
+    Raises:
+        InputError: an artifact is damaged, or belongs to other tokens.
+    """
+    verdict = run_verdict(run)
+    return tabulate(run.evaluations, verdict, paired_results(run, verdict))
+
+
+def tabulate(
+    evaluations: Sequence[Evaluation],
+    verdict: Verdict | None = None,
+    paired: Paired | None = None,
+) -> ResultsTable:
     """Arrange evaluations: held-out first, with groups for the headline metric, then the tasks.
+
+    A task's metric that a suite shows as its member is not shown again.
 
     Args:
         verdict: which model to use.
+        paired: differences to a baseline.
     """
     variants = in_order({evaluation.variant for evaluation in evaluations})
     exact = [e.metrics.get("exact_match") for e in evaluations if e.task == HELDOUT]
     answers = any(metric is not None and metric.value >= LEAST_EXACT_MATCH for metric in exact)
     grouped = "exact_match" if answers else "loss"
+    in_suites = {
+        tasks[0]: f"{e.task}/{next(iter(e.metrics))}/{group}"
+        for e in evaluations
+        for group, tasks in e.members.items()
+        if len(tasks) == 1
+    }
     columns: dict[str, Column] = {}
     cells: dict[tuple[str, str], Cell] = {}
     for task in sorted({e.task for e in evaluations}, key=lambda name: (name != HELDOUT, name)):
         of_task = [e for e in evaluations if e.task == task]
         for metric, group in _metrics(of_task, grouped):
+            if group is None and f"{task}/{metric}" in in_suites:
+                continue
             found = {
                 e.variant: m for e in of_task if (m := _measured(e, metric, group)) is not None
             }
@@ -148,10 +228,12 @@ def tabulate(evaluations: Sequence[Evaluation], verdict: Verdict | None = None) 
             column = replace(column, local=any(e.local for e in of_task))
             columns[column.key] = column
             for variant, cell in _cells({v: m.metrics[metric] for v, m in found.items()}).items():
-                cells[variant, column.key] = cell
+                interval = _interval(column, cell.value, found[variant].num_items)
+                cells[variant, column.key] = replace(cell, interval=interval)
     headline = columns.get(f"{HELDOUT}/{grouped}") or next(iter(columns.values()), None)
     same = {} if verdict is None else verdict.same
-    sentence = _sentence(headline, [name for name in variants if name not in same], cells)
+    shown = [name for name in variants if name not in same]
+    sentence = _sentence(headline, shown, cells, paired)
     return ResultsTable(
         variants=variants,
         columns=list(columns.values()),
@@ -159,6 +241,8 @@ def tabulate(evaluations: Sequence[Evaluation], verdict: Verdict | None = None) 
         headline=headline,
         sentence=sentence if verdict is None else f"{verdict_sentence(verdict)} {sentence}",
         verdict=verdict,
+        paired=paired,
+        aliases=in_suites,
     )
 
 
@@ -218,13 +302,25 @@ def _differs(one: Cell, other: Cell) -> bool:
     return abs(one.value - other.value) > math.hypot(one.stderr, other.stderr)
 
 
+def _interval(column: Column, value: float, num_items: int) -> tuple[float, float] | None:
+    if not column.is_counted or not math.isfinite(value) or not num_items:
+        return None
+    return wilson_interval(value, num_items)
+
+
 def _text(column: Column, cell: Cell) -> str:
     value = column.number(cell.value)
+    if cell.interval is not None:
+        low, high = map(column.number, cell.interval)
+        return f"{value} [{low}, {high}]"
     return value if cell.stderr is None else f"{value} ± {column.number(cell.stderr)}"
 
 
 def _sentence(
-    column: Column | None, variants: Sequence[str], cells: Mapping[tuple[str, str], Cell]
+    column: Column | None,
+    variants: Sequence[str],
+    cells: Mapping[tuple[str, str], Cell],
+    paired: Paired | None = None,
 ) -> str:
     if column is None:
         return "Nothing has been evaluated yet."
@@ -249,14 +345,20 @@ def _sentence(
             return (
                 f"{where}, the {measure} of {name} is not a finite number and cannot be compared."
             )
-    if cell.stderr is None or rival_cell.stderr is None:
+    found = None
+    if paired is not None and rival == paired.baseline:
+        found = paired.differences.get((subject, column.key))
+    if found is not None and found.has_interval:
+        both += f"; paired difference {column.difference(found)}"
+    elif cell.stderr is None or rival_cell.stderr is None:
         return (
             f"{where}, {spoken} and {rival_spoken} have {measure} {both}. Without standard errors, "
             "this may or may not be a real difference."
         )
-    if not _differs(cell, rival_cell):
+    if not (_differs(cell, rival_cell) if found is None else found.is_apart):
+        chance = "the standard error" if found is None else "chance"
         return (
-            f"{where}, {spoken} and {rival_spoken} do not differ beyond the standard error "
+            f"{where}, {spoken} and {rival_spoken} do not differ beyond {chance} "
             f"({measure} {both})."
         )
     difference = cell.value - rival_cell.value
@@ -275,78 +377,6 @@ def _sentence(
 
 def _first(wanted: Sequence[str], present: Sequence[str]) -> str | None:
     return next((name for name in wanted if name in present), None)
-
-
-def to_json(table: ResultsTable, more: Mapping[str, Any] | None = None) -> str:
-    """One object with the sentence, the verdict and one entry per cell.
-
-    Values that are not finite are null.
-
-    Args:
-        more: further entries of the object.
-    """
-
-    def finite(value: float | None) -> float | None:
-        return value if value is not None and math.isfinite(value) else None
-
-    results = [
-        {
-            "variant": variant,
-            "task": column.task,
-            "metric": column.metric,
-            "group": column.group,
-            "value": finite(cell.value),
-            "stderr": finite(cell.stderr),
-            "num_items": column.num_items,
-            "higher_is_better": column.higher_is_better,
-            "best": cell.best,
-        }
-        for variant, column, cell in _entries(table)
-    ]
-    content = {
-        "sentence": table.sentence,
-        "verdict": None if table.verdict is None else table.verdict.to_dict(),
-        "results": results,
-        **(more or {}),
-    }
-    return json.dumps(content, indent=1, allow_nan=False) + "\n"
-
-
-def to_csv(table: ResultsTable) -> str:
-    """One line per cell, in the table's order."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["variant", "task", "metric", "group", "value", "stderr", "num_items"])
-    for variant, column, cell in _entries(table):
-        stderr = "" if cell.stderr is None else cell.stderr
-        row = [variant, column.task, column.metric, column.group or ""]
-        writer.writerow([*map(visible, row), cell.value, stderr, column.num_items])
-    return text.getvalue()
-
-
-def to_markdown(table: ResultsTable) -> str:
-    """The sentence and the table, formatted for people."""
-    lines = [plain(table.sentence)]
-    if table.columns:
-        titles = [plain(f"{column.task_title}: {column.title}") for column in table.columns]
-        lines += ["", "| variant | " + " | ".join(titles) + " |"]
-        lines.append("|---|" + "---:|" * len(titles))
-    for variant in table.variants:
-        row = []
-        for column in table.columns:
-            cell, text = table.cell(variant, column), table.text(variant, column)
-            row.append(f"**{text}**" if cell is not None and cell.best else text)
-        lines.append(f"| {plain(variant)} | " + " | ".join(row) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _entries(table: ResultsTable) -> list[tuple[str, Column, Cell]]:
-    return [
-        (variant, column, cell)
-        for variant in table.variants
-        for column in table.columns
-        if (cell := table.cell(variant, column)) is not None
-    ]
 
 
 def plain(text: str) -> str:

@@ -18,7 +18,6 @@ import numpy as np
 from forgetting.escaping import visible
 from forgetting.method.tally import PolarityCounts
 from forgetting.report.counts import Ints, Negatives, SplitLengths
-from forgetting.report.result_table import ResultsTable
 from forgetting.rundir import layout
 from forgetting.rundir.selections import ExtremeSample, SelectionSummary
 from forgetting.rundir.stats import DataSummary, StageCost
@@ -44,6 +43,10 @@ class TableCell:
     text: str
     values: tuple[Value, ...]
     is_best: bool = False
+    spread: str = ""
+    """Shown below the text, smaller: an interval or a standard error."""
+    parts: Sequence[tuple[str, bool]] = ()
+    """Parts of the text, and whether each is marked; empty if no part is."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,13 @@ def text(value: str) -> TableCell:
     return TableCell(value, (value,))
 
 
+def marked_text(parts: Sequence[tuple[str, bool]]) -> TableCell:
+    """A text with marked parts. In a CSV, double brackets enclose them."""
+    plain = "".join(part for part, _ in parts)
+    in_file = "".join(f"⟦{part}⟧" if is_marked else part for part, is_marked in parts)
+    return TableCell(plain, (in_file,), parts=parts)
+
+
 def count(number: int | None) -> TableCell:
     """A whole number."""
     return TableCell(DASH if number is None else f"{number:,}", (number,))
@@ -128,36 +138,6 @@ def duration(seconds: float) -> TableCell:
 def token_text(value: str) -> str:
     """A token's text with visible spaces and line breaks."""
     return value.replace(" ", "␣").replace("\n", "↵").replace("\t", "⇥") or "(no text)"
-
-
-def results_rows(table: ResultsTable) -> Table:
-    """Metrics by variants, with standard errors."""
-    columns = [TableColumn("", ("task", "metric", "group"), is_text=True)]
-    columns += [TableColumn(v, (v, f"{v}: standard error")) for v in table.variants]
-    rows = []
-    for metric in table.columns:
-        arrow = "↑" if metric.higher_is_better else "↓"
-        title = f"{metric.task_title}: {metric.metric_title} {arrow}"
-        if metric.group is not None:
-            title = f"   {metric.group}"
-        row = [TableCell(title, (metric.task, metric.metric, metric.group or ""))]
-        for variant in table.variants:
-            cell = table.cell(variant, metric)
-            values = (None, None) if cell is None else (cell.value, cell.stderr)
-            row.append(
-                TableCell(table.text(variant, metric), values, cell is not None and cell.best)
-            )
-        rows.append([*row, count(metric.num_items)])
-    return Table(
-        "results",
-        "Results",
-        [*columns, column("items")],
-        rows,
-        "↑ higher is better, ↓ lower is better. Shares are in percent; ± is one standard error "
-        "over the items. Bold marks a value that is better than all others by more than the "
-        "combined standard error. All variants answer the same items, so this is conservative. "
-        "The errors do not include variation between seeds.",
-    )
 
 
 def noise_rows(selections: Sequence[SelectionSummary]) -> Table:
@@ -303,22 +283,30 @@ def token_rows(variant: str, negatives: Negatives) -> Table:
     )
 
 
-def sample_rows(title: str, samples: Sequence[ExtremeSample], quality: str) -> Table:
-    """Samples with extreme mean quality."""
+def sample_rows(
+    title: str, samples: Sequence[ExtremeSample], quality: str, previews: Mapping[int, str]
+) -> Table:
+    """Samples with extreme mean quality.
+
+    Args:
+        previews: beginning of the response by sample id.
+    """
     rows = [
         [
             TableCell(str(sample.sample_id), (sample.sample_id,)),
             text(sample.source),
             decimals(sample.mean_quality),
             count(sample.num_tokens),
+            text(previews.get(sample.sample_id, DASH)),
         ]
         for sample in samples
     ]
     titles = ("mean quality", "response tokens")
+    left, right = [text_column("sample"), text_column("source")], text_column("response")
     return Table(
         f"{title}-samples",
         f"Samples with the {title} mean quality ({quality})",
-        [text_column("sample"), text_column("source"), *map(column, titles)],
+        [*left, *map(column, titles), right],
         rows,
     )
 

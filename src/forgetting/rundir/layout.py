@@ -189,6 +189,11 @@ def answers_file(evaluation: Path, task: str) -> Path:
     return result_file(evaluation, task).with_suffix(".samples.jsonl")
 
 
+def items_file(evaluation: Path, task: str) -> Path:
+    """The score of every item of a task, one line per item."""
+    return result_file(evaluation, task).with_suffix(".items.csv")
+
+
 def report_page(report: Path) -> Path:
     """The main page of the report."""
     return report / "index.html"

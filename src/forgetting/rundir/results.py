@@ -50,6 +50,8 @@ class TaskResult(Group):
     notes: list[str] = []
     """What a reader must know to compare the metrics: files, derived items, missing parts."""
     groups: dict[str, Group] = {}
+    members: dict[str, list[str]] = {}
+    """Of a suite: `task/metric` of the tasks that each of its groups is the mean of."""
 
     def of_variant(self, variant: str) -> Evaluation:
         """The same result as that of a variant."""

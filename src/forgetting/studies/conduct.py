@@ -24,16 +24,14 @@ from forgetting.studies.execute import (
 from forgetting.studies.grid import StudyCell
 from forgetting.studies.plot import write_figure
 from forgetting.studies.study import Study
-from forgetting.studies.study_table import (
-    StudyTable,
-    build_table,
-    by_value,
+from forgetting.studies.study_files import (
     cells_to_csv,
     to_csv,
     to_json,
     to_latex,
     to_markdown,
 )
+from forgetting.studies.study_table import StudyTable, build_table, by_value
 
 NOISE_FIGURES = ("auroc", "average_precision", "precision", "recall", "precision_negative")
 
@@ -77,9 +75,9 @@ def write_results(study: Study, output: Path) -> StudyTable:
     if study.is_sorted:
         table = by_value(table)
     for name, text in (
-        ("results.md", to_markdown(table, study.title, study.notes)),
+        ("results.md", to_markdown(table, study.title, study.notes, study.columns)),
         ("results.csv", to_csv(table)),
-        ("results.tex", to_latex(table, study.title)),
+        ("results.tex", to_latex(table, study.title, study.columns)),
         ("results.json", to_json(table)),
         ("cells.csv", cells_to_csv(cells, study.fields)),
     ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Sequence
 
 from forgetting.report.result_table import plain
@@ -18,7 +20,12 @@ _LATEX = {
     "–": "--",
     "<": "$<$",
     ">": "$>$",
+    # After a line break, LaTeX would read a bracket as an argument.
+    "[": "{[}",
+    "]": "{]}",
 }
+_SIGN = re.compile(r"(?<![\w.])([-+])(?=\d)")
+"""The sign of a number, which is typeset as mathematics."""
 
 
 def as_markdown(header: Sequence[str], rows: Sequence[Sequence[str]], num_left: int) -> str:
@@ -36,18 +43,34 @@ def as_markdown(header: Sequence[str], rows: Sequence[Sequence[str]], num_left: 
 def as_latex(
     header: Sequence[str], rows: Sequence[Sequence[str]], num_left: int, caption: str
 ) -> str:
-    """A LaTeX `table` for the package booktabs; arguments as for `as_markdown`."""
+    """A LaTeX `table` for the package booktabs, small and without outer margins; arguments as for
+    `as_markdown`. If several columns hold words and rows with the same first word follow each
+    other, it is not repeated, and space separates the groups."""
 
     def escape(text: str) -> str:
         return "".join(_LATEX.get(sign, sign) for sign in text)
 
-    lines = [r"\begin{table}", r"\centering"]
+    def number(text: str) -> str:
+        parts = _SIGN.split(text)
+        # Every second part is a sign.
+        return "".join(f"${part}$" if i % 2 else escape(part) for i, part in enumerate(parts))
+
+    lines = [r"\begin{table}", r"\centering", r"\small", r"\setlength{\tabcolsep}{4pt}"]
     lines += [rf"\caption{{{escape(caption)}}}"]
-    lines += [
-        rf"\begin{{tabular}}{{{'l' * num_left}{'r' * (len(header) - num_left)}}}",
-        r"\toprule",
-    ]
+    alignment = "l" * num_left + "r" * (len(header) - num_left)
+    lines += [rf"\begin{{tabular}}{{@{{}}{alignment}@{{}}}}", r"\toprule"]
     lines += [" & ".join(map(escape, header)) + r" \\", r"\midrule"]
-    lines += [" & ".join(map(escape, row)) + r" \\" for row in rows]
+    num_groups = len([word for word, _ in itertools.groupby(row[0] for row in rows)])
+    is_grouped = num_left > 1 and num_groups == len({row[0] for row in rows}) < len(rows)
+    last = None
+    for row in rows:
+        is_first = row[0] != last
+        if is_grouped and is_first and last is not None:
+            lines.append(r"\addlinespace")
+        words = [*map(escape, row[:num_left])]
+        if is_grouped and not is_first:
+            words[0] = ""
+        lines.append(" & ".join([*words, *map(number, row[num_left:])]) + r" \\")
+        last = row[0]
     lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
     return "\n".join(lines) + "\n"

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from forgetting.escaping import shortened
-from forgetting.report.figures import SETTINGS, series_styles
+from forgetting.report.drawing import SETTINGS, fit_titles, series_styles
 from forgetting.report.result_table import Column
 from forgetting.studies.grid import short_names
 from forgetting.studies.study_table import Row, StudyTable
@@ -46,7 +46,8 @@ def write_figure(table: StudyTable, x: str | None, title: str, folder: Path) -> 
             _lines(axes, table, rows, column, x)
             axes.set_xlabel(short_names(table.fields)[x])
             axes.set_ylabel(_axis_title(column))
-        axes.set_title(shortened(title, 80), loc="left", fontsize=9)
+        axes.set_title(shortened(title, 200), loc="left", fontsize=9)
+        fit_titles(figure)
         figure.savefig(folder / "figure.svg", metadata={"Date": None})
         figure.savefig(folder / "figure.png", dpi=200, metadata={"Software": None})
 

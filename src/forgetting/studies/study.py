@@ -18,6 +18,7 @@ from pydantic import Field
 from forgetting.config import Name, Section, load_recipe
 from forgetting.errors import InputError, did_you_mean
 from forgetting.studies.grid import SEED, StudyRun, expand, levels_of, read_grid
+from forgetting.studies.study_files import check_columns
 from forgetting.studies.study_table import Published
 
 SCALES = ("paper", "tiny")
@@ -79,6 +80,8 @@ class Study:
     """Whether the table has the best row first. Otherwise rows keep the order of the study."""
     published: Sequence[Published] = ()
     notes: Sequence[str] = ()
+    columns: Sequence[str] | None = None
+    """Columns of the tables as Markdown and LaTeX and in the terminal, see `study_files.texts`."""
 
 
 def sweep_study(
@@ -86,6 +89,7 @@ def sweep_study(
     grid: Sequence[str],
     overrides: Sequence[str] = (),
     metric: str | None = None,
+    columns: str | None = None,
 ) -> Study:
     """A study of the user's own recipe.
 
@@ -94,9 +98,10 @@ def sweep_study(
         grid: `section.field=value,value` for each field that varies.
         overrides: `section.field=value`, for all runs.
         metric: `task/metric` or `task/metric/group`; None: the headline metric of a run's report.
+        columns: of the tables, separated by commas; see `study_files.texts`.
 
     Raises:
-        InputError: the grid, or a recipe at one of its points, cannot be used.
+        InputError: the grid, a column, or a recipe at one of its points, cannot be used.
     """
     levels = read_grid(grid)
     if not levels:
@@ -105,7 +110,26 @@ def sweep_study(
     runs = expand({name: recipe}, levels, overrides)
     fields = [field for field in levels if field != SEED]
     title = f"{name}: {', '.join(fields) or SEED}"
-    return Study(name, title, runs, fields, metric, _numeric(levels, fields), is_sorted=True)
+    return Study(
+        name,
+        title,
+        runs,
+        fields,
+        metric,
+        _numeric(levels, fields),
+        is_sorted=True,
+        columns=_columns(columns, fields),
+    )
+
+
+def _columns(given: str | None, fields: Sequence[str]) -> list[str] | None:
+    if given is None:
+        return None
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    if not names:
+        raise InputError("--columns names no column. Separate names by commas")
+    check_columns(names, fields)
+    return names
 
 
 def _numeric(levels: dict[str, list[str]], fields: Sequence[str]) -> str | None:
@@ -151,6 +175,7 @@ def paper_study(
     seeds: str | None = None,
     overrides: Sequence[str] = (),
     metric: str | None = None,
+    columns: str | None = None,
 ) -> Study:
     """A study of the paper.
 
@@ -162,6 +187,7 @@ def paper_study(
         seeds: such as `1,2`; None: the study's own.
         overrides: `section.field=value`, for all runs.
         metric: `task/metric`; default: the study's own, or the held-out loss at scale `tiny`.
+        columns: of the tables, separated by commas; see `study_files.texts`.
 
     Raises:
         InputError: no study has this name, or an option cannot be combined with the scale.
@@ -203,6 +229,7 @@ def paper_study(
         is_sorted=False,
         published=published,
         notes=notes,
+        columns=_columns(columns, fields),
     )
 
 

@@ -1,25 +1,27 @@
-"""The table of a study: means and standard deviations over seeds, next to published values.
+"""The table of a study: means and deviations over seeds, differences to `full`, published values.
 
-In: cells, their evaluations, and published values. Out: a `StudyTable`, and its form as Markdown,
-CSV, LaTeX and JSON. Numbers are formatted as in a run's report. Runs nothing.
+In: cells, their evaluations, and published values. Out: a `StudyTable`, which `study_files` writes.
+Runs nothing.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from forgetting.errors import InputError, did_you_mean
+from forgetting.method.comparison import Difference, mean_difference
 from forgetting.method.metrics import mean_and_deviation
 from forgetting.report.result_table import Cell as Value
-from forgetting.report.result_table import Column, ResultsTable, plain, tabulate
+from forgetting.report.result_table import Column, ResultsTable, tabulate
+from forgetting.report.verdict import BASELINE
 from forgetting.rundir.results import Evaluation, Group, Metric
-from forgetting.studies.grid import Levels, StudyCell, short_names
-from forgetting.studies.markup import DIVERGED, NO_VALUE, as_latex, as_markdown
+from forgetting.studies.grid import Levels, StudyCell
+
+Results = Sequence[tuple[StudyCell, Sequence[Evaluation]]]
+"""Every cell of a study with its evaluations, which may be none."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,17 @@ class StudyTable:
     results: ResultsTable
     metric: Column | None
     """The study's metric; None if nothing was measured."""
+    paired: Mapping[tuple[str, str], Difference] = field(default_factory=dict)
+    """The mean over seeds of a row minus `full` with the same seed and data, by `Row.key` and
+    `Column.key`."""
 
     def value(self, row: Row, column: Column) -> Value | None:
         """A row's mean and standard deviation; None if there is none."""
         return self.results.cell(row.key, column)
+
+    def paired_difference(self, row: Row, column: Column) -> Difference | None:
+        """A row minus `full`, paired over seeds; None if there is no pair."""
+        return self.paired.get((row.key, column.key))
 
     def difference(self, row: Row) -> float | None:
         """Our value minus the published one, in its unit; None if either is missing."""
@@ -94,7 +103,7 @@ class StudyTable:
 
 
 def build_table(
-    results: Sequence[tuple[StudyCell, Sequence[Evaluation]]],
+    results: Results,
     fields: Sequence[str],
     *,
     metric: str | None = None,
@@ -135,12 +144,45 @@ def build_table(
     )
     column = table.headline
     if metric is not None and table.columns:
-        column = next((c for c in table.columns if c.key == metric), None)
+        column = table.column(metric)
         if column is None:
             keys = [c.key for c in table.columns]
             hints = [did_you_mean(metric, keys), f"The metrics are: {', '.join(keys)}"]
             raise InputError(f"there is no metric {metric!r}. {' '.join(filter(None, hints))}")
-    return StudyTable(list(rows.values()), fields, table, column)
+    return StudyTable(list(rows.values()), fields, table, column, _paired(results, members))
+
+
+def _paired(results: Results, members: Mapping[str, Results]) -> dict[tuple[str, str], Difference]:
+    """Every row minus `full`, over the runs that have a result of both."""
+    values = {(cell.run, cell.variant): _values(found) for cell, found in results}
+    baselines: dict[str, list[StudyCell]] = {}
+    for cell, _ in results:
+        if cell.name == BASELINE:
+            baselines.setdefault(cell.run, []).append(cell)
+    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for row_key, cells in members.items():
+        for cell, _ in cells:
+            # The runs of a study differ in seed and data, so the partner is in the same run.
+            of_run = baselines.get(cell.run, ())
+            rival = next((b for b in of_run if b.levels.items() <= cell.levels.items()), None)
+            if rival is None or cell.name == BASELINE:
+                continue
+            own, other = values[cell.run, cell.variant], values[rival.run, rival.variant]
+            for key in own.keys() & other.keys():
+                pairs.setdefault((row_key, key), []).append((own[key], other[key]))
+    return {key: mean_difference(*zip(*found, strict=True)) for key, found in pairs.items()}
+
+
+def _values(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+    """The finite values by `Column.key`."""
+    found = {}
+    for each in evaluations:
+        parts: dict[str, Group] = {"": each, **each.groups}
+        for group, measurement in parts.items():
+            for name, metric in measurement.metrics.items():
+                if math.isfinite(metric.value):
+                    found["/".join(filter(None, (each.task, name, group)))] = metric.value
+    return found
 
 
 def by_value(table: StudyTable) -> StudyTable:
@@ -182,6 +224,7 @@ def _over_seeds(key: str, evaluations: Sequence[Evaluation]) -> Evaluation:
             for name in groups
         },
         local=any(e.local for e in evaluations),
+        members=evaluations[0].members,
     )
 
 
@@ -193,139 +236,3 @@ def _mean(measurements: Sequence[Group]) -> Group:
         is_higher = found[0].higher_is_better
         metrics[name] = Metric(value=mean, stderr=deviation, higher_is_better=is_higher)
     return Group(num_items=max(m.num_items for m in measurements), metrics=metrics)
-
-
-def texts(table: StudyTable, columns: Sequence[Column]) -> tuple[list[str], list[list[str]], int]:
-    """Header and rows as text, and the number of columns of words on the left."""
-    short = short_names(table.fields)
-    many_models = len({row.model for row in table.rows}) > 1
-    left = ["model"] * many_models + ["variant", *(short[field] for field in table.fields)]
-    header = [*left, *(f"{c.task_title}: {c.title}" for c in columns), "seeds"]
-    has_published = any(row.published is not None for row in table.rows)
-    if has_published:
-        header += ["published", "difference"]
-    rows = []
-    for row in table.rows:
-        cells = [row.model] * many_models
-        cells += [row.variant, *(row.levels.get(field, "") for field in table.fields)]
-        missing = DIVERGED if row.num_diverged and not row.num_seeds else NO_VALUE
-        for column in columns:
-            value = table.results.text(row.key, column)
-            cells.append(missing if table.value(row, column) is None else value)
-        seeds = str(row.num_seeds)
-        cells.append(f"{seeds} ({row.num_diverged} diverged)" if row.num_diverged else seeds)
-        if has_published:
-            cells += [_published_text(row.published), _difference_text(table, row)]
-        rows.append(cells)
-    return header, rows, len(left)
-
-
-def _published_text(published: Published | None) -> str:
-    if published is None:
-        return NO_VALUE
-    return f"{published.value:.2f}{' (d)' if published.derived else ''}"
-
-
-def _difference_text(table: StudyTable, row: Row) -> str:
-    difference = table.difference(row)
-    if difference is None:
-        return NO_VALUE
-    return f"{difference:+.1f}{' *' if table.is_apart(row) else ''}"
-
-
-def legend(table: StudyTable) -> str:
-    """What the signs in the table mean."""
-    text = "Mean ± standard deviation over seeds."
-    if any(row.published is not None for row in table.rows):
-        text += (
-            " Difference: ours minus the published value; * if it is larger than our standard "
-            "deviation."
-        )
-    if any(row.published is not None and row.published.derived for row in table.rows):
-        text += " (d) derived from a published value and a published difference."
-    return text
-
-
-def to_markdown(table: StudyTable, title: str, notes: Sequence[str] = ()) -> str:
-    """The title, the table and its notes."""
-    lines = [f"# {plain(title)}", "", as_markdown(*texts(table, table.columns))]
-    lines += ["", legend(table), *(line for note in notes for line in ("", plain(note)))]
-    return "\n".join(lines) + "\n"
-
-
-def to_latex(table: StudyTable, title: str) -> str:
-    """A `table` for the package booktabs."""
-    return as_latex(*texts(table, table.columns), f"{title}. {legend(table)}")
-
-
-def to_csv(table: StudyTable) -> str:
-    """One line per row and metric, in the metric's unit. Published values are as printed."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    left = ["model", "variant", *table.fields, "seeds", "diverged"]
-    right = ["task", "metric", "group", "mean", "deviation", "published", "difference"]
-    writer.writerow([*left, *right])
-    for row in table.rows:
-        left = [row.model, row.variant, *(row.levels.get(field, "") for field in table.fields)]
-        left += [str(row.num_seeds), str(row.num_diverged)]
-        published = "" if row.published is None else row.published.value
-        measured = [(c, v) for c in table.results.columns if (v := table.value(row, c)) is not None]
-        for column, value in measured:
-            figure = [column.task, column.metric, column.group or "", value.value]
-            is_about = column == table.metric
-            beside = [published, _blank(table.difference(row))] if is_about else ["", ""]
-            writer.writerow([*left, *figure, _blank(value.stderr), *beside])
-        if not measured:
-            writer.writerow([*left, "", "", "", "", "", published, ""])
-    return text.getvalue()
-
-
-def cells_to_csv(
-    results: Sequence[tuple[StudyCell, Sequence[Evaluation]]], fields: Sequence[str]
-) -> str:
-    """One line per cell and metric, before averaging."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        ["run", "model", "variant", *fields, "seed", "task", "metric", "group", "value", "stderr"]
-    )
-    for cell, evaluations in results:
-        left = [cell.run, cell.model, cell.name]
-        left += [*(cell.levels.get(field, "") for field in fields), str(cell.seed)]
-        for evaluation in evaluations:
-            parts: dict[str, Group] = {"": evaluation, **evaluation.groups}
-            for group, measurement in parts.items():
-                for name, metric in measurement.metrics.items():
-                    figures = [metric.value, _blank(metric.stderr)]
-                    writer.writerow([*left, evaluation.task, name, group, *figures])
-    return text.getvalue()
-
-
-def to_json(table: StudyTable) -> str:
-    """The metric of every row. Missing and non-finite values are null."""
-
-    def finite(value: float | None) -> float | None:
-        return value if value is not None and math.isfinite(value) else None
-
-    rows = []
-    for row in table.rows:
-        value = table.value(row, table.metric) if table.metric is not None else None
-        rows.append(
-            {
-                "model": row.model,
-                "variant": row.variant,
-                "levels": dict(row.levels),
-                "mean": finite(value.value) if value is not None else None,
-                "deviation": finite(value.stderr) if value is not None else None,
-                "seeds": row.num_seeds,
-                "diverged": row.num_diverged,
-                "published": row.published.value if row.published is not None else None,
-                "difference": finite(table.difference(row)),
-            }
-        )
-    metric = table.metric.key if table.metric is not None else None
-    return json.dumps({"metric": metric, "rows": rows}, indent=1, allow_nan=False) + "\n"
-
-
-def _blank(value: float | None) -> float | str:
-    return "" if value is None else value
