@@ -233,7 +233,7 @@ class EvaluationSettings(Section):
 class ReportSettings(Section):
     """The report."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the choice of samples that are shown token by token."""
 
 

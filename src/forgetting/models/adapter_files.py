@@ -7,6 +7,7 @@ headers, not weights. Files on the Hub are read from its cache on this machine i
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,12 @@ def adapter_shapes(path: Path | str) -> Shapes | None:
     except Exception:
         return None
     return {name: tuple(tensor.shape) for name, tensor in header.tensors.items()}
+
+
+def saved_shapes(adapted: Any) -> Shapes:
+    """The shapes of all weights of a model with one adapter, by the names that PEFT saves."""
+    form = re.compile(r"\.(modules_to_save\.default|default)(?=\.|$)")
+    return {form.sub("", name): tuple(v.shape) for name, v in adapted.state_dict().items()}
 
 
 def header_shapes(file: Path) -> Shapes:
