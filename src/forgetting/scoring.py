@@ -345,7 +345,8 @@ def _check_head(model: Any, inputs: _Inputs, log_probs: Tensor) -> None:
     log_p = logits[0, inputs.positions[of_row] - row * longest].log_softmax(-1)
     own = log_p.gather(1, inputs.targets[of_row, None])[:, 0]
     split = log_probs[of_row]
-    # In bfloat16, as on quantized weights, a token may differ by 0.4 between batches, and the mean over tokens by 0.1.
+    # In bfloat16 and on quantized weights, a token may differ by 0.4 between batches, and the mean
+    # over tokens by 0.1.
     tolerance = 1e-3 if _is_exact(model) else 0.25 + 0.75 / len(own)
     if float((own - split).abs().mean()) > tolerance + 1e-3 * float(own.abs().mean()):
         raise ForgettingError(

@@ -41,6 +41,7 @@ from forgetting.models.config_values import check_token_ids
 from forgetting.models.foreign import reading
 from forgetting.models.loading import (
     check_headers,
+    described_config,
     empty_model,
     load_config,
     load_tokenizer,
@@ -61,6 +62,7 @@ def check_base(settings: ModelSettings) -> None:
             weights are quantized or of other sizes than the configuration says, or the generation
             configuration cannot be saved.
     """
+    described_config(settings)
     config = _config(settings)
     if config is None:
         return

@@ -99,14 +99,22 @@ def empty_model(name: str, settings: ModelSettings, config: PretrainedConfig) ->
     Raises:
         InputError: it is no causal language model, or not one that can be used here.
     """
-    kind = config.model_type
+    kind, attention = config.model_type, settings.attn_implementation
     problem = f"{name}: no causal language model can be made from this configuration ({kind})"
-    with reading(problem), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            config,
-            trust_remote_code=settings.trust_remote_code,
-            **_attention(settings),
-        )
+
+    def make(**options: Any) -> PreTrainedModel:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                config, trust_remote_code=settings.trust_remote_code, **options
+            )
+
+    with reading(problem):
+        model = make()
+    if attention is not None:
+        field = f"model.attn_implementation: {attention} cannot be used for {name} on this machine"
+        with reading(field, "Set another one, or null"):
+            model = make(attn_implementation=attention)
+    return model
 
 
 def check_headers(settings: ModelSettings) -> PreTrainedModel:
@@ -129,6 +137,8 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     """
     with _reading(settings, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(**_origin(settings))
+        # Some of what its files say is read when it is used.
+        tokenizer.decode(tokenizer("a").input_ids)
     if not tokenizer.is_fast:
         raise InputError(
             f"{settings.name_or_path}: the tokenizer has no tokenizer.json, which says which "
@@ -225,18 +235,13 @@ def _weights(settings: ModelSettings, **options: Any) -> PreTrainedModel:
     with _reading(settings, "model"):
         model, report = AutoModelForCausalLM.from_pretrained(
             **_origin(settings),
-            **_attention(settings),
+            attn_implementation=settings.attn_implementation,
             use_safetensors=True,
             output_loading_info=True,
             **options,
         )
         check_report(settings.name_or_path, report)
     return model
-
-
-def _attention(settings: ModelSettings) -> dict[str, Any]:
-    name = settings.attn_implementation
-    return {} if name is None else {"attn_implementation": name}
 
 
 def quantization_config(settings: ModelSettings, dtype: torch.dtype) -> BitsAndBytesConfig:
