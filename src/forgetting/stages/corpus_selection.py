@@ -21,7 +21,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from forgetting.config import SelectionSettings
-from forgetting.console import logger
 from forgetting.errors import InputError
 from forgetting.method import MEASURES
 from forgetting.method.metrics import NoiseTally
@@ -56,11 +55,10 @@ from forgetting.rundir.selections import (
     SelectionSummary,
     SourceSelection,
 )
+from forgetting.stages.ties import check_ties
 
 NUM_EXTREMES = 20
 COLUMNS = ("labels", "noise", "noise_kind")
-MAX_TIED = 0.01
-"""Largest share of tokens that a threshold may divide by their order without a warning."""
 
 
 class MeasuredCorpus:
@@ -303,7 +301,7 @@ def _choose(
         except ValueError as error:
             raise InputError(f"selection: {error}") from error
     if not is_random and threshold in ("quantile", "zero"):
-        _check_ties(division, "samples" if by_sample else "tokens")
+        check_ties(division, "samples" if by_sample else "tokens")
     polarities = division.polarity(chunks())
     if by_sample:
         of_samples = np.full(len(measured.is_negative), -1, np.int8)
@@ -311,27 +309,6 @@ def _choose(
         parts = measured.by_shard(of_samples), measured.by_shard(measured.lengths)
         return division, mixture, map(np.repeat, *parts)
     return division, mixture, measured.with_negatives(polarities)
-
-
-def _check_ties(division: Division, what: str) -> None:
-    """Warn of a threshold that many share; refuse it if all do.
-
-    Raises:
-        InputError: all have the same quality.
-    """
-    total = division.num_values
-    if division.is_flat:
-        raise InputError(
-            f"selection: all {total:,} {what} have the same quality, so nothing says which of them "
-            "are bad. Set another selection.quality, or train the reference for more steps"
-        )
-    if division.num_tied > MAX_TIED * total:
-        logger.warning(
-            "%.1f %% of the %s have exactly the quality of a threshold. Which of them are learned "
-            "is decided by their order in the data",
-            100 * division.num_tied / total,
-            what,
-        )
 
 
 def _everything(
