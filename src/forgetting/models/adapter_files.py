@@ -65,9 +65,16 @@ def adapter_config(file: Path) -> dict[str, Any]:
         InputError: it is not a JSON object.
     """
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not a valid adapter configuration: {error}") from error
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not isinstance(base, str | None):
+        raise InputError(
+            f"{file} is not a valid adapter configuration: expected an object whose "
+            "base_model_name_or_path is a text"
+        )
+    return config
 
 
 def adapter_shapes(path: Path | str) -> Shapes | None:

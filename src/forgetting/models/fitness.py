@@ -45,6 +45,7 @@ from forgetting.models.loading import (
     empty_model,
     load_config,
     load_tokenizer,
+    lora_config,
     max_positions,
 )
 from forgetting.models.reported import check_adapter_names
@@ -157,6 +158,11 @@ def check_adapted_modules(section: str, settings: ModelSettings, lora: LoraSetti
             f"{section}.lora.target_modules: an adapter on the output head {head} would not be "
             f"trained. Remove it, and train the whole head with {section}.lora.modules_to_save"
         )
+    from peft import get_peft_model
+
+    problem = f"{section}.lora: this adapter cannot be put on {settings.name_or_path}"
+    with reading(problem), torch.device("meta"):
+        get_peft_model(model, lora_config(lora))
 
 
 def _without_weights(settings: ModelSettings, config: PretrainedConfig) -> PreTrainedModel:

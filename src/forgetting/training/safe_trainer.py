@@ -22,7 +22,10 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from forgetting.training.checkpoints import (
+    OPTIMIZER,
     RANDOM_STATE,
+    check_resumable,
+    check_whole,
     latest_checkpoint,
     load_state,
     random_state,
@@ -54,6 +57,10 @@ class SafeTrainer(Trainer):
             if latest is None:
                 raise ValueError(f"{self.args.output_dir} holds no complete checkpoint to resume")
             resume_from_checkpoint = str(latest)
+        elif resume_from_checkpoint:
+            check_whole(Path(resume_from_checkpoint))
+        if resume_from_checkpoint and not self.is_deepspeed_enabled:
+            check_resumable(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *positional, **named)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
@@ -151,7 +158,7 @@ class SafeTrainer(Trainer):
         else:
             optimizer = self.optimizer.state_dict()
         if self.args.should_save:
-            save_state(optimizer, Path(output_dir) / "optimizer")
+            save_state(optimizer, Path(output_dir) / OPTIMIZER)
             save_state(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -173,10 +180,10 @@ class SafeTrainer(Trainer):
             is_main = self.accelerator.is_main_process
             weights = load_state(folder / "weights") if is_main else {}
             set_model_state_dict(self.model, weights, options=options)
-            state = load_state(folder / "optimizer") if is_main else {}
+            state = load_state(folder / OPTIMIZER) if is_main else {}
             set_optimizer_state_dict(self.model, self.optimizer, state, options=options)
         else:
-            self.optimizer.load_state_dict(load_state(folder / "optimizer"))
+            self.optimizer.load_state_dict(load_state(folder / OPTIMIZER))
         self.lr_scheduler.load_state_dict(load_state(folder / "scheduler"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
