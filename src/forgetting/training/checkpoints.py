@@ -126,12 +126,12 @@ def check_whole(folder: Path) -> None:
         return
     if not folder.is_dir():
         raise ValueError(f"there is no checkpoint {folder}")
-    state = (
-        "is not complete" if (folder / SEAL).is_file() else f"has no {SEAL}, so it is incomplete"
-    )
+    reason = "is not complete" if (folder / SEAL).is_file() else f"has no {SEAL}"
     other = latest_checkpoint(folder.parent)
     advice = f"Resume from {other}" if other else "Train from the start"
-    raise ValueError(f"{folder} {state}, or was written by another trainer. {advice}")
+    raise ValueError(
+        f"{folder} {reason}: its writing was cut short, or another trainer wrote it. {advice}"
+    )
 
 
 def check_resumable(folder: Path) -> None:
