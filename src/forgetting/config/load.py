@@ -175,9 +175,8 @@ def _reason(kind: str, message: str, loc: tuple[int | str, ...], given: Any) -> 
     if kind == "missing":
         return "is missing"
     if kind == "model_type":
-        return (
-            f"expected a section with fields (got {_shown(given)}). Allowed here: {_allowed(loc)}"
-        )
+        fields = _allowed(loc)
+        return f"expected a section with fields (got {_shown(given)}). Allowed here: {fields}"
     if kind == "string_pattern_mismatch":
         message = (
             "must be letters, digits, `_`, `.` and `-`, the first a letter or digit, at most 100"
