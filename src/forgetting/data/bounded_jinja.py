@@ -17,7 +17,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-MAX_STEPS = 1_000_000
+MAX_STEPS = 200_000
 MAX_CHARACTERS = 100_000_000
 MAX_BITS = 100_000
 """Of a number."""

@@ -15,47 +15,38 @@ from forgetting.errors import InputError
 
 MAX_LAYERS = 2000
 """More than any published model has."""
-MAX_PARAMETERS = 10**14
-"""Entries of one weight matrix; more than any published model has in all of them."""
+MAX_WIDTH = 10**8
+"""More than any published model has tokens or dimensions."""
 _WIDTHS = ("vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings")
 _END_AND_PADDING = ("eos_token_id", "pad_token_id")
 
 
-def check_values(name: str, config: PretrainedConfig) -> None:
+def check_values(where: str, config: PretrainedConfig) -> None:
     """Refuse impossible sizes, and token ids outside the embedding.
 
     Args:
-        name: of the model, for messages.
+        where: the configuration is from, for messages.
 
     Raises:
-        InputError: the message names the field of config.json.
+        InputError: the message names the field.
     """
     text = config.get_text_config()
-    layers = getattr(text, "num_hidden_layers", None)
-    if isinstance(layers, int) and not 1 <= layers <= MAX_LAYERS:
-        raise InputError(
-            f"{name}: config.json says num_hidden_layers {layers}, but a model has 1 to "
-            f"{MAX_LAYERS:,}. Use the config.json that belongs to the weights"
-        )
-    hidden = getattr(text, "hidden_size", None)
-    for field in _WIDTHS:
+    limits = {"num_hidden_layers": MAX_LAYERS, **dict.fromkeys(_WIDTHS, MAX_WIDTH)}
+    for field, limit in limits.items():
         size = getattr(text, field, None)
-        if not isinstance(size, int):
-            continue
-        if size < 1 or (isinstance(hidden, int) and size * hidden > MAX_PARAMETERS):
+        if isinstance(size, int) and not 1 <= size <= limit:
             raise InputError(
-                f"{name}: config.json says {field} {size}, which no model has. Use the config.json "
-                "that belongs to the weights"
+                f"{where}: {field} {size} is impossible: a model has 1 to {limit:,}. Use the "
+                "configuration that belongs to the weights"
             )
-    check_token_ids(name, "config.json", config, text.vocab_size)
+    check_token_ids(where, config, text.vocab_size)
 
 
-def check_token_ids(name: str, file: str, values: Any, vocab_size: int) -> None:
+def check_token_ids(where: str, values: Any, vocab_size: int) -> None:
     """Refuse end and padding tokens that the model has no embedding of.
 
     Args:
-        name: of the model, for messages.
-        file: that the ids are from.
+        where: the ids are from, for messages.
         values: a configuration.
         vocab_size: number of token ids of the model.
 
@@ -65,8 +56,8 @@ def check_token_ids(name: str, file: str, values: Any, vocab_size: int) -> None:
     for field, index in _ids(values):
         if index >= vocab_size:
             raise InputError(
-                f"{name}: {file} says {field} {index}, but the model has embeddings for the ids 0 "
-                f"to {vocab_size - 1}. Set it to a token of the model's tokenizer"
+                f"{where}: {field} {index} is outside of the embedding, which has the ids 0 to "
+                f"{vocab_size - 1}. Set it to a token of the model's tokenizer"
             )
 
 

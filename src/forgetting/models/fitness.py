@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import GENERATION_CONFIG_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from forgetting.config import LoraSettings, ModelSettings
 from forgetting.console import logger
@@ -171,7 +171,7 @@ def _without_weights(settings: ModelSettings, config: PretrainedConfig) -> PreTr
     Raises:
         InputError: it is no causal language model, or its weights do not fit.
     """
-    model = empty_model(settings.name_or_path, settings, config)
+    model = empty_model(f"{settings.name_or_path}: {CONFIG_NAME}", settings, config)
     return check_headers(settings) if Path(settings.name_or_path).is_dir() else model
 
 
@@ -234,7 +234,7 @@ def _check_generation_config(settings: ModelSettings, config: PretrainedConfig) 
                 name, revision=settings.revision or "main"
             )
         size = config.get_text_config().vocab_size
-        check_token_ids(name, GENERATION_CONFIG_NAME, generation, size)
+        check_token_ids(f"{name}: {GENERATION_CONFIG_NAME}", generation, size)
     try:
         generation.validate(strict=True)
     except ValueError as error:

@@ -72,7 +72,7 @@ def load_config(settings: ModelSettings) -> PretrainedConfig:
     """
     with _reading(settings, "configuration"):
         config = AutoConfig.from_pretrained(**_origin(settings))
-        check_values(settings.name_or_path, config)
+        check_values(f"{settings.name_or_path}: {CONFIG_NAME}", config)
     return config
 
 
@@ -90,17 +90,17 @@ def described_config(settings: ModelSettings) -> PretrainedConfig | None:
     return config
 
 
-def empty_model(name: str, settings: ModelSettings, config: PretrainedConfig) -> PreTrainedModel:
+def empty_model(where: str, settings: ModelSettings, config: PretrainedConfig) -> PreTrainedModel:
     """The model of a configuration, without weights.
 
     Args:
-        name: of what has the configuration, for messages.
+        where: the configuration is from, for messages.
 
     Raises:
         InputError: it is no causal language model, or not one that can be used here.
     """
-    kind, attention = config.model_type, settings.attn_implementation
-    problem = f"{name}: no causal language model can be made from this configuration ({kind})"
+    kind, attention = f"model_type {config.model_type}", settings.attn_implementation
+    problem = f"{where} describes no causal language model that can be used ({kind})"
 
     def make(**options: Any) -> PreTrainedModel:
         with torch.device("meta"):
@@ -111,7 +111,7 @@ def empty_model(name: str, settings: ModelSettings, config: PretrainedConfig) ->
     with reading(problem):
         model = make()
     if attention is not None:
-        field = f"model.attn_implementation: {attention} cannot be used for {name} on this machine"
+        field = f"model.attn_implementation: {attention} cannot be used on this machine"
         with reading(field, "Set another one, or null"):
             model = make(attn_implementation=attention)
     return model
@@ -290,17 +290,17 @@ def count_trainable(settings: ModelSettings, lora: LoraSettings | None) -> int |
     None if the configuration cannot be read and the recipe does not describe it.
     """
     try:
-        config, name = load_config(settings), settings.name_or_path
+        config, where = load_config(settings), f"{settings.name_or_path}: {CONFIG_NAME}"
     except InputError:
         described = described_config(settings)
         if described is None:
             return None
-        config, name = described, "model.architecture"
-    model: nn.Module = empty_model(name, settings, config)
+        config, where = described, "model.architecture"
+    model: nn.Module = empty_model(where, settings, config)
     if lora is not None:
         from peft import get_peft_model
 
-        with reading(f"{name}: no adapter can be put on this model"), torch.device("meta"):
+        with reading(f"{where}: no adapter can be put on this model"), torch.device("meta"):
             model = get_peft_model(model, lora_config(lora))
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
