@@ -168,7 +168,6 @@ SKIP = {"dataset_kwargs": {"skip_prepare_dataset": True}}
 BAD = [
     ("polarity", 0.5, r"holds 0.5 in polarity, which takes -1, 0 and \+1"),
     ("polarity", 5, "holds 5.0 in polarity"),
-    ("polarity", None, "holds None in polarity"),
     ("token_weights", -1.0, "holds -1.0 in token_weights, which takes finite numbers of at least"),
 ]
 

@@ -8,12 +8,20 @@ import pytest
 from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from forgetting.data import bounded_jinja
 from forgetting.data.jinja import JinjaTemplate
 from forgetting.errors import InputError
 from forgetting.formats import Unusable
 from tests.data.families import FAMILIES
 
 TURNS = [{"role": "user", "content": "Is it so?"}, {"role": "assistant", "content": "It is."}]
+
+
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    """Fewer than in a run, so that they are used up soon."""
+    monkeypatch.setattr(bounded_jinja, "MAX_STEPS", 5000)
+    monkeypatch.setattr(bounded_jinja, "STEPS_PER_TURN", 10)
 
 
 def render(source):
@@ -27,13 +35,13 @@ GROWTH = "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = GR
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        (ROUNDS, "more than 1,000,000 steps"),
-        (f"{{% macro f() %}}{ROUNDS}{{% endmacro %}}{{{{ f() }}}}", "1,000,000 steps"),
-        (f"{{% if messages %}}{ROUNDS}{{% endif %}}", "1,000,000 steps"),
+        (ROUNDS, "more than 5,000 steps"),
+        (f"{{% macro f() %}}{ROUNDS}{{% endmacro %}}{{{{ f() }}}}", "5,000 steps"),
+        (f"{{% if messages %}}{ROUNDS}{{% endif %}}", "5,000 steps"),
         (
             "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
             "{{ f(40) }}",
-            "1,000,000 steps",
+            "5,000 steps",
         ),
         (GROWTH.replace("GROWN", "n.x ~ n.x"), "a text or a list of more than"),
         (GROWTH.replace("GROWN", "n.x + n.x"), "a text or a list of more than"),
@@ -49,7 +57,7 @@ GROWTH = "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = GR
         ("{{ '%.999999999999f' | format(1) }}", "more than seven digits"),
         ("{{ '{:>999999999999}'.format(1) }}", "more than seven digits"),
         ("{{ 9 ** (9 ** 9) }}", "more than 100,000 bits"),
-        ("{% set n = namespace(x=9) %}" + GROWTH[34:].replace("GROWN", "n.x * n.x"), "bits"),
+        (GROWTH.replace("'ab'", "9").replace("GROWN", "n.x * n.x"), "bits"),
     ],
 )
 def test_a_template_without_an_end_is_refused(source, message):
@@ -73,6 +81,7 @@ def test_endless_recursion_is_a_template_that_fails(source):
 @pytest.mark.parametrize(
     "source",
     ["{% if 1 %}" * 3000 + "{% endif %}" * 3000, "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}"],
+    ids=["blocks", "brackets"],
 )
 def test_a_template_that_is_nested_too_deeply(source):
     with pytest.raises(TemplateError, match="nested too deeply"):
@@ -84,18 +93,19 @@ PLAIN = [
     "{%- for m in messages -%}\n  {{ loop.index }} {% if loop.last %}{% break %}{% endif %}\n"
     "{%- else -%} none {%- endfor -%}\n",
     "{% macro f(x, y=2) %}{{ x }}{{ y }}{{ varargs }}{% endmacro %}{{ f(1) }}{{ f(1, 3, 4) }}",
-    "{% call(x) outer() %}{{ x }}{% endcall %}"
-    if False
-    else "{% macro outer() %}[{{ caller(1) }}]{% endmacro %}{% call(x) outer() %}{{ x }}{% endcall %}",
+    "{% macro f() %}[{{ caller(1) }}]{% endmacro %}{% call(x) f() %}{{ x }}{% endcall %}",
     "{% generation %}{{ messages[0].content }}{% endgeneration %}",
     "{% for m in messages if m.role == 'user' %}{{ m | tojson }}{% endfor %}",
-    "{{ '%05.2f|%s' % (1.5, 'a') }}{{ '{:>6}'.format('b') }}{{ 2 ** 10 }}{{ 'ab' * 3 }}{{ [1] + [2] }}",
+    "{{ '%05.2f|%s' % (1.5, 'a') }}{{ '{:>6}'.format('b') }}{{ 2 ** 10 }}{{ 'ab' * 3 }}",
+    "{{ [1] + [2] }}{{ 7 % 3 }}{{ 1.5 * 2 }}{{ '%s' | format(3) }}{{ 'a,b'.split(',')[-1] }}",
     "{{ 'x' | center(9) }}{{ 'a\nb' | indent(2) }}{{ '12345678%' }}{{ 'é'.upper() }}{{ 1 ~ none }}",
-    "{% set n = namespace(x=0) %}{% for i in range(9) %}{% set n.x = n.x + i %}{% endfor %}{{ n.x }}",
+    GROWTH.replace("'ab'", "0").replace("GROWN", "n.x + i") + "{{ n.x }}",
 ]
 
 
-@pytest.mark.parametrize("source", [*PLAIN, *FAMILIES.values()])
+@pytest.mark.parametrize(
+    "source", [*PLAIN, *(family.template for family in FAMILIES.values() if family.template)]
+)
 def test_other_templates_are_rendered_as_transformers_does(source):
     variables = {"eos_token": "</s>", "bos_token": "<s>"}
     theirs = _compile_jinja_template(source).render(
@@ -107,7 +117,7 @@ def test_other_templates_are_rendered_as_transformers_does(source):
 
 def test_every_conversation_has_its_own_steps():
     template = JinjaTemplate(
-        "{% for i in range(1000) %}{% for j in range(900) %}{% endfor %}{% endfor %}x",
+        "{% for i in range(60) %}{% for j in range(60) %}{% endfor %}{% endfor %}x",
         date(2026, 1, 31),
         {},
     )

@@ -60,7 +60,7 @@ UNFIT = {
     "compiled": (
         renamed("_orig_mod."),
         {},
-        r"21 missing \(lm_head.weight, .*; 21 without a place \(_orig_mod.lm_head.weight, .*compiled",
+        r"21 missing \(lm_head.weight, .*; 21 without a place \(_orig_mod.lm_head.*compiled",
     ),
     "half": (half, {}, r"11 missing \("),
     "one added": (with_another, {}, r"1 without a place \(model.layers.0.other.weight\)"),
@@ -69,7 +69,7 @@ UNFIT = {
     "other width": (
         same,
         {"intermediate_size": 16},
-        r"6 of another size \(model.layers.0.mlp.down_proj.weight is \[32, 64\] instead of \[32, 16",
+        r"6 of another size \(.*.down_proj.weight is \[32, 64\] instead of \[32, 16",
     ),
     "other heads": (same, {"num_attention_heads": 8}, r"4 of another size \("),
 }

@@ -17,7 +17,7 @@ from forgetting.rundir.samples import Samples, read_table
 from forgetting.rundir.scores import ScoredSamples
 from forgetting.scoring import score_samples
 from forgetting.stages import corpus_scores
-from tests.conftest import all_scores
+from tests.conftest import all_scores, save_tiny_model
 
 
 @pytest.fixture

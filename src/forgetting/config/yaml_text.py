@@ -29,7 +29,7 @@ def parse_yaml(text: str) -> Any:
             return None
         if _size(root, {}) > MAX_NODES:
             raise yaml.YAMLError(
-                f"its anchors stand for more than {MAX_NODES:,} values. Write the values out"
+                f"it stands for more than {MAX_NODES:,} values, what anchors repeat included"
             )
         return loader.construct_document(root)
     finally:

@@ -18,6 +18,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 MAX_STEPS = 200_000
+STEPS_PER_TURN = 1000
 MAX_CHARACTERS = 100_000_000
 MAX_BITS = 100_000
 """Of a number."""
@@ -53,7 +54,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
 
     def begin(self, num_turns: int) -> None:
         """Allow a rendering the steps that a conversation of this many turns may need."""
-        self.steps_left = MAX_STEPS + 1000 * num_turns
+        self.steps_left = MAX_STEPS + STEPS_PER_TURN * num_turns
 
     def step(self) -> str:
         """Count a round of a loop, or a call of a macro."""
