@@ -176,8 +176,11 @@ class Division:
     @property
     def num_tied(self) -> int:
         """The number of tokens with the quality of a threshold that divides them by their order."""
-        cuts = {cut for cut in (*self.positive, *self.kept) if cut.num_equal and cut.num_others}
-        return sum(cut.num_equal + cut.num_others for cut in cuts)
+        # Where nothing is ignored, both thresholds of a group are the same.
+        cuts = [cut for pair in zip(self.positive, self.kept, strict=True) for cut in set(pair)]
+        return sum(
+            cut.num_equal + cut.num_others for cut in cuts if cut.num_equal and cut.num_others
+        )
 
     def polarity(self, chunks: Iterable[Chunk]) -> Iterator[NDArray[np.int8]]:
         """Polarity of each chunk. Pass all chunks, in order."""
