@@ -35,7 +35,7 @@ ODD = st.sampled_from(
 BOUNDED = settings(
     deadline=None,
     derandomize=True,
-    max_examples=60,
+    max_examples=25,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
@@ -114,7 +114,7 @@ def test_damaged_files(of_adapter, name, adapter, tiny_model, tmp_path):
     source = adapter if of_adapter else tiny_model
     whole = (source / name).read_bytes()
 
-    @settings(BOUNDED, max_examples=15)
+    @settings(BOUNDED, max_examples=8)
     @given(
         st.integers(0, min(len(whole), 4000) - 1),
         st.sampled_from([b"", b"\x00", b"\xff\xfe", b"[", b'"', b"}", b"[]", b"null", b"[" * 5000]),
@@ -149,7 +149,7 @@ def test_recipes(write_recipe):
     file = write_recipe()
     known = _paths(load_recipe(file).model_dump(mode="json"))
 
-    @settings(BOUNDED, max_examples=300)
+    @settings(BOUNDED, max_examples=80)
     @given(st.dictionaries(st.sampled_from(known), ODD, min_size=1, max_size=2))
     def check(values):
         changes = [
@@ -174,7 +174,7 @@ def test_described_models(architecture):
     refused_or_not(lambda: count_trainable(described, LoraSettings()))
 
 
-@settings(BOUNDED, max_examples=30)
+@settings(BOUNDED, max_examples=20)
 @given(
     st.lists(
         st.sampled_from(["q_proj", "mlp", "lm_head", "", "x", ".", "layers.0", "norm"]), max_size=3
