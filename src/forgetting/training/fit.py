@@ -101,6 +101,9 @@ def fine_tune(
         logger.info("%s: resuming from step %s", label, latest.name.removeprefix("checkpoint-"))
     trainer.train(resume_from_checkpoint=str(latest) if latest else None)
     set_end_tokens(model, end_token_ids)
+    folder = work.path / "adapter" if training.merge else work.output
+    # Before anything is computed: parts that were gathered for it would stay so.
+    trainer.save_model(str(folder))
     is_shared = share_one_model()
     # All processes compute it: if they share one model, no process can do so alone.
     expected = probe_logits(
@@ -110,8 +113,6 @@ def fine_tune(
         device=trainer.args.device if is_shared else None,
     )
     _check_finite(trainer.model, expected, label, is_shared)
-    folder = work.path / "adapter" if training.merge else work.output
-    trainer.save_model(str(folder))
     if not work.processes.is_main:
         return
     write_training_log(work.output, (e for e in trainer.state.log_history if "loss" in e))
@@ -140,7 +141,7 @@ def fine_tune(
 
 
 def _check_finite(model: Any, logits: Tensor, label: str, is_shared: bool) -> None:
-    """Refuse a trained model with a weight that is no finite number, before it is saved.
+    """Refuse a trained model with a weight that is no finite number, before its stage is done.
 
     Args:
         logits: of the model, which show what this process may not hold of a shared one.
