@@ -653,6 +653,17 @@ def test_true_resumes_from_the_last_whole_checkpoint(train, tmp_path):
         train(samples, resume=True, **common)
 
 
+def test_nothing_is_pickled_not_even_for_a_moment(train, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a pickle was written")
+
+    monkeypatch.setattr(torch, "save", refuse)
+    trainer = train(rows(8), max_steps=2, save_strategy="steps", save_steps=1)
+    trainer.save_model(str(tmp_path / "model"))
+    assert not list(tmp_path.rglob("training_args*"))
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
 def test_a_checkpoint_that_is_not_whole_is_refused_by_its_path(train, tmp_path):
     common = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     train(rows(16), **common)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
 import transformers
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -41,6 +42,21 @@ PROGRESS = "progress.json"
 """In every checkpoint: how far the run has come, besides what Trainer keeps."""
 
 
+class _TorchWithoutSave:
+    """The module torch, with a `save` that writes nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def save(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+def _without_pickle() -> Any:
+    """While this context is open, nothing that Trainer itself pickles is written."""
+    return patch.object(transformers.trainer, "torch", _TorchWithoutSave())
+
+
 class SafeTrainer(Trainer):
     """Saves tensors as safetensors, everything else as JSON, and a seal last."""
 
@@ -65,20 +81,17 @@ class SafeTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Trainer pickles its arguments next to the weights.
-        super()._save(output_dir, state_dict)
-        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+        with _without_pickle():
+            super()._save(output_dir, state_dict)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Trainer would upload a checkpoint that is not complete yet.
         self._unpushed = checkpoint_folder
 
     def _push(self, checkpoint_folder: str) -> None:
-        # Trainer pickles its arguments here as well, among what it uploads in the background. What
-        # begins with an underscore is not uploaded.
-        name = "_training_args.bin"
-        with patch.object(transformers.trainer, "TRAINING_ARGS_NAME", name):
+        # Trainer pickles its arguments here as well, among what it uploads in the background.
+        with _without_pickle():
             super()._push_from_checkpoint(checkpoint_folder)
-        (Path(self.args.output_dir) / name).unlink(missing_ok=True)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not self.is_fsdp_enabled:
