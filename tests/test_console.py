@@ -10,7 +10,7 @@ import warnings
 import pytest
 
 from forgetting import console
-from forgetting.console import duration, logger, progress, setup_logging
+from forgetting.console import duration, failure_of, logger, progress, setup_logging
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +63,15 @@ def test_quiet_progress_says_nothing(capsys, monkeypatch):
     assert capsys.readouterr() == ("", "")
     logger.warning("trouble")
     assert "trouble" in capsys.readouterr().err
+
+
+def test_a_name_that_no_file_can_have_is_an_error_of_the_input(tmp_path):
+    with pytest.raises(OSError, match="too long") as caught:
+        (tmp_path / ("x" * 300)).read_text()
+    failure = failure_of(caught.value)
+    assert failure is not None
+    assert failure.exit_code == 2
+    assert failure.message.startswith("a name is longer than the file system takes: ")
 
 
 def test_messages_are_shown_as_they_are_once(capsys):

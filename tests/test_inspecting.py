@@ -16,6 +16,7 @@ from forgetting.inspector import InspectorServer
 from forgetting.inspector.queries import Query
 from forgetting.rundir.manifest import read_manifest
 from forgetting.scoring import score_samples
+from tests.conftest import save_tiny_model
 
 
 def records(number):
@@ -25,12 +26,18 @@ def records(number):
 
 
 @pytest.fixture(scope="module")
-def scored(tmp_path_factory, tiny_model):
-    """A data file, and the run in which it was scored by a model and itself."""
+def judge(tmp_path_factory):
+    """Another model with the same tokens."""
+    return save_tiny_model(tmp_path_factory.mktemp("judge"), seed=3)
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory, tiny_model, judge):
+    """A data file, and the run in which it was scored by two models."""
     folder = tmp_path_factory.mktemp("inspecting")
     data = folder / "my data.json"
     data.write_text(json.dumps([*records(30), *records(1)]), encoding="utf-8")
-    return data, score_data(str(data), str(tiny_model), str(tiny_model), run_dir=folder / "run")
+    return data, score_data(str(data), str(tiny_model), str(judge), run_dir=folder / "run")
 
 
 def test_a_finished_run_is_opened(finished_run):
@@ -69,26 +76,24 @@ def test_every_distinct_record_of_a_file_is_scored(scored):
     assert len(answers) == 30
 
 
-def test_what_is_scored_is_not_scored_again(scored, tiny_model):
+def test_what_is_scored_is_not_scored_again(scored, tiny_model, judge):
     data, run_dir = scored
     before = read_manifest(run_dir).stages
-    score_data(str(data), str(tiny_model), str(tiny_model), run_dir=run_dir)
+    score_data(str(data), str(tiny_model), str(judge), run_dir=run_dir)
     assert read_manifest(run_dir).stages == before
 
 
-def test_new_records_are_scored_too(tiny_model, tmp_path):
+def test_new_records_are_scored_too(tiny_model, judge, tmp_path):
     grown = tmp_path / "grown.json"
     for number in (6, 9, 4):
         grown.write_text(json.dumps(records(number)), encoding="utf-8")
-        path = score_data(str(grown), str(tiny_model), str(tiny_model), run_dir=tmp_path / "run")
+        path = score_data(str(grown), str(tiny_model), str(judge), run_dir=tmp_path / "run")
         assert len(open_run(path)) == number
 
 
-def test_limit_takes_the_first_records(scored, tiny_model, tmp_path):
+def test_limit_takes_the_first_records(scored, tiny_model, judge, tmp_path):
     data, _ = scored
-    path = score_data(
-        str(data), str(tiny_model), str(tiny_model), limit=5, run_dir=tmp_path / "run"
-    )
+    path = score_data(str(data), str(tiny_model), str(judge), limit=5, run_dir=tmp_path / "run")
     assert len(open_run(path)) == 5
 
 
@@ -110,11 +115,11 @@ def test_without_a_reference_the_base_alone_judges(tiny_model, tmp_path, monkeyp
     assert inspection.scale.low < inspection.scale.center < inspection.scale.high < 0
 
 
-def test_a_file_without_a_usable_record_is_refused(tiny_model, tmp_path):
+def test_a_file_without_a_usable_record_is_refused(tiny_model, judge, tmp_path):
     data = tmp_path / "empty.jsonl"
     data.write_text("")
     with pytest.raises(InputError, match=r"holds no records"):
-        score_data(str(data), str(tiny_model), str(tiny_model), run_dir=tmp_path / "run")
+        score_data(str(data), str(tiny_model), str(judge), run_dir=tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -133,11 +138,11 @@ def test_the_command_says_what_is_missing(arguments, message, capsys, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
-def test_noise_that_a_file_knows_is_shown(tiny_model, tmp_path):
+def test_noise_that_a_file_knows_is_shown(tiny_model, judge, tmp_path):
     data = tmp_path / "spans.jsonl"
     lines = [{**record, "noise_spans": [[3, 5]]} for record in records(8)]
     data.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
-    path = score_data(str(data), str(tiny_model), str(tiny_model), run_dir=tmp_path / "run")
+    path = score_data(str(data), str(tiny_model), str(judge), run_dir=tmp_path / "run")
     inspection = open_run(path)
     assert inspection.whole()["noise"]["num_noisy"] == 16  # the tokens of the model are bytes
     sample = inspection.sample(0, 4096)

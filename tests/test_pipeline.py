@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import lm_eval.tasks
 import pytest
 
 from forgetting import stages
@@ -19,6 +20,7 @@ from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.samples import Samples
 from forgetting.rundir.storage import digest
 from forgetting.stages import STAGES, Stage
+from tests.conftest import save_tiny_model
 
 ALL = [
     "prepare",
@@ -168,8 +170,9 @@ def test_full_alone_needs_no_reference_and_no_scores(steps_of):
     ]
 
 
-def test_a_reference_of_ones_own_is_not_trained(steps_of, tiny_model):
-    assert steps_of(f"reference.name_or_path={tiny_model}") == without("reference")
+def test_a_reference_of_ones_own_is_not_trained(steps_of, tmp_path):
+    own = save_tiny_model(tmp_path / "own", seed=3)
+    assert steps_of(f"reference.name_or_path={own}") == without("reference")
 
 
 def test_a_verb_does_its_stage_only(steps_of):
@@ -224,15 +227,30 @@ def test_overrides_of_a_recipe_that_is_no_file_are_refused(write_recipe, tmp_pat
         ("evaluation.include_path=/no/where", "evaluation.include_path: there is no folder"),
         ("evaluation.data_dir=/no/where", "evaluation.data_dir: there is no folder"),
         ("evaluation={tasks: [paper], data_dir: .}", "has no file mc_task.json"),
+        (
+            "evaluation={tasks: [nope], include_path: .}",
+            "evaluation.tasks: lm-eval has no task nope",
+        ),
         ("training.report_to=[trackio]", "report_to: the package trackio is not installed"),
     ],
 )
 def test_what_is_not_there_is_refused_before_anything_is_written(
-    steps_of, monkeypatch, tmp_path, override, reason
+    steps_of, write_recipe, monkeypatch, tmp_path, override, reason
 ):
     monkeypatch.setattr("forgetting.stages.recipe_parts.find_spec", lambda name: None)
+    known = lm_eval.tasks.TaskManager
+    # Reading all that lm-eval ships takes half a minute.
+    monkeypatch.setattr(
+        lm_eval.tasks,
+        "TaskManager",
+        lambda include_path, include_defaults=True: known(
+            include_path=include_path, include_defaults=False
+        ),
+    )
     with pytest.raises(InputError, match=reason):
         steps_of(override)
+    with pytest.raises(InputError, match=reason):
+        describe_plan(load_recipe(write_recipe(), [override]), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -241,8 +259,12 @@ def no_weights(monkeypatch):
     """Loading the weights of any model is an error."""
     from transformers import AutoModelForCausalLM
 
+    load = AutoModelForCausalLM.from_pretrained
+
     def refuse(*args, **kwargs):
-        raise AssertionError("weights were loaded")
+        # Without a device, only the names and sizes of the weights are read.
+        assert kwargs.get("device_map") == "meta", "weights were loaded"
+        return load(*args, **kwargs)
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
 

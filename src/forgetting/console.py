@@ -213,6 +213,8 @@ def failure_of(error: Exception) -> Failure | None:
     if number in _FULL or os.strerror(errno.ENOSPC) in text:
         message = f"the disk is full: {text}. Free some space. {CONTINUE}"
         return Failure(message, 2)
+    if number == errno.ENAMETOOLONG:
+        return Failure(f"a name is longer than the file system takes: {text}. Correct it", 2)
     if number in _REFUSED:
         return Failure(f"permission denied: {text}. Check the path and its permissions", 2)
     return None

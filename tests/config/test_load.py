@@ -339,3 +339,17 @@ def test_names_and_parameters_of_registries_are_checked_once(load, sections, pat
     assert len(lines) == 2, lines
     assert lines[1].startswith(f"  {path}: ")
     assert reason in lines[1]
+
+
+@pytest.mark.parametrize("field", ["seed", "report.seed"])
+def test_seeds_are_those_that_every_generator_takes(load, field):
+    for seed in (0, 2**32 - 1):
+        load(f"{field}={seed}")
+    for seed in (-1, 2**32, 0.5):
+        with pytest.raises(InputError, match=f"{field}: .* \\(got {seed}\\)"):
+            load(f"{field}={seed}")
+
+
+def test_the_rank_of_an_adapter_has_a_bound(load):
+    with pytest.raises(InputError, match=r"training.lora.rank: .* \(got 100000000\)"):
+        load("training.lora.rank=100000000")

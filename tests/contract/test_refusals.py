@@ -148,6 +148,15 @@ def test_the_documentation_lists_the_refusals():
         (lambda data: None, ValueError, "train_dataset is missing. Pass a Dataset"),
         (list, TypeError, "must be a Dataset or an IterableDataset, got a list"),
         (lambda data: data.remove_columns("polarity"), ValueError, "no column polarity"),
+        *[
+            (change, ValueError, "train_dataset has no rows")
+            for change in (
+                lambda data: data.select([]),
+                lambda data: data.filter(lambda row: False),
+                lambda data: data.select([]).with_transform(lambda batch: batch),
+                lambda data: data.to_iterable_dataset().filter(lambda row: False),
+            )
+        ],
     ],
 )
 def test_other_data_is_refused_with_a_reason(change, error, message, models, tmp_path):
@@ -204,3 +213,23 @@ def test_values_that_are_made_when_they_are_read_are_checked_then(
     )
     with pytest.raises(ValueError, match=rf"row \d of a batch {message}"):
         make_trainer(made, True, models, tmp_path).train()
+
+
+@pytest.mark.parametrize("column", ["polarity", "token_weights"])
+@pytest.mark.parametrize("value", [None, "x", "", ["x"], {"a": 1}], ids=str)
+@pytest.mark.parametrize("args", [{}, SKIP], ids=["prepared", "skipped"])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_column_of_no_numbers_names_its_first_row(
+    column, value, args, streamed, models, tmp_path
+):
+    def change(data):
+        known = data.remove_columns([name for name in (column,) if name in data.column_names])
+        changed = known.map(
+            lambda row: {column: value * len(row["labels"]) if value == ["x"] else value}
+        )
+        return changed.to_iterable_dataset() if streamed else changed
+
+    case = Case("", {**args, "max_steps": 1}, "tokens", change)
+    message = f"row 0 of the dataset holds .* in {column}, which takes"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(case, True, models, tmp_path).train()

@@ -102,7 +102,7 @@ def test_a_record_can_be_read(block, tmp_path, tiny_model):
             "num_heldout": 0,
             "max_length": 128,
         },
-        "reference": {"name_or_path": str(tiny_model)},
+        "variants": {"full": {"objective": "full"}},
     }
     path = run(Recipe.model_validate(recipe), tmp_path / "run", stages=("prepare",))
     assert pq.read_table(path / "data" / "rejected.parquet").num_rows == 0

@@ -178,3 +178,34 @@ def test_bad_arguments_are_refused(arguments, message):
 def test_a_quality_that_is_not_finite_is_refused(bad):
     with pytest.raises(ValueError, match="not finite at token 1"):
         select_tokens([0.0, bad], 0.5)
+
+
+@given(
+    st.lists(st.tuples(st.integers(-2, 2).map(float), st.integers(0, 2)), min_size=1),
+    shares,
+    st.one_of(st.none(), st.floats(0.01, 0.3)),
+)
+def test_ties_are_counted_where_a_threshold_divides_them(rows, rho, forget_rate):
+    quality, groups = (np.array([row[i] for row in rows]) for i in range(2))
+    if forget_rate is not None:
+        rho = min(rho, 0.5)
+    division = divide(
+        lambda: [(quality.astype(np.float32), groups)], rho, forget_rate=forget_rate, num_groups=3
+    )
+    polarity = select_tokens(quality, rho, groups=groups, forget_rate=forget_rate)
+    expected = 0
+    for group in range(3):
+        own, chosen = quality[groups == group], polarity[groups == group]
+        cuts = []
+        for edge in (0, -1):
+            for value in set(own.tolist()):
+                is_above = chosen[own == value] > edge
+                if is_above.any() and not is_above.all():
+                    cuts.append(value)
+        # Without ignored tokens both thresholds are one.
+        if not (chosen == 0).any():
+            cuts = cuts[:1]
+        expected += sum(int((own == value).sum()) for value in cuts)
+    assert division.num_tied == expected
+    assert division.num_values == len(rows)
+    assert division.is_flat == (len(rows) > 1 and len(set(quality.tolist())) == 1)

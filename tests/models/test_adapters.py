@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shutil
+from contextlib import nullcontext
 from importlib.util import find_spec
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from forgetting.config import LoraSettings, ModelSettings
 from forgetting.errors import InputError
 from forgetting.models import adapter_files, adapters, loading
+from forgetting.models.verification import probe_logits
 from tests.conftest import save_tiny_model
 
 needs_bitsandbytes = pytest.mark.skipif(
@@ -132,12 +136,40 @@ def test_whole_weights_take_the_place_of_the_base(tiny_model, folders, tmp_path)
         assert held() is None
         assert not hasattr(model, "peft_config")
     with shared.lend(folders[0]) as model:
-        assert adapters.changes_logits(model)
+        with model.disable_adapter():
+            base = probe_logits(model, torch.float32)
+        assert not torch.equal(probe_logits(model, torch.float32), base)
 
 
-def test_an_adapter_that_changes_nothing_is_refused(tiny_model, folders):
+@pytest.mark.parametrize("is_last", [False, True])
+@pytest.mark.parametrize("is_measured", [False, True])
+def test_what_changes_nothing_is_refused(is_last, is_measured, tiny_model, folders, tmp_path):
+    """An adapter, and whole weights, whether or not the base was lent before."""
+    copy = shutil.copytree(tiny_model, tmp_path / "copy")
+    for path, what in ((folders[2], "adapter"), (copy, "model")):
+        shared = adapters.SharedBase(settings(tiny_model))
+        if is_measured:
+            with shared.lend():
+                pass
+        message = f"the {what} in {path} does not change what the base model predicts"
+        with pytest.raises(InputError, match=message), shared.lend(path, is_last=is_last):
+            pass
+
+
+def test_an_adapter_below_rounding_changes_nothing(tiny_model, folders):
+    weights = load_file(folders[0] / "adapter_model.safetensors")
+    for scale, is_refused in ((1e-9, True), (1e-4, False)):
+        scaled = {k: v * scale if "lora_B" in k else v for k, v in weights.items()}
+        save_file(scaled, folders[0] / "adapter_model.safetensors")
+        shared = adapters.SharedBase(settings(tiny_model))
+        refused = pytest.raises(InputError, match="does not change")
+        with refused if is_refused else nullcontext(), shared.lend(folders[0]):
+            pass
+
+
+def test_the_base_is_lent_after_a_refusal(tiny_model, folders):
     shared = adapters.SharedBase(settings(tiny_model))
-    with pytest.raises(InputError, match="adapter-None does not change"), shared.lend(folders[2]):
+    with pytest.raises(InputError), shared.lend(folders[2]):
         pass
     with shared.lend() as base:
         assert not hasattr(base, "peft_config")

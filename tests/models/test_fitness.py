@@ -7,7 +7,6 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config
 
@@ -71,7 +70,7 @@ def test_a_generation_config_that_cannot_be_saved(copy):
 
 def test_weights_of_other_sizes_than_the_configuration_says(copy, tiny_model):
     change(copy / "config.json", vocab_size=300)
-    message = r"embed_tokens.weight of shape \[259, 32\], but config.json says vocab_size 300 and h"
+    message = r"embed_tokens.weight is \[259, 32\] instead of \[300, 32\]"
     with pytest.raises(InputError, match=message):
         check_base(settings(copy))
     with pytest.raises(InputError, match=message):
@@ -91,11 +90,28 @@ def test_a_model_that_is_not_causal(tiny_model, tmp_path):
             check()
 
 
-def test_other_weights_of_other_sizes_are_an_error_of_the_model(copy):
-    change(copy / "config.json", intermediate_size=16)
-    check_base(settings(copy))
-    with pytest.raises(InputError, match="no model could be read from that folder"):
-        loading.load_base_model(settings(copy), torch.float32)
+def test_the_base_model_is_no_reference(tiny_model):
+    with pytest.raises(InputError, match="is the base model itself"):
+        check_reference(settings(tiny_model), str(tiny_model), 128)
+
+
+def test_an_attention_that_is_not_installed(tiny_model):
+    for name in ("flash_attention_2", "nope"):
+        with pytest.raises(InputError, match=f"model.attn_implementation: {name} cannot be used"):
+            check_base(settings(tiny_model, attn_implementation=name))
+    check_base(settings(tiny_model, attn_implementation="eager"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "5", '{"base_model_name_or_path": 5}', "[" * 100_000],
+    ids=lambda c: c[:9],
+)
+def test_adapter_configurations_that_are_none(content, tiny_model, tmp_path):
+    adapter = save_adapter(tiny_model, tmp_path / "adapter")
+    (adapter / "adapter_config.json").write_text(content)
+    with pytest.raises(InputError, match=r"adapter_config.json is not a valid adapter config"):
+        check_reference(settings(tiny_model), str(adapter), 128)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +122,12 @@ def test_other_weights_of_other_sizes_are_an_error_of_the_model(copy):
             r"target_modules: .* has no module nope. It has: ",
         ),
         ({"modules_to_save": ["lm_heed"]}, r"modules_to_save: .* no module lm_heed. .* lm_head, "),
+        (
+            {"target_modules": ["q_proj", "mlp"]},
+            r"this adapter cannot be put on .* Target module LlamaMLP",
+        ),
+        ({"target_modules": []}, r"this adapter cannot be put on .* No `target_modules` passed"),
+        ({"target_modules": ["input_layernorm"]}, r"this adapter cannot be put on .* LlamaRMSNorm"),
         (
             {"target_modules": ["q_proj", "lm_head"]},
             r"an adapter on the output head lm_head .* with training\.lora\.modules_to_save",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM
@@ -19,7 +17,7 @@ from forgetting.rundir.samples import Samples, read_table
 from forgetting.rundir.scores import ScoredSamples
 from forgetting.scoring import score_samples
 from forgetting.stages import corpus_scores
-from tests.conftest import all_scores
+from tests.conftest import all_scores, save_tiny_model
 
 
 @pytest.fixture
@@ -95,7 +93,7 @@ def test_entropy_and_rank_are_stored_when_asked_for(scored, finished_run, tmp_pa
 
 
 def test_a_reference_of_whole_weights_is_never_in_memory_with_the_base(
-    scored, tmp_path, monkeypatch, tiny_model
+    scored, tmp_path, monkeypatch
 ):
     import gc
     import weakref
@@ -112,7 +110,7 @@ def test_a_reference_of_whole_weights_is_never_in_memory_with_the_base(
         return model
 
     monkeypatch.setattr(loading, "load_base_model", watched)
-    other = shutil.copytree(tiny_model, tmp_path / "reference")
+    other = save_tiny_model(tmp_path / "reference", seed=3)
     recipe = load_recipe(scored.run.parent / "recipe.yaml", [f"reference.name_or_path={other}"])
     scored(1, "whole", recipe)
     assert most == [0, 0]

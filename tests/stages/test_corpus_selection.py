@@ -13,7 +13,7 @@ from forgetting.method import MEASURES, select_tokens
 from forgetting.rundir.samples import Samples, list_column, lists, read_table, write_table
 from forgetting.rundir.scores import ScoredCorpus
 from forgetting.stages.corpus_selection import select_corpus
-from tests.conftest import EOS, all_scores, save_scored_run
+from tests.conftest import EOS, all_scores, save_scored_run, write_shards
 
 
 @pytest.fixture
@@ -141,6 +141,45 @@ def test_counts_by_position_cover_every_token(scored):
     assert (first["start"], first["stop"]) == (0, 1)
     assert first["num_positive"] == (polarity[starts] > 0).sum()
     assert sum(row["num_tokens"] for row in summary["by_position"]) == polarity.size
+
+
+def with_scores(run, values):
+    """Put other log-probabilities of the reference into the scores of a run; those of the base are
+    zero."""
+    scores = all_scores(run)
+    values = np.resize(np.asarray(values, np.float32), scores["base_log_probs"].size)
+    columns = {"base_log_probs": np.zeros_like(values), "reference_log_probs": values}
+    write_shards(run, Samples.read(run / "data" / "train.parquet"), columns, (7, 5))
+
+
+@pytest.mark.parametrize("granularity", ["token", "sequence"])
+@pytest.mark.parametrize(
+    "choice",
+    [{"rho": 0.7}, {"rho": 0.7, "balance": "source"}, {"rho": "auto"}, {"threshold": "zero"}],
+    ids=str,
+)
+def test_a_quality_that_is_the_same_everywhere_is_refused(scored, choice, granularity):
+    with_scores(scored, [0.0])
+    settings = {**choice, "granularity": granularity}
+    with pytest.raises(InputError, match=r"selection: all [\d,]+ \w+ have the same quality"):
+        divided(scored, **settings)
+    # A random choice does not look at it.
+    divided(scored, by="random", rho=0.5)
+
+
+def test_ties_at_a_threshold_are_reported(scored, caplog):
+    divided(scored, rho=0.7)
+    assert not caplog.records
+    with_scores(scored, [-1, -2, -2, -2])
+    polarity, _ = divided(scored, rho=0.5)
+    (record,) = caplog.records
+    assert "% of the tokens have exactly the quality of a threshold" in record.getMessage()
+    shares = np.resize([False, True, True, True], polarity.size).mean()
+    assert record.getMessage().startswith(f"{100 * shares:.1f} %")
+    caplog.clear()
+    # A threshold between two values divides no tie.
+    divided(scored, rho=1 - shares)
+    assert not caplog.records
 
 
 def test_a_forget_rate_that_the_positives_leave_no_room_for_is_refused(scored):

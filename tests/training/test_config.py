@@ -50,6 +50,15 @@ def test_a_parameter_has_one_place(tmp_path):
         ({"divergence_ratio": 1.0}, "divergence_ratio must be above 1"),
         ({"term": "gradient"}, "gradient"),
         ({"loss": "hinge"}, "hinge"),
+        *[
+            ({name: value}, f"{name} must be a number, got {value!r}")
+            for name in ("t_min", "t_max", "floor", "divergence_ratio", "alpha", "beta")
+            for value in ("0.2", ())
+        ],
+        *[({name: None}, f"{name} must be a number") for name in ("t_min", "t_max", "alpha")],
+        ({"loss_parameters": "x"}, "loss_parameters must be a dictionary"),
+        ({"loss": "dft", "loss_parameters": {"min_weight": "x"}}, r"min_weight'\] must be a num"),
+        ({"term": "wga", "term_parameters": {"other": "x"}}, r"other'\] must be a number"),
     ],
 )
 def test_bad_settings_are_refused_when_they_are_made_and_when_training_begins(

@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from forgetting.config import load_recipe
+from forgetting.errors import DivergenceError
+from forgetting.models.adapters import SharedBase
 from forgetting.pipeline import run as run_stages
+from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.samples import Samples
 from forgetting.training import fit
 from tests.conftest import all_scores
@@ -131,3 +134,26 @@ def test_the_arena_trains_all_its_variants_in_one_run_with_one_table(write_recip
     }
     page = (path / "report" / "index.html").read_text()
     assert "Its loss is rho1" in page
+
+
+ONE_STEP = ["data.num_reference=3", "reference.batch_size=4"]
+
+
+def test_a_training_of_one_step_takes_it(write_recipe, tmp_path):
+    recipe = load_recipe(write_recipe(), [*ONE_STEP, "reference.warmup_ratio=0.5"])
+    path = run_stages(recipe, tmp_path / "out", stages=["prepare", "reference"])
+    (line,) = (path / "reference" / "training.jsonl").read_text().splitlines()
+    assert json.loads(line)["learning_rate"] == recipe.reference.learning_rate
+    # What changed nothing would be refused.
+    with SharedBase(recipe.model).lend(path / "reference"):
+        pass
+
+
+def test_weights_that_are_no_numbers_are_never_a_finished_stage(write_recipe, tmp_path):
+    changes = [*ONE_STEP, "reference.weight_decay=1e38", "reference.learning_rate=10"]
+    recipe = load_recipe(write_recipe(), changes)
+    message = r"Reference model: training diverged in its last step: .* not finite"
+    for _ in range(2):
+        with pytest.raises(DivergenceError, match=message):
+            run_stages(recipe, tmp_path / "out", stages=["prepare", "reference"])
+    assert read_manifest(tmp_path / "out").stages.keys() == {"prepare"}

@@ -651,3 +651,40 @@ def test_true_resumes_from_the_last_whole_checkpoint(train, tmp_path):
         file.unlink()
     with pytest.raises(ValueError, match="no complete checkpoint"):
         train(samples, resume=True, **common)
+
+
+def test_nothing_is_pickled_not_even_for_a_moment(train, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a pickle was written")
+
+    monkeypatch.setattr(torch, "save", refuse)
+    trainer = train(rows(8), max_steps=2, save_strategy="steps", save_steps=1)
+    trainer.save_model(str(tmp_path / "model"))
+    assert not list(tmp_path.rglob("training_args*"))
+    assert (tmp_path / "model" / "model.safetensors").is_file()
+
+
+def test_a_checkpoint_that_is_not_whole_is_refused_by_its_path(train, tmp_path):
+    common = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2}
+    train(rows(16), **common)
+    first, last = (tmp_path / "out" / f"checkpoint-{step}" for step in (2, 4))
+    (last / "optimizer.safetensors").write_bytes(b"cut")
+    with pytest.raises(ValueError, match=rf"{last} is not complete: .* Resume from {first}"):
+        train(rows(16), resume=str(last), **common)
+    (last / "sealed.json").unlink()
+    with pytest.raises(ValueError, match=rf"{last} has no sealed.json: .* Resume from {first}"):
+        train(rows(16), resume=str(last), **common)
+    (first / "sealed.json").unlink()
+    with pytest.raises(ValueError, match=rf"{first} has no sealed.json: .* Train from the start"):
+        train(rows(16), resume=str(first), **common)
+    with pytest.raises(ValueError, match="there is no checkpoint"):
+        train(rows(16), resume=str(tmp_path / "nowhere"), **common)
+
+
+def test_a_checkpoint_of_the_model_alone_cannot_be_resumed(train, tmp_path):
+    common = {"max_steps": 2, "save_strategy": "steps", "save_steps": 2, "save_only_model": True}
+    train(rows(8), **common)
+    checkpoint = str(tmp_path / "out" / "checkpoint-2")
+    for resume in (True, checkpoint):
+        with pytest.raises(ValueError, match=rf"{checkpoint} holds the model .*save_only_model"):
+            train(rows(8), resume=resume, **common)

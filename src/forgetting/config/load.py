@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from forgetting.config.fields import Section
 from forgetting.config.inputs import PLAIN_TEMPLATE
 from forgetting.config.schema import DEFAULT_VARIANTS, Recipe, TrainingSettings
+from forgetting.config.yaml_text import parse_yaml
 from forgetting.errors import InputError, did_you_mean
 from forgetting.formats import FORMATS
 from forgetting.method.corruptions import CORRUPTIONS
@@ -62,6 +63,10 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     return _with_absolute_paths(recipe, folders)
 
 
+MAX_SHOWN = 200
+"""Characters of a wrong value that a message shows."""
+MAX_EXTENDS = 50
+"""Recipes in a row that may extend each other."""
 # A date that does not exist and bytes that are not UTF-8 are ValueErrors.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
@@ -81,7 +86,7 @@ def _find(path_or_name: str | Path, folder: Path) -> Path:
 def _read(path: Path, inner: tuple[Path, ...]) -> tuple[dict[str, Any], list[Path]]:
     """The fields of a recipe merged over those that it extends, and the folders of both."""
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        given = parse_yaml(path.read_text(encoding="utf-8"))
     except _NOT_YAML as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict):
@@ -91,6 +96,11 @@ def _read(path: Path, inner: tuple[Path, ...]) -> tuple[dict[str, Any], list[Pat
     outer = _find(str(given.pop("extends")), path.parent)
     if outer.resolve() in {p.resolve() for p in (*inner, path)}:
         raise InputError(f"{path} extends itself. Remove or change its `extends`")
+    if len(inner) >= MAX_EXTENDS:
+        raise InputError(
+            f"{path} is extended by {MAX_EXTENDS} recipes, each by the next. Write fewer, longer "
+            "recipes"
+        )
     extended, folders = _read(outer, (*inner, path))
     extended.pop("name", None)
     return _merged(extended, given), [path.parent, *folders]
@@ -113,7 +123,7 @@ def _override(given: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise InputError(f"--set {override}: expected section.field=value")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text)
     except _NOT_YAML as error:
         raise InputError(f"--set {override}: the value is not YAML") from error
     node: Any = given
@@ -165,13 +175,19 @@ def _reason(kind: str, message: str, loc: tuple[int | str, ...], given: Any) -> 
     if kind == "missing":
         return "is missing"
     if kind == "model_type":
-        return f"expected a section with fields (got {given!r}). Allowed here: {_allowed(loc)}"
+        fields = _allowed(loc)
+        return f"expected a section with fields (got {_shown(given)}). Allowed here: {fields}"
     if kind == "string_pattern_mismatch":
         message = (
             "must be letters, digits, `_`, `.` and `-`, the first a letter or digit, at most 100"
         )
     message = message.removeprefix("Value error, ")
-    return message if isinstance(given, dict) else f"{message} (got {given!r})"
+    return message if isinstance(given, dict) else f"{message} (got {_shown(given)})"
+
+
+def _shown(given: Any) -> str:
+    text = repr(given)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _allowed(loc: Sequence[int | str]) -> str:

@@ -41,7 +41,7 @@ _POSTERIOR = 0.9
 class LoraSettings(Section):
     """A low-rank adapter (LoRA)."""
 
-    rank: Positive = 64
+    rank: Annotated[int, Field(gt=0, le=65536)] = 64
     """Rank of the adapter's matrices."""
     alpha: Positive = 16
     """Scale of the adapter's output, which is multiplied by alpha / rank."""
@@ -234,7 +234,7 @@ class EvaluationSettings(Section):
 class ReportSettings(Section):
     """The report."""
 
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of the choice of samples that are shown token by token."""
 
 

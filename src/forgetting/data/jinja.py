@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
-from jinja2 import Template, TemplateError
+from jinja2 import TemplateError
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
+from forgetting.data.bounded_jinja import BoundedEnvironment, LimitError
 from forgetting.data.calls import Tools, Turn
+from forgetting.errors import InputError
 from forgetting.formats import Unusable
 
 
@@ -27,11 +29,17 @@ class JinjaTemplate:
         variables: what the template can read next to the conversation, such as `eos_token`.
 
     Raises:
-        TemplateError: the source is not valid Jinja.
+        TemplateError: the source is not valid Jinja, or nested too deeply.
     """
 
     def __init__(self, source: str, today: date, variables: Mapping[str, Any]) -> None:
-        self._template = _compiled(source, today)
+        self._environment = BoundedEnvironment(_compile_jinja_template("").environment)
+        # `strftime_now` is fixed.
+        self._environment.globals["strftime_now"] = today.strftime
+        try:
+            self._template = self._environment.from_string(source)
+        except RecursionError as error:
+            raise TemplateError("it is nested too deeply") from error
         self._variables = variables
 
     def render(
@@ -44,7 +52,9 @@ class JinjaTemplate:
 
         Raises:
             Unusable: the template fails.
+            InputError: the template does not come to an end.
         """
+        self._environment.begin(len(turns))
         try:
             return self._template.render(
                 messages=turns,
@@ -52,8 +62,13 @@ class JinjaTemplate:
                 add_generation_prompt=generation_prompt,
                 **self._variables,
             )
-        # A template is a program: it may divide by zero, or index what is not there.
-        except (TemplateError, ArithmeticError, LookupError, ValueError, TypeError) as error:
+        except LimitError as error:
+            raise InputError(
+                f"the chat template is not one for conversations: {error}. Set another one in "
+                "model.chat_template"
+            ) from error
+        # A template is a program: it may divide by zero, or call itself without an end.
+        except Exception as error:
             detail = " ".join(str(error).split())[:200]
             raise Unusable("the chat template fails", detail) from error
 
@@ -61,10 +76,3 @@ class JinjaTemplate:
 def reads_clock(source: str) -> bool:
     """Whether the tokens of a template depend on the date."""
     return "strftime_now" in source
-
-
-def _compiled(source: str, today: date) -> Template:
-    """The template as transformers compiles it, with `strftime_now` fixed."""
-    environment = _compile_jinja_template(source).environment.overlay()
-    environment.globals = {**environment.globals, "strftime_now": today.strftime}
-    return environment.from_string(source)

@@ -286,14 +286,31 @@ def write_tasks(
     return notes
 
 
-def _index(requests: Iterable[Request], include_path: str | None, folder: Path) -> Any:
-    """lm-eval's index of tasks, from as few files as the requests need."""
+def check_names(requests: Iterable[Request], include_path: str | None) -> None:
+    """Refuse tasks that neither lm-eval nor the user's folder has. Reads no data.
+
+    Raises:
+        InputError: the message names them.
+    """
+    others = [request for request in requests if request.task not in BENCHMARKS]
+    if others:
+        _index(others, include_path)
+
+
+def _index(
+    requests: Iterable[Request], include_path: str | None, folder: Path | None = None
+) -> Any:
+    """lm-eval's index of tasks, from as few files as the requests need.
+
+    Args:
+        folder: of the task files of the benchmarks.
+    """
     # Imported here because it takes seconds, and a run without tasks does not need it.
     from lm_eval.tasks import TaskManager
 
     names = {request.task for request in requests}
     # Tasks in the user's folder take precedence over ours.
-    paths = [folder, *([] if include_path is None else [include_path])]
+    paths = [path for path in (folder, include_path) if path is not None]
     manager = TaskManager(include_path=paths, include_defaults=False)
     if not names <= set(manager.all_tasks):
         # All tasks of lm-eval, which takes tens of seconds.

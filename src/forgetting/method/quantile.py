@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ class Cut:
 
     value: float
     num_equal: int
+    num_others: int = field(default=0, compare=False)
+    """Numbers equal to `value` that are not in the best part, if they were counted."""
 
 
 ALL = Cut(-math.inf, 0)
@@ -123,6 +125,7 @@ class _Target:
     def __init__(self, count: int, total: int) -> None:
         self.count, self.total = count, total
         self.rank = count
+        self.num_equal = 0
         self.prefix, self.settled_bits = 0, 0
         self.digits = np.zeros(0, np.int64)
 
@@ -142,6 +145,7 @@ class _Target:
         from_above = np.cumsum(digits[::-1])
         place = int(np.searchsorted(from_above, self.rank))
         self.rank -= int(from_above[place - 1]) if place else 0
+        self.num_equal = int(digits[NUM_DIGITS - 1 - place])
         self.prefix = (self.prefix << DIGIT_BITS) | (NUM_DIGITS - 1 - place)
         self.settled_bits += DIGIT_BITS
         self.digits = np.zeros(NUM_DIGITS, np.int64)
@@ -151,7 +155,7 @@ class _Target:
             return NONE
         if self.count >= self.total:
             return ALL
-        return Cut(value_of_key(self.prefix, dtype), self.rank)
+        return Cut(value_of_key(self.prefix, dtype), self.rank, self.num_equal - self.rank)
 
 
 class CutReader:

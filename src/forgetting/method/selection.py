@@ -163,11 +163,24 @@ class Division:
 
     positive: tuple[Cut, ...]
     kept: tuple[Cut, ...]
+    num_values: int = 0
+    """Tokens that were counted."""
+    is_flat: bool = False
+    """Whether there are several, and all have the same quality."""
 
     def threshold(self, group: int = 0) -> float | None:
         """The lowest quality among a group's positive tokens; None if none or all are positive."""
         value = self.positive[group].value
         return value if math.isfinite(value) else None
+
+    @property
+    def num_tied(self) -> int:
+        """The number of tokens with the quality of a threshold that divides them by their order."""
+        # Where nothing is ignored, both thresholds of a group are the same.
+        cuts = [cut for pair in zip(self.positive, self.kept, strict=True) for cut in set(pair)]
+        return sum(
+            cut.num_equal + cut.num_others for cut in cuts if cut.num_equal and cut.num_others
+        )
 
     def polarity(self, chunks: Iterable[Chunk]) -> Iterator[NDArray[np.int8]]:
         """Polarity of each chunk. Pass all chunks, in order."""
@@ -223,7 +236,14 @@ def divide(
         for finder in finders:
             finder.end_pass()
     cuts = [finder.cuts for finder in finders]
-    return Division(tuple(cut[0] for cut in cuts), tuple(cut[1] for cut in cuts))
+    total = sum(finder.num_values for finder in finders)
+    low, high = min(f.low for f in finders), max(f.high for f in finders)
+    return Division(
+        tuple(cut[0] for cut in cuts),
+        tuple(cut[1] for cut in cuts),
+        total,
+        is_flat=total > 1 and low == high,
+    )
 
 
 def divide_by_mixture(chunks: Chunks, posterior: float) -> tuple[Division, Mixture | str]:

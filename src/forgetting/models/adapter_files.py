@@ -7,6 +7,7 @@ headers, not weights. Files on the Hub are read from its cache on this machine i
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +65,16 @@ def adapter_config(file: Path) -> dict[str, Any]:
         InputError: it is not a JSON object.
     """
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not a valid adapter configuration: {error}") from error
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(config, dict) or not isinstance(base, str | None):
+        raise InputError(
+            f"{file} is not a valid adapter configuration: expected an object whose "
+            "base_model_name_or_path is a text"
+        )
+    return config
 
 
 def adapter_shapes(path: Path | str) -> Shapes | None:
@@ -89,6 +97,12 @@ def adapter_shapes(path: Path | str) -> Shapes | None:
     except Exception:
         return None
     return {name: tuple(tensor.shape) for name, tensor in header.tensors.items()}
+
+
+def saved_shapes(adapted: Any) -> Shapes:
+    """The shapes of all weights of a model with one adapter, by the names that PEFT saves."""
+    form = re.compile(r"\.(modules_to_save\.default|default)(?=\.|$)")
+    return {form.sub("", name): tuple(v.shape) for name, v in adapted.state_dict().items()}
 
 
 def header_shapes(file: Path) -> Shapes:

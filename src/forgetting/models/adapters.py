@@ -13,14 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from forgetting.config import ModelSettings
 from forgetting.errors import InputError
 from forgetting.models import loading
-from forgetting.models.adapter_files import ADAPTER_WEIGHTS, adapter_shapes, is_adapter
+from forgetting.models.adapter_files import (
+    ADAPTER_WEIGHTS,
+    adapter_shapes,
+    is_adapter,
+)
+from forgetting.models.foreign import reading
+from forgetting.models.reported import check_adapter_names, first_not_finite
 from forgetting.models.verification import MERGED, check_logits, probe_logits
+
+ROUNDING = 1e-6
+"""Relative difference of logits that is no change. A training changes them a thousand times as
+much."""
 
 
 def merge_adapter(settings: ModelSettings, dtype: torch.dtype, path: Path | str) -> PreTrainedModel:
@@ -78,15 +88,24 @@ def attach_adapter(model: PreTrainedModel, path: Path | str) -> Any:
     The adapter gets the dtype of the model.
 
     Raises:
-        InputError: the folder holds no adapter in safetensors form.
+        InputError: the folder holds no adapter in safetensors form, or one that does not fit the
+            model or has weights that are not finite.
     """
     from peft import PeftModel
 
     folder = Path(path)
     if folder.is_dir() and not (folder / ADAPTER_WEIGHTS).is_file():
         raise InputError(f"{folder} holds no safetensors adapter")
-    # In float32, as in training, the adapter and its casts take as long as the model itself.
-    adapted = PeftModel.from_pretrained(model, str(path), autocast_adapter_dtype=False)
+    problem = f"the adapter {path} cannot be put on {model.config.name_or_path or 'the model'}"
+    with reading(problem):
+        # In float32, as in training, the adapter and its casts take as long as the model itself.
+        adapted = PeftModel.from_pretrained(model, str(path), autocast_adapter_dtype=False)
+    shapes = adapter_shapes(path)
+    if shapes is not None:
+        # PEFT only warns, and leaves what is missing as it was drawn.
+        check_adapter_names(path, shapes, adapted)
+    if name := first_not_finite(adapted):
+        raise InputError(f"the adapter {path}: {name} has values that are not finite numbers")
     return adapted.eval()
 
 
@@ -126,6 +145,7 @@ class SharedBase:
     def __init__(self, settings: ModelSettings) -> None:
         self._settings = settings
         self._base: PreTrainedModel | None = None
+        self._logits: Tensor | None = None
 
     @contextmanager
     def lend(self, path: Path | str | None = None, *, is_last: bool = False) -> Iterator[Any]:
@@ -136,26 +156,24 @@ class SharedBase:
             is_last: nothing is lent after this, so an adapter may be merged into the base.
 
         Raises:
-            InputError: there are no such weights, or the adapter changes nothing.
+            InputError: there are no such weights, or they predict what the base model predicts.
         """
         dtype = loading.pick_dtype(self._settings)
-        if path is not None and not is_adapter(path):
-            self.release()
-            yield load_variant(self._settings, dtype, path)
-            return
-        if self._base is None:
-            self._base = loading.load_base_model(self._settings, dtype)
         if path is None:
-            yield self._base
+            yield self._loaded(dtype)
             return
-        model = attach_adapter(self._base, path)
+        if not is_adapter(path):
+            base = self._base_logits(dtype)
+            self.release()
+            model = load_variant(self._settings, dtype, path)
+            _check_changes(probe_logits(model, torch.float32), base, path)
+            yield model
+            return
+        model = attach_adapter(self._loaded(dtype), path)
         try:
-            if not is_last and not changes_logits(model):
-                raise InputError(
-                    f"the adapter in {path} does not change what the model predicts. It was not "
-                    "trained (learning rate or number of steps too small), or it belongs to "
-                    "another base model. Nothing was measured"
-                )
+            with model.disable_adapter():
+                base = probe_logits(model, torch.float32)
+            _check_changes(probe_logits(model, torch.float32), base, path)
             if is_last:
                 self._base = None
                 fuse_adapter(model)
@@ -163,6 +181,17 @@ class SharedBase:
         finally:
             if not is_last:
                 self._base = model.unload() if leaves_base_alone(path) else None
+
+    def _loaded(self, dtype: torch.dtype) -> PreTrainedModel:
+        if self._base is None:
+            self._base = loading.load_base_model(self._settings, dtype)
+        return self._base
+
+    def _base_logits(self, dtype: torch.dtype) -> Tensor:
+        """The probe of the base model, which is loaded for it once if need be."""
+        if self._logits is None:
+            self._logits = probe_logits(self._loaded(dtype), torch.float32)
+        return self._logits
 
     def release(self) -> None:
         """Free the memory of the base model; the next `lend` loads it again."""
@@ -180,12 +209,18 @@ def leaves_base_alone(path: Path | str) -> bool:
     return shapes is not None and all(".lora_" in name for name in shapes)
 
 
-def changes_logits(model: Any) -> bool:
-    """Whether the adapter of a PEFT model changes the logits of any of the first 32 token ids."""
-    device = next(model.parameters()).device
-    ids = torch.arange(min(32, model.config.get_text_config().vocab_size), device=device)[None]
-    with torch.inference_mode():
-        tuned = model(input_ids=ids).logits
-        with model.disable_adapter():
-            base = model(input_ids=ids).logits
-    return not torch.equal(tuned, base)
+def _check_changes(found: Tensor, base: Tensor, path: Path | str) -> None:
+    """Refuse a fine-tuned model that predicts what the base model predicts.
+
+    Args:
+        found: its logits on a few tokens.
+        base: those of the base model.
+    """
+    # Another vocabulary is another model.
+    if found.shape != base.shape or float((found - base).norm()) > ROUNDING * float(base.norm()):
+        return
+    raise InputError(
+        f"the {'adapter' if is_adapter(path) else 'model'} in {path} does not change what the base "
+        "model predicts. It was not trained (learning rate or number of steps too small), or it "
+        "is a copy of the base model, or an adapter of another one. Nothing was measured"
+    )

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from forgetting.config import LoraSettings, ModelSettings
 from forgetting.console import logger
@@ -34,12 +34,23 @@ from forgetting.models.adapter_files import (
     Shapes,
     adapter_config,
     adapter_shapes,
-    header_shapes,
+    saved_shapes,
     small_file,
 )
-from forgetting.models.loading import load_config, load_tokenizer, max_positions
+from forgetting.models.config_values import check_token_ids
+from forgetting.models.foreign import reading
+from forgetting.models.loading import (
+    check_headers,
+    described_config,
+    empty_model,
+    load_config,
+    load_tokenizer,
+    lora_config,
+    max_positions,
+)
+from forgetting.models.reported import check_adapter_names
 
-_EMBEDDINGS = {"model.embed_tokens.weight", "transformer.wte.weight"}
+_REMOVE = "Correct the file, or remove it"
 _NUMBERS = set(map(str, range(1000)))
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
@@ -52,16 +63,16 @@ def check_base(settings: ModelSettings) -> None:
             weights are quantized or of other sizes than the configuration says, or the generation
             configuration cannot be saved.
     """
+    described_config(settings)
     config = _config(settings)
     if config is None:
         return
     _check_unquantized(settings, config)
+    _check_generation_config(settings, config)
     _without_weights(settings, config)
-    _check_weights(settings.name_or_path, config)
     tokenizer = _tokenizer(settings)
     if tokenizer is not None:
         _check_vocabulary(settings.name_or_path, tokenizer, config)
-    _check_generation_config(settings, config)
 
 
 def check_reference(settings: ModelSettings, reference: str, max_length: int) -> None:
@@ -73,9 +84,16 @@ def check_reference(settings: ModelSettings, reference: str, max_length: int) ->
         max_length: maximum number of tokens per sample.
 
     Raises:
-        InputError: another tokenizer; an adapter of another base model, or for weights of another
-            size; whole weights with fewer token ids or positions than needed.
+        InputError: the base model itself; another tokenizer; an adapter of another base model, or
+            for weights of another size; whole weights with fewer token ids or positions than
+            needed.
     """
+    if reference == settings.name_or_path and settings.revision is None:
+        raise InputError(
+            f"reference.name_or_path: {reference} is the base model itself, so no token would be "
+            "better or worse under it. Set a model that was fine-tuned, or leave the field out to "
+            "train one on D_ref"
+        )
     config, tokenizer = _config(settings), _tokenizer(settings)
     if config is None or tokenizer is None:
         return
@@ -90,7 +108,6 @@ def check_reference(settings: ModelSettings, reference: str, max_length: int) ->
         reference_config = _config(own)
         if reference_config is not None:
             _without_weights(own, reference_config)
-            _check_weights(reference, reference_config)
             _check_reference_sizes(settings, reference, reference_config, tokenizer, max_length)
     found = [small_file(reference, name) for name in TOKENIZER_FILES]
     if adapter is not None and found[0] is not None:
@@ -141,24 +158,21 @@ def check_adapted_modules(section: str, settings: ModelSettings, lora: LoraSetti
             f"{section}.lora.target_modules: an adapter on the output head {head} would not be "
             f"trained. Remove it, and train the whole head with {section}.lora.modules_to_save"
         )
+    from peft import get_peft_model
+
+    problem = f"{section}.lora: this adapter cannot be put on {settings.name_or_path}"
+    with reading(problem), torch.device("meta"):
+        get_peft_model(model, lora_config(lora))
 
 
 def _without_weights(settings: ModelSettings, config: PretrainedConfig) -> PreTrainedModel:
-    """The model of a configuration.
+    """The model without its weights. Those in a folder are compared with the configuration.
 
     Raises:
-        InputError: it is no causal language model.
+        InputError: it is no causal language model, or its weights do not fit.
     """
-    try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(
-                config, trust_remote_code=settings.trust_remote_code
-            )
-    except ValueError as error:
-        raise InputError(
-            f"{settings.name_or_path}: config.json describes no causal language model that can be "
-            f"used (model_type {config.model_type}): {' '.join(str(error).split())[:200]}"
-        ) from error
+    model = empty_model(f"{settings.name_or_path}: {CONFIG_NAME}", settings, config)
+    return check_headers(settings) if Path(settings.name_or_path).is_dir() else model
 
 
 def _config(settings: ModelSettings) -> PretrainedConfig | None:
@@ -196,25 +210,6 @@ def _check_unquantized(settings: ModelSettings, config: PretrainedConfig) -> Non
     )
 
 
-def _check_weights(name: str, config: PretrainedConfig) -> None:
-    """Refuse a folder whose config.json is that of another vocabulary or hidden size.
-
-    Compares the embedding alone: other weights may be stored in another form than the model holds
-    them.
-    """
-    text = config.get_text_config()
-    needed = (text.vocab_size, getattr(text, "hidden_size", None))
-    for file in sorted(Path(name).glob("*.safetensors")):
-        shapes = header_shapes(file)
-        for key in shapes.keys() & _EMBEDDINGS:
-            if shapes[key] != needed:
-                raise InputError(
-                    f"{name}: {file.name} has {key} of shape {list(shapes[key])}, but config.json "
-                    f"says vocab_size {needed[0]} and hidden_size {needed[1]}. Use the config.json "
-                    "that belongs to the weights"
-                )
-
-
 def _check_vocabulary(
     name: str, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
 ) -> None:
@@ -229,13 +224,17 @@ def _check_vocabulary(
 
 
 def _check_generation_config(settings: ModelSettings, config: PretrainedConfig) -> None:
-    try:
-        generation = GenerationConfig.from_pretrained(
-            settings.name_or_path, revision=settings.revision or "main"
-        )
-    except OSError:
+    name = settings.name_or_path
+    if small_file(name, GENERATION_CONFIG_NAME, settings.revision) is None:
         # Without a file, transformers makes one from the fields of config.json.
         generation = GenerationConfig.from_model_config(config)
+    else:
+        with reading(f"{name}: {GENERATION_CONFIG_NAME} cannot be read", _REMOVE):
+            generation = GenerationConfig.from_pretrained(
+                name, revision=settings.revision or "main"
+            )
+        size = config.get_text_config().vocab_size
+        check_token_ids(f"{name}: {GENERATION_CONFIG_NAME}", generation, size)
     try:
         generation.validate(strict=True)
     except ValueError as error:
@@ -281,7 +280,8 @@ def _check_adapter_sizes(
         folder: of its configuration.
         saved: shapes of its weights.
     """
-    needed = _needed_shapes(settings, config, reference, folder)
+    adapted = _adapted(settings, config, reference, folder)
+    needed = saved_shapes(adapted)
     base = settings.name_or_path
     other = (
         "Set the model that the adapter was trained on in model.name_or_path, or another reference"
@@ -298,38 +298,29 @@ def _check_adapter_sizes(
             f"reference.name_or_path: the adapter {reference} adapts layers up to number {layers}, "
             f"but on {base} they would go up to {needed_layers}. {other}"
         )
+    check_adapter_names(reference, saved, adapted)
 
 
-def _needed_shapes(
+def _adapted(
     settings: ModelSettings, config: PretrainedConfig, reference: str, folder: Path
-) -> Shapes:
-    """The shapes of the weights of an adapted base model, without loading it."""
+) -> Any:
+    """The base model with the places for an adapter's weights, without loading it."""
     from peft import PeftConfig, get_peft_model
 
     model = _without_weights(settings, config)
-    try:
-        with torch.device("meta"):
-            peft_config = PeftConfig.from_pretrained(str(folder))
-            # Otherwise PEFT warns of a copy of the base model.
-            peft_config.base_model_name_or_path = None
-            adapted = get_peft_model(model, peft_config)
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(
-            f"reference.name_or_path: the adapter {reference} does not fit "
-            f"{settings.name_or_path}: {' '.join(str(error).split())[:300]}"
-        ) from error
-    return {_saved_name(name): tuple(v.shape) for name, v in adapted.state_dict().items()}
+    base = settings.name_or_path
+    problem = f"reference.name_or_path: the adapter {reference} does not fit {base}"
+    with reading(problem), torch.device("meta"):
+        peft_config = PeftConfig.from_pretrained(str(folder))
+        # Otherwise PEFT warns of a copy of the base model.
+        peft_config.base_model_name_or_path = None
+        return get_peft_model(model, peft_config)
 
 
 def _num_layers(shapes: Shapes) -> int:
     """The number of the last layer with an adapter, counted from 1; 0 if no layer has one."""
     found = (re.search(r"\.(\d+)\.", name) for name in shapes if ".lora_" in name)
     return max((int(match[1]) + 1 for match in found if match), default=0)
-
-
-def _saved_name(name: str) -> str:
-    """The name under which PEFT saves a parameter of a model with one adapter."""
-    return re.sub(r"\.(modules_to_save\.default|default)(?=\.|$)", "", name)
 
 
 def _check_reference_sizes(

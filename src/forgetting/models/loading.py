@@ -6,7 +6,8 @@ read from safetensors only. Knows nothing of data or of what the model is used f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,6 @@ from accelerate.utils import patch_environment
 from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.constants import REPOCARD_NAME
 from huggingface_hub.errors import EntryNotFoundError
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -35,7 +35,13 @@ from transformers.utils import CONFIG_NAME
 from forgetting.config import LoraSettings, ModelSettings
 from forgetting.errors import InputError
 from forgetting.models.adapter_files import ADAPTER_CONFIG, small_file
+from forgetting.models.config_values import check_values
+from forgetting.models.foreign import reading
+from forgetting.models.reported import check_report, first_not_finite
 from forgetting.rundir.storage import file_sha256
+
+_UNQUANTIZED = "Set model.quantization to null"
+_ARCHITECTURE = "Set model_type and fields of the model's configuration"
 
 
 def pick_device() -> torch.device:
@@ -64,7 +70,63 @@ def load_config(settings: ModelSettings) -> PretrainedConfig:
     Raises:
         InputError: there is no such model on this machine or on the Hub.
     """
-    return _read(settings, "configuration", lambda: AutoConfig.from_pretrained(**_origin(settings)))
+    with _reading(settings, "configuration"):
+        config = AutoConfig.from_pretrained(**_origin(settings))
+        check_values(f"{settings.name_or_path}: {CONFIG_NAME}", config)
+    return config
+
+
+def described_config(settings: ModelSettings) -> PretrainedConfig | None:
+    """The configuration that the recipe describes; None if it describes none.
+
+    Raises:
+        InputError: no model can be made from the description.
+    """
+    if settings.architecture is None:
+        return None
+    with reading("model.architecture describes no configuration", _ARCHITECTURE):
+        config = AutoConfig.for_model(**settings.architecture)
+    check_values("model.architecture", config)
+    return config
+
+
+def empty_model(where: str, settings: ModelSettings, config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a configuration, without weights.
+
+    Args:
+        where: the configuration is from, for messages.
+
+    Raises:
+        InputError: it is no causal language model, or not one that can be used here.
+    """
+    kind, attention = f"model_type {config.model_type}", settings.attn_implementation
+    problem = f"{where} describes no causal language model that can be used ({kind})"
+
+    def make(**options: Any) -> PreTrainedModel:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(
+                config, trust_remote_code=settings.trust_remote_code, **options
+            )
+
+    with reading(problem):
+        model = make()
+    if attention is not None:
+        field = f"model.attn_implementation: {attention} cannot be used on this machine"
+        with reading(field, "Set another one, or null"):
+            model = make(attn_implementation=attention)
+    return model
+
+
+def check_headers(settings: ModelSettings) -> PreTrainedModel:
+    """Compare the weights in a folder with its configuration; reads their names and sizes only.
+
+    Returns:
+        The model without weights.
+
+    Raises:
+        InputError: as `load_base_model`.
+    """
+    return _weights(settings, dtype=pick_dtype(settings), device_map="meta")
 
 
 def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
@@ -73,9 +135,10 @@ def load_tokenizer(settings: ModelSettings) -> PreTrainedTokenizerBase:
     Raises:
         InputError: there is none, it is not a fast tokenizer, or it has no end-of-sequence token.
     """
-    tokenizer = _read(
-        settings, "tokenizer", lambda: AutoTokenizer.from_pretrained(**_origin(settings))
-    )
+    with _reading(settings, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(**_origin(settings))
+        # Some of what its files say is read when it is used.
+        tokenizer.decode(tokenizer("a").input_ids)
     if not tokenizer.is_fast:
         raise InputError(
             f"{settings.name_or_path}: the tokenizer has no tokenizer.json, which says which "
@@ -128,35 +191,57 @@ def load_base_model(
             processes; only one of them may hold the weights.
 
     Raises:
-        InputError: there are no such weights, or they are not safetensors.
+        InputError: there are no such weights, they are not safetensors, they are not those that the
+            configuration describes, or one is not finite.
     """
+    extra: dict[str, Any] = {}
+    if settings.quantization is not None:
+        extra["quantization_config"] = quantization_config(settings, dtype)
+        # Quantized weights cannot be moved: they are made on their device.
+        extra["device_map"] = {"": pick_device()}
+
+    if in_parts:
+        return _weights(settings, dtype=dtype, **extra).eval()
+    # If training is set up for shards, transformers would read only a part, or nothing.
+    unset_hf_deepspeed_config()
+    with patch_environment(fsdp_cpu_ram_efficient_loading="false"):
+        model = _weights(settings, dtype=dtype, **extra)
+    model = (model if settings.quantization else model.to(pick_device())).eval()
+    if settings.quantization:
+        # The kernels of a quantization do not take all sizes of weights on all processors.
+        problem = f"model.quantization: {settings.name_or_path} in {settings.quantization} cannot"
+        with reading(f"{problem} be computed on this machine", _UNQUANTIZED), torch.no_grad():
+            model(input_ids=torch.zeros((1, 2), dtype=torch.long, device=model.device))
+    if name := first_not_finite(model):
+        raise InputError(
+            f"{settings.name_or_path}: the weight {name} has values that are not finite numbers. "
+            "Save the model again, or set another one"
+        )
+    return model
+
+
+def _weights(settings: ModelSettings, **options: Any) -> PreTrainedModel:
+    """Load a model, and check that its weights are those of its configuration."""
     path = Path(settings.name_or_path)
     if path.is_dir() and not list(path.glob("*.safetensors")):
         raise InputError(
             f"{path} holds no safetensors weights. Save the model with `save_pretrained`, or set "
             "another folder in model.name_or_path"
         )
-    extra: dict[str, Any] = {"attn_implementation": settings.attn_implementation}
-    if settings.quantization is not None:
-        extra["quantization_config"] = quantization_config(settings, dtype)
-        # Quantized weights cannot be moved: they are made on their device.
-        extra["device_map"] = {"": pick_device()}
-
-    def read() -> PreTrainedModel:
-        return AutoModelForCausalLM.from_pretrained(
+    # transformers would not say which sizes differ; quantized weights have others in memory.
+    options["ignore_mismatched_sizes"] = "quantization_config" not in options
+    # Refused here if need be, with the field.
+    load_config(settings)
+    with _reading(settings, "model"):
+        model, report = AutoModelForCausalLM.from_pretrained(
             **_origin(settings),
-            dtype=dtype,
+            attn_implementation=settings.attn_implementation,
             use_safetensors=True,
-            **{key: value for key, value in extra.items() if value is not None},
+            output_loading_info=True,
+            **options,
         )
-
-    if in_parts:
-        return _read(settings, "model", read).eval()
-    # If training is set up for shards, transformers would read only a part, or nothing.
-    unset_hf_deepspeed_config()
-    with patch_environment(fsdp_cpu_ram_efficient_loading="false"):
-        model = _read(settings, "model", read)
-    return (model if settings.quantization else model.to(pick_device())).eval()
+        check_report(settings.name_or_path, report)
+    return model
 
 
 def quantization_config(settings: ModelSettings, dtype: torch.dtype) -> BitsAndBytesConfig:
@@ -205,16 +290,17 @@ def count_trainable(settings: ModelSettings, lora: LoraSettings | None) -> int |
     None if the configuration cannot be read and the recipe does not describe it.
     """
     try:
-        config = load_config(settings)
+        config, where = load_config(settings), f"{settings.name_or_path}: {CONFIG_NAME}"
     except InputError:
-        if settings.architecture is None:
+        described = described_config(settings)
+        if described is None:
             return None
-        config = AutoConfig.for_model(**settings.architecture)
-    with torch.device("meta"):
-        model: nn.Module = AutoModelForCausalLM.from_config(config)
-        if lora is not None:
-            from peft import get_peft_model
+        config, where = described, "model.architecture"
+    model: nn.Module = empty_model(where, settings, config)
+    if lora is not None:
+        from peft import get_peft_model
 
+        with reading(f"{where}: no adapter can be put on this model"), torch.device("meta"):
             model = get_peft_model(model, lora_config(lora))
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
@@ -285,17 +371,8 @@ def _origin(settings: ModelSettings) -> dict[str, Any]:
     }
 
 
-def _read(settings: ModelSettings, what: str, load: Callable[[], Any]) -> Any:
-    try:
-        return load()
-    except torch.OutOfMemoryError:
-        raise
-    # A RuntimeError: weights of another shape than the configuration says.
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        where = "that folder" if Path(settings.name_or_path).is_dir() else "a folder or the Hub"
-        raise InputError(
-            f"{settings.name_or_path}: no {what} could be read from {where}: "
-            f"{' '.join(str(error).split())[:300]}"
-        ) from error
+@contextmanager
+def _reading(settings: ModelSettings, what: str) -> Iterator[None]:
+    where = "that folder" if Path(settings.name_or_path).is_dir() else "a folder or the Hub"
+    with reading(f"{settings.name_or_path}: no {what} could be read from {where}"):
+        yield

@@ -11,6 +11,7 @@ from pathlib import Path
 from forgetting.config import PLAIN_TEMPLATE, Recipe
 from forgetting.data.alignment import Tokenization
 from forgetting.errors import InputError
+from forgetting.models.foreign import reading
 from forgetting.models.loading import load_tokenizer
 
 
@@ -29,10 +30,14 @@ def load_tokenization(recipe: Recipe, now: str | None = None) -> Tokenization:
     template = recipe.model.chat_template
     if template == PLAIN_TEMPLATE:
         tokenizer.chat_template = template = None
+    source = None
+    if template:
+        with reading(f"model.chat_template: {template} cannot be read"):
+            source = Path(template).read_text(encoding="utf-8")
     given = recipe.model.template_date
     tokenization = Tokenization(
         tokenizer,
-        Path(template).read_text(encoding="utf-8") if template else None,
+        source,
         template_name=recipe.model.template_name,
         special_tokens_in_text=recipe.data.special_tokens_in_text,
         system_role=recipe.model.system_role,

@@ -129,11 +129,6 @@ class ScoringJob:
         )
         recipe = self.recipe
         given = recipe.reference.name_or_path
-        if given is not None and given == recipe.model.name_or_path and not recipe.model.revision:
-            # The reference is the base: it is not scored twice.
-            both = tuple(dict.fromkeys((*base, *reference)))
-            one = [ModelScoring("base", None, every, both)]
-            return {"base": one, "reference": one}
         found = {}
         if base:
             found["base"] = [ModelScoring("base", None, every, base)]

@@ -55,6 +55,7 @@ from forgetting.rundir.selections import (
     SelectionSummary,
     SourceSelection,
 )
+from forgetting.stages.ties import check_ties
 
 NUM_EXTREMES = 20
 COLUMNS = ("labels", "noise", "noise_kind")
@@ -299,6 +300,8 @@ def _choose(
             )
         except ValueError as error:
             raise InputError(f"selection: {error}") from error
+    if not is_random and threshold in ("quantile", "zero"):
+        check_ties(division, "samples" if by_sample else "tokens")
     polarities = division.polarity(chunks())
     if by_sample:
         of_samples = np.full(len(measured.is_negative), -1, np.int8)

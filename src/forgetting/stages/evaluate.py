@@ -89,8 +89,8 @@ def _task_files(folder: str | None) -> dict[str, str]:
 
 
 def check(recipe: Recipe) -> None:
-    """Refuses folders and task files that are not there, and prompts that cannot be rendered."""
-    from forgetting.evaluation.suites import check_tasks
+    """Refuses tasks, folders and files that are not there, and prompts that cannot be rendered."""
+    from forgetting.evaluation.suites import check_tasks, plan_tasks
     from forgetting.models.prompting import check_task_prompts
 
     for field in ("include_path", "data_dir"):
@@ -98,6 +98,11 @@ def check(recipe: Recipe) -> None:
         if folder is not None and not Path(folder).is_dir():
             raise InputError(f"evaluation.{field}: there is no folder {folder}")
     check_tasks(recipe.evaluation)
+    requests, _ = plan_tasks(recipe.evaluation)
+    if requests:
+        from forgetting.evaluation.harness import check_names
+
+        check_names(requests, recipe.evaluation.include_path)
     check_task_prompts(recipe)
 
 

@@ -22,6 +22,7 @@ from forgetting.rundir.storage import write_atomically
 
 SEAL = "sealed.json"
 RANDOM_STATE = "random_state"
+OPTIMIZER = "optimizer"
 
 
 def save_state(state: Any, path: Path) -> None:
@@ -113,6 +114,38 @@ def latest_checkpoint(folder: Path) -> Path | None:
         if _is_whole(path):
             return path
     return None
+
+
+def check_whole(folder: Path) -> None:
+    """Refuse a checkpoint that was not completed, or that was changed since.
+
+    Raises:
+        ValueError: the message says which other one there is.
+    """
+    if _is_whole(folder):
+        return
+    if not folder.is_dir():
+        raise ValueError(f"there is no checkpoint {folder}")
+    reason = "is not complete" if (folder / SEAL).is_file() else f"has no {SEAL}"
+    other = latest_checkpoint(folder.parent)
+    advice = f"Resume from {other}" if other else "Train from the start"
+    raise ValueError(
+        f"{folder} {reason}: its writing was cut short, or another trainer wrote it. {advice}"
+    )
+
+
+def check_resumable(folder: Path) -> None:
+    """Refuse a checkpoint that holds a model alone.
+
+    Raises:
+        ValueError: it was written with `save_only_model`.
+    """
+    if not (folder / f"{OPTIMIZER}.json").is_file():
+        raise ValueError(
+            f"{folder} holds the model without the state of its training (save_only_model), so it "
+            "cannot be resumed. Train from the start without save_only_model, or load the model "
+            "from the checkpoint and begin a new training with it"
+        )
 
 
 def check_num_processes(checkpoint: Path, count: int) -> None:

@@ -131,7 +131,10 @@ def _align_rows(
 
 def _align_row(name: str, values: Any, labels: NDArray, row: str, joined: bool = False) -> NDArray:
     """One value per token; `row` says which one in messages."""
-    given = np.asarray(values)
+    try:
+        given = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{row} holds lists of different lengths in {name}") from error
     is_target = labels != IGNORE_INDEX
     without_first = is_target & (np.arange(len(labels)) > 0)
     if not joined:
@@ -149,8 +152,11 @@ def _align_row(name: str, values: Any, labels: NDArray, row: str, joined: bool =
                 f"{is_target.sum()} are predicted. Pass one per token, one per predicted token, or "
                 "one number"
             )
-    # What is no number, such as None, becomes NaN.
-    numbers = aligned.astype(np.float64)
+    # None becomes NaN.
+    try:
+        numbers = aligned.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(_complaint(name, row, repr(_not_a_number(given)))) from error
     bad = _first_bad(name, numbers, labels)
     if bad is not None:
         raise ValueError(_complaint(name, row, aligned[bad]))
@@ -159,6 +165,13 @@ def _align_row(name: str, values: Any, labels: NDArray, row: str, joined: bool =
         return aligned
     # A token without a label counts for nothing, but NaN times 0 is NaN.
     return np.where(is_number, numbers, 0).astype(np.int8 if name == "polarity" else np.float64)
+
+
+def _not_a_number(values: NDArray) -> Any:
+    for value in values.ravel().tolist():
+        if value is not None and not isinstance(value, int | float):
+            return value
+    return None
 
 
 def _first_bad(name: str, values: NDArray, labels: NDArray) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, make_dataclass
 from typing import Any, get_args
 
@@ -130,8 +131,10 @@ class ForgettingConfig(TermParameters, SFTConfig):
         """Check all fields of this class as they are now.
 
         Raises:
-            ValueError: a name is unknown, a number is outside its range, or two do not go together.
+            ValueError: a name is unknown, something is not a number or outside its range, or two do
+                not go together.
         """
+        self._check_numbers()
         _ = self.lambda_schedule, self.positive_loss
         term = self.forgetting_term
         if self.divergence_ratio is not None and not self.divergence_ratio > 1:
@@ -140,3 +143,17 @@ class ForgettingConfig(TermParameters, SFTConfig):
             raise ValueError(f"normalization must be one of {get_args(Normalization)}")
         if self.normalization == "token" and term.is_per_sample:
             raise ValueError(f"the term {self.term} has one value per sample: normalize by group")
+
+    def _check_numbers(self) -> None:
+        optional = ("floor", "divergence_ratio")
+        given = {name: getattr(self, name) for name in ("t_min", "t_max", *optional)}
+        given |= {name: getattr(self, name) for name in BUILT_IN_PARAMETERS}
+        for field_name in ("term_parameters", "loss_parameters"):
+            parameters = getattr(self, field_name) or {}
+            if not isinstance(parameters, Mapping):
+                raise ValueError(f"{field_name} must be a dictionary, got {parameters!r}")
+            given |= {f"{field_name}[{name!r}]": value for name, value in parameters.items()}
+        for name, value in given.items():
+            is_number = hasattr(value, "__float__") and not isinstance(value, str)
+            if not is_number and not (value is None and name in optional):
+                raise ValueError(f"{name} must be a number, got {value!r}")

@@ -17,13 +17,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import PrinterCallback
 
 from forgetting.config import Recipe, TrainingSettings, VariantSettings
 from forgetting.console import logger
-from forgetting.errors import InputError
+from forgetting.errors import DivergenceError, InputError
 from forgetting.models import loading
 from forgetting.models.prompting import prompting_tokenizer, set_end_tokens
+from forgetting.models.reported import first_not_finite
 from forgetting.models.saving import check_adapter, check_saved, save_merged
 from forgetting.models.verification import check_prompting, probe_logits
 from forgetting.rundir.directory import Work
@@ -73,7 +75,8 @@ def fine_tune(
     latest = latest_checkpoint(checkpoints)
     if latest is not None:
         check_num_processes(latest, work.processes.count)
-    config = _config(recipe, training, variant, checkpoints, label, work.processes.count)
+    num_steps = training.num_steps(len(dataset))
+    config = _config(recipe, training, variant, checkpoints, label, work.processes.count, num_steps)
     # All weights train in float32 and compute in `dtype`; the base of an adapter is frozen.
     # Loaded after the configuration, which may say that processes share one model.
     model = loading.load_base_model(
@@ -99,6 +102,7 @@ def fine_tune(
     trainer.train(resume_from_checkpoint=str(latest) if latest else None)
     set_end_tokens(model, end_token_ids)
     folder = work.path / "adapter" if training.merge else work.output
+    # Before anything is computed: parts that were gathered for it would stay so.
     trainer.save_model(str(folder))
     is_shared = share_one_model()
     # All processes compute it: if they share one model, no process can do so alone.
@@ -108,6 +112,7 @@ def fine_tune(
         forward=trainer.model_wrapped if is_shared else None,
         device=trainer.args.device if is_shared else None,
     )
+    _check_finite(trainer.model, expected, label, is_shared)
     if not work.processes.is_main:
         return
     write_training_log(work.output, (e for e in trainer.state.log_history if "loss" in e))
@@ -135,6 +140,25 @@ def fine_tune(
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
+def _check_finite(model: Any, logits: Tensor, label: str, is_shared: bool) -> None:
+    """Refuse a trained model with a weight that is no finite number, before its stage is done.
+
+    Args:
+        logits: of the model, which show what this process may not hold of a shared one.
+
+    Raises:
+        DivergenceError: there is one.
+    """
+    name = None if is_shared else first_not_finite(model)
+    if name is None and bool(torch.isfinite(logits).all()):
+        return
+    where = "its logits are" if name is None else f"{name} is"
+    raise DivergenceError(
+        f"{label}: training diverged in its last step: {where} not finite. Lower the learning rate "
+        "or weight_decay, or set max_grad_norm"
+    )
+
+
 def _config(
     recipe: Recipe,
     training: TrainingSettings,
@@ -142,6 +166,7 @@ def _config(
     checkpoints: Path,
     label: str,
     num_processes: int,
+    num_steps: int,
 ) -> ForgettingConfig:
     # A lambda of zero ignores the negatives, and their figures are still logged.
     unlearning: dict[str, Any] = {"schedule": "constant", "t_min": 0.0, "t_max": 0.0}
@@ -153,7 +178,8 @@ def _config(
         **variant.loss.trainer_arguments(),
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.lr_scheduler,
-        warmup_steps=training.warmup_ratio,
+        # The first step of a warm-up has the rate 0, and would be all there is.
+        warmup_steps=training.warmup_ratio if num_steps > 1 else 0,
         num_train_epochs=training.epochs,
         per_device_train_batch_size=training.micro_batch_size,
         gradient_accumulation_steps=training.batch_size

@@ -38,6 +38,11 @@ def refuse_types(args: Any, dataset: Any) -> None:
         raise TypeError(
             f"train_dataset must be a Dataset or an IterableDataset, got a {type(dataset).__name__}"
         )
+    # A stream says only whether there is a first row; SFTTrainer asks for it as well.
+    if not (len(dataset) if isinstance(dataset, Dataset) else any(True for _ in dataset)):
+        raise ValueError(
+            "train_dataset has no rows. If it was filtered, check what the filter keeps"
+        )
 
 
 def refuse(args: ForgettingConfig, columns: Collection[str]) -> None:

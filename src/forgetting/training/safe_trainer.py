@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import torch
 import transformers
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -22,7 +23,10 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from forgetting.training.checkpoints import (
+    OPTIMIZER,
     RANDOM_STATE,
+    check_resumable,
+    check_whole,
     latest_checkpoint,
     load_state,
     random_state,
@@ -36,6 +40,21 @@ COURSE = "course.json"
 SCALER = "scaler"
 PROGRESS = "progress.json"
 """In every checkpoint: how far the run has come, besides what Trainer keeps."""
+
+
+class _TorchWithoutSave:
+    """The module torch, with a `save` that writes nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def save(self, *_: Any, **__: Any) -> None:
+        pass
+
+
+def _without_pickle() -> Any:
+    """While this context is open, nothing that Trainer itself pickles is written."""
+    return patch.object(transformers.trainer, "torch", _TorchWithoutSave())
 
 
 class SafeTrainer(Trainer):
@@ -54,24 +73,25 @@ class SafeTrainer(Trainer):
             if latest is None:
                 raise ValueError(f"{self.args.output_dir} holds no complete checkpoint to resume")
             resume_from_checkpoint = str(latest)
+        elif resume_from_checkpoint:
+            check_whole(Path(resume_from_checkpoint))
+        if resume_from_checkpoint and not self.is_deepspeed_enabled:
+            check_resumable(Path(resume_from_checkpoint))
         return super().train(resume_from_checkpoint, *positional, **named)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         # Trainer pickles its arguments next to the weights.
-        super()._save(output_dir, state_dict)
-        (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+        with _without_pickle():
+            super()._save(output_dir, state_dict)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Trainer would upload a checkpoint that is not complete yet.
         self._unpushed = checkpoint_folder
 
     def _push(self, checkpoint_folder: str) -> None:
-        # Trainer pickles its arguments here as well, among what it uploads in the background. What
-        # begins with an underscore is not uploaded.
-        name = "_training_args.bin"
-        with patch.object(transformers.trainer, "TRAINING_ARGS_NAME", name):
+        # Trainer pickles its arguments here as well, among what it uploads in the background.
+        with _without_pickle():
             super()._push_from_checkpoint(checkpoint_folder)
-        (Path(self.args.output_dir) / name).unlink(missing_ok=True)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         if not self.is_fsdp_enabled:
@@ -151,7 +171,7 @@ class SafeTrainer(Trainer):
         else:
             optimizer = self.optimizer.state_dict()
         if self.args.should_save:
-            save_state(optimizer, Path(output_dir) / "optimizer")
+            save_state(optimizer, Path(output_dir) / OPTIMIZER)
             save_state(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler")
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
@@ -173,10 +193,10 @@ class SafeTrainer(Trainer):
             is_main = self.accelerator.is_main_process
             weights = load_state(folder / "weights") if is_main else {}
             set_model_state_dict(self.model, weights, options=options)
-            state = load_state(folder / "optimizer") if is_main else {}
+            state = load_state(folder / OPTIMIZER) if is_main else {}
             set_optimizer_state_dict(self.model, self.optimizer, state, options=options)
         else:
-            self.optimizer.load_state_dict(load_state(folder / "optimizer"))
+            self.optimizer.load_state_dict(load_state(folder / OPTIMIZER))
         self.lr_scheduler.load_state_dict(load_state(folder / "scheduler"))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
