@@ -98,7 +98,7 @@ def open_run(
         )
     if inspection.texts is not None and _has_data(recipe, run_dir):
         for source in recipe.data.sources:
-            records = read_source(source, recipe.seed)
+            records = read_source(source, recipe.seed, recipe.data.max_record_bytes)
             pairs = ((origin.record, raw) for origin, raw in records)
             inspection.texts.add_fields(source.label, pairs)
     return inspection

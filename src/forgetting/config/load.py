@@ -62,6 +62,24 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     return _with_absolute_paths(recipe, folders)
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is written twice in one mapping: YAML would keep only the last value."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = set()
+        for key, _ in node.value:
+            # `<<` merges another mapping, and may be there more than once.
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            name = (key.tag, str(key.value))
+            if name in keys:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"`{key.value}` is there twice. Merge the two", key.start_mark
+                )
+            keys.add(name)
+        return super().construct_mapping(node, deep)
+
+
 # A date that does not exist and bytes that are not UTF-8 are ValueErrors.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
@@ -81,7 +99,7 @@ def _find(path_or_name: str | Path, folder: Path) -> Path:
 def _read(path: Path, inner: tuple[Path, ...]) -> tuple[dict[str, Any], list[Path]]:
     """The fields of a recipe merged over those that it extends, and the folders of both."""
     try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        given = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except _NOT_YAML as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict):
@@ -113,7 +131,7 @@ def _override(given: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise InputError(f"--set {override}: expected section.field=value")
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, _Loader)
     except _NOT_YAML as error:
         raise InputError(f"--set {override}: the value is not YAML") from error
     node: Any = given
