@@ -28,7 +28,8 @@ from forgetting.data.sources import Origin, read_source
 from forgetting.errors import InputError
 from forgetting.inspecting import resolved
 from forgetting.pipeline import plan_with_state
-from forgetting.rundir.storage import json_text, new_folder
+from forgetting.rundir.folders import new_folder
+from forgetting.rundir.storage import json_text
 
 REMOVED = "removed.jsonl"
 SUMMARY = "summary.json"
@@ -309,5 +310,3 @@ def _whole(output: Path) -> Iterator[Path]:
         raise InputError(f"{output} exists. Choose another folder with --output")
     with new_folder(output) as folder:
         yield folder
-        if output.exists():
-            output.rmdir()

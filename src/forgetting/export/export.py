@@ -124,7 +124,7 @@ def export_run(
             )
     job = _Job(recipe, run, variant, output, _facts(recipe, run, done))
     about = {"what": what, "run": recipe.name, "variant": variant, "forgetting": __version__}
-    with whole_folder(output, about) as folder:
+    with whole_folder(output, about, force) as folder:
         if what == "data":
             result = job.data(folder, format or "parquet")
         elif what == "clean":

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, checksums, and JSON files with a schema.
+"""Files that are there whole or not at all, checksums, and JSON files with a schema.
 
 Knows nothing of run directories.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,22 +62,6 @@ def write_atomically(file: Path, text: str) -> None:
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `folder` if the context ends without an error.
-
-    `folder` must not be there by then. What a killed process left is overwritten.
-    """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager
