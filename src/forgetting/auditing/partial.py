@@ -59,7 +59,7 @@ def progress_of(audit: Audit) -> Progress | None:
     job, work = ScoringJob.of_train(audit.recipe, run), Work(folder)
     (scoring,) = job.scorings()
     number = 0
-    while number < len(job.shards) and scoring.file(work, number).is_file():
+    while number < len(job.shards) and work.has(scoring.file(work, number)):
         number += 1
     return Progress(job, work, number)
 

@@ -17,8 +17,8 @@ from forgetting.rundir import layout
 from forgetting.rundir.samples import ResponseWriter, Samples, list_column, read_table
 
 
-def write_heldout(folder: Path, samples: Samples, log_probs: NDArray[np.floating]) -> None:
-    """Write the log-probabilities into the folder of a variant's evaluation.
+def write_heldout(folder: Path, samples: Samples, log_probs: NDArray[np.floating]) -> Path:
+    """Write the log-probabilities into the folder of a variant's evaluation; returns the file.
 
     Args:
         samples: the held-out samples.
@@ -27,6 +27,7 @@ def write_heldout(folder: Path, samples: Samples, log_probs: NDArray[np.floating
     file = layout.heldout_file(folder)
     with ResponseWriter(file, samples.fingerprint, {"log_probs": pa.float32()}) as writer:
         writer.write_group(samples.sample_ids, samples.response_starts, log_probs)
+    return file
 
 
 def read_heldout_losses(

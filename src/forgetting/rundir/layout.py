@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 MANIFEST = "manifest.json"
+MANIFEST_COPY = ".manifest-copy.json"
 RECIPE = "recipe.yaml"
 LOCK = ".lock"
 LOCK_OWNER = ".lock-owner"

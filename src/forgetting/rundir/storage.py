@@ -31,6 +31,35 @@ def digest(value: Mapping[str, Any] | list[Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def checked_text(value: Mapping[str, Any]) -> str:
+    """A JSON object with its own checksum, so that `checked_value` notices any damage."""
+    return json.dumps({**value, "checksum": digest(value)}, indent=1)
+
+
+def checked_value(text: str | bytes) -> dict[str, Any]:
+    """What `checked_text` wrote. An object without a checksum is not checked.
+
+    Raises:
+        ValueError: the text is damaged.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError("it is not an object")
+    checksum = value.pop("checksum", None)
+    if checksum is not None and checksum != digest(value):
+        raise ValueError("its checksum does not fit its content")
+    return value
+
+
+def sync(file: Path) -> None:
+    """Wait until a file is on the disk, so that a power cut does not empty it."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
 def json_text(value: Any) -> str:
     """Compact JSON that UTF-8 can hold; what is not JSON becomes its `str`.
 
