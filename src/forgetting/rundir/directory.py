@@ -43,8 +43,6 @@ from forgetting.rundir.storage import (
 )
 
 OUTPUT = "output"
-NOTES = "kept"
-"""Folder of the checksums of the files that a resumed stage relies on."""
 ENTRY = "entry.json"
 """What the manifest will say of a stage that is finished, until it says so."""
 
@@ -64,12 +62,12 @@ class Work:
         """Note a finished file in the work folder, which a resumed stage relies on."""
         note = self._note(file)
         note.parent.mkdir(exist_ok=True)
-        write_atomically(note, file_sha256(file))
+        write_atomically(note, self._line(file))
 
     def has(self, file: Path) -> bool:
         """Whether a file is there as `keep` noted it: one that is cut, empty or damaged is not."""
         try:
-            return self._note(file).read_text(encoding="utf-8") == file_sha256(file)
+            return self._note(file).read_text(encoding="utf-8") == self._line(file)
         except (OSError, ValueError):
             return False
 
@@ -78,7 +76,7 @@ class Work:
         as the others may belong to it."""
         files = [file for file in folder.rglob("*") if file.is_file()]
         whole = [file for file in files if self.has(file)]
-        notes = set((self.path / NOTES).glob("*")) if (self.path / NOTES).is_dir() else set()
+        notes = set((self.path / layout.NOTES).glob("*"))
         damaged = notes - {self._note(file) for file in whole}
         for file in files:
             if damaged or file not in whole:
@@ -86,9 +84,13 @@ class Work:
         for note in notes if damaged else ():
             note.unlink()
 
+    def _line(self, file: Path) -> str:
+        # As sha256sum writes it.
+        return f"{file_sha256(file)}  {file.relative_to(self.path).as_posix()}\n"
+
     def _note(self, file: Path) -> Path:
         name = file.relative_to(self.path).as_posix().replace("/", "--")
-        return self.path / NOTES / f"{name}.sha256"
+        return self.path / layout.NOTES / f"{name}.sha256"
 
 
 def work_folder(run: Path, stage: str, fingerprint: str) -> Path:

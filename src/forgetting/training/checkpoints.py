@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from forgetting.errors import InputError
+from forgetting.rundir import layout
 from forgetting.rundir.storage import (
     checked_text,
     checked_value,
@@ -25,7 +26,7 @@ from forgetting.rundir.storage import (
     write_atomically,
 )
 
-SEAL = "sealed.json"
+SEAL = layout.SEAL
 RANDOM_STATE = "random_state"
 
 
@@ -141,6 +142,7 @@ def is_whole(folder: Path) -> bool:
     """Whether a checkpoint is sealed, and its files are as they were then."""
     try:
         checksums = checked_value((folder / SEAL).read_bytes())
-        return all(file_sha256(folder / name) == found for name, found in checksums.items())
+        whole = (file_sha256(folder / name) == found for name, found in checksums.items())
+        return bool(checksums) and all(whole)
     except (OSError, ValueError):
         return False
