@@ -176,7 +176,7 @@ def test_the_command_serves_the_page_and_opens_it(scored, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     def read(url):
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=900) as answer:
             return answer.read()
 
     monkeypatch.setattr("webbrowser.open", opened.append)

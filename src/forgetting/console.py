@@ -35,7 +35,7 @@ from rich.table import Table
 
 from forgetting.errors import ForgettingError, InputError
 
-console = Console(stderr=True)
+console = Console(stderr=True, emoji=False)
 logger = logging.getLogger("forgetting")
 SECONDS_BETWEEN_LINES = 15.0
 FRAMEWORKS = (
@@ -101,13 +101,13 @@ def progress(label: str, total: int, done: int = 0) -> Iterator[Advance]:
         yield _lines(label, total, done)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(label, total=total, completed=done, note="")
@@ -168,7 +168,7 @@ def print_table(
         notes: lines below the table.
         folder: where the files of these results are.
     """
-    out = Console()
+    out = Console(emoji=False)
     table = new_table()
     for place, title in enumerate(header):
         justify: Literal["left", "right"] = "left" if place < num_left else "right"
@@ -184,7 +184,9 @@ def print_table(
 
 def print_path(label: str, path: Path | str) -> None:
     """Print where something is to standard output, on one line even in a narrow terminal."""
-    Console().print(label, str(path), style="bold", soft_wrap=True, markup=False, highlight=False)
+    Console(emoji=False).print(
+        label, str(path), style="bold", soft_wrap=True, markup=False, highlight=False
+    )
 
 
 @dataclass(frozen=True)
@@ -245,7 +247,8 @@ def report_errors(
         # Another Ctrl-C, or the same one sent to every process, must not cut this short.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         console.print(
-            f"Interrupted. {interrupt!s}" if interrupt.args else f"Interrupted. {CONTINUE}"
+            f"Interrupted. {interrupt!s}" if interrupt.args else f"Interrupted. {CONTINUE}",
+            markup=False,
         )
         return 130
     except Exception as error:

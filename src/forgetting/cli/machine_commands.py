@@ -41,7 +41,7 @@ def doctor(as_json: JsonOption = False) -> None:
         for finding in findings:
             level = f"[{COLORS[finding.level]}]{finding.level}[/]"
             table.add_row(level, finding.what, escape(finding.detail))
-        Console().print(table)
+        Console(emoji=False).print(table)
     if any(finding.level == "broken" for finding in findings):
         raise typer.Exit(1)
 

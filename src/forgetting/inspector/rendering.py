@@ -162,6 +162,16 @@ def _templates() -> Environment:
     )
 
 
+def _style() -> str:
+    return _templates().get_template("inspector.css").render(levels=COLOR_LEVELS)
+
+
+def served_policy() -> str:
+    """The policy of the served page as a header. Only there, it can say that no page frames it."""
+    rules = content_policy(_style(), _script(), is_served=True)
+    return f"{rules}; frame-ancestors 'none'"
+
+
 def _script() -> str:
     folder = resources.files("forgetting.inspector") / "templates"
     parts = [(folder / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
@@ -169,29 +179,41 @@ def _script() -> str:
 
 
 def _render(data: dict[str, Any], *, is_served: bool, report: str | None) -> str:
-    environment = _templates()
-    style = environment.get_template("inspector.css").render(levels=COLOR_LEVELS)
-    script = _script()
-    return environment.get_template("inspector.html").render(
-        name=data["name"],
-        policy=Markup(content_policy(style, script, is_served=is_served)),
-        style=Markup(style),
-        script=Markup(script),
-        data=Markup(embedded_json(data)),
-        report=report,
-        has_records=data["has_records"],
-        has_base=data["has_base"],
-        has_noise=data["noise"] is not None,
-        has_selection=data["has_selection"],
-        has_quality=data["has_selection"] or data["quality"] != DETECTOR,
-        has_detector=data["detector"] is not None,
-        rhos=data["rhos"],
+    style, script = _style(), _script()
+    return (
+        _templates()
+        .get_template("inspector.html")
+        .render(
+            name=data["name"],
+            policy=Markup(content_policy(style, script, is_served=is_served)),
+            style=Markup(style),
+            script=Markup(script),
+            data=Markup(embedded_json(data)),
+            report=report,
+            has_records=data["has_records"],
+            has_base=data["has_base"],
+            has_noise=data["noise"] is not None,
+            has_selection=data["has_selection"],
+            has_quality=data["has_selection"] or data["quality"] != DETECTOR,
+            has_detector=data["detector"] is not None,
+            rhos=data["rhos"],
+        )
     )
+
+
+def compact_json(value: Any) -> str:
+    """JSON that UTF-8 can hold: half a surrogate pair, which text may hold, stays an escape."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text
 
 
 def embedded_json(value: Any) -> str:
     """JSON without the characters that have a meaning in HTML, safe inside a script element."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = compact_json(value)
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
     return text
