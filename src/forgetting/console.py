@@ -200,7 +200,7 @@ class Failure:
 
 # The system's error numbers for a place that cannot be written to.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_IN_THE_WAY = {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
+_IN_THE_WAY = {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -216,6 +216,8 @@ def failure_of(error: Exception) -> Failure | None:
     if number in _FULL or os.strerror(errno.ENOSPC) in text:
         message = f"the disk is full: {text}. Free some space. {CONTINUE}"
         return Failure(message, 2)
+    if number == errno.ENAMETOOLONG:
+        return Failure(f"a name is longer than the file system takes: {text}. Correct it", 2)
     if number in _IN_THE_WAY:
         where = getattr(error, "filename", None)
         reason = os.strerror(number or 0).lower()

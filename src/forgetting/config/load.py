@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from forgetting.config.fields import Section
 from forgetting.config.inputs import PLAIN_TEMPLATE
 from forgetting.config.schema import DEFAULT_VARIANTS, Recipe, TrainingSettings
+from forgetting.config.unique_keys import UniqueKeyLoader
 from forgetting.errors import InputError, did_you_mean
 from forgetting.formats import FORMATS
 from forgetting.method.corruptions import CORRUPTIONS
@@ -62,24 +63,6 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
     return _with_absolute_paths(recipe, folders)
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key that is written twice in one mapping: YAML would keep only the last value."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = set()
-        for key, _ in node.value:
-            # `<<` merges another mapping, and may be there more than once.
-            if key.tag == "tag:yaml.org,2002:merge":
-                continue
-            name = (key.tag, str(key.value))
-            if name in keys:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"`{key.value}` is there twice. Merge the two", key.start_mark
-                )
-            keys.add(name)
-        return super().construct_mapping(node, deep)
-
-
 # A date that does not exist and bytes that are not UTF-8 are ValueErrors.
 _NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
@@ -99,7 +82,7 @@ def _find(path_or_name: str | Path, folder: Path) -> Path:
 def _read(path: Path, inner: tuple[Path, ...]) -> tuple[dict[str, Any], list[Path]]:
     """The fields of a recipe merged over those that it extends, and the folders of both."""
     try:
-        given = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        given = yaml.load(path.read_text(encoding="utf-8"), UniqueKeyLoader)
     except _NOT_YAML as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict):
@@ -131,7 +114,7 @@ def _override(given: dict[str, Any], override: str) -> None:
     if not equals or not all(parts):
         raise InputError(f"--set {override}: expected section.field=value")
     try:
-        value = yaml.load(text, _Loader)
+        value = yaml.load(text, UniqueKeyLoader)
     except _NOT_YAML as error:
         raise InputError(f"--set {override}: the value is not YAML") from error
     node: Any = given
