@@ -4,6 +4,8 @@ In: the path of a file and the layout of its table. Out: (line, raw record) pair
 is where the record begins, counted from 1, or None if the file has no lines. In the place of a
 record that has no single meaning or is too large is an `Unreadable`. In memory is at most one batch
 of a file or one record, whose size is bounded. Knows nothing about formats of records.
+
+One long module, because every file type shares the same bounds, messages and `Unreadable`.
 """
 
 from __future__ import annotations
