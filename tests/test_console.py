@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import os
+import signal
 import subprocess
 import sys
 import warnings
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from forgetting import console
-from forgetting.console import duration, failure_of, logger, progress, setup_logging
+from forgetting.console import (
+    duration,
+    failure_of,
+    logger,
+    progress,
+    report_errors,
+    setup_logging,
+)
+from forgetting.errors import InputError
 
 
 @pytest.fixture(autouse=True)
@@ -103,3 +115,62 @@ for module in (datasets, huggingface_hub, peft, transformers, trl):
 """
     variables = {k: v for k, v in os.environ.items() if not k.endswith("_VERBOSITY")}
     subprocess.run([sys.executable, "-c", code], check=True, env=variables)
+
+
+ODD = "/tmp/[bold]a[/]/[/x] :smile: [link=y]"
+
+
+def test_paths_are_printed_as_they_are(capsys, monkeypatch):
+    monkeypatch.setattr(console, "console", Console(file=sys.stderr, emoji=False, width=200))
+    console.print_path("Results are in", ODD)
+    assert capsys.readouterr().out == f"Results are in {ODD}\n"
+
+    def fail():
+        raise InputError(ODD)
+
+    assert report_errors(fail) == 2
+    assert ODD in capsys.readouterr().err
+
+    def interrupt():
+        raise KeyboardInterrupt(ODD)
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert report_errors(interrupt) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert ODD in capsys.readouterr().err
+    console.print_table([ODD], [[ODD]], 1, notes=[ODD])
+    assert capsys.readouterr().out.count(ODD) == 3
+
+
+def test_labels_and_notes_of_progress_are_shown_as_they_are(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: True))
+    shown = Console(file=io.StringIO(), force_terminal=True, emoji=False, width=300)
+    monkeypatch.setattr(console, "console", shown)
+    logger.setLevel("INFO")
+    with progress(ODD, 2) as advance:
+        advance(1, "[/z]")
+    assert ODD in shown.file.getvalue()
+    assert "[/z]" in shown.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda folder: (folder / ("x" * 300)).write_text(""),
+        lambda folder: (folder / "file" / "x").write_text(""),
+        lambda folder: folder.read_text(),
+        lambda folder: (folder / "loop").read_text(),
+        lambda folder: folder.mkdir(),
+    ],
+)
+def test_a_path_that_cannot_be_used_is_wrong_input(tmp_path, use):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(OSError) as caught:  # noqa: PT011
+        use(tmp_path)
+    failure = failure_of(caught.value)
+    assert failure.exit_code == 2
+    assert str(tmp_path) in failure.message
+    assert failure.message.endswith(("Check the path", "Correct it"))

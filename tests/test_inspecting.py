@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import urllib.request
 
@@ -11,6 +12,7 @@ import pytest
 
 from forgetting.cli import main
 from forgetting.errors import InputError
+from forgetting.export import export_run
 from forgetting.inspecting import open_run, score_data
 from forgetting.inspector import InspectorServer
 from forgetting.inspector.queries import Query
@@ -46,6 +48,23 @@ def test_a_finished_run_is_opened(finished_run):
     assert inspection.selection.variant == "forgetting"
     assert "".join(text for text, _ in inspection.sample(0, 4096)["blocks"][-1]).startswith("It is")
     assert open_run(finished_run[1], "ignoring").selection.variant == "ignoring"
+
+
+def test_tokens_of_another_tokenizer_are_not_decoded(finished_run, tmp_path, tiny_model):
+    model, run = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(tiny_model, model)
+    shutil.copytree(finished_run[1], run)
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(str(tiny_model), str(model)))
+    assert len(open_run(run)) == 24
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(InputError, match="made with another tokenizer than that of"):
+        open_run(run)
+    with pytest.raises(InputError, match="is not done in"):
+        export_run(run, "data", output=tmp_path / "out")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
@@ -162,7 +181,7 @@ def test_the_command_serves_the_page_and_opens_it(scored, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     def read(url):
-        with urllib.request.urlopen(url, timeout=10) as answer:
+        with urllib.request.urlopen(url, timeout=900) as answer:
             return answer.read()
 
     monkeypatch.setattr("webbrowser.open", opened.append)

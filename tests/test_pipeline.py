@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -151,6 +152,53 @@ def test_an_output_that_was_damaged_is_made_again(steps_of, tmp_path):
     (tmp_path / "run" / "scores" / "x").write_text("damaged")
     # What depends on it finds the same content again.
     assert steps_of() == ["score"]
+
+
+def test_an_input_that_was_damaged_unnoticed_is_refused_by_the_stage_that_reads_it(
+    steps_of, tmp_path
+):
+    steps_of()
+    file = tmp_path / "run" / "scores" / "x"
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    file.write_text(file.read_text()[::-1])
+    os.utime(file, ns=times)
+    with pytest.raises(InputError, match="scores/x is not the file that score wrote"):
+        steps_of("selection.rho=0.6")
+    file.unlink()
+    assert steps_of("selection.rho=0.6")[0] == "score"
+
+
+def test_the_recipe_stays_until_the_first_stage_of_another_one_is_done(
+    steps_of, tmp_path, monkeypatch
+):
+    steps_of()
+    file = tmp_path / "run" / "recipe.yaml"
+    before, manifest = file.read_text(), read_manifest(tmp_path / "run")
+
+    def fail(step, path, work):
+        raise InputError("no")
+
+    (tmp_path / "records.json").write_text("[]")
+    with monkeypatch.context() as patch:
+        broken = [replace(each, run=fail) for each in stages.STAGES[:1]]
+        patch.setattr(stages, "STAGES", (*broken, *stages.STAGES[1:]))
+        with pytest.raises(InputError, match="no"):
+            steps_of("data.num_train=20", "variants={full: {}}")
+    assert file.read_text() == before
+    assert read_manifest(tmp_path / "run") == manifest
+    steps_of("data.num_train=20", stages=["prepare"])
+    assert "num_train: 20" in file.read_text()
+
+
+def test_the_recipe_of_a_new_run_is_there_from_the_start(steps_of, tmp_path, monkeypatch):
+    def fail(step, path, work):
+        raise InputError("no")
+
+    broken = [replace(each, run=fail) for each in stages.STAGES]
+    monkeypatch.setattr(stages, "STAGES", tuple(broken))
+    with pytest.raises(InputError, match="no"):
+        steps_of()
+    assert (tmp_path / "run" / "recipe.yaml").is_file()
 
 
 def test_removing_a_variant_keeps_the_others(steps_of, tmp_path):

@@ -35,7 +35,7 @@ from rich.table import Table
 
 from forgetting.errors import ForgettingError, InputError
 
-console = Console(stderr=True)
+console = Console(stderr=True, emoji=False)
 logger = logging.getLogger("forgetting")
 SECONDS_BETWEEN_LINES = 15.0
 FRAMEWORKS = (
@@ -101,13 +101,13 @@ def progress(label: str, total: int, done: int = 0) -> Iterator[Advance]:
         yield _lines(label, total, done)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        TextColumn("{task.fields[note]}", markup=False),
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(label, total=total, completed=done, note="")
@@ -168,7 +168,7 @@ def print_table(
         notes: lines below the table.
         folder: where the files of these results are.
     """
-    out = Console()
+    out = Console(emoji=False)
     table = new_table()
     for place, title in enumerate(header):
         justify: Literal["left", "right"] = "left" if place < num_left else "right"
@@ -184,7 +184,9 @@ def print_table(
 
 def print_path(label: str, path: Path | str) -> None:
     """Print where something is to standard output, on one line even in a narrow terminal."""
-    Console().print(label, str(path), style="bold", soft_wrap=True, markup=False, highlight=False)
+    Console(emoji=False).print(
+        label, str(path), style="bold", soft_wrap=True, markup=False, highlight=False
+    )
 
 
 @dataclass(frozen=True)
@@ -198,6 +200,7 @@ class Failure:
 
 # The system's error numbers for a place that cannot be written to.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_IN_THE_WAY = {errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -215,6 +218,10 @@ def failure_of(error: Exception) -> Failure | None:
         return Failure(message, 2)
     if number == errno.ENAMETOOLONG:
         return Failure(f"a name is longer than the file system takes: {text}. Correct it", 2)
+    if number in _IN_THE_WAY:
+        where = getattr(error, "filename", None)
+        reason = os.strerror(number or 0).lower()
+        return Failure(f"{where or text} cannot be used: {reason}. Check the path", 2)
     if number in _REFUSED:
         return Failure(f"permission denied: {text}. Check the path and its permissions", 2)
     return None
@@ -242,7 +249,8 @@ def report_errors(
         # Another Ctrl-C, or the same one sent to every process, must not cut this short.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         console.print(
-            f"Interrupted. {interrupt!s}" if interrupt.args else f"Interrupted. {CONTINUE}"
+            f"Interrupted. {interrupt!s}" if interrupt.args else f"Interrupted. {CONTINUE}",
+            markup=False,
         )
         return 130
     except Exception as error:

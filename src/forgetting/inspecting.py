@@ -30,7 +30,7 @@ from forgetting.method.columns import COLUMNS, of_reference
 from forgetting.method.measures import DEFAULT_MEASURE, DETECTOR, usable_measure
 from forgetting.models import loading
 from forgetting.models.gguf import with_folder
-from forgetting.models.tokenization import load_tokenization
+from forgetting.models.tokenization import check_tokenizer, load_tokenization
 from forgetting.pipeline import default_run_dir, describe_plan, is_prepared
 from forgetting.pipeline import run as run_stages
 from forgetting.rundir import layout
@@ -79,6 +79,7 @@ def open_run(
     if not layout.recipe_file(run_dir).is_file():
         raise InputError(f"{run_dir} is not a run directory: it has no {layout.RECIPE}")
     recipe = load_recipe(layout.recipe_file(run_dir))
+    check_tokenizer(recipe, run_dir)
     explain = TellingFeatures(recipe, run_dir) if has_findings(run_dir) else None
     data = layout.data_dir(run_dir)
     date = DataSummary.load(data).date if layout.summary_file(data).is_file() else None
@@ -98,7 +99,7 @@ def open_run(
         )
     if inspection.texts is not None and _has_data(recipe, run_dir):
         for source in recipe.data.sources:
-            records = read_source(source, recipe.seed)
+            records = read_source(source, recipe.seed, recipe.data.max_record_bytes)
             pairs = ((origin.record, raw) for origin, raw in records)
             inspection.texts.add_fields(source.label, pairs)
     return inspection

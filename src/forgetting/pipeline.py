@@ -106,11 +106,16 @@ def run(
         return path
     with RunDir(path, recipe.name) as directory:
         _check_order(steps, wanted, _done(steps, path, directory.manifest))
-        write_atomically(path / RECIPE, dump_recipe(recipe))
-        directory.forget_stages([step.key for step in steps])
+        keys = [step.key for step in steps]
+        directory.plan(keys)
+
         for step in steps:
+            # Until the first step is done, what is there belongs to the recipe that is there.
+            if step is not steps[0] or not (path / RECIPE).exists():
+                _adopt(recipe, keys, directory)
             if step.stage.name in wanted:
                 _do(step, directory, processes)
+        _adopt(recipe, keys, directory)
     processes.share(None)
     return path
 
@@ -167,12 +172,21 @@ def _check_order(steps: Sequence[Step], stages: Sequence[str], done: set[str]) -
         will_be_done.add(step.key)
 
 
+def _adopt(recipe: Recipe, keys: Sequence[str], directory: RunDir) -> None:
+    """Make a recipe that of the directory."""
+    file, text = directory.path / RECIPE, dump_recipe(recipe)
+    if not file.is_file() or file.read_bytes() != text.encode():
+        write_atomically(file, text)
+    directory.forget_stages(keys)
+
+
 def _do(step: Step, directory: RunDir, processes: Processes) -> None:
     """Do a step unless it is done, with the other processes if its stage is shared."""
     wanted = fingerprint(step, directory.manifest)
-    if directory.is_done(step.key, wanted):
+    if directory.finish(step.key, wanted, step.target):
         logger.info("%s: already done", step.key)
         return
+    directory.check_content(step.inputs)
     together = processes if step.stage.is_shared else ALONE
     with directory.stage(step.key, wanted, step.target, together) as work:
         if step.stage.is_shared:

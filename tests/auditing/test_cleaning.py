@@ -84,7 +84,7 @@ def test_masked_tokens_are_not_trained_on(clean, audited):
 def decided(audited, tmp_path):
     """Writes marks: (line, decision) on a record, (line, decision, span) on a span."""
 
-    def write(*marks, **changes):
+    def write(*marks, last=(), **changes):
         run = audited[1].fingerprint
         records = [row for part in train_records(audited[1].run, run) for row in part]
         ids = {record.line: record.sample_id for record in records}
@@ -101,6 +101,7 @@ def decided(audited, tmp_path):
             }
             for line, decision, *span in marks
         ]
+        rows[-1] |= last
         whole = {"version": 1, "run": run, "decisions": rows} | changes
         (tmp_path / "decisions.json").write_text(json.dumps(whole))
         return "--decisions", str(tmp_path / "decisions.json")
@@ -183,6 +184,20 @@ def test_a_mark_on_the_record_wins_over_those_on_its_spans(clean, decided):
     assert code == 0
     assert [row["line"] for row in lines_of(output / "removed.jsonl")] == [9]
     assert lines_in(output / "to-edit-mine.jsonl") == ["r2"]
+
+
+@pytest.mark.parametrize(
+    "last", [{"line": 7}, {"row": 7}, {"source": "other"}, {"file": "other.jsonl"}]
+)
+def test_a_mark_that_names_another_record_than_its_sample_is_refused(clean, decided, last, capsys):
+    marks = decided((9, "accept"), (6, "accept", [0, 2]), (6, "reject", [9, 14]), last=last)
+    code, output = clean(*marks)
+    assert code == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert "is row 6 of mine.jsonl of source mine, line 6. Download it again" in told
+    assert not output.exists()
+    # A mark need not say the line.
+    assert clean(*decided((6, "accept"), last={"line": None}))[0] == 0
 
 
 @pytest.mark.parametrize(

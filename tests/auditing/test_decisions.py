@@ -61,6 +61,12 @@ def test_what_is_not_of_the_format_is_refused(
         read_decisions(written(tmp_path, *decisions, **changes), RUN)
 
 
+def test_a_mark_before_utf8_is_passed_over(tmp_path: Path) -> None:
+    file = written(tmp_path, RECORD)
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert read_decisions(file, RUN).of_records == {3: "reject"}
+
+
 def test_a_file_that_is_no_json_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "decisions.json"
     with pytest.raises(InputError, match="cannot be read"):

@@ -353,3 +353,22 @@ def test_seeds_are_those_that_every_generator_takes(load, field):
 def test_the_rank_of_an_adapter_has_a_bound(load):
     with pytest.raises(InputError, match=r"training.lora.rank: .* \(got 100000000\)"):
         load("training.lora.rank=100000000")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line"),
+    [
+        ("training: {epochs: 1}\nmodel: {}\ntraining: {epochs: 2}\n", "training", 3),
+        ("training:\n  epochs: 1\n  epochs: 2\n", "epochs", 3),
+        ("data:\n  sources:\n  - path: a\n    path: b\n", "path", 4),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused_with_its_line(tmp_path, text, key, line):
+    path = tmp_path / "twice.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=rf"`{key}` is there twice.*line {line}"):
+        load_recipe(path)
+    path.write_text("extends: demo\ntraining: &t {epochs: 1}\nreference:\n  <<: *t\n  <<: *t\n")
+    assert load_recipe(path).reference.epochs == 1
+    with pytest.raises(InputError, match="is not YAML"):
+        load_recipe(path, ["training={epochs: 1, epochs: 2}"])

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forgetting.data.alignment import IGNORE_INDEX, Tokenization, Tokens, cut
+from forgetting.data.alignment import IGNORE_INDEX, Tokenization, Tokens, _flags, cut
+from forgetting.data.encoding import EncodedText
 from forgetting.errors import InputError
 from forgetting.formats import Unusable
+from tests.conftest import byte_tokenizer
 from tests.data.families import (
     FAMILIES,
     SHARED,
@@ -364,6 +366,29 @@ def test_noise_flags_cover_the_characters_of_their_span(name, before, noise, aft
     assert noise in text_of(flagged, tokenizer)
     first = tokens.noise.index(1)
     assert tokens.noise[first : first + len(flagged)] == [1] * len(flagged)
+
+
+ranges = st.tuples(st.integers(0, 30), st.integers(1, 6)).map(lambda each: (each[0], sum(each)))
+
+
+@given(
+    offsets=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3))),
+    noise=st.lists(ranges, max_size=8),
+)
+def test_a_token_is_noise_exactly_if_it_shares_a_character_with_a_span(offsets, noise):
+    places = sorted((begin, begin + size) for begin, size in offsets)
+    encoded = EncodedText([0] * len(places), places)
+    expected = [int(any(s < b and e > a for a, b in noise)) for s, e in places]
+    assert _flags(encoded, 0, len(places), noise) == expected
+
+
+def test_a_record_with_thousands_of_spans_is_aligned():
+    # One comparison of every token with every span, or of every character, would take hours.
+    response = "word " * 40_000
+    spans = ((0, 2), *((5 * n, 5 * n + 3) for n in range(20_000)), *[(150_000, 200_000)] * 20_000)
+    tokens = Tokenization(byte_tokenizer()).encode(record("q", response, noise_spans=spans))
+    assert tokens.noise[:7] == [1, 1, 1, 0, 0, 1, 1]
+    assert sum(tokens.noise) == 60_000 + 50_000
 
 
 @pairs

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from forgetting.config import DataSettings, SourceSettings
+from forgetting.config import MAX_RECORD_BYTES, DataSettings, SourceSettings
 from forgetting.data.alignment import Tokenization
 from forgetting.data.files import read_file
 from forgetting.data.splits import SPLITS, build_corpus
@@ -51,12 +51,18 @@ UNUSABLE = {
 ORDINARY = [{"prompt": f"q{i}", "completion": f"r{i}"} for i in range(40)]
 
 
-def build(folder, path, max_length=4000, max_rejected_share=0.2, **more):
+def build(
+    folder, path, max_length=4000, max_rejected_share=0.2, max_record_bytes=MAX_RECORD_BYTES, **more
+):
     """The account, samples and rejections of a corpus of three samples."""
     source = SourceSettings(path=str(path), name="hostile", **more)
     sizes = {"num_reference": 1, "num_train": 1, "num_heldout": 1}
     data = DataSettings(
-        sources=[source], max_length=max_length, max_rejected_share=max_rejected_share, **sizes
+        sources=[source],
+        max_length=max_length,
+        max_rejected_share=max_rejected_share,
+        max_record_bytes=max_record_bytes,
+        **sizes,
     )
     (folder / "output").mkdir(exist_ok=True)
     account = build_corpus(data, Tokenization(TOKENIZER), 0, folder / "output", folder)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from forgetting.config import SourceSettings
-from forgetting.data.records import Record, Rejected, parse_record, recognise
+from forgetting.data.records import Record, Rejected, normalised, parse_record, recognise
 from forgetting.data.sources import Origin
 from forgetting.errors import InputError
 from forgetting.formats import FORMATS
@@ -294,3 +296,26 @@ def test_the_key_ignores_unicode_form_and_white_space_only():
     assert key("a") != key("b")
     assert key("a b") != key("ab")
     assert key("a", "b c") != key("a b", "c")
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [
+        *({}, "", "[[0, 1]]", [[0.0, 1.0]], [[0, 1.5]], [[False, True]], [["0", "1"]], ["01"]),
+        *([{0: 1}], 0, True, [[0]], [[0, 1, 2]], [0, 1], [None]),
+    ],
+)
+def test_noise_spans_are_pairs_of_integers_only(spans):
+    raw = {"prompt": "p", "completion": "response", "noise_spans": spans}
+    assert read(raw).reason == "`noise_spans` is not a list of [start, end]"
+
+
+def test_stretches_of_combining_marks_are_normalized_up_to_a_length():
+    marks = "\u0323\u0301"
+    short, long = marks * 300, marks * 200_000
+    # Putting the long one into order would take hours.
+    text = f"e\u0301  x{short} e{long}\n\u0915\u093c"
+    expected = f"\u00e9 x{unicodedata.normalize('NFC', short)} e{long} \u0915\u093c"
+    assert normalised(text) == expected
+    for text in ("e\u0301" * 2000, "a\u0f73" * 2000, "\u1100\u1161\u11a8" * 1000, " a  b " * 500):
+        assert normalised(text) == " ".join(unicodedata.normalize("NFC", text).split())

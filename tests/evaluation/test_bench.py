@@ -75,6 +75,10 @@ def test_a_cut_off_evaluation_does_only_the_tasks_without_a_result(
     }
     EVALUATE.step(recipe, "base").execute(tmp_path, work)
     assert measured == ["one", "two", "two", "three"]
+    # Of a damaged result, nothing is kept.
+    (work.output / "two.json").write_text((work.output / "two.json").read_text()[:-20])
+    EVALUATE.step(recipe, "base").execute(tmp_path, work)
+    assert measured[4:] == ["one", "two", "three"]
     whole = Work(tmp_path / "whole")
     whole.output.mkdir(parents=True)
     EVALUATE.step(recipe, "base").execute(tmp_path, whole)

@@ -14,14 +14,14 @@ def files(folder):
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def write(output, text):
-    with whole_folder(output, {"what": "data"}) as folder:
+def write(output, text, replace=False):
+    with whole_folder(output, {"what": "data"}, replace) as folder:
         (folder / "rows").write_text(text)
         assert not output.exists() or (output / "rows").read_text() != text
 
 
 def interrupt(output):
-    with whole_folder(output, {}) as folder:
+    with whole_folder(output, {}, replace=True) as folder:
         (folder / "rows").write_text("two")
         raise KeyboardInterrupt
 
@@ -40,16 +40,6 @@ def test_a_failure_leaves_what_was_there_and_nothing_else(tmp_path):
     assert files(tmp_path) == ["out", "out/export.json", "out/rows"]
 
 
-def test_what_a_kill_left_is_not_taken_along(tmp_path):
-    left = tmp_path / ".out.partial"
-    left.mkdir()
-    (left / "half").write_text("")
-    write(tmp_path / "out", "one")
-    write(tmp_path / "out", "two")
-    assert files(tmp_path) == ["out", "out/export.json", "out/rows"]
-    assert (tmp_path / "out" / "rows").read_text() == "two"
-
-
 def test_an_earlier_export_is_replaced_only_when_asked(tmp_path):
     output = tmp_path / "out"
     check_output(output, False)
@@ -57,6 +47,44 @@ def test_an_earlier_export_is_replaced_only_when_asked(tmp_path):
     with pytest.raises(InputError, match="--force"):
         check_output(output, False)
     check_output(output, True)
+    with pytest.raises(InputError, match="--force"):
+        write(output, "two")
+    assert (output / "rows").read_text() == "one"
+    write(output, "two", replace=True)
+    assert (output / "rows").read_text() == "two"
+    assert files(tmp_path) == ["out", "out/export.json", "out/rows"]
+
+
+def test_files_that_were_added_to_an_export_are_not_replaced(tmp_path):
+    output = tmp_path / "out"
+    write(output, "one")
+    (output / "deep").mkdir()
+    (output / "deep" / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"out holds deep/notes\.txt, which .* did not write"):
+        write(output, "two", replace=True)
+    assert (output / "rows").read_text() == "one"
+
+
+def test_a_file_that_is_added_while_an_export_is_replaced_is_not_lost(tmp_path):
+    output = tmp_path / "out"
+    write(output, "one")
+
+    def write_while_a_file_comes():
+        with whole_folder(output, {}, replace=True) as folder:
+            (folder / "rows").write_text("two")
+            (output / "late.txt").write_text("mine")
+
+    with pytest.raises(InputError, match=r"holds late\.txt"):
+        write_while_a_file_comes()
+    assert files(tmp_path) == ["out", "out/export.json", "out/late.txt", "out/rows"]
+
+
+@pytest.mark.parametrize("mark", ["", "{}", "[1]", '{"files": 3}', "\udcff", '{"files": []}'])
+def test_a_folder_that_holds_some_export_json_is_not_replaced(tmp_path, mark):
+    (tmp_path / "export.json").write_bytes(mark.encode(errors="surrogateescape"))
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match="not replaced"):
+        check_output(tmp_path, True)
 
 
 def test_what_is_no_export_is_never_replaced(tmp_path):

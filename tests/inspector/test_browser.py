@@ -29,6 +29,8 @@ from forgetting.rundir.train_records import TrainRecord, write_records
 from tests.conftest import save_findings, write_shards
 from tests.written_run import write_recipe, write_run
 
+MINUTES = 15 * 60
+
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 pytestmark = pytest.mark.slow
@@ -119,12 +121,12 @@ class Page:
     def wait(self, script: str, *values: Any) -> Any:
         from selenium.webdriver.support.ui import WebDriverWait
 
-        return WebDriverWait(self.driver, 10, 0.02).until(lambda _: self.run(script, *values))
+        return WebDriverWait(self.driver, MINUTES, 0.02).until(lambda _: self.run(script, *values))
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         from selenium.webdriver.support.ui import WebDriverWait
 
-        WebDriverWait(self.driver, 10, 0.02).until(lambda _: condition())
+        WebDriverWait(self.driver, MINUTES, 0.02).until(lambda _: condition())
 
     def text(self, name: str) -> str:
         return str(self.run("return document.getElementById(arguments[0]).textContent", name))

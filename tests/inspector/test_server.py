@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import math
+import re
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +18,12 @@ import pytest
 
 from forgetting.errors import InputError
 from forgetting.inspector import InspectorServer, open_inspection, usual_port
+from forgetting.inspector import server as server_module
 from forgetting.inspector.queries import Query
 from forgetting.inspector.server import MAX_TOKENS_SHOWN
 
 Decode = Callable[..., str]
+MINUTES = 15 * 60
 
 
 @pytest.fixture
@@ -35,7 +41,7 @@ def server(run_dir: Path, decode: Decode) -> Iterator[InspectorServer]:
 def ask(
     server: InspectorServer, path: str, method: str = "GET", **headers: str
 ) -> tuple[int, bytes, dict[str, str]]:
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=5)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=MINUTES)
     connection.putrequest(method, path, skip_host="Host" in headers)
     for name, value in headers.items():
         connection.putheader(name.replace("_", "-"), value)
@@ -191,3 +197,90 @@ def test_it_listens_on_this_machine_alone(server: InspectorServer) -> None:
 def test_a_taken_port_is_named(server: InspectorServer) -> None:
     with pytest.raises(InputError, match=f"port {server.server_port} cannot be used"):
         InspectorServer(server.inspection, server.server_port)
+
+
+def test_hundreds_of_connections_at_once_are_answered(
+    server: InspectorServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "SECONDS_TO_ASK", MINUTES)
+    number = server_module.MAX_CONNECTIONS + 50
+    request = f"GET {server.prefix}sample?row=7 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for _ in range(number):
+            address = ("127.0.0.1", server.server_port)
+            client = stack.enter_context(socket.create_connection(address, timeout=MINUTES))
+            client.sendall(request)
+            clients.append(client)
+        answers = []
+        for client in clients:
+            answers.append(client.recv(15))
+            client.close()
+    assert answers == [b"HTTP/1.1 200 OK"] * number
+
+
+@pytest.mark.parametrize("said", [b"", b"GET / HTTP/1.1\r\nHost: loc", b"GET"])
+def test_a_connection_that_does_not_ask_is_closed_and_makes_room(
+    server: InspectorServer, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(server_module, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(server_module, "SECONDS_TO_ASK", 1)
+    allowed = []
+    allow = server.allow
+
+    def noted(request: socket.socket, seconds: float) -> None:
+        allow(request, seconds)
+        allowed.append(seconds)
+
+    monkeypatch.setattr(server, "allow", noted)
+    address = ("127.0.0.1", server.server_port)
+    with contextlib.ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(address, timeout=MINUTES))
+            for _ in range(3)
+        ]
+        for client in silent:
+            client.sendall(said)
+        # At the beginning of each connection, and of its first request.
+        while len(allowed) < 6:
+            time.sleep(0.01)
+        monkeypatch.setattr(server_module, "SECONDS_TO_ASK", MINUTES)
+        # Without room for it, it waits until one of the others is closed.
+        assert ask(server, server.prefix)[0] == 200
+        assert [client.recv(1) for client in silent] == [b""] * 3
+
+
+def test_an_answer_may_take_as_long_as_it_takes(
+    server: InspectorServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadlines = []
+
+    def telling(row: int, tokens: Any) -> Any:
+        deadlines.extend(server._deadlines.values())
+        return [["base z", 1.0]]
+
+    monkeypatch.setattr(server.inspection, "telling", telling)
+    assert ask_json(server, "telling?row=7&token=2") == ["base z", 1.0]
+    assert deadlines == [math.inf]
+
+
+def test_the_policy_is_a_header_too(server: InspectorServer) -> None:
+    _, body, headers = ask(server, server.prefix)
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', body.decode())
+    assert policy is not None
+    own = f"{policy[1]}; frame-ancestors 'none'"
+    assert headers["Content-Security-Policy"] == own
+    for route in ("sample?row=0", "sample?row=x", "nothing"):
+        _, _, headers = ask(server, server.prefix + route)
+        assert headers["Content-Security-Policy"] == server_module.NO_PAGE
+    status, body, headers = ask(server, server.prefix, "<script>")
+    assert (status, b"script" in body) == (501, False)
+    assert headers["Content-Security-Policy"] == server_module.NO_PAGE
+
+
+def test_half_a_surrogate_pair_is_sent(
+    server: InspectorServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {"text": "a\ud83d é", "\udfff": ["\ud800"]}
+    monkeypatch.setattr(server.inspection, "sample", lambda row, limit: found)
+    assert ask_json(server, "sample?row=0") == found

@@ -45,7 +45,7 @@ if stop is not None:
         def wait():
             if len(made) == number:
                 Path(reached).touch()
-                time.sleep(600)
+                time.sleep(3600)
         if when == "before":
             wait()
         result = original(*args, **kwargs)
@@ -95,7 +95,7 @@ def attempt(finished_run, tmp_path_factory):
                     time.sleep(0.02)
                 assert reached.exists(), log.read_text()
                 os.kill(process.pid, with_signal)
-            process.join(120)
+            process.join(15 * 60)
         finally:
             process.kill()
             process.join()

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from forgetting.console import report_errors
 from forgetting.errors import InputError
-from forgetting.rundir.directory import RunDir
+from forgetting.rundir.directory import RunDir, Work, work_folder
 from forgetting.rundir.manifest import FORMAT_VERSION, Manifest, read_manifest, stage_is_done
 from forgetting.rundir.storage import digest, file_sha256, write_atomically
 
@@ -188,7 +189,7 @@ def test_entries_are_in_the_order_of_the_plan_whenever_they_were_done(path):
 HOLD_THE_LOCK = """
 import sys
 from pathlib import Path
-from forgetting.rundir.directory import RunDir
+from forgetting.rundir.directory import RunDir, Work, work_folder
 with RunDir(Path(sys.argv[1]), "mine"):
     print("locked", flush=True)
     sys.stdin.read()
@@ -310,3 +311,162 @@ def test_what_a_killed_writer_left_is_written_over(tmp_path):
 def test_digest_tells_values_apart_but_not_the_order_of_keys():
     assert digest({"a": 1, "b": [1, 2]}) == digest({"b": [1, 2], "a": 1})
     assert len({digest({"a": v}) for v in (1, 2, "1", None, [1], {"a": 1})}) == 6
+
+
+@pytest.mark.parametrize("cut", ["rename to the work folder", "rename into place", "manifest"])
+def test_a_stage_that_ended_before_a_kill_is_not_done_again(path, monkeypatch, cut):
+    class Cut(BaseException):
+        pass
+
+    with RunDir(path, "mine") as directory:
+        do(directory, a="old")
+        renames = []
+        rename = type(path).rename
+
+        def counted_rename(self, target):
+            renames.append(target)
+            if len(renames) == (1 if cut == "rename to the work folder" else 2):
+                raise Cut
+            return rename(self, target)
+
+        def no_write(self, work, stage, entry):
+            raise Cut
+
+        if cut == "manifest":
+            monkeypatch.setattr(RunDir, "_enter", no_write)
+        else:
+            monkeypatch.setattr(type(path), "rename", counted_rename)
+        with pytest.raises(Cut):
+            do(directory, fingerprint=SECOND, a="new")
+        monkeypatch.undo()
+    with RunDir(path, "mine") as directory:
+        assert not directory.is_done("prepare", SECOND)
+        assert not directory.finish("prepare", FIRST, "data")
+        assert directory.finish("prepare", SECOND, "data")
+        assert directory.is_done("prepare", SECOND)
+    assert (path / "data" / "a").read_text() == "new"
+    assert read_manifest(path).stages["prepare"].details == {"files": 1}
+    assert not list((path / ".work").iterdir())
+
+
+@pytest.mark.parametrize("damaged", ["output/a", "entry.json"])
+def test_an_ended_stage_that_is_damaged_is_done_again(path, monkeypatch, damaged):
+    def no_publishing(self, work, target, stage, entry):
+        raise KeyboardInterrupt
+
+    with RunDir(path, "mine") as directory:
+        monkeypatch.setattr(RunDir, "_publish", no_publishing)
+        with pytest.raises(KeyboardInterrupt):
+            do(directory, a="new")
+        monkeypatch.undo()
+        (work,) = (path / ".work").iterdir()
+        content = (work / damaged).read_bytes()
+        (work / damaged).write_bytes(content[:-2] + bytes([content[-2] ^ 1, content[-1]]))
+        assert not directory.finish("prepare", FIRST, "data")
+
+
+def test_the_work_folder_of_a_stage_that_is_done_is_removed(path):
+    with RunDir(path, "mine") as directory:
+        do(directory, a="one")
+        left = work_folder(path, "prepare", FIRST)
+        other = work_folder(path, "prepare", SECOND)
+        for folder in (left, other):
+            (folder / "output").mkdir(parents=True)
+        assert directory.finish("prepare", FIRST, "data")
+        # The work for another recipe may go on.
+        assert (left.exists(), other.exists()) == (False, True)
+
+
+def test_inputs_whose_bytes_changed_are_refused(path):
+    with RunDir(path, "mine") as directory:
+        do(directory, a="one")
+        # What this process wrote is not read again.
+        directory.check_content(["prepare"])
+    file = path / "data" / "a"
+    times = file.stat().st_atime_ns, file.stat().st_mtime_ns
+    file.write_text("two")
+    os.utime(file, ns=times)
+    with RunDir(path, "mine") as directory:
+        assert directory.is_done("prepare", FIRST)
+        with pytest.raises(InputError, match=r"data/a is not the file that prepare wrote.*Remove"):
+            directory.check_content(["prepare"])
+        file.unlink()
+        assert not directory.is_done("prepare", FIRST)
+
+
+def test_a_file_that_waits_counts_only_as_it_was_noted(tmp_path):
+    work = Work(tmp_path)
+    file = tmp_path / "shard"
+    file.write_bytes(b"x" * 100)
+    assert not work.has(file)
+    work.keep(file)
+    assert work.has(file)
+    for content in (b"", b"x" * 99, b"x" * 99 + b"y"):
+        file.write_bytes(content)
+        assert not work.has(file)
+    file.write_bytes(b"x" * 100)
+    assert work.has(file)
+    file.unlink()
+    assert not work.has(file)
+    file.mkdir()
+    assert not work.has(file)
+
+
+def test_of_half_a_folder_the_noted_files_stay_unless_one_is_damaged(tmp_path):
+    work = Work(tmp_path)
+    work.output.mkdir()
+    for name in ("a", "b", "c"):
+        (work.output / name).write_text(name)
+    for name in ("a", "b"):
+        work.keep(work.output / name)
+    work.keep_only_whole(work.output)
+    assert sorted(file.name for file in work.output.iterdir()) == ["a", "b"]
+    (work.output / "b").write_text("B")
+    work.keep_only_whole(work.output)
+    assert list(work.output.iterdir()) == []
+    (work.output / "b").write_text("b")
+    assert not work.has(work.output / "b")
+
+
+def test_any_wrong_byte_of_the_manifest_is_noticed_and_its_copy_is_used(path, caplog):
+    with RunDir(path, "mine") as directory:
+        do(directory, a="one")
+    whole = read_manifest(path)
+    file = path / "manifest.json"
+    content = file.read_bytes()
+    for place in range(0, len(content), 7):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        assert read_manifest(path) == whole
+    file.write_bytes(content[: len(content) // 2])
+    with RunDir(path, "mine") as directory:
+        assert directory.is_done("prepare", FIRST)
+    assert file.read_bytes() == content
+    (path / ".manifest-copy.json").write_text("{")
+    file.write_text("{")
+    with pytest.raises(InputError, match="no copy of it that can"):
+        read_manifest(path)
+
+
+@pytest.mark.parametrize("name", [".work", ".lock", ".lock-owner", ".manifest-copy.json"])
+@pytest.mark.parametrize("kind", ["file", "folder", "link", "loop"])
+def test_something_odd_in_the_place_of_a_file_of_ours_is_one_message(path, capsys, name, kind):
+    path.mkdir(parents=True)
+    with RunDir(path, "mine"):
+        pass
+    for stale in (path / name, path / ".lock"):
+        stale.unlink(missing_ok=True)
+    target = path.parent / "elsewhere"
+    {
+        "file": lambda: (path / name).write_text("x"),
+        "folder": (path / name).mkdir,
+        "link": lambda: (path / name).symlink_to(target),
+        "loop": lambda: (path / name).symlink_to(name),
+    }[kind]()
+
+    def work():
+        with RunDir(path, "mine") as directory:
+            do(directory, a="one")
+
+    assert report_errors(work) in (0, 2)
+    assert "Traceback" not in capsys.readouterr().err
+    assert not target.exists() or name != ".lock"

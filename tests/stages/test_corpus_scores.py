@@ -64,6 +64,28 @@ def test_each_process_does_its_own_shards(scored, tmp_path):
         corpus_scores.join_shards(job, work)
 
 
+@pytest.mark.parametrize("damage", [b"", None])
+def test_a_shard_that_is_empty_or_damaged_is_scored_again(scored, tmp_path, damage):
+    work = Work(tmp_path / "work")
+    work.output.mkdir(parents=True)
+    job = corpus_scores.ScoringJob.of_train(scored.recipe, scored.run)
+    corpus_scores.score_shards(job, work)
+    file = work.path / "base-00001.parquet"
+    content = file.read_bytes()
+    middle = len(content) // 2
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    file.write_bytes(flipped if damage is None else damage)
+    times = {each.name: each.stat().st_mtime_ns for each in work.path.glob("*.parquet")}
+    corpus_scores.score_shards(job, work)
+    assert file.read_bytes() == content
+    changed = [
+        each.name
+        for each in work.path.glob("*.parquet")
+        if each.stat().st_mtime_ns != times[each.name]
+    ]
+    assert changed == [file.name]
+
+
 def test_a_process_without_shards_loads_no_model(scored, tmp_path, monkeypatch):
     monkeypatch.setattr(loading, "load_base_model", None)
     work = Work(tmp_path / "work")

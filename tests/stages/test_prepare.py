@@ -96,3 +96,24 @@ def test_responses_to_forget_need_a_variant_that_forgets(write_recipe, tmp_path)
     run = pipeline.run(recipe, tmp_path / "run", stages=["prepare"])
     (source,) = DataSummary.load(layout.data_dir(run)).sources
     assert source.negatives == Samples.read(layout.train_file(run)).is_negative.sum() == 4
+
+
+def test_data_that_change_while_they_are_read_are_refused(write_recipe, tmp_path, monkeypatch):
+    from forgetting.data import splits
+
+    build = splits.build_corpus
+
+    def build_while_writing(*args, **named):
+        result = build(*args, **named)
+        with (tmp_path / "records.json").open("a") as file:
+            file.write("\n")
+        return result
+
+    recipe, run = write_recipe(), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(splits, "build_corpus", build_while_writing)
+        with pytest.raises(InputError, match=r"records\.json changed while it was read"):
+            pipeline.run(recipe, run, stages=["prepare"])
+    assert read_manifest(run).stages == {}
+    pipeline.run(recipe, run, stages=["prepare"])
+    assert "prepare" in read_manifest(run).stages

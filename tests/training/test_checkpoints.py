@@ -102,6 +102,18 @@ def test_the_latest_whole_checkpoint_counts(tmp_path):
     (tmp_path / "checkpoint-20" / "weights").write_bytes(b"x" * 4)
     (tmp_path / "checkpoint-final").mkdir()
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    (tmp_path / "checkpoint-10" / "weights").write_bytes(b"x" * 9 + b"y")
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+    (tmp_path / "checkpoint-10" / "weights").write_bytes(b"x" * 10)
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    sealed = (tmp_path / "checkpoint-10" / SEAL).read_text()
+    for odd in ("[]", "3", "null", '{"weights": 10}', "{}", sealed.replace("weights", "weight5")):
+        (tmp_path / "checkpoint-10" / SEAL).write_text(odd)
+        assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-5", odd
+    (tmp_path / "checkpoint-10" / SEAL).unlink()
+    (tmp_path / "checkpoint-10" / SEAL).mkdir()
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+    (tmp_path / "checkpoint-10" / SEAL).rmdir()
     (tmp_path / "checkpoint-10" / SEAL).write_text("{")
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
     (tmp_path / "checkpoint-5" / "weights").unlink()

@@ -76,7 +76,7 @@ def print_verdict(
     Args:
         measure: the one that ranks the records; None: the detector ranks them.
     """
-    out = Console()
+    out = Console(emoji=False)
     for sentence in verdict_sentences(audit):
         out.print(sentence, markup=False, highlight=False)
     kinds = audit.findings.kinds

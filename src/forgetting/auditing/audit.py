@@ -181,8 +181,15 @@ def audit_data(
         variants={"audited": VariantSettings(objective="forgetting", selection=posterior)},
     )
     run_on_all(recipe, audit.run, STAGES)
-    shutil.rmtree(audit.partial, ignore_errors=True)
+    remove_partial(audit)
     return audit
+
+
+def remove_partial(audit: Audit) -> None:
+    """Remove the audit of a part of the data, if there is one."""
+    # A folder of this name may be the user's.
+    if layout.recipe_file(Audit(audit.partial).run).is_file():
+        shutil.rmtree(audit.partial)
 
 
 def ranking_measure(name: str | None) -> Measure | None:

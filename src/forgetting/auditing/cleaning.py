@@ -22,12 +22,14 @@ from forgetting.auditing.flagged import span_fields, words_of
 from forgetting.auditing.masked import MESSAGES, TOKENS, masked_line, write_tokens
 from forgetting.auditing.rewriting import copy_without
 from forgetting.auditing.ruling import Outcome, Ruling, rulings
+from forgetting.data.files import Unreadable
 from forgetting.data.records import Record, parse_records, recognise
 from forgetting.data.sources import Origin, read_source
 from forgetting.errors import InputError
 from forgetting.inspecting import resolved
 from forgetting.pipeline import plan_with_state
-from forgetting.rundir.storage import json_text, new_folder
+from forgetting.rundir.folders import new_folder
+from forgetting.rundir.storage import json_text
 
 REMOVED = "removed.jsonl"
 SUMMARY = "summary.json"
@@ -103,7 +105,8 @@ class _Job:
 
     def raw(self) -> Iterator[tuple[Origin, Any]]:
         """The records of the data as they are there."""
-        return read_source(self.audit.source, self.audit.recipe.seed)
+        recipe = self.audit.recipe
+        return read_source(self.audit.source, recipe.seed, recipe.data.max_record_bytes)
 
     def copy(self, name: str, left_out: Container[int]) -> str:
         """Copy the data without some records; returns the name."""
@@ -255,9 +258,9 @@ def _parser(audit: Audit) -> Callable[[Any, Any], bytes | None]:
 
     def key(origin: Any, raw: Any) -> bytes | None:
         nonlocal form
-        if form is None:
+        if form is None and not isinstance(raw, Unreadable):
             form = recognise(raw, audit.source, str(audit.source.path))
-        found = parse_records(raw, form, audit.source, origin)[0]
+        found = parse_records(raw, form or "", audit.source, origin)[0]
         return found.key() if isinstance(found, Record) else None
 
     return key
@@ -307,5 +310,3 @@ def _whole(output: Path) -> Iterator[Path]:
         raise InputError(f"{output} exists. Choose another folder with --output")
     with new_folder(output) as folder:
         yield folder
-        if output.exists():
-            output.rmdir()

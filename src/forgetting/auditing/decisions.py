@@ -7,6 +7,7 @@ Knows nothing of audits.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -107,7 +108,8 @@ def read_decisions(file: Path, run: str) -> Decisions:
         InputError: the file is missing, is not of this format or version, or is about another run.
     """
     try:
-        found = Decisions.model_validate_json(file.read_bytes())
+        # Editors on Windows put a mark before UTF-8.
+        found = Decisions.model_validate_json(file.read_bytes().removeprefix(codecs.BOM_UTF8))
     except OSError as error:
         raise InputError(f"{file} cannot be read: {error.strerror}") from error
     except ValidationError as error:

@@ -165,7 +165,8 @@ def own_fields(audit: Audit, rows: set[int]) -> dict[int, Any]:
     """
     if not rows:
         return {}
-    raw = read_source(audit.source, audit.recipe.seed)
+    recipe = audit.recipe
+    raw = read_source(audit.source, recipe.seed, recipe.data.max_record_bytes)
     return {origin.record: record for origin, record in raw if origin.record in rows}
 
 

@@ -21,7 +21,7 @@ from forgetting.data.alignment import Tokenization, TokenPlace
 from forgetting.data.stored import as_record
 from forgetting.errors import InputError
 from forgetting.method.measures import Measure
-from forgetting.models.tokenization import load_tokenization
+from forgetting.models.tokenization import check_tokenizer, load_tokenization
 from forgetting.rundir.findings import posterior_parts
 from forgetting.rundir.scores import ScoredCorpus
 from forgetting.rundir.train_records import AGAIN, TrainRecord, train_records
@@ -149,6 +149,7 @@ def judged_records(
     """
     corpus = ScoredCorpus(audit.run, audit.fingerprint)
     sizes = corpus.shard_sizes
+    check_tokenizer(audit.recipe, audit.run)
     tokenization = load_tokenization(audit.recipe, audit.data.date)
     kinds = [kind.kind for kind in audit.findings.kinds]
     if suspected and is_suspicion(audit):

@@ -12,15 +12,15 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from forgetting.auditing.audit import Audit
+from forgetting.auditing.audit import Audit, remove_partial
 from forgetting.config import dump_recipe
 from forgetting.console import progress
 from forgetting.pipeline import plan_with_state, unfinished_work
 from forgetting.rundir import layout
 from forgetting.rundir.directory import Work
+from forgetting.rundir.folders import new_folder
 from forgetting.rundir.samples import SampleFile, read_table, write_table
 from forgetting.rundir.scores import ScoredCorpus, join_scores
-from forgetting.rundir.storage import new_folder
 from forgetting.rundir.train_records import train_records, write_records
 from forgetting.stages.corpus_detection import detect
 from forgetting.stages.corpus_scores import ScoringJob
@@ -59,7 +59,7 @@ def progress_of(audit: Audit) -> Progress | None:
     job, work = ScoringJob.of_train(audit.recipe, run), Work(folder)
     (scoring,) = job.scorings()
     number = 0
-    while number < len(job.shards) and scoring.file(work, number).is_file():
+    while number < len(job.shards) and work.has(scoring.file(work, number)):
         number += 1
     return Progress(job, work, number)
 
@@ -78,7 +78,7 @@ def judge_part(audit: Audit, scored: Progress) -> Audit:
         InputError: a part of the run is missing or damaged.
     """
     part = Audit(audit.partial)
-    shutil.rmtree(part.folder, ignore_errors=True)
+    remove_partial(audit)
     with new_folder(part.folder) as folder:
         _take(audit.run, scored, Audit(folder).run)
         _detect(Audit(folder))

@@ -19,6 +19,7 @@ from forgetting.auditing.decisions import AGAIN, Decision, Decisions
 from forgetting.auditing.judged import JudgedRecord, judged_records
 from forgetting.console import progress
 from forgetting.errors import InputError
+from forgetting.rundir.train_records import TrainRecord
 
 CERTAIN = 1.0
 """Probability of being bad of a token in a rejected span."""
@@ -131,23 +132,37 @@ def rulings(
         masks: as in `rule`.
 
     Raises:
-        InputError: a part of the audit is missing or damaged, or a mark is about a record that it
-            has not judged. The latter is noticed at the end.
+        InputError: a part of the audit is missing or damaged, or a mark names another record than
+            that of its sample, or one that was not judged, which is noticed at the end.
     """
-    marks = [] if decisions is None else decisions.decisions
-    unknown = {each.sample: each for each in marks}
+    unknown: dict[int, list[Decision]] = {}
+    for mark in () if decisions is None else decisions.decisions:
+        unknown.setdefault(mark.sample, []).append(mark)
     number = sum(source.num_samples for source in audit.findings.by_source)
     with progress("Reading the audit", number) as advance:
         for judged in judged_records(audit):
-            record = judged.record
-            mark = unknown.get(record.sample_id)
-            if mark is not None and (mark.file, mark.row) == (record.file, record.record):
-                del unknown[record.sample_id]
+            for mark in unknown.pop(judged.record.sample_id, ()):
+                _check_about(mark, judged.record)
             yield rule(judged, decisions, threshold, masks=masks)
             advance(1, "")
-    for each in unknown.values():
-        where = f"row {each.row}" if each.line is None else f"line {each.line}"
+    for marks in unknown.values():
         raise InputError(
-            f"the decisions mark {each.file}, {where}, which is not a record of {audit.folder}. "
+            f"the decisions mark {_place(marks[0])}, which is not a record of {audit.folder}. "
             f"{AGAIN} of this audit"
         )
+
+
+def _check_about(mark: Decision, record: TrainRecord) -> None:
+    """Refuse a mark that names another record than that of its sample."""
+    same_line = mark.line in (None, record.line)
+    named = (mark.source, mark.file, mark.row)
+    if not same_line or named != (record.source, record.file, record.record):
+        raise InputError(
+            f"the decisions mark {_place(mark)} of source {mark.source} (row {mark.row}), but "
+            f"sample {mark.sample} is row {record.record} of {record.file} of source "
+            f"{record.source}, line {record.line or 'unknown'}. {AGAIN} of this audit"
+        )
+
+
+def _place(mark: Decision) -> str:
+    return f"{mark.file}, {f'row {mark.row}' if mark.line is None else f'line {mark.line}'}"

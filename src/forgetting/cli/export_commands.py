@@ -13,7 +13,7 @@ from forgetting.cli.groups import RESULTS, app
 from forgetting.cli.options import JsonOption, QuietOption
 from forgetting.console import print_path, setup_logging
 
-out = Console()
+out = Console(emoji=False)
 
 
 @app.command(rich_help_panel=RESULTS, epilog="Example: forgetting export runs/mine --what clean")

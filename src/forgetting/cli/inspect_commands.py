@@ -23,7 +23,7 @@ from forgetting.cli.options import (
 from forgetting.console import setup_logging
 from forgetting.errors import InputError, did_you_mean
 
-out = Console()
+out = Console(emoji=False)
 
 
 @app.command(rich_help_panel=RESULTS, epilog="Example: forgetting inspect runs/mine")

@@ -1,8 +1,10 @@
-"""`recipes` and `doctor`: what is installed, and what this machine can do."""
+"""`recipes`, `doctor` and `verify`: what is installed, what this machine can do, what is whole."""
 
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -10,7 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from forgetting.cli.groups import MACHINE, app
-from forgetting.cli.options import JsonOption
+from forgetting.cli.options import JsonOption, QuietOption
+from forgetting.console import progress, setup_logging
+from forgetting.rundir import layout
 
 COLORS = {"ok": "green", "note": "yellow", "broken": "bold red"}
 
@@ -37,6 +41,42 @@ def doctor(as_json: JsonOption = False) -> None:
         for finding in findings:
             level = f"[{COLORS[finding.level]}]{finding.level}[/]"
             table.add_row(level, finding.what, escape(finding.detail))
-        Console().print(table)
+        Console(emoji=False).print(table)
     if any(finding.level == "broken" for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel=MACHINE, epilog="Example: forgetting verify runs/mine")
+def verify(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory or audit.")],
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every file of a run and compare checksums. Exits with 1 if one is damaged."""
+    setup_logging(quiet or as_json)
+    from forgetting.rundir import verify as checks
+
+    # An audit keeps its run in a folder of this name.
+    inside = run_dir / "run"
+    is_run = layout.manifest_file(run_dir).exists() or not layout.manifest_file(inside).exists()
+    run = run_dir if is_run else inside
+    with progress("Reading files", checks.num_files(run)) as advance:
+        found = checks.verify(run, advance)
+    if as_json:
+        document = {
+            "files": found.num_files,
+            "bytes": found.num_bytes,
+            "stages": found.stages,
+            "damaged": [{**vars(each), "file": str(each.file)} for each in found.damages],
+        }
+        typer.echo(json.dumps(document, indent=1))
+    else:
+        for each in found.damages:
+            typer.echo(f"{each.file} {each.problem}. {each.advice}.")
+        num_damaged = len({each.file for each in found.damages})
+        typer.echo(
+            f"{found.num_files:,} files of {len(found.stages)} stages, "
+            f"{found.num_bytes / 2**20:,.1f} MiB: {num_damaged or 'none'} damaged."
+        )
+    if found.damages:
         raise typer.Exit(1)

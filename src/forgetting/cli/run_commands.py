@@ -35,7 +35,7 @@ from forgetting.rundir.processes import (
 )
 from forgetting.stages import STAGES, Stage
 
-out = Console()
+out = Console(emoji=False)
 
 
 @dataclass(frozen=True)

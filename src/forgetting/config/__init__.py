@@ -2,6 +2,7 @@
 
 from forgetting.config.fields import ItemLimit, Name, Section
 from forgetting.config.inputs import (
+    MAX_RECORD_BYTES,
     PLAIN_TEMPLATE,
     DataSettings,
     ModelSettings,
@@ -36,6 +37,7 @@ from forgetting.config.unlearning import (
 )
 
 __all__ = [
+    "MAX_RECORD_BYTES",
     "PLAIN_TEMPLATE",
     "DataSettings",
     "DetectorSettings",

@@ -15,6 +15,8 @@ from pydantic import Field, field_validator, model_validator
 from forgetting.config.fields import FormatName, Name, Positive, Section
 
 PLAIN_TEMPLATE = "plain"
+MAX_RECORD_BYTES = 16 * 2**20
+"""Default of `data.max_record_bytes`."""
 
 
 class ModelSettings(Section):
@@ -220,6 +222,9 @@ class DataSettings(Section):
     """Whether special tokens that are written out in the data become tokens instead of text."""
     max_rejected_share: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Maximum share of a source's records that may be unusable before the run stops."""
+    max_record_bytes: Positive = MAX_RECORD_BYTES
+    """Maximum size of a record in a local file, uncompressed. Larger ones are rejected and counted;
+    in CSV, the run stops."""
 
     @property
     def num_samples(self) -> int:

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from forgetting.config.unique_keys import UniqueKeyLoader
+
 MAX_NODES = 100_000
 """Values that a text may stand for, anchors counted wherever they are used."""
 
@@ -18,11 +20,11 @@ def parse_yaml(text: str) -> Any:
     """The value of a YAML text, with plain types only.
 
     Raises:
-        yaml.YAMLError: it is not YAML, or stands for too many values.
+        yaml.YAMLError: it is not YAML, has a key twice, or stands for too many values.
         ValueError: a value is impossible, such as a date that does not exist.
         RecursionError: it is nested too deeply.
     """
-    loader = yaml.SafeLoader(text)
+    loader = UniqueKeyLoader(text)
     try:
         root = loader.get_single_node()
         if root is None:

@@ -137,11 +137,17 @@ class Account:
             for c in self.sources.values()
         )
 
-    def summary(self, end_token_ids: Iterable[int], date: str | None = None) -> DataSummary:
+    def summary(
+        self,
+        end_token_ids: Iterable[int],
+        date: str | None = None,
+        tokenizer: str | None = None,
+    ) -> DataSummary:
         """The counts, as `data/summary.json` holds them.
 
         Args:
             date: that the chat template read from the clock, ISO 8601.
+            tokenizer: its fingerprint.
         """
         return DataSummary(
             max_length=self.settings.max_length,
@@ -149,6 +155,7 @@ class Account:
             splits=self.splits,
             end_token_ids=sorted(end_token_ids),
             date=date,
+            tokenizer=tokenizer,
         )
 
 

@@ -9,6 +9,7 @@ Knows nothing about files.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -316,11 +317,20 @@ def _flags(
     encoded: EncodedText, first: int, last: int, noise: Iterable[tuple[int, int]]
 ) -> list[int]:
     """Whether each of the tokens [first, last) overlaps a range of noise."""
-    spans = list(noise)
-    return [
-        int(any(start < b and end > a for a, b in spans))
-        for start, end in encoded.offsets[first:last]
-    ]
+    # Ranges that overlap become one, so that each token needs to be compared with one range only.
+    begins: list[int] = []
+    ends: list[int] = []
+    for begin, end in sorted(noise):
+        if ends and begin < ends[-1]:
+            ends[-1] = max(ends[-1], end)
+        else:
+            begins.append(begin)
+            ends.append(end)
+    flags = []
+    for start, end in encoded.offsets[first:last]:
+        place = bisect_right(ends, start)
+        flags.append(int(place < len(begins) and begins[place] < end))
+    return flags
 
 
 def cut(tokens: Tokens, max_length: int) -> Tokens:

@@ -7,6 +7,8 @@ and the character range of each. Without such ranges the ids are those of
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -29,6 +31,12 @@ class EncodedText(NamedTuple):
     offsets: list[Range]
     """The characters of each token, in ascending order. Tokens that share a character (the bytes
     of an emoji) have the same range."""
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Checksum of the text of every token id: what ids mean, whatever else changes."""
+    vocabulary = sorted((index, token) for token, index in tokenizer.get_vocab().items())
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
 
 
 class SpecialTokens:

@@ -78,10 +78,12 @@ def noise_ranges(
     """
     found: list[Range] = []
     places = _places(content, text, body_end) if spans else []
+    kept = [index for index, place in enumerate(places) if place is not None]
+    known = [place for place in places if place is not None]
     for first, last in spans:
-        known = [place for place in places[first:last] if place is not None]
-        if known:
-            found.append((known[0], known[-1] + 1))
+        low, high = bisect_left(kept, first), bisect_left(kept, last)
+        if low < high:
+            found.append((known[low], known[high - 1] + 1))
         if last > len(content):
             found.append(mark)
     return tuple(found)

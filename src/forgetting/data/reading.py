@@ -12,6 +12,7 @@ from typing import Literal
 from forgetting.config import DataSettings, SourceSettings
 from forgetting.data.account import Account, too_many_rejected
 from forgetting.data.dedup import Duplicates
+from forgetting.data.files import Unreadable
 from forgetting.data.records import Record, Rejected, parse_records, recognise
 from forgetting.data.sources import read_source
 from forgetting.data.spool import Spool
@@ -47,12 +48,13 @@ def read_records(
         form = None
         first_rejected: list[Rejected] = []
         num_read = num_rejected = 0
-        for origin, raw in read_source(source, seed):
-            if form is None:
+        for origin, raw in read_source(source, seed, settings.max_record_bytes):
+            # What cannot be read has no format, and is counted as any other rejected record.
+            if form is None and not isinstance(raw, Unreadable):
                 form = recognise(raw, source, source.path or source.label)
                 _check_negatives(source, form)
             fields = tracked(raw, source.fields) if isinstance(raw, Mapping) else raw
-            records = parse_records(fields, form, source, origin)
+            records = parse_records(fields, form or "", source, origin)
             for record in records:
                 num_read += 1
                 account.of(record.source).read += 1

@@ -6,14 +6,18 @@ with the reason, so that every dropped record is counted. Knows nothing of files
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import re
+import sys
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from forgetting.config import SourceSettings
+from forgetting.data.files import Unreadable
 from forgetting.data.sources import Origin
 from forgetting.data.usage import TrackedFields, renamed, tracked
 from forgetting.errors import InputError, UnusableRecords
@@ -22,6 +26,8 @@ from forgetting.turns import Fields, text_field, tool_objects
 
 LARGEST_WEIGHT = 3e38
 """Weights are float32 in training."""
+LONGEST_MARKS = 1000
+"""Consecutive combining marks that are normalized; a letter of any language has less than 30."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +97,25 @@ class Record:
 
 
 def normalised(text: str) -> str:
-    """Text in Unicode form NFC, each stretch of white space one space."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    """Text in Unicode form NFC, each stretch of white space one space.
+
+    A stretch of more than `LONGEST_MARKS` combining marks stays as it is: putting marks into order
+    takes a time that grows with the square of their number.
+    """
+    if len(text) <= LONGEST_MARKS or text.isascii():
+        return " ".join(unicodedata.normalize("NFC", text).split())
+    parts = _many_marks().split(text)
+    parts[::2] = [unicodedata.normalize("NFC", part) for part in parts[::2]]
+    return " ".join("".join(parts).split())
+
+
+@functools.cache
+def _many_marks() -> re.Pattern[str]:
+    """A stretch of too many combining marks, as a group."""
+    characters = map(chr, range(0x80, sys.maxunicode + 1))
+    # Some characters are no marks themselves, but are taken apart into marks.
+    marks = [c for c in characters if unicodedata.combining(unicodedata.normalize("NFD", c)[0])]
+    return re.compile(f"([{''.join(marks)}]{{{LONGEST_MARKS},}})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +139,14 @@ def parse_records(
 
     There is one, or with `negatives: rejected` two: the preferred response, and the other one.
 
+    Args:
+        form: not used if the record is an `Unreadable`, which is rejected.
+
     Raises:
         InputError: as `parse_record`.
     """
+    if isinstance(raw, Unreadable):
+        return [Rejected(source.label, origin, raw.reason, raw.detail)]
     fields = raw
     if isinstance(raw, Mapping) and not isinstance(raw, TrackedFields):
         fields = tracked(raw, source.fields)
@@ -267,10 +295,9 @@ def _known_noise(
     given = fields.get("noise_spans")
     if given is None:
         return None, None, None
-    try:
-        spans = tuple((int(start), int(end)) for start, end in given)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise Unusable("`noise_spans` is not a list of [start, end]") from error
+    if not isinstance(given, list | tuple) or not all(map(_is_range, given)):
+        raise Unusable("`noise_spans` is not a list of [start, end]")
+    spans = tuple((start, end) for start, end in given)
     if any(not 0 <= start < end <= len(response) + 1 for start, end in spans):
         raise Unusable("`noise_spans` reach outside the response")
     if not spans:
@@ -282,3 +309,12 @@ def _known_noise(
     except UnicodeEncodeError as error:
         raise Unusable("text is not valid Unicode") from error
     return spans, kind or None, clean or None
+
+
+def _is_range(given: Any) -> bool:
+    """Whether a value is a pair of integers, which true and false are not."""
+    return (
+        isinstance(given, list | tuple)
+        and len(given) == 2
+        and all(isinstance(place, int) and not isinstance(place, bool) for place in given)
+    )

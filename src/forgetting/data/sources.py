@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from forgetting.config import SourceSettings
+from forgetting.config import MAX_RECORD_BYTES, SourceSettings
 from forgetting.data.files import BINARY_FORMS, TEXT_FORMS, Pairs, form_of, read_file
 from forgetting.demo.world import chat_records
 from forgetting.errors import InputError
@@ -36,8 +36,14 @@ class Origin(NamedTuple):
         return f"{self.name}, record {self.record}{line}"
 
 
-def read_source(source: SourceSettings, seed: int) -> Iterator[tuple[Origin, Any]]:
+def read_source(
+    source: SourceSettings, seed: int, max_record_bytes: int = MAX_RECORD_BYTES
+) -> Iterator[tuple[Origin, Any]]:
     """Yield (origin, raw record) pairs, at most `source.limit` of them.
+
+    Args:
+        max_record_bytes: bytes that a record of a local file may take. In the place of one that
+            cannot be read is an `Unreadable`.
 
     Raises:
         InputError: the source is missing, empty, or broken; the message says where.
@@ -48,7 +54,7 @@ def read_source(source: SourceSettings, seed: int) -> Iterator[tuple[Origin, Any
         pairs = _read_world(source, seed)
     elif is_local(source) and path.is_file():
         name = path.name
-        pairs = read_file(path, source.columns, source.escaped)
+        pairs = read_file(path, source.columns, source.escaped, max_record_bytes)
     else:
         pairs = _read_dataset(source)
     number = 0

@@ -8,6 +8,7 @@ model and the tasks' data are loaded once for all models.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,14 @@ class Bench:
         """Whether the recipe measures held-out samples, and has any."""
         return self._recipe.evaluation.heldout and self._recipe.data.num_heldout > 0
 
-    def measure(self, variant: str, path: Path | None, heldout: Path, output: Path) -> None:
+    def measure(
+        self,
+        variant: str,
+        path: Path | None,
+        heldout: Path,
+        output: Path,
+        keep: Callable[[Path], None] = lambda file: None,
+    ) -> None:
         """Measure one model.
 
         Args:
@@ -81,6 +89,7 @@ class Bench:
             path: folder of the fine-tuned model; None: the base model.
             heldout: file of the held-out samples.
             output: folder for the result files.
+            keep: called with each file that is complete.
 
         Raises:
             InputError: see `SharedBase.lend` and `Harness.measure`.
@@ -94,8 +103,12 @@ class Bench:
                 samples = Samples.read(heldout)
                 measured_here = self._measure_heldout(model, variant, samples)
                 if self._processes.is_main:
-                    write_heldout(output, samples, measured_here.log_probs, measured_here.is_greedy)
-                self._write_result(output, variant, measured_here.result)
+                    keep(
+                        write_heldout(
+                            output, samples, measured_here.log_probs, measured_here.is_greedy
+                        )
+                    )
+                self._write_result(output, variant, measured_here.result, keep)
             done = sum(request.task in measured for request in requests)
             with progress(f"Evaluating {variant} on tasks", len(requests), done) as advance:
                 for request in requests:
@@ -104,11 +117,11 @@ class Bench:
                     found = self.harness.measure(model, request)
                     if found is not None:
                         for name, rows in found.samples.items():
-                            write_answers(output, name, rows)
+                            keep(write_answers(output, name, rows))
                         for name, scores in found.items.items():
-                            write_item_scores(output, name, scores)
+                            keep(write_item_scores(output, name, scores))
                         for result in found.results:
-                            self._write_result(output, variant, result)
+                            self._write_result(output, variant, result, keep)
                     advance(1, request.task)
         if requests and self._processes.is_main:
             results = {
@@ -116,7 +129,7 @@ class Bench:
                 for request in requests
             }
             for result in self.harness.suite_results(results):
-                self._write_result(output, variant, result)
+                self._write_result(output, variant, result, keep)
 
     def _measure_heldout(self, model: Any, variant: str, samples: Samples) -> HeldoutMeasurement:
         with progress(f"Evaluating {variant} on held-out samples", len(samples)) as advance:
@@ -129,6 +142,8 @@ class Bench:
                 advance=advance,
             )
 
-    def _write_result(self, output: Path, variant: str, result: TaskResult) -> None:
+    def _write_result(
+        self, output: Path, variant: str, result: TaskResult, keep: Callable[[Path], None]
+    ) -> None:
         if self._processes.is_main:
-            write_result(output, variant, result)
+            keep(write_result(output, variant, result))

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from forgetting.config import SourceSettings
+from forgetting.data.files import Unreadable
 from forgetting.data.sources import read_source
 from forgetting.errors import InputError
 from forgetting.evaluation import converters
@@ -61,6 +62,8 @@ class Benchmark:
 
 def _records(path: Path) -> Iterator[Located]:
     for origin, record in read_source(SourceSettings(path=str(path)), seed=0):
+        if isinstance(record, Unreadable):
+            raise InputError(f"{origin}: {record.reason}. A benchmark must be complete: fix it")
         yield str(origin), record
 
 

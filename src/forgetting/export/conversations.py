@@ -161,7 +161,8 @@ class OwnRecords:
             if source.world is None and is_local(source):
                 # Of two sources of one name, nobody knows which a record is from.
                 is_first = source.label not in self._records
-                records = read_source(source, recipe.seed) if is_first else iter(())
+                limit = recipe.data.max_record_bytes
+                records = read_source(source, recipe.seed, limit) if is_first else iter(())
                 self._records[source.label] = records
         self._last: dict[str, tuple[int, str]] = {}
 

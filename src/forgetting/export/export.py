@@ -27,6 +27,7 @@ from forgetting.models import loading
 from forgetting.models.adapter_files import is_adapter as is_adapter_folder
 from forgetting.models.prompting import prompting_tokenizer
 from forgetting.models.saving import save_merged
+from forgetting.models.tokenization import check_tokenizer
 from forgetting.models.verification import check_prompting
 from forgetting.pipeline import plan_with_state
 from forgetting.report.card import RunFacts, data_card, model_card
@@ -124,7 +125,7 @@ def export_run(
             )
     job = _Job(recipe, run, variant, output, _facts(recipe, run, done))
     about = {"what": what, "run": recipe.name, "variant": variant, "forgetting": __version__}
-    with whole_folder(output, about) as folder:
+    with whole_folder(output, about, force) as folder:
         if what == "data":
             result = job.data(folder, format or "parquet")
         elif what == "clean":
@@ -195,6 +196,7 @@ class _Job:
                 del columns[name]
         for name in set(tokens.SCORES).difference(tokens.stored_scores(self.run)):
             del columns[name]
+        check_tokenizer(self.recipe, self.run)
         decode = loading.decoder(self.recipe.model)
         variant = self.variant if self.settings.selects else None
         tables = tokens.token_tables(self.run, variant, quality, decode, tuple(columns))

@@ -167,6 +167,16 @@ def _templates() -> Environment:
     )
 
 
+def _style() -> str:
+    return _templates().get_template("inspector.css").render(levels=COLOR_LEVELS)
+
+
+def served_policy() -> str:
+    """The policy of the served page as a header. Only there, it can say that no page frames it."""
+    rules = content_policy(_style(), _script(), is_served=True)
+    return f"{rules}; frame-ancestors 'none'"
+
+
 def _script() -> str:
     folder = resources.files("forgetting.inspector") / "templates"
     parts = [(folder / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS]
@@ -174,10 +184,9 @@ def _script() -> str:
 
 
 def _render(data: dict[str, Any], *, is_served: bool) -> str:
-    environment = _templates()
-    style = environment.get_template("inspector.css").render(levels=COLOR_LEVELS)
-    script = _script()
-    return environment.get_template("inspector.html").render(
+    style, script = _style(), _script()
+    page = _templates().get_template("inspector.html")
+    return page.render(
         name=data["name"],
         policy=Markup(content_policy(style, script, is_served=is_served)),
         style=Markup(style),
@@ -193,9 +202,19 @@ def _render(data: dict[str, Any], *, is_served: bool) -> str:
     )
 
 
+def compact_json(value: Any) -> str:
+    """JSON that UTF-8 can hold: half a surrogate pair, which text may hold, stays an escape."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, allow_nan=False, separators=(",", ":"))
+    return text
+
+
 def embedded_json(value: Any) -> str:
     """JSON without the characters that have a meaning in HTML, safe inside a script element."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = compact_json(value)
     for char in "<>&\u2028\u2029":
         text = text.replace(char, f"\\u{ord(char):04x}")
     return text

@@ -2,17 +2,20 @@
 
 Input: an `Inspection`. Output: four routes on 127.0.0.1 (the page, a part of the list, one sample,
 why a token looks bad) below a random path. Everything else is refused: other methods and paths,
-requests from other sites, and requests for another host name. No request names a file.
+requests from other sites, and requests for another host name. No request names a file. Connections,
+the time for a request or for its answer, and the work at a time are bounded.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import json
 import math
 import re
 import secrets
 import socket
+import threading
+import time
 from collections.abc import Mapping
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,7 +25,7 @@ from urllib.parse import parse_qs, urlsplit
 from forgetting.errors import InputError
 from forgetting.inspector.corpus import Inspection
 from forgetting.inspector.queries import Query, Sort
-from forgetting.inspector.rendering import served_page
+from forgetting.inspector.rendering import compact_json, served_page, served_policy
 
 HOST = "127.0.0.1"
 # Stops DNS rebinding: a site that points its own name at this machine sends that name as Host.
@@ -31,11 +34,21 @@ MAX_TOKENS_SHOWN = 4096
 MAX_LIMIT = 200
 FIRST_PORT, NUM_PORTS = 20000, 10000
 """Where the ports of runs are: below those that systems give to connections."""
+MAX_CONNECTIONS = 256
+"""Connections at a time. Others wait until one is closed."""
+MAX_AT_WORK = 8
+"""Answers that are made at a time."""
+SECONDS_TO_ASK = 10
+"""From the beginning of a connection, or the end of an answer, to the end of the request."""
 SECONDS_TO_SEND = 30
+"""For a whole answer, once it is made."""
+NO_PAGE = "default-src 'none'; frame-ancestors 'none'"
+"""Content policy of answers that are no page."""
 QUERY_FIELDS = {
     *("rho", "source", "text", "min", "sort", "offset", "limit"),
     *("kind", "least", "only", "without", "row"),
 }
+HTML = "text/html; charset=utf-8"
 HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -58,9 +71,16 @@ class InspectorServer(ThreadingHTTPServer):
     """
 
     daemon_threads = True
+    # Connections that wait for one of ours to end. The default of 5 loses some of a browser's.
+    request_queue_size = 1024
 
     def __init__(self, inspection: Inspection, port: int = 0) -> None:
         self.inspection = inspection
+        self.at_work = threading.BoundedSemaphore(MAX_AT_WORK)
+        self._deadlines: dict[socket.socket, float] = {}
+        """When each open connection is closed."""
+        self._changed = threading.Condition()
+        self.policy = served_policy()
         self.prefix = f"/{secrets.token_urlsafe(16)}/"
         self.page = served_page(inspection).encode()
         try:
@@ -74,6 +94,41 @@ class InspectorServer(ThreadingHTTPServer):
     def url(self) -> str:
         """Address of the page."""
         return f"http://{HOST}:{self.server_port}{self.prefix}"
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer a connection in a thread of its own, once there are not too many."""
+        until = time.monotonic() + SECONDS_TO_ASK + SECONDS_TO_SEND
+        while len(self._deadlines) >= MAX_CONNECTIONS:
+            if time.monotonic() > until:
+                self.shutdown_request(request)
+                return
+            self.service_actions()
+            with self._changed:
+                self._changed.wait(0.05)
+        self.allow(request, SECONDS_TO_ASK)
+        super().process_request(request, client_address)
+
+    def allow(self, request: socket.socket, seconds: float) -> None:
+        """Close a connection after some seconds, unless this is called again."""
+        with self._changed:
+            self._deadlines[request] = time.monotonic() + seconds
+
+    def service_actions(self) -> None:
+        """Close the connections whose time is over; `serve_forever` calls this."""
+        now = time.monotonic()
+        with self._changed:
+            overdue = [request for request, until in self._deadlines.items() if until < now]
+        for request in overdue:
+            # Its thread notices that nothing comes any more, and ends.
+            with contextlib.suppress(OSError):
+                request.shutdown(socket.SHUT_RDWR)
+
+    def shutdown_request(self, request: Any) -> None:
+        """Close a connection."""
+        with self._changed:
+            self._deadlines.pop(request, None)
+            self._changed.notify_all()
+        super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Ignore a browser that disconnects during a response."""
@@ -99,19 +154,30 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = SECONDS_TO_SEND
     server: InspectorServer
 
+    def handle_one_request(self) -> None:
+        """Read and answer a request in the time that there is for it."""
+        self.server.allow(self.connection, SECONDS_TO_ASK)
+        super().handle_one_request()
+
     def do_GET(self) -> None:
+        # An answer takes as long as it takes.
+        self.server.allow(self.connection, math.inf)
+        with self.server.at_work:
+            answer = self._answer()
+        self.server.allow(self.connection, SECONDS_TO_SEND)
+        self._send(*answer)
+
+    def _answer(self) -> tuple[bytes, str, HTTPStatus]:
+        """Body, type and status."""
         if not OWN_HOSTS.fullmatch(self.headers.get("Host", "")):
-            self._refuse(HTTPStatus.MISDIRECTED_REQUEST)
-            return
+            return self._refusal(HTTPStatus.MISDIRECTED_REQUEST)
         is_own = self.headers.get("Sec-Fetch-Site", "none") in ("none", "same-origin")
         # A link to the page may be followed. Requests by other sites' scripts are refused.
         if not is_own and self.headers.get("Sec-Fetch-Mode") != "navigate":
-            self._refuse(HTTPStatus.FORBIDDEN)
-            return
+            return self._refusal(HTTPStatus.FORBIDDEN)
         address = urlsplit(self.path)
         if not address.path.startswith(self.server.prefix):
-            self._refuse(HTTPStatus.NOT_FOUND)
-            return
+            return self._refusal(HTTPStatus.NOT_FOUND)
         route = address.path.removeprefix(self.server.prefix)
         try:
             fields = parse_qs(
@@ -121,22 +187,22 @@ class _Handler(BaseHTTPRequestHandler):
                 strict_parsing=bool(address.query),
             )
             given = {name: values[-1] for name, values in fields.items()}
+            inspection = self.server.inspection
             if route == "":
-                self._send(self.server.page, "text/html; charset=utf-8")
-            elif route == "samples":
-                self._send_json(self.server.inspection.page(read_query(given)))
-            elif route == "sample":
-                self._send_json(self.server.inspection.sample(self._row(given), MAX_TOKENS_SHOWN))
-            elif route == "telling":
+                return self.server.page, HTML, HTTPStatus.OK
+            if route == "samples":
+                return _json(inspection.page(read_query(given)))
+            if route == "sample":
+                return _json(inspection.sample(self._row(given), MAX_TOKENS_SHOWN))
+            if route == "telling":
                 token = int(given.get("token", ""))
-                self._send_json(self.server.inspection.telling(self._row(given), [token])[0])
-            else:
-                self._refuse(HTTPStatus.NOT_FOUND)
+                return _json(inspection.telling(self._row(given), [token])[0])
         except (ValueError, KeyError):
-            self._refuse(HTTPStatus.BAD_REQUEST)
+            return self._refusal(HTTPStatus.BAD_REQUEST)
         except InputError as error:
             # The copies of the detector are read on request, and may be gone.
-            self._send(str(error).encode(), "text/plain", HTTPStatus.INTERNAL_SERVER_ERROR)
+            return str(error).encode(), "text/plain", HTTPStatus.INTERNAL_SERVER_ERROR
+        return self._refusal(HTTPStatus.NOT_FOUND)
 
     def _row(self, given: Mapping[str, str]) -> int:
         """The row that a request names."""
@@ -145,25 +211,31 @@ class _Handler(BaseHTTPRequestHandler):
             raise ValueError(row)
         return row
 
-    def _send_json(self, value: Any) -> None:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-        self._send(text.encode(), "application/json; charset=utf-8")
-
-    def _send(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
+    def _send(self, body: bytes, kind: str, status: HTTPStatus) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
+        policy = self.server.policy if kind == HTML else NO_PAGE
+        self.send_header("Content-Security-Policy", policy)
         for name, value in HEADERS.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)
 
-    def _refuse(self, status: HTTPStatus) -> None:
+    def _refusal(self, status: HTTPStatus) -> tuple[bytes, str, HTTPStatus]:
         self.close_connection = True
-        self._send(status.phrase.encode(), "text/plain; charset=utf-8", status)
+        return status.phrase.encode(), "text/plain; charset=utf-8", status
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Refuse what is no request, or one with another method, as any other."""
+        self._send(*self._refusal(HTTPStatus(code)))
 
     def log_message(self, format: str, *args: Any) -> None:
         """Log nothing to the terminal."""
+
+
+def _json(value: Any) -> tuple[bytes, str, HTTPStatus]:
+    return compact_json(value).encode(), "application/json; charset=utf-8", HTTPStatus.OK
 
 
 def read_query(given: dict[str, str]) -> Query:

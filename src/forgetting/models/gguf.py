@@ -17,7 +17,8 @@ from filelock import FileLock
 from forgetting.config import ModelSettings, Recipe
 from forgetting.console import logger, progress
 from forgetting.errors import InputError
-from forgetting.rundir.storage import file_sha256, new_folder
+from forgetting.rundir.folders import new_folder
+from forgetting.rundir.storage import file_sha256
 
 EMBEDDED = "embedded"
 """Name of the model that the extra `embedded` installs: SmolLM2-135M-Instruct."""

@@ -10,9 +10,12 @@ from pathlib import Path
 
 from forgetting.config import PLAIN_TEMPLATE, Recipe
 from forgetting.data.alignment import Tokenization
+from forgetting.data.encoding import tokenizer_fingerprint
 from forgetting.errors import InputError
 from forgetting.models.foreign import reading
 from forgetting.models.loading import load_tokenizer
+from forgetting.rundir import layout
+from forgetting.rundir.stats import DataSummary
 
 
 def load_tokenization(recipe: Recipe, now: str | None = None) -> Tokenization:
@@ -48,6 +51,27 @@ def load_tokenization(recipe: Recipe, now: str | None = None) -> Tokenization:
             "model.template_date: the chat template does not print a date. Remove the setting"
         )
     return tokenization
+
+
+def check_tokenizer(recipe: Recipe, run: Path) -> None:
+    """Refuse to read a run's tokens with another tokenizer than that which made them.
+
+    Args:
+        run: the run directory. If it does not name a tokenizer, nothing is checked.
+
+    Raises:
+        InputError: the texts of the tokens would be others.
+    """
+    data = layout.data_dir(run)
+    if not layout.summary_file(data).is_file():
+        return
+    known = DataSummary.load(data).tokenizer
+    if known is not None and known != tokenizer_fingerprint(load_tokenizer(recipe.model)):
+        raise InputError(
+            f"the tokens in {run} were made with another tokenizer than that of "
+            f"{recipe.model.name_or_path}. Restore the model, or run the recipe again with "
+            f"`forgetting run {layout.recipe_file(run)} --run-dir {run}`"
+        )
 
 
 @contextmanager

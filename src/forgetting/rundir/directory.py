@@ -25,9 +25,26 @@ from filelock import FileLock, Timeout
 
 from forgetting.errors import InputError
 from forgetting.rundir import layout
-from forgetting.rundir.manifest import Manifest, Output, StageEntry, check_owner, stage_is_done
+from forgetting.rundir.manifest import (
+    Manifest,
+    Output,
+    StageEntry,
+    check_owner,
+    manifest_damage,
+    stage_is_done,
+    write_manifest,
+)
 from forgetting.rundir.processes import ALONE, Processes
-from forgetting.rundir.storage import write_atomically
+from forgetting.rundir.storage import (
+    checked_text,
+    checked_value,
+    file_sha256,
+    write_atomically,
+)
+
+OUTPUT = "output"
+ENTRY = "entry.json"
+"""What the manifest will say of a stage that is finished, until it says so."""
 
 
 class Work:
@@ -35,11 +52,45 @@ class Work:
 
     def __init__(self, path: Path, processes: Processes = ALONE) -> None:
         self.path = path
-        self.output = path / "output"
+        self.output = path / OUTPUT
         self.processes = processes
         """The processes that share the stage. Each has its own `Work` on the same folder."""
         self.details: dict[str, float | int | str | None] = {}
         """Figures for the manifest, the report and the model card, by name."""
+
+    def keep(self, file: Path) -> None:
+        """Note a finished file in the work folder, which a resumed stage relies on."""
+        note = self._note(file)
+        note.parent.mkdir(exist_ok=True)
+        write_atomically(note, self._line(file))
+
+    def has(self, file: Path) -> bool:
+        """Whether a file is there as `keep` noted it: one that is cut, empty or damaged is not."""
+        try:
+            return self._note(file).read_text(encoding="utf-8") == self._line(file)
+        except (OSError, ValueError):
+            return False
+
+    def keep_only_whole(self, folder: Path) -> None:
+        """Remove the files of a folder that were not noted. If a noted one is damaged, remove all,
+        as the others may belong to it."""
+        files = [file for file in folder.rglob("*") if file.is_file()]
+        whole = [file for file in files if self.has(file)]
+        notes = set((self.path / layout.NOTES).glob("*"))
+        damaged = notes - {self._note(file) for file in whole}
+        for file in files:
+            if damaged or file not in whole:
+                file.unlink()
+        for note in notes if damaged else ():
+            note.unlink()
+
+    def _line(self, file: Path) -> str:
+        # As sha256sum writes it.
+        return f"{file_sha256(file)}  {file.relative_to(self.path).as_posix()}\n"
+
+    def _note(self, file: Path) -> Path:
+        name = file.relative_to(self.path).as_posix().replace("/", "--")
+        return self.path / layout.NOTES / f"{name}.sha256"
 
 
 def work_folder(run: Path, stage: str, fingerprint: str) -> Path:
@@ -68,6 +119,7 @@ class RunDir:
         self.name = name
         self._lock = FileLock(path / layout.LOCK)
         self._plan: Sequence[str] = ()
+        self._checked: set[str] = set()
 
     def __enter__(self) -> RunDir:
         check_owner(self.path, self.name)
@@ -92,6 +144,9 @@ class RunDir:
             self.manifest = found or Manifest(name=self.name)
             if found is None:
                 # Before any other file: the manifest is what makes this a run directory.
+                self._write_manifest()
+            elif manifest_damage(self.path) is not None:
+                # It was read from the copy.
                 self._write_manifest()
         except BaseException:
             self._lock.release()
@@ -118,7 +173,7 @@ class RunDir:
         slug = _slug(stage)
         for other in folder.parent.glob(f"{slug}-*"):
             if other != folder and re.fullmatch(re.escape(slug) + r"-[0-9a-f]{16}", other.name):
-                shutil.rmtree(other)
+                _remove(other)
         work = Work(folder, processes)
         work.output.mkdir(parents=True, exist_ok=True)
         start = time.monotonic()
@@ -138,7 +193,57 @@ class RunDir:
             peak_device_memory_bytes=peak.device_bytes,
             details=work.details,
         )
+        write_atomically(folder / ENTRY, checked_text(entry.model_dump(mode="json")))
         self._publish(work, self.path / target, stage, entry)
+
+    def finish(self, stage: str, fingerprint: str, target: str) -> bool:
+        """Publish the output of a stage that had ended when the process was killed.
+
+        Also removes the work folder of a stage that is done.
+
+        Returns:
+            Whether the stage is done now.
+        """
+        work = Work(work_folder(self.path, stage, fingerprint))
+        if self.is_done(stage, fingerprint):
+            _remove(work.path)
+            return True
+        try:
+            found = checked_value((work.path / ENTRY).read_bytes())
+            entry = StageEntry.model_validate(found)
+        except (OSError, ValueError):
+            return False
+        is_moved = not work.output.exists()
+        folder = self.path / target if is_moved else work.output
+        whole = all(
+            output.has_content_of(folder / Path(name).relative_to(target))
+            for name, output in entry.outputs.items()
+        )
+        if entry.fingerprint != fingerprint or not whole:
+            return False
+        if is_moved:
+            self._enter(work, stage, entry)
+        else:
+            self._publish(work, self.path / target, stage, entry)
+        return True
+
+    def check_content(self, stages: Sequence[str]) -> None:
+        """Refuse outputs of done stages whose bytes have changed, even if size and time have not.
+
+        Each stage is read once as long as the directory is open, and not if it ran meanwhile.
+
+        Raises:
+            InputError: the message says what to do.
+        """
+        for stage in set(stages) - self._checked:
+            for name, output in self.manifest.stages[stage].outputs.items():
+                if not output.has_content_of(self.path / name):
+                    raise InputError(
+                        f"{self.path / name} is not the file that {stage} wrote: its content has "
+                        "changed. Remove it, and run the same command again to make it again. "
+                        f"`forgetting verify {self.path}` checks all other files"
+                    )
+            self._checked.add(stage)
 
     def _publish(self, work: Work, target: Path, stage: str, entry: StageEntry) -> None:
         # The old entry goes first: a kill between two steps leaves a stage that is not done.
@@ -146,14 +251,26 @@ class RunDir:
             self._write_manifest()
         if target.exists():
             old = work.path / "replaced"
-            shutil.rmtree(old, ignore_errors=True)
+            _remove(old)
             target.rename(old)
         target.parent.mkdir(parents=True, exist_ok=True)
         work.output.rename(target)
+        self._checked.add(stage)
+        self._enter(work, stage, entry)
+
+    def _enter(self, work: Work, stage: str, entry: StageEntry) -> None:
         self.manifest.stages[stage] = entry
         self._arrange()
         self._write_manifest()
-        shutil.rmtree(work.path)
+        _remove(work.path)
+
+    def plan(self, plan: Sequence[str]) -> None:
+        """Say in which order the manifest lists stages.
+
+        Args:
+            plan: keys of all stages that the recipe has.
+        """
+        self._plan = plan
 
     def forget_stages(self, plan: Sequence[str]) -> None:
         """Drop the entries of stages that are not in the plan, and keep the others in its order.
@@ -162,7 +279,7 @@ class RunDir:
         Args:
             plan: keys of all stages that the recipe has.
         """
-        self._plan = plan
+        self.plan(plan)
         before = list(self.manifest.stages)
         for stage in set(before).difference(plan):
             del self.manifest.stages[stage]
@@ -176,7 +293,15 @@ class RunDir:
         self.manifest.stages = {stage: entries[stage] for stage in order if stage in entries}
 
     def _write_manifest(self) -> None:
-        write_atomically(layout.manifest_file(self.path), self.manifest.model_dump_json(indent=1))
+        write_manifest(self.path, self.manifest)
+
+
+def _remove(path: Path) -> None:
+    """Remove a folder of ours, or the file or link in its place."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+    elif path.exists():
+        shutil.rmtree(path)
 
 
 def _accelerator() -> Any:

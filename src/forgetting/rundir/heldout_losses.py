@@ -24,8 +24,8 @@ def write_heldout(
     samples: Samples,
     log_probs: NDArray[np.floating],
     is_greedy: NDArray[np.bool_],
-) -> None:
-    """Write what was measured into the folder of a variant's evaluation.
+) -> Path:
+    """Write what was measured into the folder of a variant's evaluation; returns the file.
 
     Args:
         samples: the held-out samples.
@@ -37,6 +37,7 @@ def write_heldout(
         writer.write_group(
             samples.sample_ids, samples.response_starts, log_probs, is_greedy.astype(bool)
         )
+    return file
 
 
 def read_heldout_losses(

@@ -32,14 +32,16 @@ class ItemScores:
     """By metric, shape (items,). The metric's value is their mean."""
 
 
-def write_item_scores(folder: Path, task: str, found: ItemScores) -> None:
-    """Write the scores into the folder of a variant's evaluation."""
+def write_item_scores(folder: Path, task: str, found: ItemScores) -> Path:
+    """Write the scores into the folder of a variant's evaluation; returns the file."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([ITEM, *found.scores])
     columns = [found.items.tolist(), *(values.tolist() for values in found.scores.values())]
     writer.writerows(zip(*columns, strict=True))
-    write_atomically(layout.items_file(folder, task), text.getvalue())
+    file = layout.items_file(folder, task)
+    write_atomically(file, text.getvalue())
+    return file
 
 
 def read_item_scores(folder: Path, task: str) -> ItemScores | None:

@@ -10,10 +10,15 @@ import re
 from pathlib import Path
 
 MANIFEST = "manifest.json"
+MANIFEST_COPY = ".manifest-copy.json"
 RECIPE = "recipe.yaml"
 LOCK = ".lock"
 LOCK_OWNER = ".lock-owner"
 WORK = ".work"
+NOTES = "kept"
+"""In the work folder of a stage, the checksums of files that it relies on when it is resumed."""
+SEAL = "sealed.json"
+"""The checksums of a checkpoint's files."""
 SPLITS = ("reference", "train", "heldout")
 """The parts of the corpus: D_ref, D_train and the held-out samples."""
 BASE = "base"

@@ -5,15 +5,21 @@ Also says whose directory it is: that of a recipe, of another version of this pa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 from pydantic import BaseModel
 
+from forgetting.console import logger
 from forgetting.errors import InputError
 from forgetting.rundir import layout
-from forgetting.rundir.storage import file_sha256
+from forgetting.rundir.storage import (
+    checked_text,
+    checked_value,
+    file_sha256,
+    sync,
+    write_atomically,
+)
 
 FORMAT_VERSION = 2
 """Raised whenever a reader of this package no longer understands an older run directory."""
@@ -21,8 +27,10 @@ FORMAT_VERSION = 2
 _BEFORE_THE_MANIFEST = {
     layout.LOCK,
     layout.LOCK_OWNER,
+    layout.MANIFEST_COPY,
     f".{layout.LOCK_OWNER}.partial",
     f".{layout.MANIFEST}.partial",
+    f".{layout.MANIFEST_COPY}.partial",
 }
 
 
@@ -35,19 +43,26 @@ class Output(BaseModel):
 
     @classmethod
     def of(cls, file: Path) -> Output:
-        """Describe a file."""
+        """Describe a file that is complete."""
+        sync(file)
         stat = file.stat()
         return cls(sha256=file_sha256(file), size=stat.st_size, mtime_ns=stat.st_mtime_ns)
 
     def is_unchanged(self, file: Path) -> bool:
-        """Whether the file is the one that was described."""
+        """Whether the file is the one that was described, by its size and time if they fit."""
         try:
             stat = file.stat()
         except OSError:
             return False
-        if stat.st_size != self.size:
+        same_time = stat.st_size == self.size and stat.st_mtime_ns == self.mtime_ns
+        return same_time or self.has_content_of(file)
+
+    def has_content_of(self, file: Path) -> bool:
+        """Whether the file has the bytes that were described."""
+        try:
+            return file.stat().st_size == self.size and file_sha256(file) == self.sha256
+        except OSError:
             return False
-        return stat.st_mtime_ns == self.mtime_ns or file_sha256(file) == self.sha256
 
 
 class StageEntry(BaseModel):
@@ -77,33 +92,76 @@ class Manifest(BaseModel):
 
 
 def read_manifest(path: Path) -> Manifest | None:
-    """The manifest of a run directory; None if there is none.
+    """The manifest of a run directory, or its copy if it is damaged; None if there is none.
 
     Raises:
-        InputError: the manifest cannot be read, or another version of this package wrote it.
+        InputError: manifest and copy cannot be read, or another version of this package wrote them.
     """
     file = layout.manifest_file(path)
     if not file.is_file():
         return None
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        version = content["version"]
-        if version > FORMAT_VERSION:
+        return _read(file)
+    except _DAMAGE as error:
+        copy = path / layout.MANIFEST_COPY
+        try:
+            found = _read(copy)
+        except _DAMAGE:
             raise InputError(
-                f"{path} was written by a newer version of forgetting (format {version}; this "
-                f"version reads {FORMAT_VERSION}). Update forgetting"
-            )
-        if version < FORMAT_VERSION:
-            raise InputError(
-                f"{path} was written by an older version of forgetting (format {version}; this "
-                f"version reads {FORMAT_VERSION}). Run the recipe again in a new directory with "
-                "--run-dir, or install the version that wrote it"
-            )
-        return Manifest.model_validate(content)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+                f"{file} cannot be read, and there is no copy of it that can. Restore it, remove "
+                "the directory, or choose another one with --run-dir"
+            ) from error
+        logger.warning("%s is damaged (%s). Its copy is used", file, _in_short(error))
+        return found
+
+
+# An error of pydantic or json is a ValueError.
+_DAMAGE = (OSError, ValueError, TypeError, KeyError)
+
+
+def _in_short(error: BaseException) -> str:
+    return str(error).partition("\n")[0][:100]
+
+
+def manifest_damage(path: Path) -> str | None:
+    """What is wrong with the manifest of a run directory; None if nothing is.
+
+    Raises:
+        InputError: another version of this package wrote it.
+    """
+    try:
+        _read(layout.manifest_file(path))
+    except _DAMAGE as error:
+        return _in_short(error)
+    return None
+
+
+def _read(file: Path) -> Manifest:
+    content = checked_value(file.read_bytes())
+    path, version = file.parent, content["version"]
+    if version > FORMAT_VERSION:
         raise InputError(
-            f"{file} cannot be read. Remove the directory, or choose another one with --run-dir"
-        ) from error
+            f"{path} was written by a newer version of forgetting (format {version}; this "
+            f"version reads {FORMAT_VERSION}). Update forgetting"
+        )
+    if version < FORMAT_VERSION:
+        raise InputError(
+            f"{path} was written by an older version of forgetting (format {version}; this "
+            f"version reads {FORMAT_VERSION}). Run the recipe again in a new directory with "
+            "--run-dir, or install the version that wrote it"
+        )
+    return Manifest.model_validate(content)
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write the manifest of a run directory, and its copy.
+
+    If the copy is older, because a kill came between the two, it says less: a stage is done only if
+    its files are as an entry says.
+    """
+    text = checked_text(manifest.model_dump(mode="json"))
+    write_atomically(layout.manifest_file(path), text)
+    write_atomically(path / layout.MANIFEST_COPY, text)
 
 
 def check_owner(path: Path, name: str) -> Manifest | None:

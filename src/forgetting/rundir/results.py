@@ -64,10 +64,12 @@ class Evaluation(TaskResult):
     variant: str
 
 
-def write_result(folder: Path, variant: str, result: TaskResult) -> None:
-    """Write a result into the folder of a variant's evaluation."""
+def write_result(folder: Path, variant: str, result: TaskResult) -> Path:
+    """Write a result into the folder of a variant's evaluation; returns the file."""
     text = result.of_variant(variant).model_dump_json(indent=1)
-    write_atomically(layout.result_file(folder, result.task), text)
+    file = layout.result_file(folder, result.task)
+    write_atomically(file, text)
+    return file
 
 
 def read_result(file: Path) -> Evaluation:
@@ -94,8 +96,10 @@ def has_result(folder: Path, task: str) -> bool:
     return layout.result_file(folder, task).is_file()
 
 
-def write_answers(folder: Path, task: str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write prompts, answers and scores of a task's items. Call it before `write_result`, whose
-    file marks the task as done."""
+def write_answers(folder: Path, task: str, rows: Iterable[Mapping[str, Any]]) -> Path:
+    """Write prompts, answers and scores of a task's items; returns the file. Call it before
+    `write_result`, whose file marks the task as done."""
     lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
-    write_atomically(layout.answers_file(folder, task), "".join(f"{line}\n" for line in lines))
+    file = layout.answers_file(folder, task)
+    write_atomically(file, "".join(f"{line}\n" for line in lines))
+    return file

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from forgetting.errors import InputError
+from forgetting.rundir.storage import sync
 
 IGNORE_INDEX = -100
 FINGERPRINT_KEY = b"forgetting.tokens"
@@ -51,6 +52,7 @@ def write_table(table: pa.Table, path: Path, fingerprint: str | None = None) -> 
     partial = path.with_name(f".{path.name}.partial")
     try:
         pq.write_table(table, partial, compression="zstd", row_group_size=ROWS_PER_GROUP)
+        sync(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -98,6 +100,7 @@ class TableWriter:
                 self._flush()
             self._writer.close()
             if kind is None:
+                sync(self._partial)
                 self._partial.replace(self._path)
         finally:
             self._partial.unlink(missing_ok=True)

@@ -84,6 +84,8 @@ class DataSummary(StageSummary):
     """Tokens that end a response or a turn."""
     date: str | None = None
     """Date that the chat template read from the clock, ISO 8601; None if it reads none."""
+    tokenizer: str | None = None
+    """Fingerprint of the tokenizer whose ids the samples hold; None if it was not noted."""
 
     @classmethod
     def stage(cls) -> str:

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, checksums, and JSON files with a schema.
+"""Files that are there whole or not at all, checksums, and JSON files with a schema.
 
 Knows nothing of run directories.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +29,35 @@ def digest(value: Mapping[str, Any] | list[Any]) -> str:
     """Checksum of a JSON value. The order of keys does not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def checked_text(value: Mapping[str, Any]) -> str:
+    """A JSON object with its own checksum, so that `checked_value` notices any damage."""
+    return json.dumps({**value, "checksum": digest(value)}, indent=1)
+
+
+def checked_value(text: str | bytes) -> dict[str, Any]:
+    """What `checked_text` wrote. An object without a checksum is not checked.
+
+    Raises:
+        ValueError: the text is damaged.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError("it is not an object")
+    checksum = value.pop("checksum", None)
+    if checksum is not None and checksum != digest(value):
+        raise ValueError("its checksum does not fit its content")
+    return value
+
+
+def sync(file: Path) -> None:
+    """Wait until a file is on the disk, so that a power cut does not empty it."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def json_text(value: Any) -> str:
@@ -63,22 +91,6 @@ def write_atomically(file: Path, text: str) -> None:
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which becomes `folder` if the context ends without an error.
-
-    `folder` must not be there by then. What a killed process left is overwritten.
-    """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

@@ -68,11 +68,12 @@ def find_in_shards(job: ScoringJob, work: Work) -> None:
             model = None
             for task in _tasks(job, scoring, work):
                 num_read = 0
-                if not task.file.is_file():
+                if not work.has(task.file):
                     if model is None and task.num_samples:
                         is_last = not job.recipe.fold_names
                         model = lent.enter_context(base.lend(scoring.path, is_last=is_last))
                     _find(job, task, model, advance)
+                    work.keep(task.file)
                     num_read = task.num_samples
                 advance(len(task.shard) - num_read, "")
 

@@ -192,7 +192,7 @@ def _score(
     base: SharedBase,
 ) -> None:
     # A function of its own, so that nothing holds the model when the next one is loaded.
-    missing = [index for index in shards if not scoring.file(work, index).is_file()]
+    missing = [index for index in shards if not work.has(scoring.file(work, index))]
     if not missing:
         return
     passes = bool(scoring.own) + bool(scoring.empty)
@@ -224,7 +224,9 @@ def _score(
                 alone = job.after_contrast(shards[index], samples, rows)
                 scores = score(alone, None, scoring.empty)
                 columns |= {f"{EMPTY}{name}": getattr(scores, name) for name in scoring.empty}
-            write_scores(scoring.file(work, index), samples, rows, columns, job.samples.fingerprint)
+            file = scoring.file(work, index)
+            write_scores(file, samples, rows, columns, job.samples.fingerprint)
+            work.keep(file)
 
 
 def other_records(records: NDArray[np.integer], num_records: int, seed: int) -> NDArray[np.int64]:

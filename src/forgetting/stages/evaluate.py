@@ -35,7 +35,9 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
             _copy_results(layout.evaluation_dir(run_dir, same), variant, work.output)
         return
     model = None if variant == layout.BASE else layout.model_dir(run_dir, variant)
-    bench.measure(variant, model, layout.split_file(data, "heldout"), work.output)
+    if work.processes.is_main:
+        work.keep_only_whole(work.output)
+    bench.measure(variant, model, layout.split_file(data, "heldout"), work.output, work.keep)
     if bench.has_heldout:
         work.details["tokens"] = summary.splits["heldout"].tokens
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 def run(step: Step, run_dir: Path, work: Work) -> None:
     """Builds the corpus."""
+    from forgetting.data.encoding import tokenizer_fingerprint
     from forgetting.data.splits import build_corpus
     from forgetting.models.tokenization import load_tokenization, tokenizer_threads
 
@@ -37,7 +38,9 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
             forgets=recipe.forgets,
         )
     day = tokenization.now.isoformat() if tokenization.reads_clock else None
-    account.summary(tokenization.end_token_ids, day).save(work.output)
+    _check_unchanged(step)
+    tokenizer = tokenizer_fingerprint(tokenization.tokenizer)
+    account.summary(tokenization.end_token_ids, day, tokenizer).save(work.output)
     work.details["tokens"] = sum(counts.tokens for counts in account.splits.values())
     for name, counts in account.splits.items():
         work.details[f"{name}_samples"] = counts.samples
@@ -46,6 +49,22 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
         logger.info(
             "%d records were dropped; data/summary.json and data/rejected.parquet say why", dropped
         )
+
+
+def _check_unchanged(step: Step) -> None:
+    """Refuse data that changed after the plan was made: nobody knows which of it was read.
+
+    Raises:
+        InputError: a source has another content now.
+    """
+    recipe, before = step.recipe, step.settings()
+    for name, given in (("sources", recipe.data.sources), ("trusted", recipe.reference.sources)):
+        for source, known in zip(given or (), before[name], strict=True):
+            if _source(source) != known:
+                raise InputError(
+                    f"{source.path} changed while it was read. Run the same command again when "
+                    "it no longer changes"
+                )
 
 
 def _earlier_date(run_dir: Path) -> str | None:

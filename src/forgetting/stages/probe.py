@@ -29,8 +29,9 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     from forgetting.stages.corpus_scores import join_shards, score_shards
 
     file = layout.probe_file(work.path)
-    if work.processes.is_main and not file.is_file():
+    if work.processes.is_main and not work.has(file):
         plant_copies(step.recipe, run_dir, file)
+        work.keep(file)
     work.processes.wait()
     job = probe_job(step.recipe, run_dir, work.path)
     score_shards(job, work)

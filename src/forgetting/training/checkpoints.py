@@ -18,9 +18,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from forgetting.errors import InputError
-from forgetting.rundir.storage import write_atomically
+from forgetting.rundir import layout
+from forgetting.rundir.storage import (
+    checked_text,
+    checked_value,
+    file_sha256,
+    write_atomically,
+)
 
-SEAL = "sealed.json"
+SEAL = layout.SEAL
 RANDOM_STATE = "random_state"
 OPTIMIZER = "optimizer"
 
@@ -94,13 +100,13 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 def seal(folder: Path) -> None:
-    """Mark a checkpoint as complete: write the sizes of its files, last of all."""
-    sizes = {
-        file.relative_to(folder).as_posix(): file.stat().st_size
+    """Mark a checkpoint as complete: write the checksums of its files, last of all."""
+    checksums = {
+        file.relative_to(folder).as_posix(): file_sha256(file)
         for file in sorted(folder.rglob("*"))
         if file.is_file() and file.name != SEAL
     }
-    write_atomically(folder / SEAL, json.dumps(sizes))
+    write_atomically(folder / SEAL, checked_text(checksums))
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
@@ -111,7 +117,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
         return int(number) if number.isdigit() else -1
 
     for path in sorted(folder.glob("checkpoint-*"), key=step, reverse=True):
-        if _is_whole(path):
+        if is_whole(path):
             return path
     return None
 
@@ -122,7 +128,7 @@ def check_whole(folder: Path) -> None:
     Raises:
         ValueError: the message says which other one there is.
     """
-    if _is_whole(folder):
+    if is_whole(folder):
         return
     if not folder.is_dir():
         raise ValueError(f"there is no checkpoint {folder}")
@@ -165,9 +171,11 @@ def check_num_processes(checkpoint: Path, count: int) -> None:
         )
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
+    """Whether a checkpoint is sealed, and its files are as they were then."""
     try:
-        sizes = json.loads((folder / SEAL).read_text())
-        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+        checksums = checked_value((folder / SEAL).read_bytes())
+        whole = (file_sha256(folder / name) == found for name, found in checksums.items())
+        return bool(checksums) and all(whole)
     except (OSError, ValueError):
         return False
