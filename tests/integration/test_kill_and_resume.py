@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 VARIANTS = ("full", "ignoring", "forgetting")
 
-# Runs in the child: waits for ever before or after a chosen call.
+# Runs in the child: waits before or after a chosen call, until it is killed or released.
 CHILD = """
 import gc, importlib, signal, sys, time
 from pathlib import Path
@@ -45,7 +45,10 @@ if stop is not None:
         def wait():
             if len(made) == number:
                 Path(reached).touch()
-                time.sleep(600)
+                for _ in range(6000):
+                    if Path(released).exists():
+                        break
+                    time.sleep(0.1)
         if when == "before":
             wait()
         result = original(*args, **kwargs)
@@ -84,8 +87,10 @@ def attempt(finished_run, tmp_path_factory):
 
     def do(stop=None, with_signal=signal.SIGKILL) -> Attempt:
         log, reached, run = folder / "log", folder / "reached", folder / "run"
-        reached.unlink(missing_ok=True)
-        names = {"recipe": recipe, "run": run, "log": log, "reached": reached}
+        released = folder / "released"
+        names = {"recipe": recipe, "run": run, "log": log, "reached": reached, "released": released}
+        for file in (reached, released):
+            file.unlink(missing_ok=True)
         scope = {**{key: str(value) for key, value in names.items()}, "stop": stop}
         process = server.Process(target=exec, args=(CHILD, scope))
         process.start()
@@ -95,6 +100,8 @@ def attempt(finished_run, tmp_path_factory):
                     time.sleep(0.02)
                 assert reached.exists(), log.read_text()
                 os.kill(process.pid, with_signal)
+                # Training ends at signals that it can note, after the step and its checkpoint.
+                released.touch()
             process.join(120)
         finally:
             process.kill()

@@ -162,7 +162,12 @@ def worker(
     setup_logging(quiet or process_index() > 0)
     from forgetting.pipeline import run as run_stages
 
-    run_stages(recipe, run_dir, stages=stage or None)
+    try:
+        run_stages(recipe, run_dir, stages=stage or None)
+    except SystemExit:
+        # All processes leave a training together, after its checkpoint.
+        leave_processes()
+        raise
     leave_processes()
 
 

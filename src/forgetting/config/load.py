@@ -6,7 +6,6 @@ Output: a `Recipe` in which every field has a value and every local path is abso
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -17,8 +16,10 @@ import yaml
 from pydantic import ValidationError
 
 from forgetting.config.fields import Section
+from forgetting.config.inheritance import without_inherited
 from forgetting.config.inputs import PLAIN_TEMPLATE
-from forgetting.config.schema import DEFAULT_VARIANTS, Recipe, TrainingSettings
+from forgetting.config.overrides import NOT_YAML, apply_override, check_effect
+from forgetting.config.schema import Recipe, TrainingSettings
 from forgetting.errors import InputError, did_you_mean
 from forgetting.formats import FORMATS
 from forgetting.method.corruptions import CORRUPTIONS
@@ -48,22 +49,20 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
 
     Raises:
         InputError: the recipe does not exist, is not YAML, or has unknown or invalid fields; the
-            message names each of them by its path.
+            message names each of them by its path. Or an override changes nothing.
     """
     path = _find(path_or_name, Path())
     given, folders = _read(path, ())
     for override in overrides:
-        _override(given, override)
+        apply_override(given, override)
     given.setdefault("name", path.stem)
     try:
         recipe = Recipe.model_validate(given)
     except ValidationError as error:
         raise InputError(f"{path} is not valid:\n{_explain(error)}") from error
+    for override in overrides:
+        check_effect(recipe, override)
     return _with_absolute_paths(recipe, folders)
-
-
-# A date that does not exist and bytes that are not UTF-8 are ValueErrors.
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 def _find(path_or_name: str | Path, folder: Path) -> Path:
@@ -82,7 +81,7 @@ def _read(path: Path, inner: tuple[Path, ...]) -> tuple[dict[str, Any], list[Pat
     """The fields of a recipe merged over those that it extends, and the folders of both."""
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except _NOT_YAML as error:
+    except NOT_YAML as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict):
         raise InputError(f"{path} is not a recipe: expected sections such as `model` and `data`")
@@ -105,36 +104,6 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             value = _merged(below, value)
         merged[key] = value
     return merged
-
-
-def _override(given: dict[str, Any], override: str) -> None:
-    keys, equals, text = override.partition("=")
-    parts = keys.split(".")
-    if not equals or not all(parts):
-        raise InputError(f"--set {override}: expected section.field=value")
-    try:
-        value = yaml.safe_load(text)
-    except _NOT_YAML as error:
-        raise InputError(f"--set {override}: the value is not YAML") from error
-    node: Any = given
-    for depth, part in enumerate(parts):
-        last = depth == len(parts) - 1
-        if isinstance(node, list):
-            if not part.isdecimal() or int(part) >= len(node):
-                raise InputError(f"--set {override}: {part!r} is not an item of the list")
-            part_key: Any = int(part)
-        elif isinstance(node, dict):
-            part_key = part
-            if not last and not isinstance(node.get(part), (dict, list)):
-                # `--set variants.forgetting...` must not drop the other default variants.
-                default = DEFAULT_VARIANTS if (depth == 0 and part == "variants") else {}
-                node[part] = copy.deepcopy(dict(default))
-        else:
-            raise InputError(f"--set {override}: there is no field {'.'.join(parts[: depth + 1])}")
-        if last:
-            node[part_key] = value
-        else:
-            node = node[part_key]
 
 
 def _explain(error: ValidationError) -> str:
@@ -280,5 +249,6 @@ def check_installed(recipe: Recipe) -> None:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The complete recipe as YAML, as the run directory stores it."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The recipe as YAML, as the run directory stores it: every field, apart from those that a
+    section inherits from another."""
+    return yaml.safe_dump(without_inherited(recipe), sort_keys=False, allow_unicode=True)

@@ -33,6 +33,7 @@ from forgetting.training.checkpoints import check_num_processes, latest_checkpoi
 from forgetting.training.config import ForgettingConfig
 from forgetting.training.dataset import write_stream
 from forgetting.training.progress import ProgressCallback
+from forgetting.training.stopping import CheckpointCallback, SignalWatch, leave
 from forgetting.training.trainer import ForgettingTrainer
 
 
@@ -61,6 +62,8 @@ def fine_tune(
         InputError: the checkpoint was written by another number of processes, or a tracker is
             not installed.
         DivergenceError: training diverged.
+        KeyboardInterrupt: Ctrl-C was pressed. A checkpoint has been written.
+        SystemExit: the process was asked to end (SIGTERM). A checkpoint has been written.
     """
     dtype = loading.pick_dtype(recipe.model)
     # A file that every process maps into memory, so that none holds it.
@@ -73,20 +76,24 @@ def fine_tune(
     latest = latest_checkpoint(checkpoints)
     if latest is not None:
         check_num_processes(latest, work.processes.count)
-    config = _config(recipe, training, variant, checkpoints, label, work.processes.count)
+    config = _config(
+        recipe, training, variant, checkpoints, label, work.processes.count, len(dataset)
+    )
     # All weights train in float32 and compute in `dtype`; the base of an adapter is frozen.
     # Loaded after the configuration, which may say that processes share one model.
     model = loading.load_base_model(
         recipe.model, dtype if training.lora else torch.float32, in_parts=share_one_model()
     )
     tokenizer = prompting_tokenizer(recipe)
+    watch = SignalWatch()
+    stops = CheckpointCallback(watch, is_timed=training.save_steps is None)
     trainer = ForgettingTrainer(
         model=model,
         args=config,
         train_dataset=dataset,
         processing_class=tokenizer,
         peft_config=loading.lora_config(training.lora) if training.lora else None,
-        callbacks=[ProgressCallback(label), *_tensorboard(training, work)],
+        callbacks=[ProgressCallback(label), stops, *_tensorboard(training, work)],
     )
     if recipe.model.quantization is not None and dtype == torch.float32:
         # TRL has made them bfloat16, which modules that are trained whole cannot compute with here.
@@ -96,7 +103,10 @@ def fine_tune(
     trainer.remove_callback(PrinterCallback)
     if latest is not None:
         logger.info("%s: resuming from step %s", label, latest.name.removeprefix("checkpoint-"))
-    trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+    with watch:
+        trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+    if stops.stopped_by is not None:
+        leave(stops.stopped_by)
     set_end_tokens(model, end_token_ids)
     folder = work.path / "adapter" if training.merge else work.output
     trainer.save_model(str(folder))
@@ -142,6 +152,7 @@ def _config(
     checkpoints: Path,
     label: str,
     num_processes: int,
+    num_samples: int,
 ) -> ForgettingConfig:
     # A lambda of zero ignores the negatives, and their figures are still logged.
     unlearning: dict[str, Any] = {"schedule": "constant", "t_min": 0.0, "t_max": 0.0}
@@ -164,11 +175,12 @@ def _config(
         bf16=loading.pick_dtype(recipe.model) == torch.bfloat16,
         ddp_find_unused_parameters=False,
         use_cpu=loading.pick_device().type == "cpu",
-        save_strategy="steps",
-        save_steps=training.save_steps,
+        # Without a number of steps, `CheckpointCallback` asks for checkpoints.
+        save_strategy="no" if training.save_steps is None else "steps",
+        save_steps=training.save_steps or 0,
         # The checkpoint before the newest stays until the newest is sealed.
         save_total_limit=2,
-        logging_steps=training.logging_steps,
+        logging_steps=training.logging_interval(num_samples),
         report_to=[tracker for tracker in training.report_to if tracker != "tensorboard"],
         run_name=f"{recipe.name}: {label}",
         disable_tqdm=True,

@@ -386,12 +386,16 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
             **super()._progress(),
             "first_losses": self._watch.first_losses,
             "num_tokens": self._total_train_tokens,
+            "window": self._window.total(self.accelerator),
         }
 
     def _set_progress(self, progress: dict[str, Any]) -> None:
         super()._set_progress(progress)
         self._watch.first_losses = progress["first_losses"]
         self._total_train_tokens = progress["num_tokens"]
+        # The other processes add nothing, since the sums are over all of them.
+        if self.is_world_process_zero() and progress.get("window") is not None:
+            self._window.resume(progress["window"], self.args.device)
 
     def create_model_card(self, *positional: Any, **named: Any) -> None:
         """Write TRL's card, with what was forgotten and how."""
