@@ -15,6 +15,7 @@ import pyarrow as pa
 import yaml
 
 from forgetting.rundir import layout
+from forgetting.rundir.answers import Answer, AnswerSheet, write_answer_sheet
 from forgetting.rundir.manifest import Manifest, StageEntry
 from forgetting.rundir.results import Group, Metric, TaskResult, write_result
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, write_table
@@ -115,8 +116,26 @@ def write_run(
             }
             write_evaluation(run_dir, variant, "heldout", heldout, groups)
             write_evaluation(run_dir, variant, "boolq", {"acc,none": metric(0.5 + exact / 9, 0.02)})
+            _write_answers(run_dir, variant, source)
     _write_manifest(run_dir)
     return run_dir
+
+
+def _write_answers(run_dir: Path, variant: str, source: str) -> None:
+    answers = [
+        Answer(
+            sample_id=sample_id,
+            source=source,
+            prompt=f"Question {sample_id}?\n{HOSTILE}",
+            expected=f"{HOSTILE} is blue",
+            answer=f"{variant} says {HOSTILE} to {sample_id}",
+            exact_match=sample_id == 7,
+            chrf=0.625,
+            is_cut=variant == "base",
+        )
+        for sample_id in (3, 7, 11, 20)
+    ]
+    write_answer_sheet(layout.evaluation_dir(run_dir, variant), AnswerSheet(answers=answers))
 
 
 def _write_manifest(run_dir: Path) -> None:

@@ -219,6 +219,11 @@ class EvaluationSettings(Section):
 
     heldout: bool = True
     """Whether to measure loss, perplexity and greedy exact match on the held-out responses."""
+    num_answers: Annotated[int, Field(ge=0)] = 20
+    """Number of held-out prompts that every model answers, side by side in the report. Decoding is
+    greedy. 0 turns it off."""
+    answer_tokens: Positive = 256
+    """Maximum number of tokens of an answer. Prompt and answer are at most `data.max_length`."""
     tasks: list[TaskSettings] = []
     """Tasks and suites. A task in several suites is evaluated once."""
     include_path: str | None = None
@@ -235,7 +240,8 @@ class EvaluationSettings(Section):
     system_instruction: str | None = None
     """System turn of every prompt. Without `apply_chat_template`, text before the prompt."""
     batch_size: Positive = 8
-    """Number of sequences per forward pass of an lm-eval task."""
+    """Number of sequences per forward pass of an lm-eval task, and number of prompts that are
+    answered together."""
     log_samples: bool = False
     """Whether to save every prompt and answer as JSON lines next to the results."""
 

@@ -26,7 +26,8 @@ HELDOUT = "heldout"
 HELDOUT_METRICS = ("exact_match", "loss", "perplexity")
 # Below this a model answers almost nothing correctly, differences are chance, and loss says more.
 LEAST_EXACT_MATCH = 0.02
-SHARES = re.compile(r"acc|exact_match|^em$|^f1$|^mc[12]$|^average$")
+ANSWERS = "answers"
+SHARES = re.compile(r"acc|exact_match|^em$|^f1$|^mc[12]$|^average$|^chrf$")
 SPOKEN = {
     "full": "training on all tokens",
     "base": "the base model without fine-tuning",
@@ -59,6 +60,8 @@ class Column:
         """The task, for people."""
         if self.task == HELDOUT:
             return "held-out"
+        if self.task == ANSWERS:
+            return "held-out answers"
         return f"{self.task} (local build)" if self.local else self.task
 
     @property

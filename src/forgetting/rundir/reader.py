@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from forgetting.config import Recipe
 from forgetting.errors import InputError
 from forgetting.rundir import layout
+from forgetting.rundir.answers import AnswerSheet, read_answer_sheet
 from forgetting.rundir.findings import DetectorSummary, has_findings, read_findings
 from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.results import Evaluation, read_results
@@ -130,6 +131,13 @@ class RunReader:
         variants = self._variants(layout.evaluation_dir(self.path))
         folders = (layout.evaluation_dir(self.path, variant) for variant in variants)
         return [result for folder in folders for result in read_results(folder)]
+
+    @cached_property
+    def answers(self) -> dict[str, AnswerSheet]:
+        """Answers to held-out prompts by variant, the base model among them."""
+        variants = self._variants(layout.evaluation_dir(self.path))
+        sheets = {v: read_answer_sheet(layout.evaluation_dir(self.path, v)) for v in variants}
+        return {variant: sheet for variant, sheet in sheets.items() if sheet is not None}
 
     @property
     def preferred_variant(self) -> str | None:

@@ -26,7 +26,10 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     data = layout.data_dir(run_dir)
     summary = DataSummary.load(data)
     # The steps share the base model in memory, and the tasks with their data.
-    bench = step.once("bench", lambda: Bench(step.recipe, work.processes, summary.date))
+    bench = step.once(
+        "bench",
+        lambda: Bench(step.recipe, work.processes, summary.date, summary.end_token_ids),
+    )
     variant = str(step.part)
     manifest = read_manifest(run_dir)
     same = same_model(manifest, variant)
@@ -47,8 +50,12 @@ def _copy_results(folder: Path, variant: str, output: Path) -> None:
     from forgetting.rundir.results import read_results, write_result
 
     # As in a measurement, a result comes after its answers and marks the task as done.
-    results = shutil.ignore_patterns("*.json")
-    shutil.copytree(folder, output, ignore=results, dirs_exist_ok=True)
+    results = {layout.result_file(folder, each.task).name for each in read_results(folder)}
+
+    def skipped(inner: str, names: list[str]) -> set[str]:
+        return results.intersection(names) if Path(inner) == folder else set()
+
+    shutil.copytree(folder, output, ignore=skipped, dirs_exist_ok=True)
     for result in read_results(folder):
         write_result(output, variant, result)
 
@@ -102,10 +109,13 @@ def check(recipe: Recipe) -> None:
 
 
 def facts(step: Step, done: Mapping[str, Path]) -> Facts:
-    """Held-out samples."""
-    if not step.recipe.evaluation.heldout:
-        return {}
-    return {"held-out samples": split_sizes(step, done)["heldout"].samples}
+    """Held-out samples and answers, and the items of each task."""
+    own = step.recipe.evaluation
+    found: dict[str, int | None] = {}
+    if own.heldout:
+        number = split_sizes(step, done)["heldout"].samples
+        found = {"held-out samples": number, "answers": min(own.num_answers, number)}
+    return found
 
 
 EVALUATE = Stage(
