@@ -37,6 +37,7 @@ ORDER = (
     "pipeline",
     "launch",
     "inspecting",
+    "chatting",
     "auditing",
     "export",
     "studies",

@@ -15,7 +15,7 @@ import pyarrow as pa
 import yaml
 
 from forgetting.rundir import layout
-from forgetting.rundir.answers import Answer, AnswerSheet, write_answer_sheet
+from forgetting.rundir.answer_sheets import Answer, AnswerSheet, write_answer_sheet
 from forgetting.rundir.manifest import Manifest, StageEntry
 from forgetting.rundir.results import Group, Metric, TaskResult, write_result
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, write_table

@@ -10,17 +10,11 @@ import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from forgetting.errors import InputError
 from forgetting.evaluation.answers import answer_prompts, last_response, overlap, score_answers
 from forgetting.rundir import layout
-from forgetting.rundir.answers import (
-    Answer,
-    AnswerSheet,
-    read_answer_sheet,
-    side_by_side,
-    write_answer_sheet,
-)
+from forgetting.rundir.answer_sheets import AnswerSheet, read_answer_sheet, side_by_side
 from forgetting.rundir.samples import Samples
+from tests.evaluation.conftest import answer
 
 
 def chrf(answer, expected, order=6, beta=2):
@@ -65,12 +59,6 @@ def test_the_prompt_is_everything_before_the_last_response():
     samples = Samples.from_lists([list(range(1, 9)), [9, 10]], [labels, [-100, 10]])
     assert last_response(samples, 0) == ([1, 2, 3, 4, 5], [6, 7])
     assert last_response(samples, 1) == ([9], [10])
-
-
-def answer(sample_id=0, **changes):
-    own = {"source": "s", "prompt": "p", "expected": "e", "answer": "a"}
-    own |= {"exact_match": False, "chrf": 0.25, "is_cut": False}
-    return Answer(sample_id=sample_id, **{**own, **changes})
 
 
 def test_scores_are_means_over_the_prompts():
@@ -130,24 +118,3 @@ def test_the_answers_are_the_same_again(finished_run, tiny_model):
     assert chosen[-1] == samples.sample_ids[-1]
     cut = answers(max_new_tokens=1)
     assert all(each.is_cut or not each.answer for each in cut)
-
-
-def test_a_damaged_file_is_named(tmp_path):
-    write_answer_sheet(tmp_path, AnswerSheet(answers=[answer()]))
-    assert read_answer_sheet(tmp_path) == AnswerSheet(answers=[answer()])
-    assert read_answer_sheet(tmp_path / "other") is None
-    file = layout.answer_sheet(tmp_path)
-    file.write_text(file.read_text().replace("chrf", "other"))
-    with pytest.raises(InputError, match=r"answers\.json cannot be read .*`forgetting evaluate`"):
-        read_answer_sheet(tmp_path)
-
-
-def test_prompts_of_some_models_only_are_kept():
-    one = AnswerSheet(answers=[answer(1), answer(2)])
-    two = AnswerSheet(answers=[answer(2, answer="b"), answer(3)])
-    found = side_by_side({"base": one, "full": two})
-    assert [(p.sample_id, list(p.answers)) for p in found] == [
-        (1, ["base"]),
-        (2, ["base", "full"]),
-        (3, ["full"]),
-    ]

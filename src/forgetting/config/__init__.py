@@ -14,6 +14,7 @@ from forgetting.config.load import (
     check_installed,
     dump_recipe,
     load_recipe,
+    recipe_descriptions,
     shipped_recipes,
 )
 from forgetting.config.schema import (
@@ -63,5 +64,6 @@ __all__ = [
     "dump_recipe",
     "load_recipe",
     "named_sources",
+    "recipe_descriptions",
     "shipped_recipes",
 ]

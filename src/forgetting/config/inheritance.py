@@ -9,12 +9,9 @@ are its `model_fields_set`, so a saved recipe can leave out what is inherited: a
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from forgetting.method.terms import TERMS
-
-if TYPE_CHECKING:
-    from forgetting.config.schema import Recipe
 
 # A merged reference would be a second copy of the base model's weights.
 NOT_SHARED = frozenset({"merge"})
@@ -46,11 +43,11 @@ def inherit_variant(
     return merged
 
 
-def note_own_fields(recipe: Recipe, given: Mapping[str, Any]) -> None:
+def note_own_fields(recipe: Any, given: Mapping[str, Any]) -> None:
     """Reduce the `model_fields_set` of inheriting sections to the fields that they were given.
 
     Args:
-        recipe: as validated.
+        recipe: a `Recipe`, as validated.
         given: the recipe as it was written.
     """
     own = given.get("reference", {})
@@ -67,9 +64,13 @@ def note_own_fields(recipe: Recipe, given: Mapping[str, Any]) -> None:
                 getattr(variant, section).model_fields_set.intersection_update(own)
 
 
-def without_inherited(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as JSON values, complete but for what sections inherit from others of it."""
-    whole = recipe.model_dump(mode="json")
+def without_inherited(recipe: Any) -> dict[str, Any]:
+    """The recipe as JSON values, complete but for what sections inherit from others of it.
+
+    Args:
+        recipe: a `Recipe`.
+    """
+    whole: dict[str, Any] = recipe.model_dump(mode="json")
     shared = {name: v for name, v in whole["training"].items() if name not in NOT_SHARED}
     whole["reference"] = _own(whole["reference"], shared, recipe.reference.model_fields_set)
     for variant_name, variant in recipe.variants.items():

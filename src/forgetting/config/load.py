@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -35,6 +36,17 @@ def shipped_recipes() -> list[str]:
     return sorted(
         f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml")
     )
+
+
+def recipe_descriptions() -> dict[str, str]:
+    """What each shipped recipe is for, by name: the comment at the top of its file."""
+    folder = resources.files("forgetting.config") / "recipes"
+    descriptions = {}
+    for name in shipped_recipes():
+        lines = (folder / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        comment = takewhile(lambda line: line.startswith("#"), lines)
+        descriptions[name] = " ".join(line.removeprefix("#").strip() for line in comment)
+    return descriptions
 
 
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
@@ -129,7 +141,10 @@ def _explain(error: ValidationError) -> str:
 def _reason(kind: str, message: str, loc: tuple[int | str, ...], given: Any) -> str:
     if kind == "extra_forbidden":
         allowed = _allowed(loc[:-1])
-        hint = did_you_mean(str(loc[-1]), allowed.split(", "))
+        name = str(loc[-1])
+        hint = did_you_mean(name, allowed.split(", "))
+        if not hint and len(loc) == 1:
+            hint = _in_sections(name)
         return f"unknown field. Allowed here: {allowed}{hint and f'. {hint}'}"
     if kind == "missing":
         return "is missing"
@@ -141,6 +156,21 @@ def _reason(kind: str, message: str, loc: tuple[int | str, ...], given: Any) -> 
         )
     message = message.removeprefix("Value error, ")
     return message if isinstance(given, dict) else f"{message} (got {given!r})"
+
+
+def _in_sections(name: str) -> str:
+    """A question with the fields of sections that are most like a name at the top of a recipe."""
+    paths: dict[str, list[str]] = {}
+    for section, field in Recipe.model_fields.items():
+        own = _section(field.annotation)
+        if isinstance(own, type) and issubclass(own, Section):
+            for inner in own.field_names():
+                paths.setdefault(inner, []).append(f"{section}.{inner}")
+    near = did_you_mean(name, paths).removeprefix("Did you mean ").removesuffix("?")
+    found = [path for inner in near.split(" or ") for path in paths.get(inner, ())]
+    # Those of `reference` are inherited from `training`.
+    found = [path for path in found if not path.startswith("reference.")] or found
+    return f"Did you mean {' or '.join(found[:3])}?" if found else ""
 
 
 def _allowed(loc: Sequence[int | str]) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from forgetting.models.generation import generate_greedily, own_end_tokens
-from forgetting.rundir.answers import Answer, AnswerSheet
+from forgetting.rundir.answer_sheets import Answer, AnswerSheet
 from forgetting.rundir.results import Metric, TaskResult
 from forgetting.rundir.samples import Samples
 

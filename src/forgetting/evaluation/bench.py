@@ -21,7 +21,7 @@ from forgetting.models.adapters import SharedBase
 from forgetting.models.loading import load_tokenizer
 from forgetting.models.prompting import prompting_tokenizer, uses_template
 from forgetting.rundir import layout
-from forgetting.rundir.answers import AnswerSheet, write_answer_sheet
+from forgetting.rundir.answer_sheets import AnswerSheet, write_answer_sheet
 from forgetting.rundir.heldout_losses import write_heldout
 from forgetting.rundir.processes import ALONE, Processes
 from forgetting.rundir.results import (

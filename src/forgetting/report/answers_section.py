@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from forgetting.rundir.answers import side_by_side
+from forgetting.rundir.answer_sheets import side_by_side
 from forgetting.rundir.reader import RunReader
 
 

@@ -28,6 +28,7 @@ HELDOUT_METRICS = ("exact_match", "loss", "perplexity")
 LEAST_EXACT_MATCH = 0.02
 ANSWERS = "answers"
 SHARES = re.compile(r"acc|exact_match|^em$|^f1$|^mc[12]$|^average$|^chrf$")
+TITLES = {"chrf": "chrF"}
 SPOKEN = {
     "full": "training on all tokens",
     "base": "the base model without fine-tuning",
@@ -67,7 +68,7 @@ class Column:
     @property
     def metric_title(self) -> str:
         """The metric, for people."""
-        return self.metric.replace("_", " ").removesuffix(",none")
+        return TITLES.get(self.metric, self.metric.replace("_", " ").removesuffix(",none"))
 
     @property
     def title(self) -> str:
