@@ -35,7 +35,7 @@ OVERRIDES = [
     "selection.quality=base_loss",
     "forgetting.t_max=0.1",
     "forgetting.alpha=2.5",
-    "forgetting.term=npo",
+    "forgetting.floor=0.2",
     "training.learning_rate=0.5",
     "training.merge=true",
     "training.lora.rank=3",
@@ -116,6 +116,11 @@ def test_a_grid_over_a_saved_recipe_has_a_variant_per_level(write_recipe, saved)
         ),
         ({"full": {}}, "selection.rho=0.6", "no variant of the recipe selects tokens"),
         ({"ignoring": {}}, "forgetting.t_max=0.6", "no variant of the recipe unlearns tokens"),
+        (
+            {"forgetting": {"forgetting": {"term": "wga"}}},
+            "forgetting.beta=0.3",
+            "the term of no variant has a parameter beta",
+        ),
         ({"full": {}}, "variants.full.selection.rho=0.6", "full (full) selects no tokens"),
         (
             {"ignoring": {}},

@@ -21,6 +21,7 @@ from forgetting.config.schema import (
     VariantSettings,
 )
 from forgetting.errors import InputError
+from forgetting.method.terms import declared_parameters
 
 # A date that does not exist and bytes that are not UTF-8 are ValueErrors.
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
@@ -103,6 +104,10 @@ def _unread_by_variants(recipe: Recipe, section: str, field: str) -> str | None:
     users = {name: v for name, v in recipe.variants.items() if _uses(v, section)}
     if not users:
         return f"no variant of the recipe {_USE[section]}"
+    if section == "forgetting" and field in declared_parameters():
+        users = {n: v for n, v in users.items() if field in v.forgetting.term_parameters}
+        if not users:
+            return f"the term of no variant has a parameter {field}"
     if all(field in getattr(variant, section).model_fields_set for variant in users.values()):
         instead = " or ".join(f"variants.{name}.{section}.{field}" for name in users)
         return f"every variant that {_USE[section]} has its own {section}.{field}. Set {instead}"
