@@ -101,6 +101,7 @@ def _is_aligned(dataset: Dataset, columns: Sequence[str]) -> bool:
         flat = {name: _flatten(table[name]) for name in ("labels", *columns)}
         ends = np.cumsum(lengths.to_numpy())
         for name in columns:
+            _refuse_kind(name, flat[name], f"row {first_row} of the dataset")
             bad = _first_bad(name, flat[name], flat["labels"])
             if bad is not None:
                 row = first_row + int(np.searchsorted(ends, bad, side="right"))
@@ -132,6 +133,7 @@ def _align_rows(
 def _align_row(name: str, values: Any, labels: NDArray, row: str, joined: bool = False) -> NDArray:
     """One value per token; `row` says which one in messages."""
     given = np.asarray(values)
+    _refuse_kind(name, given, row)
     is_target = labels != IGNORE_INDEX
     without_first = is_target & (np.arange(len(labels)) > 0)
     if not joined:
@@ -159,6 +161,16 @@ def _align_row(name: str, values: Any, labels: NDArray, row: str, joined: bool =
         return aligned
     # A token without a label counts for nothing, but NaN times 0 is NaN.
     return np.where(is_number, numbers, 0).astype(np.int8 if name == "polarity" else np.float64)
+
+
+def _refuse_kind(name: str, values: NDArray, row: str) -> None:
+    """Refuse truth values, of which False would mean to ignore a token, and texts."""
+    if not values.size:
+        return
+    first = values.flat[0]
+    if isinstance(first, (bool, np.bool_, str)):
+        kind = "text" if isinstance(first, str) else "truth value"
+        raise ValueError(_complaint(name, row, f"the {kind} {first!s}"))
 
 
 def _first_bad(name: str, values: NDArray, labels: NDArray) -> int | None:
