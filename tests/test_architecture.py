@@ -35,6 +35,7 @@ ORDER = (
     "report",
     "stages",
     "pipeline",
+    "estimates",
     "launch",
     "inspecting",
     "chatting",

@@ -109,13 +109,18 @@ def check(recipe: Recipe) -> None:
 
 
 def facts(step: Step, done: Mapping[str, Path]) -> Facts:
-    """Held-out samples and answers, and the items of each task."""
+    """Held-out samples, answers, and the items of each task. They are the same for all models."""
+    from forgetting.evaluation.suites import planned_items
+
     own = step.recipe.evaluation
     found: dict[str, int | None] = {}
     if own.heldout:
         number = split_sizes(step, done)["heldout"].samples
         found = {"held-out samples": number, "answers": min(own.num_answers, number)}
-    return found
+    tasks = planned_items(own) if own.tasks else {}
+    if step.part != layout.BASE:
+        return {**found, **({"tasks": len(tasks)} if tasks else {})}
+    return {**found, **{f"{task} items": number for task, number in tasks.items()}}
 
 
 EVALUATE = Stage(

@@ -76,7 +76,7 @@ def fine_tune(
     latest = latest_checkpoint(checkpoints)
     if latest is not None:
         check_num_processes(latest, work.processes.count)
-    config = _config(
+    config = trainer_config(
         recipe, training, variant, checkpoints, label, work.processes.count, len(dataset)
     )
     # All weights train in float32 and compute in `dtype`; the base of an adapter is frozen.
@@ -87,20 +87,8 @@ def fine_tune(
     tokenizer = prompting_tokenizer(recipe)
     watch = SignalWatch()
     stops = CheckpointCallback(watch, is_timed=training.save_steps is None)
-    trainer = ForgettingTrainer(
-        model=model,
-        args=config,
-        train_dataset=dataset,
-        processing_class=tokenizer,
-        peft_config=loading.lora_config(training.lora) if training.lora else None,
-        callbacks=[ProgressCallback(label), stops, *_tensorboard(training, work)],
-    )
-    if recipe.model.quantization is not None and dtype == torch.float32:
-        # TRL has made them bfloat16, which modules that are trained whole cannot compute with here.
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-    trainer.remove_callback(PrinterCallback)
+    callbacks = [ProgressCallback(label), stops, *_tensorboard(training, work)]
+    trainer = make_trainer(recipe, training, config, model, tokenizer, dataset, callbacks)
     if latest is not None:
         logger.info("%s: resuming from step %s", label, latest.name.removeprefix("checkpoint-"))
     with watch:
@@ -145,7 +133,34 @@ def fine_tune(
     shutil.rmtree(checkpoints, ignore_errors=True)
 
 
-def _config(
+def make_trainer(
+    recipe: Recipe,
+    training: TrainingSettings,
+    config: ForgettingConfig,
+    model: Any,
+    tokenizer: Any,
+    dataset: Dataset,
+    callbacks: list[Any],
+) -> Any:
+    """The trainer of a recipe, ready to train."""
+    trainer = ForgettingTrainer(
+        model=model,
+        args=config,
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=loading.lora_config(training.lora) if training.lora else None,
+        callbacks=callbacks,
+    )
+    if recipe.model.quantization is not None and loading.pick_dtype(recipe.model) == torch.float32:
+        # TRL has made them bfloat16, which modules that are trained whole cannot compute with here.
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def trainer_config(
     recipe: Recipe,
     training: TrainingSettings,
     variant: VariantSettings,
@@ -154,6 +169,7 @@ def _config(
     num_processes: int,
     num_samples: int,
 ) -> ForgettingConfig:
+    """The settings of the trainer of a recipe."""
     # A lambda of zero ignores the negatives, and their figures are still logged.
     unlearning: dict[str, Any] = {"schedule": "constant", "t_min": 0.0, "t_max": 0.0}
     if variant.objective == "forgetting":
