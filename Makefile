@@ -2,12 +2,13 @@
 #   make demo    install into .venv and run the embedded demo
 #   make test    install into .venv with the test extra; lint, types, tests
 #   make docs    the same, then build the documentation into site/
+#   make reference   the same, then write the generated parts of the reference pages
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := pyproject.toml constraints.txt
 
-.PHONY: demo test test-long docs clean
+.PHONY: demo test test-long docs reference clean
 
 demo: $(VENV)/.installed
 	$(BIN)/forgetting demo
@@ -24,6 +25,9 @@ test-long: $(VENV)/.installed-test
 docs: $(VENV)/.installed-test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir site
 	@echo "Open site/index.html. The search needs a server: $(BIN)/mkdocs serve"
+
+reference: $(VENV)/.installed-test
+	$(BIN)/python docs/hooks/generated_pages.py
 
 # A stamp is newer than what it was made from: installing happens once, and again when that changes.
 $(VENV)/.installed: $(SETUP) | $(VENV)/bin/python

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from forgetting import doctor
-from forgetting.doctor import Finding, examine
+from forgetting.doctor import Finding, examine, verdict
 
 
 def by_name(findings):
@@ -84,3 +84,12 @@ def test_a_directory_that_cannot_be_written_is_broken(monkeypatch):
     finding = by_name(examine())["writing here"]
     assert finding.level == "broken"
     assert "Permission denied" in finding.detail
+
+
+def test_the_verdict_says_where_recipes_run():
+    found = [Finding("GPU 0", "ok", "a card"), Finding("torch", "ok", "2")]
+    assert verdict(found) == "Recipes can run here, on the GPU."
+    found[0] = Finding("GPU", "note", "none")
+    assert verdict(found).startswith("Recipes can run here, on the CPU.")
+    found += [Finding("trl", "broken", "is not installed"), Finding("disk", "broken", "full")]
+    assert verdict(found) == "Recipes cannot run here. Fix what is broken first: trl, disk."

@@ -15,6 +15,7 @@ import pyarrow as pa
 import yaml
 
 from forgetting.rundir import layout
+from forgetting.rundir.answer_sheets import Answer, AnswerSheet, write_answer_sheet
 from forgetting.rundir.heldout_losses import write_heldout
 from forgetting.rundir.manifest import Manifest, StageEntry
 from forgetting.rundir.results import Group, Metric, TaskResult, write_result
@@ -117,6 +118,7 @@ def write_run(
             write_evaluation(run_dir, variant, "heldout", heldout, groups)
             write_evaluation(run_dir, variant, "boolq", {"acc,none": metric(0.5 + exact / 9, 0.02)})
             _write_heldout(run_dir, variant, samples, exact)
+            _write_answers(run_dir, variant, source)
     _write_manifest(run_dir)
     return run_dir
 
@@ -128,6 +130,23 @@ def _write_heldout(run_dir: Path, variant: str, samples: Samples, exact: float) 
     is_greedy = samples.per_response_token(is_right)
     log_probs = np.full(len(is_greedy), np.nan)
     write_heldout(layout.evaluation_dir(run_dir, variant), samples, log_probs, is_greedy)
+
+
+def _write_answers(run_dir: Path, variant: str, source: str) -> None:
+    answers = [
+        Answer(
+            sample_id=sample_id,
+            source=source,
+            prompt=f"Question {sample_id}?\n{HOSTILE}",
+            expected=f"{HOSTILE} is blue",
+            answer=f"{variant} says {HOSTILE} to {sample_id}",
+            exact_match=sample_id == 7,
+            chrf=0.625,
+            is_cut=variant == "base",
+        )
+        for sample_id in (3, 7, 11, 20)
+    ]
+    write_answer_sheet(layout.evaluation_dir(run_dir, variant), AnswerSheet(answers=answers))
 
 
 def _write_manifest(run_dir: Path) -> None:

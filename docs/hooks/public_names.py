@@ -1,42 +1,41 @@
-"""A hook of MkDocs: the Python API reference, from the public names of `forgetting`.
+"""A hook of MkDocs: what mkdocstrings makes of the public names, in place of their generated parts.
 
-Input: a page with lines `<!-- API: PATTERN ... -->`. Output: in place of each, the
-documentation of the names in `forgetting.__all__` that match one of its patterns. Names are
-addressed as users import them, so a module can move without a change to the page.
+Input: a page with parts `<!-- API: PATTERN ... -->` or `<!-- errors -->` to `<!-- end -->`, see
+`generated_pages`. Output: in their place, entries of mkdocstrings for the names that match. Names
+are addressed as users import them, so a module can move without a change to the page.
 """
 
 from __future__ import annotations
 
 import re
-from fnmatch import fnmatchcase
+import sys
+from pathlib import Path
 from typing import Any
 
-import forgetting
+sys.path.insert(0, str(Path(__file__).parent))
+from generated_pages import MEMBERS, matching
 
-MARK = re.compile(r"<!-- API: (.+?) -->")
-# Members to show; the other classes have only fields, or hundreds of inherited settings.
-MEMBERS = {
-    "ForgettingTerm": "[needs_base, is_per_sample, __call__]",
-    "ForgettingTrainer": "[lam, compute_loss]",
-    "LambdaSchedule": "[__call__]",
-    "PositiveLoss": "[__call__]",
-}
+PART = re.compile(r"<!-- (API: .+?|errors) -->\n.*?<!-- end -->", re.DOTALL)
+ERRORS = (
+    "::: forgetting.errors\n    options: {show_root_heading: false, show_root_toc_entry: false, "
+    "show_docstring_description: false}"
+)
 
 
 def on_page_markdown(markdown: str, **given: Any) -> str:
-    """Entries of mkdocstrings in place of every mark."""
+    """Entries of mkdocstrings in place of every part."""
     del given
-    return MARK.sub(lambda match: "\n\n".join(map(entry, matching(match[1].split()))), markdown)
+    return PART.sub(_entries, markdown)
 
 
-def matching(patterns: list[str]) -> list[str]:
-    """The public names that match, pattern by pattern."""
-    return [
-        name for pattern in patterns for name in forgetting.__all__ if fnmatchcase(name, pattern)
-    ]
+def _entries(match: re.Match[str]) -> str:
+    if match[1] == "errors":
+        return ERRORS
+    names = matching(match[1].removeprefix("API: ").split())
+    return "\n\n".join(map(entry, names))
 
 
 def entry(name: str) -> str:
     """What mkdocstrings replaces by the documentation of a name."""
-    members = MEMBERS.get(name, "false")
+    members = f"[{', '.join(MEMBERS[name])}]" if name in MEMBERS else "false"
     return f"::: forgetting.{name}\n    options: {{members: {members}}}"

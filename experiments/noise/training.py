@@ -66,7 +66,7 @@ def train(recipe: Recipe, variant: VariantSettings, samples: pa.Table) -> Any:
             use_cpu=not torch.accelerator.is_available(),
             # A training takes seconds: an interrupted one is done again.
             save_strategy="no",
-            logging_steps=settings.logging_steps,
+            logging_steps=settings.logging_interval(len(samples)),
             report_to=[],
             disable_tqdm=True,
             max_length=None,

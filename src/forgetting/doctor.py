@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 import shutil
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
@@ -45,6 +46,19 @@ def examine() -> list[Finding]:
         *_devices(),
         _writes_here(),
     ]
+
+
+def verdict(findings: Sequence[Finding]) -> str:
+    """In a sentence: whether recipes can run on this machine, and on what."""
+    broken = [finding.what for finding in findings if finding.level == "broken"]
+    if broken:
+        return f"Recipes cannot run here. Fix what is broken first: {', '.join(broken)}."
+    if any(finding.what.startswith("GPU") and finding.level == "ok" for finding in findings):
+        return "Recipes can run here, on the GPU."
+    return (
+        "Recipes can run here, on the CPU. That is enough for the demo and for small models. "
+        "Larger ones need a GPU."
+    )
 
 
 def _packages() -> list[Finding]:

@@ -35,6 +35,7 @@ from forgetting.pipeline import default_run_dir, describe_plan, is_prepared
 from forgetting.pipeline import run as run_stages
 from forgetting.rundir import layout
 from forgetting.rundir.findings import PosteriorPart, has_findings
+from forgetting.rundir.reader import require_run
 from forgetting.rundir.stats import DataSummary
 from forgetting.stages.telling import TellingFeatures
 
@@ -76,8 +77,7 @@ def open_run(
         InputError: there is no run, no such variant, no such measure, neither a selection nor
             findings, or scores, selection or findings do not belong to the tokens of D_train.
     """
-    if not layout.recipe_file(run_dir).is_file():
-        raise InputError(f"{run_dir} is not a run directory: it has no {layout.RECIPE}")
+    require_run(run_dir)
     recipe = load_recipe(layout.recipe_file(run_dir))
     check_tokenizer(recipe, run_dir)
     explain = TellingFeatures(recipe, run_dir) if has_findings(run_dir) else None

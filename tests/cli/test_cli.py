@@ -12,7 +12,14 @@ import typer
 from forgetting import __version__, doctor, pipeline
 from forgetting.cli import app, main
 from forgetting.cli.interrupt import MESSAGE
-from forgetting.config import load_recipe, shipped_recipes
+from forgetting.config import (
+    LossSettings,
+    Recipe,
+    SelectionSettings,
+    TrainingSettings,
+    load_recipe,
+    shipped_recipes,
+)
 from forgetting.errors import DivergenceError
 
 # The hidden one is for `forgetting.launch`.
@@ -91,6 +98,10 @@ def test_a_command_has_an_example_and_at_most_eight_options_of_its_own(name, mon
         (["run", "demo", "--dry-runn"], "--dry-run"),
         (["run", "quikstart"], "Did you mean quickstart?"),
         (["sweep", "Demo", "--grid", "seed=1"], "Did you mean demo?"),
+        (["run", "demo", "--set", "rho=0.5"], "Did you mean selection.rho?"),
+        (["run", "demo", "--set", "roh=0.5"], "Did you mean selection.rho?"),
+        (["run", "demo", "--set", "selection.roh=0.5"], "Did you mean rho?"),
+        (["run", "demo", "--set", "learning_rat=1"], "Did you mean training.learning_rate?"),
         (["reproduce", "figure1"], "Did you mean figure1a or figure1b?"),
         (["reproduce", "table3", "--scale", "tinny"], "Did you mean tiny?"),
     ],
@@ -107,6 +118,11 @@ def test_a_wrong_file_name_gets_the_near_matches(write_recipe, tmp_path, capsys)
     (tmp_path / "runs" / "mine").mkdir(parents=True)
     assert main(["inspect", str(tmp_path / "runs" / "mien")]) == 2
     assert f"Did you mean {tmp_path / 'runs' / 'mine'}?" in capsys.readouterr().err
+    for command in ("export", "chat"):
+        assert main([command, str(tmp_path / "runs" / "mien")]) == 2
+        assert f"Did you mean {tmp_path / 'runs' / 'mine'}?" in capsys.readouterr().err
+    assert main(["audit", str(recipe.parent / "records.jsno")]) == 2
+    assert "Did you mean" in capsys.readouterr().err
     assert main(["inspect", str(recipe)]) == 2
     assert "Pass the model that scores it with --model" in capsys.readouterr().err
 
@@ -121,7 +137,74 @@ def test_a_wrong_command_line_is_2(capsys, arguments):
 
 def test_recipes_lists_the_shipped_ones(capsys):
     assert main(["recipes"]) == 0
-    assert capsys.readouterr().out.split() == shipped_recipes()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line[0] != " "] == shipped_recipes()
+    assert main(["recipes", "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [entry["name"] for entry in entries] == shipped_recipes()
+    assert all(len(entry["description"].split()) >= 4 for entry in entries)
+    assert not any("#" in entry["description"] for entry in entries)
+
+
+@pytest.mark.parametrize("section", ["training", "selection", "loss", "recipe"])
+def test_fields_prints_every_field_of_a_section(section, capsys):
+    models = {
+        "training": TrainingSettings,
+        "selection": SelectionSettings,
+        "loss": LossSettings,
+        "recipe": Recipe,
+    }
+    assert main(["fields", section, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    names = [field["name"] for field in found["fields"]]
+    assert names == models[section].field_names()
+    assert all(field["meaning"] for field in found["fields"] if section != "recipe")
+    assert main(["fields", section]) == 0
+    text = capsys.readouterr().out
+    assert all(f"\n{name}  " in text for name in names)
+    assert "`" not in text
+
+
+def test_fields_prints_all_sections_and_names_the_near_match(capsys):
+    assert main(["fields"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "learning_rate number above 0; default 0.0001 Peak learning rate." in text
+    assert "objective full, ignoring, forgetting, weighted, corrected; must be given" in text
+    assert "lora a section: lora, or null" in text
+    assert main(["fields", "trainin"]) == 2
+    assert "Did you mean training?" in capsys.readouterr().err
+
+
+COMPLETIONS = {
+    "bash": lambda words: {"COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)},
+    "zsh": lambda words: {"_TYPER_COMPLETE_ARGS": words},
+    "fish": lambda words: {
+        "_TYPER_COMPLETE_ARGS": words,
+        "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+    },
+}
+
+
+@pytest.mark.parametrize("shell", COMPLETIONS)
+def test_the_shell_completes_commands_and_recipes(shell, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "quiet.yaml").touch()
+    (tmp_path / "quiet.txt").touch()
+    monkeypatch.setattr("sys.argv", ["forgetting"])
+    monkeypatch.setenv("_FORGETTING_COMPLETE", f"complete_{shell}")
+    for words, offered, other in (
+        ("forgetting repr", ["reproduce"], "report"),
+        ("forgetting run qui", ["quickstart", "quiet.yaml"], "quiet.txt"),
+    ):
+        for name, value in COMPLETIONS[shell](words).items():
+            monkeypatch.setenv(name, value)
+        assert main() == 0
+        text = capsys.readouterr().out
+        assert all(each in text for each in offered)
+        assert other not in text
+    monkeypatch.delenv("_FORGETTING_COMPLETE")
+    assert main(["--show-completion", shell]) == 0
+    assert "_FORGETTING_COMPLETE" in capsys.readouterr().out
 
 
 def test_a_run_ends_with_its_results_and_where_they_are(run_tiny, finished_run, capsys):
@@ -260,13 +343,16 @@ def test_doctor_is_content_with_this_machine(capsys):
     text = capsys.readouterr().out
     assert "torch" in text
     assert "arithmetic" in text
+    assert " ".join(text.split()).endswith(doctor.verdict(doctor.examine()))
 
 
 def test_doctor_exits_1_where_something_needed_is_broken(monkeypatch, capsys):
     broken = doctor.Finding("trl", "broken", "is [not] installed")
     monkeypatch.setattr(doctor, "examine", lambda: [broken])
     assert main(["doctor"]) == 1
-    assert "is [not] installed" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "is [not] installed" in text
+    assert text.endswith("Recipes cannot run here. Fix what is broken first: trl.\n")
     assert main(["doctor", "--json"]) == 1
     assert json.loads(capsys.readouterr().out) == [
         {"what": "trl", "level": "broken", "detail": "is [not] installed"}

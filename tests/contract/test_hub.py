@@ -66,9 +66,14 @@ def test_the_card_says_what_was_forgotten_and_how(models, tmp_path):
     trainer.train()
     card = (Path(trainer.args.output_dir) / "README.md").read_text(encoding="utf-8")
     assert "trained with SFT" not in card
+    assert "None" not in card
+    assert "licence: license" not in card
+    assert f"fine-tuned version of `{Path(trainer.model.config._name_or_path).name}`" in card
+    assert f'model="{Path(trainer.args.output_dir).name}"' in card
     assert "trained with Forgetting, a method introduced in [Forgetting: A New Mechanism" in card
     assert "https://huggingface.co/papers/2508.04329" in card
     assert "- forgetting" in card.split("---")[1]
+    assert "- sft" not in card.split("---")[1]
     assert "| term of negative tokens | satimp, beta1 2, beta2 1, floor 0.01 |" in card
     assert "| lambda | cosine, t_min 0.0001, t_max 0.125 |" in card
     assert "| loss of positive tokens | cross_entropy |" in card

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
 from transformers import TrainingArguments
 from trl import SFTConfig
@@ -233,3 +234,42 @@ def test_a_column_of_no_numbers_names_its_first_row(
     message = f"row 0 of the dataset holds .* in {column}, which takes"
     with pytest.raises(ValueError, match=message):
         make_trainer(case, True, models, tmp_path).train()
+
+
+def with_data(**data):
+    return Case("", others=given(lambda: data))
+
+
+ROWS = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "polarity": [0, 1, -1]}]
+
+
+@pytest.mark.parametrize(
+    ("polarity", "complaint"),
+    [
+        ([True, True, False], "row 0 of the dataset holds the truth value True in polarity"),
+        (False, "row 0 of the dataset holds the truth value False in polarity"),
+        (["1", "1", "-1"], "row 0 of the dataset holds the text 1 in polarity"),
+        ("learn", "row 0 of the dataset holds the text learn in polarity"),
+        ([0.5, 1, 1], "takes -1, 0 and +1"),
+    ],
+)
+def test_values_that_are_no_polarity_get_one_message(polarity, complaint, models, tmp_path):
+    data = Dataset.from_list([{**ROWS[0], "labels": [5, 6, 7], "polarity": polarity}] * 2)
+    with pytest.raises(ValueError, match=re.escape(complaint)):
+        make_trainer(with_data(train_dataset=data), True, models, tmp_path)
+
+
+ALPACA = [{"instruction": "a", "output": "b", "polarity": 1}]
+
+
+@pytest.mark.parametrize("name", ["train_dataset", "eval_dataset"])
+def test_rows_without_a_known_column_get_one_message(name, models, tmp_path):
+    complaint = f"{name} has the columns instruction, output, and none of input_ids, messages"
+    with pytest.raises(ValueError, match=complaint):
+        make_trainer(with_data(**{name: Dataset.from_list(ALPACA)}), True, models, tmp_path)
+
+
+@pytest.mark.parametrize("data", ["some text", True, [1], {"a": "b"}])
+def test_evaluation_data_of_another_type_gets_one_message(data, models, tmp_path):
+    with pytest.raises(TypeError, match="eval_dataset must be a Dataset"):
+        make_trainer(with_data(eval_dataset=data), True, models, tmp_path)

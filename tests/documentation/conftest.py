@@ -40,6 +40,16 @@ def page_name(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
+GENERATED = re.compile(r"(<!-- .*? -->)\n.*?<!-- end -->", re.DOTALL)
+
+
+def written(page: Path) -> str:
+    """A page without its generated parts, of which only the lines are left."""
+    return GENERATED.sub(
+        lambda match: match[1] + "\n" * match[0].count("\n"), page.read_text(encoding="utf-8")
+    )
+
+
 FENCE = re.compile(
     r'^```(?P<language>\w*)(?: title="(?P<title>[^"]+)")?\n(?P<text>.*?)^```$',
     re.DOTALL | re.MULTILINE,
@@ -63,7 +73,7 @@ class Block:
 
 def page_blocks(page: Path) -> list[Block]:
     """The blocks of a page, in their order."""
-    text = page.read_text(encoding="utf-8")
+    text = written(page)
     return [
         Block(
             page, text.count("\n", 0, m.start()) + 1, m["language"] or "text", m["title"], m["text"]
@@ -84,7 +94,7 @@ def blocks(language: str) -> list[Block]:
 
 def code_spans(page: Path) -> Iterator[str]:
     """Text between single backticks, outside of blocks."""
-    text = FENCE.sub("", page.read_text("utf-8"))
+    text = FENCE.sub("", written(page))
     for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text):
         yield " ".join(span.split())
 

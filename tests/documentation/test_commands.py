@@ -21,6 +21,7 @@ from collections.abc import Callable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import typer
@@ -78,6 +79,10 @@ def our_command(arguments: list[str]) -> int:
         rest = [*rest, "--dry-run"]
     elif command in {*TAKES_A_RECIPE, "sweep"}:
         rest = [*rest[:1], *(part for small in SMALL for part in ("--set", small)), *rest[1:]]
+    elif command == "chat":
+        # Pipes do not lead into this process.
+        with mock.patch("sys.stdin", io.StringIO("Name three colors.\n")):
+            return main([command, *rest])
     return main([command, *rest])
 
 
@@ -317,7 +322,8 @@ def test_fields_that_a_page_mentions_exist(page):
         if value is None and section == "forgetting" and is_importable(span):
             continue
         if value is not None:
-            load_recipe("quickstart", [f"{section}.{path}={value}"])
+            # A recipe whose variants read every section.
+            load_recipe("arena", [f"{section}.{path}={value}"])
             continue
         node = schema["properties"][section]
         for name in path.split("."):

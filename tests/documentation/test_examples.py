@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from forgetting import Recipe, run, score_dataset
 from forgetting.config import load_recipe
 from forgetting.evaluation.suites import Suite
 from forgetting.export.tokens import ALTERNATIVES, NOISE
+from tests.conftest import save_tiny_model
 from tests.documentation.conftest import DOCS, blocks, page_name
 
 
@@ -39,9 +41,45 @@ def the_readmes_trains(names, before):
     polarity = np.concatenate(names["polarity"])
     assert (polarity == 1).sum() == round(0.7 * polarity.size)
     assert (polarity == -1).sum() == polarity.size - round(0.7 * polarity.size)
-    assert names["trainer"].state.global_step > 0
-    after = score_dataset(names["trainer"].model, names["input_ids"], names["labels"])
-    assert np.abs(np.concatenate(after) - before).max() > 0
+    assert len(names["rows"]) == 16
+    for row, own in zip(names["rows"], names["polarity"], strict=True):
+        # The response and what ends it are learned, and nothing of the prompt.
+        ids = [token for token, label in zip(*row.values(), strict=True) if label != -100]
+        assert len(ids) == len(own)
+        assert names["tokenizer"].decode(ids).startswith("It is ")
+    scores = [
+        np.concatenate(
+            score_dataset(names[name], names["rows"]["input_ids"], names["rows"]["labels"])
+        )
+        for name in ("base", "tuned", "model")
+    ]
+    assert all(np.abs(a - b).max() > 0 for a, b in pairwise(scores))
+
+
+CHAT = (
+    "{%- for m in messages -%}{{- '<' + m.role + '>' + m.content + '</s>' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<assistant>' -}}{%- endif -%}"
+)
+
+
+@pytest.fixture
+def chats(tmp_path):
+    """A folder with the file and the model that the README's script names."""
+    model = save_tiny_model(tmp_path / "Qwen" / "Qwen2.5-0.5B")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(model)
+    lines = [
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {number}?"},
+                {"role": "assistant", "content": f"It is {number} {'again ' * (number % 3)}."},
+            ]
+        }
+        for number in range(20)
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path
 
 
 def the_trainers_trains(names, before):
@@ -66,12 +104,17 @@ CHECKS = {
 
 
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
-def test_a_python_example_runs(block, given, workplace, monkeypatch):
-    monkeypatch.chdir(workplace)
+def test_a_python_example_runs(block, given, workplace, chats, monkeypatch):
+    monkeypatch.chdir(chats if page_name(block.page) == "README.md" else workplace)
     before = np.concatenate(score_dataset(given["model"], given["input_ids"], given["labels"]))
     exec(compile(block.text, str(block), "exec"), given)
     if page_name(block.page) in CHECKS:
         CHECKS[page_name(block.page)](given, before)
+
+
+def test_the_readmes_script_is_short():
+    (block,) = (block for block in blocks("python") if page_name(block.page) == "README.md")
+    assert sum(bool(line.strip()) for line in block.text.splitlines()) <= 25
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)

@@ -59,9 +59,9 @@ def test_a_script_runs_the_recipe(folder):
     assert (run / "report" / "index.html").is_file()
     saved = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
     assert saved["data"]["sources"][0]["format"] == "ticket"
-    variant = saved["variants"]["forgetting"]
-    assert variant["selection"]["quality"] == "max_loss"
-    assert variant["forgetting"]["term"] == "power"
+    # The variants inherit both.
+    assert saved["selection"]["quality"] == "max_loss"
+    assert saved["forgetting"]["term"] == "power"
 
 
 def test_the_command_knows_the_names_of_an_installed_package(folder):

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,13 @@ from scipy import stats
 import forgetting
 from forgetting import Recipe, errors
 from forgetting.cli import app
-from tests.documentation.conftest import DOCS, PAGES, ROOT, page_name
+from forgetting.config.field_table import recipe_sections
+from tests.documentation.conftest import DOCS, PAGES, ROOT, page_name, written
+
+spec = spec_from_file_location("generated_pages", DOCS / "hooks" / "generated_pages.py")
+assert spec is not None
+generated_pages = module_from_spec(spec)
+spec.loader.exec_module(generated_pages)
 
 MAX_WORDS = 8_500
 MAX_README_LINES = 150
@@ -106,18 +113,19 @@ def test_every_command_and_option_is_in_the_reference(site):
     heading = r'<h2 id="forgetting-(\w+)">'
     sections = dict(re.findall(rf"{heading}(.*?)(?=<h2|</article)", page, re.DOTALL))
     commands = typer.main.get_command(app).commands
+    commands = {name: each for name, each in commands.items() if not each.hidden}
     assert list(sections) == list(commands)
     for name, command in commands.items():
         for option in command.params:
             if option.param_type_name == "option":
                 assert f"<code>{option.opts[0]}" in sections[name], (name, option.opts)
     # A bar between choices does not end the cell.
-    assert "<code>--format parquet|jsonl</code>" in sections["export"]
+    assert "<code>--format parquet&#124;jsonl</code>" in sections["export"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_links_between_pages_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+    for target in re.findall(r"\]\(([^)#]+)", written(page)):
         if "://" not in target:
             assert (page.parent / target).exists(), target
 
@@ -129,12 +137,34 @@ def test_the_readme_is_short():
 
 def test_the_pages_are_short():
     texts = [page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md")]
-    # Pages with a mark are generated.
-    # Numbers and the lines of tables are not words.
-    pages = [text.split() for text in texts if "<!--" not in text]
+    # Pages with generated parts do not count. Numbers and the lines of tables are not words.
+    pages = [text.split() for text in texts if "<!-- end -->" not in text]
     words = [sum(any(map(str.isalpha, word)) for word in page) for page in pages]
     assert len(words) > len(texts) / 2
     assert sum(words) <= MAX_WORDS
+
+
+@pytest.mark.parametrize("name", generated_pages.PAGES)
+def test_generated_parts_are_current(name):
+    page = (DOCS / "reference" / name).read_text(encoding="utf-8")
+    # `make reference` writes them.
+    assert page == generated_pages.generate(page)
+    parts = generated_pages.PART.findall(page)
+    assert parts
+    assert len(parts) == page.count("<!-- end -->")
+
+
+def test_generated_parts_leave_nothing_out():
+    folder = DOCS / "reference"
+    text = {name: (folder / name).read_text("utf-8") for name in generated_pages.PAGES}
+    for name in forgetting.__all__:
+        assert f"\n### {name}\n" in text["api.md"], name
+        assert getattr(forgetting, name) is not None
+    for section in recipe_sections().values():
+        assert f"<!-- fields of {section.name} -->" in text["recipe.md"]
+        assert all(f"| `{field.name}` |" in text["recipe.md"] for field in section.fields)
+    for name, command in typer.main.get_command(app).commands.items():
+        assert (f"\n## forgetting {name}\n" in text["commands.md"]) is not command.hidden
 
 
 def test_the_readmes_figures_are_those_of_the_page():

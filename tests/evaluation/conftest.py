@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from forgetting.rundir.answer_sheets import Answer
+
 
 @pytest.fixture
 def model(tiny_model):
@@ -18,6 +20,13 @@ def model(tiny_model):
 @pytest.fixture
 def tokenizer(tiny_model):
     return AutoTokenizer.from_pretrained(tiny_model)
+
+
+def answer(sample_id=0, **changes) -> Answer:
+    """An answer with made-up content."""
+    own = {"source": "s", "prompt": "p", "expected": "e", "answer": "a"}
+    own |= {"exact_match": False, "chrf": 0.25, "is_cut": False}
+    return Answer(sample_id=sample_id, **{**own, **changes})
 
 
 def write_lines(path: Path, records) -> None:

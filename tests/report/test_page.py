@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from forgetting.rundir.selections import MixtureCurve, MixtureFit, MixtureSummar
 from tests.written_run import change_selection, write_run
 
 Decode = Callable[..., str]
+MODELS = ("base", "full", "ignoring", "forgetting")
 ALL_FILES = ["index.html", "inspector.html", "results.csv", "results.json", "results.md"]
 
 
@@ -74,6 +76,7 @@ def test_report_holds_all_sections(run_dir: Path, decode: Decode) -> None:
         "Does quality find the noise?",
         "Training",
         "Selection",
+        "Answers",
         "Data",
         "Recipe",
     ]
@@ -100,6 +103,26 @@ def test_a_mixture_and_its_absence_are_shown(run_dir: Path, decode: Decode) -> N
     assert "the bad component, 12.5% of the tokens" in page.text
     assert "ignoring: the fit found no second component" in page.text
     assert "it has one peak" in page.text
+
+
+def test_answers_of_all_models_are_side_by_side(run_dir: Path, decode: Decode) -> None:
+    output = build(run_dir, decode)
+    page = Page(output / "index.html")
+    text = page.text[page.text.index("Greedy answers to 4") :]
+    # Of the second prompt: the response of the corpus, then every model, the base first.
+    second = text[text.index("sample 7") : text.index("sample 11")]
+    places = [second.index(f"{name} says <script>alert(1)") for name in MODELS]
+    assert places == sorted(places)
+    assert second.index("response of the corpus") < places[0]
+    assert "Question 7?" in second
+    assert "exact, cut" in second
+    assert "chrF 62" in text[: text.index("sample 7")]
+    entries = json.loads((output / "results.json").read_text(encoding="utf-8"))["answers"]
+    assert [entry["sample_id"] for entry in entries] == [3, 7, 11, 20]
+    assert list(entries[0]["answers"]) == list(MODELS)
+    own = entries[1]["answers"]["full"]
+    assert own["answer"].startswith("full says <script>")
+    assert (own["chrf"], own["exact_match"], own["is_cut"]) == (0.625, True, False)
 
 
 def test_two_builds_are_the_same_bytes(run_dir: Path, decode: Decode, tmp_path: Path) -> None:
@@ -215,7 +238,7 @@ def test_run_with_only_the_full_variant(make_run: Callable[..., Path], decode: D
     page = Page(build(make_run(variants=["full"]), decode) / "index.html")
     assert "full tokens" not in page.text
     assert "training on all tokens is 54.4 points above the base model" in page.text
-    assert page.headings == ["Setup", "Training", "Data", "Recipe"]
+    assert page.headings == ["Setup", "Training", "Answers", "Data", "Recipe"]
 
 
 def test_stages_are_in_the_order_of_a_run(run_dir: Path, decode: Decode) -> None:

@@ -59,13 +59,12 @@ def test_terms_reach_the_training_of_a_run_with_the_scores_they_need(
     monkeypatch.setattr(fit, "ForgettingTrainer", Spy)
     changes = [
         f"forgetting.term={term}",
-        "forgetting.beta=0.3",
         "forgetting.floor=0.01",
         "forgetting.normalization=token",
         "variants={forgetting: {objective: forgetting}}",
     ]
     path = run_stages(
-        load_recipe(write_recipe(), changes),
+        load_recipe(write_recipe(forgetting={"beta": 0.3}), changes),
         tmp_path / "out",
         stages=["prepare", "reference", "score", "select", "train"],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from glob import escape
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +11,26 @@ import typer
 
 from forgetting.errors import InputError, did_you_mean
 
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """What the shell offers for a recipe: shipped names, YAML files and folders."""
+    from forgetting.config import shipped_recipes
+
+    names = [name for name in shipped_recipes() if name.startswith(incomplete)]
+    begun = Path(incomplete)
+    folder, start = (begun, "") if incomplete.endswith("/") else (begun.parent, begun.name)
+    found = sorted(folder.glob(f"{escape(start)}*")) if folder.is_dir() else []
+    files = [str(path) for path in found if path.suffix in (".yaml", ".yml")]
+    return [*names, *files, *(f"{path}/" for path in found if path.is_dir())]
+
+
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="YAML file, or the name of a shipped recipe.")
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="YAML file, or the name of a shipped recipe.",
+        autocompletion=complete_recipe,
+    ),
 ]
 RunDirOption = Annotated[
     Path | None, typer.Option("--run-dir", help="Run directory. Default: runs/NAME.")

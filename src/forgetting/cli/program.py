@@ -19,7 +19,7 @@ from forgetting.launch import report_failure
 from forgetting.rundir.processes import end_with_the_others, num_processes
 
 # In the order of the help. Each module adds its commands to the app.
-for module in ("run", "audit", "inspect", "export", "study", "machine"):
+for module in ("run", "audit", "inspect", "chat", "export", "study", "machine"):
     import_module(f"forgetting.cli.{module}_commands")
 
 

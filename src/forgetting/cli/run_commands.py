@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -24,7 +24,8 @@ from forgetting.cli.options import (
     SetOption,
     find_recipe,
 )
-from forgetting.console import new_table, print_path, setup_logging
+from forgetting.console import duration, new_table, print_path, setup_logging
+from forgetting.errors import InputError
 from forgetting.launch import launch
 from forgetting.rundir import layout
 from forgetting.rundir.processes import (
@@ -72,6 +73,14 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan. Loads no weights, writes nothing.")
     ] = False,
+    time: Annotated[
+        bool,
+        typer.Option(
+            "--time",
+            help="With --dry-run: measure a few batches and estimate the time of each step. Loads "
+            "the model.",
+        ),
+    ] = False,
     processes: ProcessesOption = None,
     accelerate_config: ConfigOption = None,
     quiet: QuietOption = False,
@@ -87,8 +96,10 @@ def run(
         processes=processes,
         accelerate_config=accelerate_config,
     )
+    if time and not dry_run:
+        raise InputError("--time is for the plan. Pass --dry-run as well")
     if dry_run:
-        print_plan(request)
+        print_plan(request, is_timed=time)
     else:
         run_request(request)
 
@@ -162,7 +173,12 @@ def worker(
     setup_logging(quiet or process_index() > 0)
     from forgetting.pipeline import run as run_stages
 
-    run_stages(recipe, run_dir, stages=stage or None)
+    try:
+        run_stages(recipe, run_dir, stages=stage or None)
+    except SystemExit:
+        # All processes leave a training together, after its checkpoint.
+        leave_processes()
+        raise
     leave_processes()
 
 
@@ -215,8 +231,8 @@ def run_request(request: RunRequest) -> Path | None:
     return path
 
 
-def print_plan(request: RunRequest) -> None:
-    """Print what a run would do."""
+def print_plan(request: RunRequest, *, is_timed: bool = False) -> None:
+    """Print what a run would do, and how long it would take if `is_timed`."""
     setup_logging(request.quiet or request.as_json)
     from forgetting.config import check_batches, load_recipe
 
@@ -226,23 +242,46 @@ def print_plan(request: RunRequest) -> None:
 
     path = request.run_dir if request.run_dir is not None else default_run_dir(recipe)
     steps = describe_plan(recipe, path)
+    seconds: dict[str, float] = {}
+    if is_timed:
+        from forgetting.estimates import estimate_seconds
+
+        seconds = estimate_seconds(recipe, path)
     if request.as_json:
-        lines = [{"step": step.key, "done": step.is_done, **step.facts} for step in steps]
+        lines: list[dict[str, Any]] = [
+            {
+                "step": step.key,
+                "done": step.is_done,
+                **step.facts,
+                **({"seconds": seconds.get(step.key)} if is_timed else {}),
+            }
+            for step in steps
+        ]
         typer.echo(json.dumps({"run_dir": str(path), "plan": lines}))
         return
     title = escape(f"{recipe.name}: {recipe.model.name_or_path}")
     table = Table(title=title, title_justify="left")
-    for name in ("step", "state", "size"):
+    for name in ("step", "state", *(["time"] if is_timed else []), "size"):
         table.add_column(name)
     for step in steps:
         facts = ", ".join(
             f"{'unknown' if value is None else f'{value:,}'} {name}"
             for name, value in step.facts.items()
         )
-        table.add_row(step.key, "done" if step.is_done else "to do", facts)
+        times = []
+        if is_timed:
+            times = [duration(seconds[step.key]) if step.key in seconds else "–"]
+        table.add_row(step.key, "done" if step.is_done else "to do", *times, facts)
     out.print(table)
+    if is_timed:
+        out.print(
+            f"About {duration(sum(seconds.values()))} in one process, by a few measured batches. "
+            "Not counted: benchmark tasks, and steps that run no model.",
+            highlight=False,
+        )
+    loaded = "written" if is_timed else "loaded or written"
     out.print(
-        f"The run would write to {path}. Nothing has been loaded or written.",
+        f"The run would write to {path}. Nothing has been {loaded}.",
         soft_wrap=True,
         markup=False,
         highlight=False,

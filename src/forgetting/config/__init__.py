@@ -15,6 +15,7 @@ from forgetting.config.load import (
     check_installed,
     dump_recipe,
     load_recipe,
+    recipe_descriptions,
     shipped_recipes,
 )
 from forgetting.config.schema import (
@@ -65,5 +66,6 @@ __all__ = [
     "dump_recipe",
     "load_recipe",
     "named_sources",
+    "recipe_descriptions",
     "shipped_recipes",
 ]

@@ -6,9 +6,9 @@ Output: a `Recipe` in which every field has a value and every local path is abso
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
@@ -17,8 +17,10 @@ import yaml
 from pydantic import ValidationError
 
 from forgetting.config.fields import Section
+from forgetting.config.inheritance import without_inherited
 from forgetting.config.inputs import PLAIN_TEMPLATE
-from forgetting.config.schema import DEFAULT_VARIANTS, Recipe, TrainingSettings
+from forgetting.config.overrides import NOT_YAML, apply_override, check_effect
+from forgetting.config.schema import Recipe, TrainingSettings
 from forgetting.config.yaml_text import parse_yaml
 from forgetting.errors import InputError, did_you_mean
 from forgetting.formats import FORMATS
@@ -37,6 +39,17 @@ def shipped_recipes() -> list[str]:
     )
 
 
+def recipe_descriptions() -> dict[str, str]:
+    """What each shipped recipe is for, by name: the comment at the top of its file."""
+    folder = resources.files("forgetting.config") / "recipes"
+    descriptions = {}
+    for name in shipped_recipes():
+        lines = (folder / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+        comment = takewhile(lambda line: line.startswith("#"), lines)
+        descriptions[name] = " ".join(line.removeprefix("#").strip() for line in comment)
+    return descriptions
+
+
 def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe.
 
@@ -49,17 +62,19 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = ()) -> Reci
 
     Raises:
         InputError: the recipe does not exist, is not YAML, or has unknown or invalid fields; the
-            message names each of them by its path.
+            message names each of them by its path. Or an override changes nothing.
     """
     path = _find(path_or_name, Path())
     given, folders = _read(path, ())
     for override in overrides:
-        _override(given, override)
+        apply_override(given, override)
     given.setdefault("name", path.stem)
     try:
         recipe = Recipe.model_validate(given)
     except ValidationError as error:
         raise InputError(f"{path} is not valid:\n{_explain(error)}") from error
+    for override in overrides:
+        check_effect(recipe, override)
     return _with_absolute_paths(recipe, folders)
 
 
@@ -67,8 +82,6 @@ MAX_SHOWN = 200
 """Characters of a wrong value that a message shows."""
 MAX_EXTENDS = 50
 """Recipes in a row that may extend each other."""
-# A date that does not exist and bytes that are not UTF-8 are ValueErrors.
-_NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 def _find(path_or_name: str | Path, folder: Path) -> Path:
@@ -87,7 +100,7 @@ def _read(path: Path, inner: tuple[Path, ...]) -> tuple[dict[str, Any], list[Pat
     """The fields of a recipe merged over those that it extends, and the folders of both."""
     try:
         given = parse_yaml(path.read_text(encoding="utf-8"))
-    except _NOT_YAML as error:
+    except NOT_YAML as error:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict):
         raise InputError(f"{path} is not a recipe: expected sections such as `model` and `data`")
@@ -117,36 +130,6 @@ def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _override(given: dict[str, Any], override: str) -> None:
-    keys, equals, text = override.partition("=")
-    parts = keys.split(".")
-    if not equals or not all(parts):
-        raise InputError(f"--set {override}: expected section.field=value")
-    try:
-        value = parse_yaml(text)
-    except _NOT_YAML as error:
-        raise InputError(f"--set {override}: the value is not YAML") from error
-    node: Any = given
-    for depth, part in enumerate(parts):
-        last = depth == len(parts) - 1
-        if isinstance(node, list):
-            if not part.isdecimal() or int(part) >= len(node):
-                raise InputError(f"--set {override}: {part!r} is not an item of the list")
-            part_key: Any = int(part)
-        elif isinstance(node, dict):
-            part_key = part
-            if not last and not isinstance(node.get(part), (dict, list)):
-                # `--set variants.forgetting...` must not drop the other default variants.
-                default = DEFAULT_VARIANTS if (depth == 0 and part == "variants") else {}
-                node[part] = copy.deepcopy(dict(default))
-        else:
-            raise InputError(f"--set {override}: there is no field {'.'.join(parts[: depth + 1])}")
-        if last:
-            node[part_key] = value
-        else:
-            node = node[part_key]
-
-
 def _explain(error: ValidationError) -> str:
     """One line per field. An inherited value is reported where it was written."""
     errors = error.errors()
@@ -170,7 +153,10 @@ def _explain(error: ValidationError) -> str:
 def _reason(kind: str, message: str, loc: tuple[int | str, ...], given: Any) -> str:
     if kind == "extra_forbidden":
         allowed = _allowed(loc[:-1])
-        hint = did_you_mean(str(loc[-1]), allowed.split(", "))
+        name = str(loc[-1])
+        hint = did_you_mean(name, allowed.split(", "))
+        if not hint and len(loc) == 1:
+            hint = _in_sections(name)
         return f"unknown field. Allowed here: {allowed}{hint and f'. {hint}'}"
     if kind == "missing":
         return "is missing"
@@ -188,6 +174,21 @@ def _reason(kind: str, message: str, loc: tuple[int | str, ...], given: Any) -> 
 def _shown(given: Any) -> str:
     text = repr(given)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
+def _in_sections(name: str) -> str:
+    """A question with the fields of sections that are most like a name at the top of a recipe."""
+    paths: dict[str, list[str]] = {}
+    for section, field in Recipe.model_fields.items():
+        own = _section(field.annotation)
+        if isinstance(own, type) and issubclass(own, Section):
+            for inner in own.field_names():
+                paths.setdefault(inner, []).append(f"{section}.{inner}")
+    near = did_you_mean(name, paths).removeprefix("Did you mean ").removesuffix("?")
+    found = [path for inner in near.split(" or ") for path in paths.get(inner, ())]
+    # Those of `reference` are inherited from `training`.
+    found = [path for path in found if not path.startswith("reference.")] or found
+    return f"Did you mean {' or '.join(found[:3])}?" if found else ""
 
 
 def _allowed(loc: Sequence[int | str]) -> str:
@@ -296,5 +297,6 @@ def check_installed(recipe: Recipe) -> None:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The complete recipe as YAML, as the run directory stores it."""
-    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    """The recipe as YAML, as the run directory stores it: every field, apart from those that a
+    section inherits from another."""
+    return yaml.safe_dump(without_inherited(recipe), sort_keys=False, allow_unicode=True)

@@ -10,9 +10,10 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_validator
 
 from forgetting.config.fields import ItemLimit, Name, Positive, Section
+from forgetting.config.inheritance import inherit_reference, inherit_variant, note_own_fields
 from forgetting.config.inputs import DataSettings, ModelSettings, SourceSettings
 from forgetting.config.unlearning import (
     DetectorSettings,
@@ -36,6 +37,8 @@ _BY_POSTERIOR = ("weighted", "corrected")
 # From which probability of being bad on a token is negative.
 _POSTERIORS = {"ignoring": 0.5}
 _POSTERIOR = 0.9
+NUM_LOGS = 50
+"""About how many times a training logs its figures by default."""
 
 
 class LoraSettings(Section):
@@ -80,10 +83,11 @@ class TrainingSettings(Section):
     gradient_checkpointing: bool = True
     """Whether to recompute activations in the backward pass: less memory, about a third more
     time."""
-    save_steps: Positive = 200
-    """Number of steps between checkpoints, from which an interrupted run resumes."""
-    logging_steps: Positive = 10
-    """Number of steps between logged figures."""
+    save_steps: Positive | None = None
+    """Number of steps between checkpoints, from which an interrupted run resumes. `null` writes
+    one at least every 5 minutes. Ctrl-C and SIGTERM always write one before the run ends."""
+    logging_steps: Positive | None = None
+    """Number of steps between logged figures. `null` logs about 50 times."""
     report_to: list[Literal["tensorboard", "wandb", "trackio"]] = []
     """Experiment trackers that receive the logged figures."""
 
@@ -103,6 +107,12 @@ class TrainingSettings(Section):
         micro_batches = math.ceil(num_samples / self.micro_batch_size)
         per_epoch = math.ceil(micro_batches / (self.batch_size // self.micro_batch_size))
         return math.ceil(self.epochs * per_epoch)
+
+    def logging_interval(self, num_samples: int) -> int:
+        """Number of steps between logged figures of a training on `num_samples` samples."""
+        if self.logging_steps is not None:
+            return self.logging_steps
+        return max(1, round(self.num_steps(num_samples) / NUM_LOGS))
 
 
 class ReferenceSettings(TrainingSettings):
@@ -209,6 +219,11 @@ class EvaluationSettings(Section):
 
     heldout: bool = True
     """Whether to measure loss, perplexity and greedy exact match on the held-out responses."""
+    num_answers: Annotated[int, Field(ge=0)] = 20
+    """Number of held-out prompts that every model answers, side by side in the report. Decoding is
+    greedy. 0 turns it off."""
+    answer_tokens: Positive = 256
+    """Maximum number of tokens of an answer. Prompt and answer are at most `data.max_length`."""
     tasks: list[TaskSettings] = []
     """Tasks and suites. A task in several suites is evaluated once."""
     include_path: str | None = None
@@ -226,7 +241,8 @@ class EvaluationSettings(Section):
     system_instruction: str | None = None
     """System turn of every prompt. Without `apply_chat_template`, text before the prompt."""
     batch_size: Positive = 8
-    """Number of sequences per forward pass of an lm-eval task."""
+    """Number of sequences per forward pass of an lm-eval task, and number of prompts that are
+    answered together."""
     log_samples: bool = False
     """Whether to save every prompt and answer as JSON lines next to the results."""
 
@@ -265,17 +281,22 @@ class Recipe(Section):
         """Fill in what sections inherit from each other, so that every section is complete."""
         if not isinstance(given, Mapping):
             return given
-        recipe = dict(given)
-        training = recipe.get("training")
-        if isinstance(training, Mapping) and isinstance(recipe.get("reference", {}), Mapping):
-            # A merged reference would be a second copy of the base model's weights.
-            shared = {field: value for field, value in training.items() if field != "merge"}
-            recipe["reference"] = {**shared, **recipe.get("reference", {})}
+        recipe = {**given, "reference": inherit_reference(given)}
         variants = recipe.get("variants", DEFAULT_VARIANTS)
         if isinstance(variants, Mapping):
             recipe["variants"] = {
-                name: _inherit_variant(name, variant, recipe) for name, variant in variants.items()
+                name: inherit_variant(name, variant, recipe, get_args(Objective))
+                for name, variant in variants.items()
             }
+        return recipe
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _note_own_fields(cls, given: Any, handler: ModelWrapValidatorHandler[Recipe]) -> Recipe:
+        recipe = handler(given)
+        if isinstance(given, Mapping):
+            variants = given.get("variants", DEFAULT_VARIANTS)
+            note_own_fields(recipe, {**given, "variants": variants})
         return recipe
 
     @field_validator("variants")
@@ -425,15 +446,3 @@ DEFAULT_VARIANTS: Mapping[str, Any] = {
     "ignoring": {"selection": {"rho": 0.5}},
     "forgetting": {},
 }
-
-
-def _inherit_variant(name: Any, variant: Any, recipe: Mapping[str, Any]) -> Any:
-    variant = {} if variant is None else variant
-    if not isinstance(variant, Mapping):
-        return variant
-    merged = {"objective": name, **variant} if name in get_args(Objective) else dict(variant)
-    for section in ("selection", "forgetting"):
-        outer, own = recipe.get(section, {}), merged.get(section, {})
-        if isinstance(outer, Mapping) and isinstance(own, Mapping):
-            merged[section] = {**outer, **own}
-    return merged

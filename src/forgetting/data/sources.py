@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from forgetting.config import MAX_RECORD_BYTES, SourceSettings
 from forgetting.data.files import BINARY_FORMS, TEXT_FORMS, Pairs, form_of, read_file
 from forgetting.demo.world import chat_records
-from forgetting.errors import InputError
+from forgetting.errors import InputError, did_you_mean
 from forgetting.rundir.storage import digest, file_sha256
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -71,7 +71,7 @@ def is_local(source: SourceSettings) -> bool:
         return True
     if form_of(path) is None and HUB_ID.fullmatch(path):
         return False
-    raise InputError(f"no data file at {path}")
+    raise InputError(f"no data file at {path}{_near_files(Path(path))}")
 
 
 def source_fingerprint(source: SourceSettings) -> dict[str, Any]:
@@ -133,4 +133,13 @@ def _read_dataset(source: SourceSettings) -> Pairs:
         )
         forms = ", ".join((*TEXT_FORMS, *BINARY_FORMS))
         hint = f" (data files end in {forms})" if not Path(path).exists() else ""
+        hint += _near_files(Path(path)) if hint else ""
         raise InputError(f"{where}: {reason}{hint}") from error
+
+
+def _near_files(path: Path) -> str:
+    """A sentence with the files next to a path that are most like it, or ""."""
+    if not path.parent.is_dir():
+        return ""
+    hint = did_you_mean(str(path), [str(f) for f in path.parent.iterdir() if f.is_file()])
+    return hint and f". {hint}"

@@ -8,17 +8,20 @@ model and the tasks' data are loaded once for all models.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from forgetting.config import Recipe
 from forgetting.console import logger, progress
+from forgetting.evaluation.answers import ANSWERS, answer_prompts, item_scores, score_answers
 from forgetting.evaluation.harness import Harness
 from forgetting.evaluation.heldout import HELDOUT, HeldoutMeasurement, evaluate_heldout
 from forgetting.models.adapters import SharedBase
+from forgetting.models.loading import load_tokenizer
 from forgetting.models.prompting import prompting_tokenizer, uses_template
 from forgetting.rundir import layout
+from forgetting.rundir.answer_sheets import AnswerSheet, write_answer_sheet
 from forgetting.rundir.heldout_losses import write_heldout
 from forgetting.rundir.item_scores import write_item_scores
 from forgetting.rundir.processes import ALONE, Processes
@@ -42,14 +45,20 @@ class Bench:
         recipe: the recipe.
         processes: of the run.
         day: `DataSummary.date`, for templates that read the clock. Default: they read it.
+        end_token_ids: `DataSummary.end_token_ids`, at which answers end.
     """
 
     def __init__(
-        self, recipe: Recipe, processes: Processes = ALONE, day: str | None = None
+        self,
+        recipe: Recipe,
+        processes: Processes = ALONE,
+        day: str | None = None,
+        end_token_ids: Collection[int] = (),
     ) -> None:
         self._recipe = recipe
         self._processes = processes
         self._day = day
+        self._end_token_ids = end_token_ids
         self.models = SharedBase(recipe.model)
 
     @functools.cached_property
@@ -74,6 +83,11 @@ class Bench:
         """Whether the recipe measures held-out samples, and has any."""
         return self._recipe.evaluation.heldout and self._recipe.data.num_heldout > 0
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether the recipe asks for answers to held-out prompts."""
+        return self.has_heldout and self._recipe.evaluation.num_answers > 0
+
     def measure(
         self,
         variant: str,
@@ -96,7 +110,7 @@ class Bench:
         """
         requests = self.harness.requests if self._recipe.evaluation.tasks else []
         # The first process decides: the others could see files that it writes in the meantime.
-        names = [*([HELDOUT] if self.has_heldout else []), *(r.task for r in requests)]
+        names = [HELDOUT, ANSWERS, *(request.task for request in requests)]
         measured = self._processes.share([name for name in names if has_result(output, name)])
         with self.models.lend(path) as model:
             if self.has_heldout and HELDOUT not in measured:
@@ -109,6 +123,11 @@ class Bench:
                         )
                     )
                 self._write_result(output, variant, measured_here.result, keep)
+            if self.has_answers and ANSWERS not in measured and self._processes.is_main:
+                sheet = self._answer(model, variant, Samples.read(heldout))
+                keep(write_answer_sheet(output, sheet))
+                keep(write_item_scores(output, ANSWERS, item_scores(sheet)))
+                self._write_result(output, variant, score_answers(sheet), keep)
             done = sum(request.task in measured for request in requests)
             with progress(f"Evaluating {variant} on tasks", len(requests), done) as advance:
                 for request in requests:
@@ -139,6 +158,22 @@ class Bench:
                 tokens_per_batch=self._recipe.scoring.tokens_per_batch,
                 process_index=self._processes.index,
                 num_processes=self._processes.count,
+                advance=advance,
+            )
+
+    def _answer(self, model: Any, variant: str, samples: Samples) -> AnswerSheet:
+        settings = self._recipe.evaluation
+        number = min(settings.num_answers, len(samples))
+        with progress(f"Answers of {variant} to held-out prompts", number) as advance:
+            return answer_prompts(
+                model,
+                load_tokenizer(self._recipe.model),
+                samples,
+                number=number,
+                end_token_ids=self._end_token_ids,
+                max_new_tokens=settings.answer_tokens,
+                max_length=self._recipe.data.max_length,
+                batch_size=settings.batch_size,
                 advance=advance,
             )
 

@@ -221,6 +221,21 @@ def read_request(request: Request, data_dir: str | None) -> LocalItems | None:
     return items
 
 
+def planned_items(settings: EvaluationSettings) -> dict[str, int | None]:
+    """Number of items of each task, at most; None: not known before its data set is loaded."""
+    requests, _ = plan_tasks(settings)
+    found: dict[str, int | None] = {}
+    for request in requests:
+        items = read_request(request, settings.data_dir)
+        if items is not None:
+            scored = BENCHMARKS[request.task].scored
+            found[request.task] = request.num_items(len(items.splits[scored]))
+        else:
+            counts = [int(limit) for limit in request.limits if limit >= 1]
+            found[request.task] = min(counts, default=None)
+    return found
+
+
 def evaluation_fingerprint(settings: EvaluationSettings) -> dict[str, Any]:
     """What results depend on apart from the settings: suites and local files, by content."""
     requests, suites = plan_tasks(settings)

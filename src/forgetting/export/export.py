@@ -35,7 +35,7 @@ from forgetting.report.result_table import tabulate
 from forgetting.rundir import layout
 from forgetting.rundir.findings import DetectorSummary, read_findings
 from forgetting.rundir.manifest import StageEntry, read_manifest
-from forgetting.rundir.reader import RunReader
+from forgetting.rundir.reader import RunReader, require_run
 from forgetting.rundir.samples import SampleFile, rows_in_parts
 from forgetting.rundir.selections import SelectionSummary, read_selection
 from forgetting.rundir.stats import DataSummary
@@ -95,8 +95,7 @@ def export_run(
             to `what`, `output` exists, or the repository cannot be written to.
     """
     run = Path(run_dir)
-    if not layout.recipe_file(run).is_file():
-        raise InputError(f"{run} is not a run directory: it has no {layout.RECIPE}")
+    require_run(run)
     is_corpus = what in ("data", "clean")
     _refuse_unread(
         {

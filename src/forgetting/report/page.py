@@ -26,6 +26,7 @@ from forgetting.inspector.pieces import Decode
 from forgetting.inspector.rendering import content_policy, static_page
 from forgetting.inspector.shown import Explain
 from forgetting.report import bars, figures, result_rows, tables
+from forgetting.report.answers_section import answer_entries
 from forgetting.report.counts import Negatives, SplitLengths, count_lengths, count_negatives
 from forgetting.report.detector_section import DetectorSection, detector_section
 from forgetting.report.drawing import SeriesStyle, series_styles
@@ -91,7 +92,9 @@ def build_report(
     inspection = open_inspection(run_dir, decode, explain=explain)
     detector = None if run.findings is None else detector_section(run_dir, run.findings)
     content = _index(run, table, splits, negatives, detector, inspection)
-    found = {} if detector is None else {"detector": detector.values}
+    found: dict[str, Any] = {} if detector is None else {"detector": detector.values}
+    if run.answers:
+        found["answers"] = answer_entries(run)
     sections = [to_markdown(table), *([] if detector is None else [detector.to_markdown()])]
     files = {
         layout.results_file(output_dir, "json"): to_json(table, found),
@@ -142,6 +145,7 @@ def _index(
         "training": _training(run, styles),
         "selection": _selection(run, styles, negatives, inspection) if run.selections else None,
         "worst": None if inspection is None else worst_samples(inspection),
+        "answers": answer_entries(run),
         "data": _data(run, splits),
     }
 

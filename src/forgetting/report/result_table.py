@@ -25,7 +25,9 @@ HELDOUT = "heldout"
 HELDOUT_METRICS = ("exact_match", "loss", "perplexity")
 # Below this a model answers almost nothing correctly, differences are chance, and loss says more.
 LEAST_EXACT_MATCH = 0.02
-SHARES = re.compile(r"acc|exact_match|^em$|^f1$|^mc[12]$|^average$")
+ANSWERS = "answers"
+SHARES = re.compile(r"acc|exact_match|^em$|^f1$|^mc[12]$|^average$|^chrf$")
+TITLES = {"chrf": "chrF"}
 # Shares of items that are right or wrong, unlike F1, an average of tasks, or a share of tokens.
 COUNTED = re.compile(r"(?<!token_)acc|exact_match|^em$|^mc1$")
 INTERVALS = (
@@ -70,12 +72,14 @@ class Column:
         """The task, for people."""
         if self.task == HELDOUT:
             return "held-out"
+        if self.task == ANSWERS:
+            return "held-out answers"
         return f"{self.task} (local build)" if self.local else self.task
 
     @property
     def metric_title(self) -> str:
         """The metric, for people."""
-        return self.metric.replace("_", " ").removesuffix(",none")
+        return TITLES.get(self.metric, self.metric.replace("_", " ").removesuffix(",none"))
 
     @property
     def title(self) -> str:

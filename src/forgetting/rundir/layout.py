@@ -189,6 +189,11 @@ def heldout_file(evaluation: Path) -> Path:
     return evaluation / "heldout.parquet"
 
 
+def answer_sheet(evaluation: Path) -> Path:
+    """The answers to held-out prompts. Not next to the results, which are found by their suffix."""
+    return evaluation / "generated" / "answers.json"
+
+
 def answers_file(evaluation: Path, task: str) -> Path:
     """Prompts, answers and scores of a task, one JSON object per item."""
     return result_file(evaluation, task).with_suffix(".samples.jsonl")

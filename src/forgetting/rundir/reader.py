@@ -15,8 +15,9 @@ import yaml
 from pydantic import ValidationError
 
 from forgetting.config import Recipe
-from forgetting.errors import InputError
+from forgetting.errors import InputError, did_you_mean
 from forgetting.rundir import layout
+from forgetting.rundir.answer_sheets import AnswerSheet, read_answer_sheet
 from forgetting.rundir.findings import DetectorSummary, has_findings, read_findings
 from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.results import Evaluation, read_results
@@ -40,6 +41,24 @@ def in_order(variants: Iterable[str]) -> list[str]:
     return sorted(variants, key=lambda name: (rank.get(name, len(rank)), name))
 
 
+def require_run(path: Path) -> None:
+    """Refuse a path that is no run directory.
+
+    Raises:
+        InputError: it has no recipe; the message names the folders next to it that are most like
+            it.
+    """
+    if layout.recipe_file(path).is_file():
+        return
+    folders = []
+    if path.parent.is_dir() and not path.exists():
+        folders = [str(each) for each in path.parent.iterdir() if each.is_dir()]
+    hint = did_you_mean(str(path), folders)
+    raise InputError(
+        f"{path} is not a run directory: it has no {layout.RECIPE}{hint and f'. {hint}'}"
+    )
+
+
 class RunReader:
     """The artifacts of a run.
 
@@ -51,9 +70,8 @@ class RunReader:
     """
 
     def __init__(self, path: Path) -> None:
+        require_run(path)
         file = layout.recipe_file(path)
-        if not file.is_file():
-            raise InputError(f"{path} is not a run directory: it has no {file.name}")
         self.path = path
         self.manifest = read_manifest(path)
         try:
@@ -130,6 +148,13 @@ class RunReader:
         variants = self._variants(layout.evaluation_dir(self.path))
         folders = (layout.evaluation_dir(self.path, variant) for variant in variants)
         return [result for folder in folders for result in read_results(folder)]
+
+    @cached_property
+    def answers(self) -> dict[str, AnswerSheet]:
+        """Answers to held-out prompts by variant, the base model among them."""
+        variants = self._variants(layout.evaluation_dir(self.path))
+        sheets = {v: read_answer_sheet(layout.evaluation_dir(self.path, v)) for v in variants}
+        return {variant: sheet for variant, sheet in sheets.items() if sheet is not None}
 
     @property
     def preferred_variant(self) -> str | None:

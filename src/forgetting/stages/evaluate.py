@@ -26,7 +26,10 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     data = layout.data_dir(run_dir)
     summary = DataSummary.load(data)
     # The steps share the base model in memory, and the tasks with their data.
-    bench = step.once("bench", lambda: Bench(step.recipe, work.processes, summary.date))
+    bench = step.once(
+        "bench",
+        lambda: Bench(step.recipe, work.processes, summary.date, summary.end_token_ids),
+    )
     variant = str(step.part)
     manifest = read_manifest(run_dir)
     same = same_model(manifest, variant)
@@ -49,8 +52,12 @@ def _copy_results(folder: Path, variant: str, output: Path) -> None:
     from forgetting.rundir.results import read_results, write_result
 
     # As in a measurement, a result comes after its answers and marks the task as done.
-    results = shutil.ignore_patterns("*.json")
-    shutil.copytree(folder, output, ignore=results, dirs_exist_ok=True)
+    results = {layout.result_file(folder, each.task).name for each in read_results(folder)}
+
+    def skipped(inner: str, names: list[str]) -> set[str]:
+        return results.intersection(names) if Path(inner) == folder else set()
+
+    shutil.copytree(folder, output, ignore=skipped, dirs_exist_ok=True)
     for result in read_results(folder):
         write_result(output, variant, result)
 
@@ -109,10 +116,18 @@ def check(recipe: Recipe) -> None:
 
 
 def facts(step: Step, done: Mapping[str, Path]) -> Facts:
-    """Held-out samples."""
-    if not step.recipe.evaluation.heldout:
-        return {}
-    return {"held-out samples": split_sizes(step, done)["heldout"].samples}
+    """Held-out samples, answers, and the items of each task. They are the same for all models."""
+    from forgetting.evaluation.suites import planned_items
+
+    own = step.recipe.evaluation
+    found: dict[str, int | None] = {}
+    if own.heldout:
+        number = split_sizes(step, done)["heldout"].samples
+        found = {"held-out samples": number, "answers": min(own.num_answers, number)}
+    tasks = planned_items(own) if own.tasks else {}
+    if step.part != layout.BASE:
+        return {**found, **({"tasks": len(tasks)} if tasks else {})}
+    return {**found, **{f"{task} items": number for task, number in tasks.items()}}
 
 
 EVALUATE = Stage(

@@ -101,6 +101,7 @@ def _is_aligned(dataset: Dataset, columns: Sequence[str]) -> bool:
         flat = {name: _flatten(table[name]) for name in ("labels", *columns)}
         ends = np.cumsum(lengths.to_numpy())
         for name in columns:
+            _refuse_kind(name, flat[name], f"row {first_row} of the dataset")
             bad = _first_bad(name, flat[name], flat["labels"])
             if bad is not None:
                 row = first_row + int(np.searchsorted(ends, bad, side="right"))
@@ -135,6 +136,7 @@ def _align_row(name: str, values: Any, labels: NDArray, row: str, joined: bool =
         given = np.asarray(values)
     except ValueError as error:
         raise ValueError(f"{row} holds lists of different lengths in {name}") from error
+    _refuse_kind(name, given, row)
     is_target = labels != IGNORE_INDEX
     without_first = is_target & (np.arange(len(labels)) > 0)
     if not joined:
@@ -172,6 +174,16 @@ def _not_a_number(values: NDArray) -> Any:
         if value is not None and not isinstance(value, int | float):
             return value
     return None
+
+
+def _refuse_kind(name: str, values: NDArray, row: str) -> None:
+    """Refuse truth values, of which False would mean to ignore a token, and texts."""
+    if not values.size:
+        return
+    first = values.flat[0]
+    if isinstance(first, (bool, np.bool_, str)):
+        kind = "text" if isinstance(first, str) else "truth value"
+        raise ValueError(_complaint(name, row, f"the {kind} {first!s}"))
 
 
 def _first_bad(name: str, values: NDArray, labels: NDArray) -> int | None:

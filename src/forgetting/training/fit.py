@@ -35,6 +35,7 @@ from forgetting.training.checkpoints import check_num_processes, latest_checkpoi
 from forgetting.training.config import ForgettingConfig
 from forgetting.training.dataset import write_stream
 from forgetting.training.progress import ProgressCallback
+from forgetting.training.stopping import CheckpointCallback, SignalWatch, leave
 from forgetting.training.trainer import ForgettingTrainer
 
 
@@ -63,6 +64,8 @@ def fine_tune(
         InputError: the checkpoint was written by another number of processes, or a tracker is
             not installed.
         DivergenceError: training diverged.
+        KeyboardInterrupt: Ctrl-C was pressed. A checkpoint has been written.
+        SystemExit: the process was asked to end (SIGTERM). A checkpoint has been written.
     """
     dtype = loading.pick_dtype(recipe.model)
     # A file that every process maps into memory, so that none holds it.
@@ -75,31 +78,25 @@ def fine_tune(
     latest = latest_checkpoint(checkpoints)
     if latest is not None:
         check_num_processes(latest, work.processes.count)
-    num_steps = training.num_steps(len(dataset))
-    config = _config(recipe, training, variant, checkpoints, label, work.processes.count, num_steps)
+    config = trainer_config(
+        recipe, training, variant, checkpoints, label, work.processes.count, len(dataset)
+    )
     # All weights train in float32 and compute in `dtype`; the base of an adapter is frozen.
     # Loaded after the configuration, which may say that processes share one model.
     model = loading.load_base_model(
         recipe.model, dtype if training.lora else torch.float32, in_parts=share_one_model()
     )
     tokenizer = prompting_tokenizer(recipe)
-    trainer = ForgettingTrainer(
-        model=model,
-        args=config,
-        train_dataset=dataset,
-        processing_class=tokenizer,
-        peft_config=loading.lora_config(training.lora) if training.lora else None,
-        callbacks=[ProgressCallback(label), *_tensorboard(training, work)],
-    )
-    if recipe.model.quantization is not None and dtype == torch.float32:
-        # TRL has made them bfloat16, which modules that are trained whole cannot compute with here.
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-    trainer.remove_callback(PrinterCallback)
+    watch = SignalWatch()
+    stops = CheckpointCallback(watch, is_timed=training.save_steps is None)
+    callbacks = [ProgressCallback(label), stops, *_tensorboard(training, work)]
+    trainer = make_trainer(recipe, training, config, model, tokenizer, dataset, callbacks)
     if latest is not None:
         logger.info("%s: resuming from step %s", label, latest.name.removeprefix("checkpoint-"))
-    trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+    with watch:
+        trainer.train(resume_from_checkpoint=str(latest) if latest else None)
+    if stops.stopped_by is not None:
+        leave(stops.stopped_by)
     set_end_tokens(model, end_token_ids)
     folder = work.path / "adapter" if training.merge else work.output
     # Before anything is computed: parts that were gathered for it would stay so.
@@ -159,15 +156,43 @@ def _check_finite(model: Any, logits: Tensor, label: str, is_shared: bool) -> No
     )
 
 
-def _config(
+def make_trainer(
+    recipe: Recipe,
+    training: TrainingSettings,
+    config: ForgettingConfig,
+    model: Any,
+    tokenizer: Any,
+    dataset: Dataset,
+    callbacks: list[Any],
+) -> Any:
+    """The trainer of a recipe, ready to train."""
+    trainer = ForgettingTrainer(
+        model=model,
+        args=config,
+        train_dataset=dataset,
+        processing_class=tokenizer,
+        peft_config=loading.lora_config(training.lora) if training.lora else None,
+        callbacks=callbacks,
+    )
+    if recipe.model.quantization is not None and loading.pick_dtype(recipe.model) == torch.float32:
+        # TRL has made them bfloat16, which modules that are trained whole cannot compute with here.
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def trainer_config(
     recipe: Recipe,
     training: TrainingSettings,
     variant: VariantSettings,
     checkpoints: Path,
     label: str,
     num_processes: int,
-    num_steps: int,
+    num_samples: int,
 ) -> ForgettingConfig:
+    """The settings of the trainer of a recipe."""
     # A lambda of zero ignores the negatives, and their figures are still logged.
     unlearning: dict[str, Any] = {"schedule": "constant", "t_min": 0.0, "t_max": 0.0}
     if variant.objective == "forgetting":
@@ -179,7 +204,7 @@ def _config(
         learning_rate=training.learning_rate,
         lr_scheduler_type=training.lr_scheduler,
         # The first step of a warm-up has the rate 0, and would be all there is.
-        warmup_steps=training.warmup_ratio if num_steps > 1 else 0,
+        warmup_steps=training.warmup_ratio if training.num_steps(num_samples) > 1 else 0,
         num_train_epochs=training.epochs,
         per_device_train_batch_size=training.micro_batch_size,
         gradient_accumulation_steps=training.batch_size
@@ -190,11 +215,12 @@ def _config(
         bf16=loading.pick_dtype(recipe.model) == torch.bfloat16,
         ddp_find_unused_parameters=False,
         use_cpu=loading.pick_device().type == "cpu",
-        save_strategy="steps",
-        save_steps=training.save_steps,
+        # Without a number of steps, `CheckpointCallback` asks for checkpoints.
+        save_strategy="no" if training.save_steps is None else "steps",
+        save_steps=training.save_steps or 0,
         # The checkpoint before the newest stays until the newest is sealed.
         save_total_limit=2,
-        logging_steps=training.logging_steps,
+        logging_steps=training.logging_interval(num_samples),
         report_to=[tracker for tracker in training.report_to if tracker != "tensorboard"],
         run_name=f"{recipe.name}: {label}",
         disable_tqdm=True,

@@ -45,6 +45,43 @@ def refuse_types(args: Any, dataset: Any) -> None:
         )
 
 
+def evaluation_sets(dataset: Any) -> list[Dataset | IterableDataset]:
+    """The datasets in `eval_dataset`, if there are any.
+
+    Raises:
+        TypeError: it is, or holds, something else.
+    """
+    given = dataset.values() if isinstance(dataset, dict) else [dataset]
+    found = [each for each in given if each is not None]
+    for each in found:
+        if not isinstance(each, (Dataset, IterableDataset)):
+            raise TypeError(
+                "eval_dataset must be a Dataset, an IterableDataset or a dictionary of them, got a "
+                f"{type(each).__name__}"
+            )
+    return found
+
+
+def refuse_columns(what: str, columns: Collection[str], args: ForgettingConfig) -> None:
+    """Refuse rows without a column that holds what is trained on.
+
+    Args:
+        what: name of the argument, for the message.
+
+    Raises:
+        ValueError: the message says which columns there are, and how to get the right ones.
+    """
+    known = {args.dataset_text_field, "messages", "conversations", "prompt", "input_ids"}
+    if known & set(columns):
+        return
+    own = sorted(set(columns) - {"polarity"})
+    raise ValueError(
+        f"{what} has the columns {', '.join(own)}, and none of input_ids, messages, prompt (with "
+        f"completion) and {args.dataset_text_field}. Rename them, or make prompts and completions: "
+        'dataset.map(lambda row: {"prompt": ..., "completion": ...})'
+    )
+
+
 def refuse(args: ForgettingConfig, columns: Collection[str]) -> None:
     """Check that settings and training data go together.
 

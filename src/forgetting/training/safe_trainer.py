@@ -62,6 +62,8 @@ class SafeTrainer(Trainer):
 
     _unpushed: str | None = None
     """A checkpoint to upload once it is complete."""
+    _open_log: tuple[float, int] | None = None
+    """Sum of the losses since the last log and the step of that log, in a resumed run."""
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, *positional: Any, **named: Any
@@ -110,6 +112,8 @@ class SafeTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._unpushed = None
         super()._save_checkpoint(model, trial)
+        # Every process computes it: it may hold sums over all of them.
+        progress = self._progress()
         # Each process writes the state of its random generators.
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
@@ -117,7 +121,7 @@ class SafeTrainer(Trainer):
                 f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             )
             (folder / COURSE).write_text(json.dumps(self._course(), indent=1))
-            (folder / PROGRESS).write_text(json.dumps(self._progress(), indent=1))
+            (folder / PROGRESS).write_text(json.dumps(progress, indent=1))
             seal(folder)
         if self._unpushed is not None:
             self._push(self._unpushed)
@@ -133,10 +137,21 @@ class SafeTrainer(Trainer):
 
     def _progress(self) -> dict[str, Any]:
         """State of the run as JSON, that a resumed run goes on from. Subclasses add to it."""
-        return {}
+        losses = self.accelerator.gather(self._tr_loss).mean().item()
+        return {"open_loss": losses, "last_logged": self._globalstep_last_logged}
 
     def _set_progress(self, progress: dict[str, Any]) -> None:
         """Go on from what `_progress` returned."""
+        if "open_loss" in progress:
+            self._open_log = progress["open_loss"], progress["last_logged"]
+
+    def _run_epoch(self, *positional: Any, **named: Any) -> Any:
+        # Trainer begins a new mean of the loss where it resumes, also between two logs.
+        if self._open_log is not None:
+            losses, self._globalstep_last_logged = self._open_log
+            self._tr_loss += losses
+            self._open_log = None
+        return super()._run_epoch(*positional, **named)
 
     def _check_course(self, checkpoint: str) -> None:
         # Trainer would resume with other settings, and take other samples and another lambda.

@@ -7,6 +7,7 @@ have no negative token. Knows nothing of losses' formulas or of models.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median_low
 from typing import Any
 
@@ -80,14 +81,24 @@ class WindowSums:
         ).double()
         self._sums = sums if self._sums is None else self._sums + sums
 
-    def take(self, accelerator: Any) -> dict[str, float]:
-        """The figures of all processes, and a new beginning; empty if nothing was counted."""
+    def total(self, accelerator: Any) -> list[float] | None:
+        """The sums of all processes in the order of `COUNTERS`; None if nothing was counted."""
         if self._sums is None:
-            return {}
-        sums, self._sums = self._sums, None
+            return None
+        sums = self._sums
         if accelerator.num_processes > 1:
             sums = accelerator.reduce(sums, reduction="sum")
-        return figures(dict(zip(COUNTERS, sums.tolist(), strict=True)))
+        return sums.tolist()
+
+    def resume(self, total: Sequence[float], device: Any) -> None:
+        """Go on from the sums that `total` returned."""
+        self._sums = torch.tensor(total, dtype=torch.float64, device=device)
+
+    def take(self, accelerator: Any) -> dict[str, float]:
+        """The figures of all processes, and a new beginning; empty if nothing was counted."""
+        total = self.total(accelerator)
+        self._sums = None
+        return {} if total is None else figures(dict(zip(COUNTERS, total, strict=True)))
 
 
 def figures(total: dict[str, float]) -> dict[str, float]:

@@ -17,9 +17,6 @@ from typing import Any, NoReturn
 import torch
 from accelerate.utils import is_peft_model
 from datasets import Dataset, IterableDataset
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from trl import SFTTrainer
 
 from forgetting.errors import DivergenceError
 from forgetting.method.loss import forgetting_loss
@@ -44,9 +41,12 @@ from forgetting.training.collator import (
 )
 from forgetting.training.config import ForgettingConfig
 from forgetting.training.dealing import deal_by_length, draws_random_numbers
-from forgetting.training.model_card import PAPER, add_settings
+from forgetting.training.model_card import PAPER, correct_card
+from forgetting.training.polarity_evaluation import PolarityEvaluation
 from forgetting.training.refusals import (
+    evaluation_sets,
     refuse,
+    refuse_columns,
     refuse_loss_function,
     refuse_sharded_sequences,
     refuse_shared_rows,
@@ -55,9 +55,10 @@ from forgetting.training.refusals import (
 from forgetting.training.safe_trainer import SafeTrainer
 from forgetting.training.step_figures import LossWatch, WindowSums
 from forgetting.training.step_ranking import choose_tokens, values_of_samples
+from forgetting.training.targets import of_targets, rows_of_samples, target_polarity
 
 
-class ForgettingTrainer(SafeTrainer, SFTTrainer):
+class ForgettingTrainer(SafeTrainer, PolarityEvaluation):
     """Learns the positive tokens and unlearns the negative ones (arXiv 2508.04329, equation 8).
 
     Args:
@@ -76,7 +77,10 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         data_collator: your own must return `input_ids`, `labels` and an `attention_mask` that is 1
             on the tokens of each sample; it may pad on either side.
         *more: as for `trl.SFTTrainer`, in its order.
-        **others: as for `trl.SFTTrainer`.
+        **others: as for `trl.SFTTrainer`. An `eval_dataset` takes the same forms, also without
+            `polarity`. Its `eval_loss` is the mean cross-entropy of the positive tokens, and
+            `eval_negative_loss` that of the negative ones, both weighted by `token_weights`. If
+            every token is positive, `eval_loss` is that of `trl.SFTTrainer`.
 
     Raises:
         TypeError: `args` or `train_dataset` has another type.
@@ -89,7 +93,7 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
     loss_is_scaled_for_ga = True
 
     # For the card that is written into checkpoints.
-    _tag_names = ["trl", "sft", "forgetting"]
+    _tag_names = ["trl", "forgetting"]
     _name = "Forgetting"
     _paper = PAPER
 
@@ -105,10 +109,16 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         args = args or ForgettingConfig()
         refuse_types(args, train_dataset)
         assert train_dataset is not None
+        evaluated = evaluation_sets(others.get("eval_dataset", more[0] if more else None))
         # A format may hide columns.
         train_dataset = without_format(train_dataset)
         self._columns = column_names(train_dataset)
         refuse(args, self._columns)
+        formats = others.get("formatting_func") is not None or any(map(callable, more))
+        if not formats:
+            refuse_columns("train_dataset", self._columns, args)
+            for each in evaluated:
+                refuse_columns("eval_dataset", column_names(each), args)
         is_skipped = (args.dataset_kwargs or {}).get("skip_prepare_dataset")
         if is_skipped and not is_transformed(train_dataset):
             # SFTTrainer does not call `_prepare_dataset`, which would check them.
@@ -199,13 +209,13 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
         for batch in batches:
             mask = batch.get("attention_mask")
             counts[2] += batch["position_ids"].numel() if mask is None else mask.sum().to(device)
-            polarity = _target_polarity(batch)
+            polarity = target_polarity(batch)
             if self.args.normalization == "token":
                 counts[:2] += (batch["labels"][:, 1:] != -100).sum().to(device)
                 continue
             is_negative = polarity < 0
             if self.args.forgetting_term.is_per_sample:
-                is_negative = _rows_of_samples(batch, is_negative).any(-1)
+                is_negative = rows_of_samples(batch, is_negative).any(-1)
             counts[0] += (polarity > 0).sum().to(device)
             counts[1] += is_negative.sum().to(device)
         if self.args.world_size > 1:
@@ -235,7 +245,7 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
             if loss.ranking.needs_reference:
                 others = [batch["reference_log_probs"][:, 1:].to(outputs.log_probs.device)]
             of_tokens = loss.ranking.value(outputs.log_probs.float(), *others)
-            positive = _target_polarity(batch).to(of_tokens.device) > 0
+            positive = target_polarity(batch).to(of_tokens.device) > 0
             values.append((of_tokens, positive))
         self.model.train(was_training)
         if loss.ranking.is_per_sample:
@@ -285,41 +295,41 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
     ) -> Any:
         """Equation 8 over one micro-batch, divided by the counts of the whole step.
 
-        In evaluation it is the parent's mean cross-entropy over all labels.
+        In evaluation it is the mean cross-entropy of the positive tokens, see `PolarityEvaluation`.
         """
         batch = inputs
         inputs = {name: value for name, value in batch.items() if name not in ALL_COLUMNS}
         if not self.model.training:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        polarity = _target_polarity(batch)
+            return self._evaluation_loss(model, inputs, batch, return_outputs, num_items_in_batch)
+        polarity = target_polarity(batch)
         inputs["use_cache"] = False
         if self.aux_loss_enabled:
             inputs["output_router_logits"] = True
         outputs = without_virtual_tokens(
             model(**inputs, fused_lm_head=True, request=self._request(batch)), polarity.shape[1]
         )
-        weights = _of_targets(batch, "token_weights")
-        of_targets = {
+        weights = of_targets(batch, "token_weights")
+        per_token = {
             "log_probs": outputs.log_probs,
             "polarity": polarity,
-            "base_log_probs": _of_targets(batch, "base_log_probs"),
+            "base_log_probs": of_targets(batch, "base_log_probs"),
             "best_other_log_probs": outputs.best_other_log_probs,
             "weights": weights,
         }
         if outputs.corrections is not None:
-            of_targets["corrections"] = outputs.corrections
-            of_targets["correction_weights"] = _of_targets(batch, "alternative_weights")
+            per_token["corrections"] = outputs.corrections
+            per_token["correction_weights"] = of_targets(batch, "alternative_weights")
         statistics = {name: outputs[name] for name in self.args.positive_loss.statistics}
         if self.args.forgetting_term.is_per_sample:
-            of_targets, statistics = (
+            per_token, statistics = (
                 {
-                    name: None if values is None else _rows_of_samples(batch, values)
+                    name: None if values is None else rows_of_samples(batch, values)
                     for name, values in group.items()
                 }
-                for group in (of_targets, statistics)
+                for group in (per_token, statistics)
             )
         loss = forgetting_loss(
-            **of_targets,
+            **per_token,
             statistics=statistics,
             lam=self.lam,
             term=self.args.forgetting_term,
@@ -386,18 +396,24 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
             **super()._progress(),
             "first_losses": self._watch.first_losses,
             "num_tokens": self._total_train_tokens,
+            "window": self._window.total(self.accelerator),
         }
 
     def _set_progress(self, progress: dict[str, Any]) -> None:
         super()._set_progress(progress)
         self._watch.first_losses = progress["first_losses"]
         self._total_train_tokens = progress["num_tokens"]
+        # The other processes add nothing, since the sums are over all of them.
+        if self.is_world_process_zero() and progress.get("window") is not None:
+            self._window.resume(progress["window"], self.args.device)
 
     def create_model_card(self, *positional: Any, **named: Any) -> None:
         """Write TRL's card, with what was forgotten and how."""
         super().create_model_card(*positional, **named)
         if self.is_world_process_zero():
-            add_settings(Path(self.args.output_dir) / "README.md", self.args)
+            base = str(getattr(self.model.config, "_name_or_path", "") or "")
+            card = Path(self.args.output_dir) / "README.md"
+            correct_card(card, self.args, base, self.hub_model_id)
 
     def _course(self) -> dict[str, Any]:
         args, term = self.args, self.args.forgetting_term
@@ -422,26 +438,3 @@ class ForgettingTrainer(SafeTrainer, SFTTrainer):
             f"{lam:g}. Last good checkpoint: {kept or 'none yet'}. Lower t_max or the learning "
             "rate, or set a floor or max_grad_norm"
         )
-
-
-def _target_polarity(batch: dict[str, Any]) -> Tensor:
-    """Polarity of the predicted tokens, shape (batch, length - 1); zero without a label."""
-    polarity, labels = batch["polarity"][:, 1:], batch["labels"][:, 1:]
-    return torch.where(labels == -100, torch.zeros_like(polarity), polarity)
-
-
-def _of_targets(batch: dict[str, Any], name: str) -> Tensor | None:
-    """A column of the predicted tokens, shape (batch, length - 1); None if it is not there."""
-    return batch[name][:, 1:] if name in batch else None
-
-
-def _rows_of_samples(batch: dict[str, Any], values: Tensor) -> Tensor:
-    """Values of the predicted tokens with one row per sample, padded with zeros.
-
-    A padding-free batch has all samples in one row, shape (1, length - 1).
-    """
-    if "cu_seq_lens_q" not in batch:
-        return values
-    lengths = batch["cu_seq_lens_q"].diff().tolist()
-    lengths[0] -= 1  # its first token is not predicted; first tokens of others have no label
-    return pad_sequence(list(values[0].split(lengths)), batch_first=True)
