@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from forgetting.data.planting import default_num_copies, plant
-from forgetting.method.detector import CorpusSample, Detector, Findings, Probe, fit_detector
+from forgetting.method.detector import Detector, Findings, fit_detector
+from forgetting.method.evidence import CorpusSample, Probe
 from forgetting.method.features import PassStatistics, compute_features
 from forgetting.stages.corpus_detection import SAMPLES_LOOKED_AT
 

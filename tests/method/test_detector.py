@@ -5,15 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from forgetting.method.detector import (
-    CLEAN,
-    Detector,
-    Evidence,
-    Findings,
-    Probe,
-    fit_detector,
-    join_evidence,
-)
+from forgetting.method.corruptions import CLEAN
+from forgetting.method.detector import Detector, Findings, fit_detector
+from forgetting.method.evidence import Evidence, Probe, join_evidence
 
 NAMES = ("a", "b", "c")
 TOKENS = 12
