@@ -7,7 +7,7 @@ import pytest
 
 from forgetting.method.corruptions import CLEAN
 from forgetting.method.detector import Detector, Findings, fit_detector
-from forgetting.method.evidence import Evidence, Probe, join_evidence
+from forgetting.method.evidence import CorpusSample, Evidence, Probe, join_evidence
 
 NAMES = ("a", "b", "c")
 TOKENS = 12
@@ -130,6 +130,27 @@ def test_a_clean_corpus_is_left_alone(seed: int) -> None:
     assert found.shares is not None
     assert found.shares.interval[0] == 0
     assert (found.posterior >= 0.5).mean() <= 0.005
+
+
+def test_small_clean_corpora_are_left_alone() -> None:
+    found = []
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        lengths = rng.integers(1, 17, 140)
+        bad = np.where(rng.random(140) < 0.6, rng.choice(["x", "y"], 140), CLEAN)
+        kinds = np.repeat(bad, lengths)
+        corpus = tokens(rng, np.full(len(kinds), CLEAN), 2.0)
+        # Copies in which nothing is planted look as their records do.
+        features = np.where((kinds == CLEAN)[:, None], corpus, tokens(rng, kinds, 2.0))
+        records = np.arange(140)
+        probe = Probe(features, NAMES, kinds, lengths, records)
+        some = CorpusSample(corpus, lengths, records)
+        detector = fit_detector(probe, seed, corpus=some, leave_kinds_out=False)
+        verdict = detector.judge(detector.weigh(corpus, lengths, records), lengths)
+        assert detector.report is not None
+        assert detector.report.auroc > 0.8
+        found.append(verdict.found)
+    assert sum(found) <= 1
 
 
 def test_noise_that_cannot_be_seen_is_not_found() -> None:

@@ -43,12 +43,10 @@ from forgetting.method.corruptions import CLEAN
 from forgetting.method.detector_report import DetectorReport, auroc_of, describe
 from forgetting.method.evidence import CorpusSample, Evidence, Probe
 from forgetting.method.explainer import Explainer, Trees, binned
+from forgetting.method.presence import Scored, is_sure
 from forgetting.method.shares import (
-    LARGEST_P,
-    Scored,
     Shares,
     WholeShare,
-    chance,
     estimate_shares,
     first_shares,
     kind_scores,
@@ -386,7 +384,7 @@ def _is_sure(
         own = codes == kind
         planted = Scored(kind_scores(log_odds[own], kind_probs[own, kind]), of_copies[own])
         rest = Scored(kind_scores(others, other_probs[:, kind]), of_others)
-        if chance(planted, rest, seed=seed) <= LARGEST_P / len(detector.kinds):
+        if is_sure(planted, rest, len(detector.kinds), seed=seed):
             return True
     return False
 

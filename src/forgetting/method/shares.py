@@ -65,11 +65,6 @@ was 0.8 to 2.1 times."""
 NUM_RESAMPLES = 50
 LEVEL = 0.9
 TOKENS_RESAMPLED = 50_000
-NUM_REDRAWN = 1000
-LARGEST_P = 0.05
-"""A corpus may look like planted noise by chance in so many of the drawings of its records, over
-all kinds together. Of 120 simulated clean corpora of 140 to 300 samples, the bounds of
-`first_shares` alone took 46 for noisy."""
 _EM_STEPS = 50
 _NORMALIZATIONS = 50
 _EM_STEPS_RESAMPLED = 10
@@ -186,7 +181,7 @@ def first_shares(
         auroc = auroc_of(is_kind, scores) or 0.0
         if auroc >= SMALLEST_KIND_AUROC:
             ratios = _ratios_above(found, others, np.quantile(found, 1 - np.array(RECALLS)))
-            sure[kind] = _sure_share(ratios)
+            sure[kind] = sure_share(ratios)
         if whole.is_clear and auroc >= SMALLEST_MILD_AUROC:
             scores_at = np.quantile(found, 1 - np.array(MILD_RECALLS))
             mild[kind] = min(_ratios_above(found, others, scores_at))
@@ -195,60 +190,11 @@ def first_shares(
     return shares * min(1.0, LARGEST_SHARE / max(shares.sum(), 1e-9))
 
 
-def _sure_share(ratios: Sequence[float] | NDArray) -> float:
+def sure_share(ratios: Sequence[float] | NDArray) -> float:
     """Share that the ratios at `RECALLS` bear out."""
     growth = ratios[-1] / max(ratios[0], 1e-9)
     counts = np.clip((GROWTH[1] - growth) / (GROWTH[1] - GROWTH[0]), 0, 1)
     return float(min(ratios) * counts)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Scores of some tokens, and the record of each, numbered from 0; both of shape (tokens,)."""
-
-    scores: NDArray
-    records: NDArray[np.int64]
-
-
-def chance(planted: Scored, corpus: Scored, *, seed: int = 0) -> float:
-    """How often a corpus does not look like a kind if its records are drawn again.
-
-    In each drawing, planted tokens and those of the corpus give the share of `first_shares` anew.
-
-    Args:
-        planted: tokens of one kind; the higher the score, the more like the kind.
-        corpus: tokens of the corpus.
-        seed: of the drawings.
-
-    Returns:
-        The share of the drawings in which the kind's share is 0.
-    """
-    rng = np.random.default_rng(seed)
-    size = 1 + int(max(planted.records.max(initial=-1), corpus.records.max(initial=-1)))
-    num_tokens = np.bincount(corpus.records, minlength=size)
-    planted = _falling(planted, -np.inf)
-    # No drawing looks far below the lowest score of the tokens themselves.
-    corpus = _falling(corpus, float(np.quantile(planted.scores, 0.25)))
-    nothing = 0
-    for _ in range(NUM_REDRAWN):
-        times = rng.poisson(1, size)
-        found = np.cumsum(times[planted.records])
-        others = np.r_[0, np.cumsum(times[corpus.records])]
-        total, of_corpus = int(found[-1]), int(times @ num_tokens)
-        if not total or not of_corpus:
-            nothing += 1
-            continue
-        places = np.searchsorted(found, np.array(RECALLS) * total)
-        above = np.searchsorted(-corpus.scores, -planted.scores[places], side="right")
-        nothing += not _sure_share(others[above] / of_corpus / (found[places] / total))
-    return nothing / NUM_REDRAWN
-
-
-def _falling(tokens: Scored, least: float) -> Scored:
-    """The tokens of at least a score, the highest first."""
-    order = np.argsort(-tokens.scores, kind="stable")
-    order = order[tokens.scores[order] >= least]
-    return Scored(tokens.scores[order], tokens.records[order])
 
 
 def unmarked_noise(
