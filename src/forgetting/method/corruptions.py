@@ -377,12 +377,10 @@ def mojibake(
 def placeholder(
     response: str, prompt: str, corpus: Corpus, rng: np.random.Generator
 ) -> Corrupted | None:
-    """What forms, exports and templates leave where there is no text, in place of the response or
-    of its ending; all of it is bad, its end included."""
-    filler = draw_placeholder(rng)
+    """A mark of missing text in place of the response or its ending, bad up to its end."""
     places = [m.start() for m in _WORD.finditer(response)][1:]
     place = places[int(rng.integers(len(places)))] if places and rng.random() < 0.5 else 0
-    text = response[:place] + filler
+    text = response[:place] + draw_placeholder(rng)
     return Corrupted(text, ((place, len(text) + 1),)) if text != response else None
 
 
