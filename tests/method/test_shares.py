@@ -276,3 +276,17 @@ def test_whole_responses_raise_nothing_where_no_kind_can_be_told() -> None:
 def test_a_share_of_whole_responses_that_may_be_zero_is_not_clear() -> None:
     assert not WholeShare(0.022, 0.0, 0.041).is_clear
     assert WholeShare(0.022, 0.01, 0.041).is_clear
+
+
+def test_shares_that_may_be_chance_have_an_interval_from_zero() -> None:
+    rng = np.random.default_rng(0)
+    corpus = draw(rng, (0.1, 0.1), SAMPLES)
+    seen = evidence(at(corpus, MEANS, rng), MEANS, (0.0, 0.0))
+    first = np.array([0.1, 0.1])
+    lengths = np.full(SAMPLES, TOKENS)
+    sure, unsure = (
+        estimate_shares(*seen, lengths, ODDS, first, sure=is_sure) for is_sure in (True, False)
+    )
+    assert sure.interval[0] > 0
+    assert unsure.interval == (0.0, sure.interval[1])
+    assert unsure.share == sure.share

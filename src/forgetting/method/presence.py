@@ -48,7 +48,7 @@ def p_of_share(planted: Scored, corpus: Scored, *, seed: int = 0) -> float:
     size = 1 + int(max(planted.records.max(initial=-1), corpus.records.max(initial=-1)))
     num_tokens = np.bincount(corpus.records, minlength=size)
     planted = _falling(planted, -np.inf)
-    # No drawing looks far below the lowest score of the tokens themselves.
+    # No drawing looks far below the lowest score that the planted tokens themselves give.
     corpus = _falling(corpus, float(np.quantile(planted.scores, 0.25)))
     nothing = 0
     for _ in range(NUM_REDRAWN):
