@@ -54,6 +54,7 @@ from forgetting.method.shares import (
     posteriors,
     prior_odds,
     response_means,
+    shifted,
     unmarked_noise,
     whole_share,
 )
@@ -102,7 +103,8 @@ class Findings:
             self.prior_odds,
             np.array(self.shares.priors),
         )
-        return by_kind.sum(1).astype(np.float32), by_kind.argmax(1).astype(np.int8)
+        posterior = shifted(evidence.log_odds, self.shares.shift)
+        return posterior.astype(np.float32), by_kind.argmax(1).astype(np.int8)
 
     def expected_bad_tokens(self, lengths: ArrayLike) -> NDArray[np.float64]:
         """Sum of the posteriors of each sample; shape (samples,)."""

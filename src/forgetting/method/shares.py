@@ -14,6 +14,11 @@ the shares of the corpus follow by expectation maximization (Saerens et al. 2002
 Real noise often looks milder than planted noise and does not reach the highest scores. Whole
 responses tell: averaged over a response, clean tokens hardly ever look like one that was replaced.
 So the share of copies that were left alone and still look replaced bounds the rest (`WholeShare`).
+
+The shares of the kinds say how much is bad, and what a bad token probably is. Which tokens are bad
+is left to the log-odds, shifted to that share. The share of a single kind is much less certain than
+their sum, and a kind with too large a one would put its tokens above all others. On the corpora on
+which settings were chosen, this raises the average precision by 0.04 on average (-0.02 to 0.13).
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from forgetting.method.calibration import sigmoid
 from forgetting.method.detector_report import auroc_of
 
 RECALLS = (0.2, 0.3, 0.5)
@@ -69,6 +75,7 @@ _EM_STEPS = 50
 _NORMALIZATIONS = 50
 _EM_STEPS_RESAMPLED = 10
 _BISECTIONS = 30
+_LARGEST_SHIFT = 50.0
 
 
 @dataclass(frozen=True)
@@ -85,8 +92,10 @@ class Shares:
     by_kind: tuple[float, ...]
     """Share of tokens of each kind, in the detector's order of kinds."""
     priors: tuple[float, ...]
-    """Share of each kind by which the posterior is computed. More than `by_kind` where the bad
-    tokens of the corpus look milder than planted ones."""
+    """Share of each kind by which the likely kind is told. More than `by_kind` where the bad tokens
+    of the corpus look milder than planted ones."""
+    shift: float
+    """What is added to the log-odds, so that the mean posterior is `share`; -inf if that is 0."""
     posterior: NDArray[np.float32]
     """Probability that a token is bad; shape (tokens,)."""
     likely_kind: NDArray[np.int8]
@@ -270,6 +279,24 @@ def posteriors(
     return _of_ratios(np.exp(_log_ratios(log_odds, kind_probs, odds)), shares)
 
 
+def shifted(log_odds: NDArray, shift: float) -> NDArray[np.float64]:
+    """Probability that each token is bad, in a corpus of `Shares.shift`; shape (tokens,)."""
+    return sigmoid(np.asarray(log_odds, dtype=np.float64) + shift)
+
+
+def shift_to(log_odds: NDArray, share: float) -> float:
+    """What to add to log-odds so that their mean probability is a share; -inf for 0."""
+    if share <= 0 or not len(log_odds):
+        return -np.inf
+    log_odds = np.asarray(log_odds, dtype=np.float64)
+    low, high = -_LARGEST_SHIFT, _LARGEST_SHIFT
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        is_less = shifted(log_odds, middle).mean() < share
+        low, high = (middle, high) if is_less else (low, middle)
+    return (low + high) / 2
+
+
 def _of_ratios(ratios: NDArray, shares: NDArray) -> NDArray[np.float64]:
     joint = ratios * shares
     return joint / (joint.sum(1, keepdims=True) + 1 - shares.sum())
@@ -313,8 +340,9 @@ def estimate_shares(
     if shares.sum() < least and len(ratios):
         priors = _raised(ratios, np.maximum(shares, first * min(1, least / first.sum())), least)
     of_kinds = _of_ratios(ratios, priors)
-    posterior = of_kinds.sum(1)
-    size = max(len(posterior), 1)
+    size = max(len(of_kinds), 1)
+    shift = shift_to(log_odds, float(of_kinds.sum() / size))
+    posterior = shifted(log_odds, shift)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(lengths))
     is_drawn = np.zeros(len(lengths), dtype=bool)
@@ -345,6 +373,7 @@ def estimate_shares(
         (float(low_samples), float(high_samples)),
         tuple((of_kinds.sum(0) / size).tolist()),
         tuple(priors.tolist()),
+        shift,
         posterior.astype(np.float32),
         of_kinds.argmax(1).astype(np.int8),
     )
