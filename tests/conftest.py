@@ -404,9 +404,9 @@ NUM_TREES = 4
 def few_trees() -> Iterator[None]:
     """Detectors are fitted in a tenth of the time: for what is done with a detector, not for how
     much it finds."""
-    from forgetting.method import detector
+    from forgetting.method import classifiers
 
-    trees = detector._TREES, detector._KIND_TREES
+    trees = classifiers.TREES, classifiers.KIND_TREES
     before = [dict(each) for each in trees]
     for each in trees:
         each["max_iter"] = NUM_TREES

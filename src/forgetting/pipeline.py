@@ -24,7 +24,7 @@ from forgetting.rundir.storage import digest, write_atomically
 from forgetting.stages.base import Facts, Step, plan_steps
 
 # Part of every fingerprint: raise it when a stage's result changes with the same recipe.
-RESULT_VERSION = 6
+RESULT_VERSION = 7
 
 
 def plan(recipe: Recipe) -> list[Step]:

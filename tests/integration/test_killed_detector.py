@@ -16,8 +16,8 @@ from tests.integration.test_kill_and_resume import CHILD
 pytestmark = pytest.mark.slow
 # As `few_trees`.
 FEW_TREES = f"""
-from forgetting.method import detector
-for trees in (detector._TREES, detector._KIND_TREES):
+from forgetting.method import classifiers
+for trees in (classifiers.TREES, classifiers.KIND_TREES):
     trees["max_iter"] = {NUM_TREES}
 """
 

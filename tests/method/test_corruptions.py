@@ -133,6 +133,25 @@ def test_examples_of_each_kind_change_what_their_name_says() -> None:
     for found in made["mojibake"]:
         assert found is not None
         assert "â€™" in found.text
+    for found in made["placeholder"]:
+        assert found is not None
+        ((start, end),) = found.spans
+        assert end == len(found.text) + 1
+        assert response.startswith(found.text[:start])
+        assert len(found.text) - start < 25
+    starts = [found.spans[0][0] for found in made["placeholder"]]
+    assert 10 < starts.count(0) < 30
+    assert len({found.text for found in made["placeholder"]}) > 30
+
+
+def test_a_placeholder_in_place_of_itself_is_no_corruption() -> None:
+    made = [run("placeholder", "Paris", seed) for seed in range(100)]
+    texts = [found.text for found in made if found is not None]
+    again = [run("placeholder", text, seed) for seed, text in enumerate(texts)]
+    assert None in again
+    assert all(
+        found is None or found.text != text for text, found in zip(texts, again, strict=True)
+    )
 
 
 def test_repeat_marks_only_what_comes_again() -> None:

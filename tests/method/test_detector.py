@@ -5,15 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from forgetting.method.detector import (
-    CLEAN,
-    Detector,
-    Evidence,
-    Findings,
-    Probe,
-    fit_detector,
-    join_evidence,
-)
+from forgetting.method import detector as mathematics
+from forgetting.method.corruptions import CLEAN
+from forgetting.method.detector import Detector, Findings, fit_detector
+from forgetting.method.evidence import CorpusSample, Evidence, Probe, join_evidence
+from forgetting.method.shares import WholeShare
 
 NAMES = ("a", "b", "c")
 TOKENS = 12
@@ -136,6 +132,46 @@ def test_a_clean_corpus_is_left_alone(seed: int) -> None:
     assert found.shares is not None
     assert found.shares.interval[0] == 0
     assert (found.posterior >= 0.5).mean() <= 0.005
+
+
+def test_small_clean_corpora_are_left_alone() -> None:
+    found = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        lengths = rng.integers(1, 17, 140)
+        bad = np.where(rng.random(140) < 0.6, rng.choice(["x", "y"], 140), CLEAN)
+        kinds = np.repeat(bad, lengths)
+        corpus = tokens(rng, np.full(len(kinds), CLEAN), 2.0)
+        # Copies in which nothing is planted look as their records do.
+        features = np.where((kinds == CLEAN)[:, None], corpus, tokens(rng, kinds, 2.0))
+        records = np.arange(140)
+        probe = Probe(features, NAMES, kinds, lengths, records)
+        some = CorpusSample(corpus, lengths, records)
+        detector = fit_detector(probe, seed, corpus=some, leave_kinds_out=False)
+        verdict = detector.judge(detector.weigh(corpus, lengths, records), lengths)
+        assert detector.report is not None
+        assert detector.report.auroc > 0.8
+        found.append(verdict.found)
+    assert sum(found) <= 1
+
+
+def test_whole_responses_are_those_of_the_most_frequent_kind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kinds = np.full((300, TOKENS), CLEAN, dtype="U5")
+    kinds[:60], kinds[60:100], kinds[100:150, :6] = "x", "y", "y"
+    kinds = kinds.ravel()
+    features = tokens(np.random.default_rng(0), kinds, 4.0)
+    probe = Probe(features, NAMES, kinds, np.full(300, TOKENS), np.arange(300))
+    seen = []
+
+    def count(replaced: np.ndarray, alone: np.ndarray, *, seed: int) -> WholeShare:
+        seen.append((len(replaced), len(alone)))
+        return WholeShare()
+
+    monkeypatch.setattr(mathematics, "whole_share", count)
+    fit_detector(probe, leave_kinds_out=False)
+    assert seen == [(60, 150)]
 
 
 def test_noise_that_cannot_be_seen_is_not_found() -> None:

@@ -17,6 +17,8 @@ from forgetting.method.shares import (
     posteriors,
     prior_odds,
     response_means,
+    shift_to,
+    shifted,
     unmarked_noise,
     whole_share,
 )
@@ -173,13 +175,40 @@ def test_mild_noise_counts_where_whole_responses_show_noise() -> None:
     found = estimate_shares(*scores, lengths, ODDS, clear, whole)
     assert found.share == pytest.approx(TOKENS_TO_WHOLE * 0.25, rel=0.01)
     assert sum(found.by_kind) == pytest.approx(found.share)
-    # The posterior is what the priors say, so that other samples are judged alike.
+    # The mean of what the priors say is the share, of whatever kind the tokens are.
     by_kind = posteriors(*scores, ODDS, np.array(found.priors))
-    np.testing.assert_allclose(by_kind.sum(1), found.posterior, atol=1e-6)
+    assert by_kind.sum(1).mean() == pytest.approx(found.share)
+    assert found.likely_kind.tolist() == by_kind.argmax(1).tolist()
     assert sum(found.priors) > found.share
     low, high = found.interval
     assert low <= found.share <= high
     assert high >= TOKENS_TO_WHOLE * whole.high
+
+
+@pytest.mark.parametrize("share", [0.003, 0.2, 0.97])
+def test_log_odds_are_shifted_to_a_share(share: float) -> None:
+    log_odds = np.random.default_rng(0).normal(-3, 4, 5000)
+    shift = shift_to(log_odds, share)
+    expected = 1 / (1 + np.exp(-log_odds - shift))
+    assert expected.mean() == pytest.approx(share, rel=1e-6)
+    np.testing.assert_allclose(shifted(log_odds, shift), expected, rtol=1e-12)
+
+
+def test_without_a_share_nothing_is_bad() -> None:
+    assert shift_to(np.zeros(5), 0.0) == shift_to(np.zeros(0), 0.5) == -np.inf
+    assert not shifted(np.array([-30.0, 0.0, 30.0]), -np.inf).any()
+
+
+def test_a_mistaken_kind_does_not_change_the_order_of_tokens() -> None:
+    # Half of the first kind's tokens are clean ones that look like it.
+    rng = np.random.default_rng(0)
+    corpus = draw(rng, (0.0, 0.1), SAMPLES)
+    log_odds, probs = evidence(at(corpus, MEANS, rng), MEANS, (0.0, 0.0))
+    first = np.array([0.2, 0.01])
+    found = estimate_shares(log_odds, probs, np.full(SAMPLES, TOKENS), ODDS, first)
+    order = np.argsort(log_odds)
+    assert (np.diff(found.posterior[order]) >= 0).all()
+    assert found.posterior.mean() == pytest.approx(found.share, rel=1e-4)
 
 
 def test_a_kind_with_few_planted_tokens_has_no_share() -> None:
@@ -276,3 +305,17 @@ def test_whole_responses_raise_nothing_where_no_kind_can_be_told() -> None:
 def test_a_share_of_whole_responses_that_may_be_zero_is_not_clear() -> None:
     assert not WholeShare(0.022, 0.0, 0.041).is_clear
     assert WholeShare(0.022, 0.01, 0.041).is_clear
+
+
+def test_shares_that_may_be_chance_have_an_interval_from_zero() -> None:
+    rng = np.random.default_rng(0)
+    corpus = draw(rng, (0.1, 0.1), SAMPLES)
+    seen = evidence(at(corpus, MEANS, rng), MEANS, (0.0, 0.0))
+    first = np.array([0.1, 0.1])
+    lengths = np.full(SAMPLES, TOKENS)
+    sure, unsure = (
+        estimate_shares(*seen, lengths, ODDS, first, sure=is_sure) for is_sure in (True, False)
+    )
+    assert sure.interval[0] > 0
+    assert unsure.interval == (0.0, sure.interval[1])
+    assert unsure.share == sure.share

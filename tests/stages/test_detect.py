@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from forgetting.config import load_recipe
 from forgetting.method import detector as mathematics
 from forgetting.method.columns import STATISTICS
+from forgetting.method.evidence import Probe
 from forgetting.method.features import PassStatistics, compute_features
 from forgetting.method.shares import posteriors
 from forgetting.rundir import layout
@@ -18,7 +19,7 @@ from forgetting.rundir.findings import heldout_posterior, posterior_parts, read_
 from forgetting.rundir.samples import Samples
 from forgetting.rundir.scores import ScoredCorpus
 from forgetting.scoring import score_samples
-from forgetting.stages import corpus_detection
+from forgetting.stages import corpus_detection, corpus_features
 from forgetting.stages.corpus_detection import detect, fitted_detector, read_copies
 from forgetting.stages.corpus_scores import ScoringJob
 
@@ -26,6 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("with_few_trees")]
 
 
 SURE_SHARE = 0.2
+SHIFT = 0.25
 
 
 @pytest.fixture
@@ -44,7 +46,7 @@ def sure(monkeypatch):
         found = estimate(*args, **kwargs)
         num_kinds = len(found.by_kind)
         each = (SURE_SHARE / num_kinds,) * num_kinds
-        return replace(found, share=SURE_SHARE, by_kind=each, priors=each)
+        return replace(found, share=SURE_SHARE, by_kind=each, priors=each, shift=SHIFT)
 
     monkeypatch.setattr(mathematics, "estimate_shares", shares)
 
@@ -107,7 +109,7 @@ def test_held_out_samples_are_judged_as_those_of_the_corpus(corpus, sure, tmp_pa
     # The same by hand, from the model itself.
     detector = fitted_detector(recipe, run, scored.fingerprint)
     model = AutoModelForCausalLM.from_pretrained(recipe.model.name_or_path)
-    ends = corpus_detection.segment_ends(recipe.model)
+    ends = corpus_features.segment_ends(recipe.model)
     own = score_samples(model, samples, statistics=set(STATISTICS) - {"log_probs"})
     job = ScoringJob.of_heldout(recipe, run)
     alone = job.after_contrast(range(len(samples)), samples, np.arange(len(samples)))
@@ -118,9 +120,10 @@ def test_held_out_samples_are_judged_as_those_of_the_corpus(corpus, sure, tmp_pa
     }
     features, _ = compute_features(passes, found.lengths, ends[samples.response_ids])
     evidence = detector.weigh(features, found.lengths, samples.sample_ids)
-    expected = by_kind(detector, evidence.log_odds, evidence.kind_probs)
     # A score on the edge of a bin may fall on its other side: rounding depends on the batch.
-    assert (np.abs(expected.sum(1) - found.posterior) < 1e-3).mean() > 0.98
+    probability = 1 / (1 + np.exp(-evidence.log_odds - SHIFT))
+    assert (np.abs(probability - found.posterior) < 1e-3).mean() > 0.98
+    expected = by_kind(detector, evidence.log_odds, evidence.kind_probs)
     assert (expected.argmax(1) == found.kind).mean() > 0.95
 
 
@@ -134,7 +137,7 @@ def test_a_recipe_without_held_out_samples_judges_none(corpus, sure, tmp_path):
 def test_what_is_written_does_not_depend_on_the_parts(corpus, sure, tmp_path, monkeypatch):
     (tmp_path / "parts").mkdir()
     judged(corpus, layout.detector_dir(tmp_path))
-    monkeypatch.setattr(corpus_detection, "TOKENS_AT_ONCE", 60)
+    monkeypatch.setattr(corpus_features, "TOKENS_AT_ONCE", 60)
     judged(corpus, layout.detector_dir(tmp_path / "parts"))
     found, kind = posterior(layout.detector_dir(tmp_path), corpus[2].fingerprint)
     parts, kinds = posterior(layout.detector_dir(tmp_path / "parts"), corpus[2].fingerprint)
@@ -168,7 +171,7 @@ def test_the_detector_is_fitted_again_as_it_was(corpus, sure, tmp_path):
     evidence = [each for _, each in weighed.parts()]
     log_odds = np.concatenate([each.log_odds for each in evidence])
     expected = by_kind(again, log_odds, np.concatenate([each.kind_probs for each in evidence]))
-    assert np.allclose(expected.sum(1), found, atol=1e-6)
+    assert np.allclose(1 / (1 + np.exp(-log_odds - SHIFT)), found, atol=1e-6)
     assert np.array_equal(expected.argmax(1), kind)
 
 
@@ -190,7 +193,7 @@ def test_the_report_says_what_the_reference_adds(corpus, tmp_path):
     # A reference that sees the noise itself.
     features = np.c_[probe.features, probe.kinds != "clean"].astype(np.float32)
     names = (*probe.names, "reference loss")
-    seeing = mathematics.Probe(features, names, probe.kinds, probe.lengths, probe.records)
+    seeing = Probe(features, names, probe.kinds, probe.lengths, probe.records)
     report = mathematics.fit_detector(seeing, 0, leave_kinds_out=False).report
     found = corpus_detection._probe_report(recipe, seeing, report)
     assert found.auroc > 0.9

@@ -12,7 +12,8 @@ from forgetting.errors import InputError
 from forgetting.method.columns import columns_of
 from forgetting.rundir import layout
 from forgetting.rundir.scores import ScoredCorpus
-from forgetting.stages.corpus_detection import features_of, fitted_detector, segment_ends
+from forgetting.stages.corpus_detection import fitted_detector
+from forgetting.stages.corpus_features import features_of, segment_ends
 from forgetting.stages.telling import NUM_FEATURES, TellingFeatures
 
 pytestmark = pytest.mark.usefixtures("with_few_trees")

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from forgetting.errors import InputError
+from forgetting.method.placeholders import draw_placeholder
 from forgetting.registry import Registry
 
 Span = tuple[int, int]
@@ -373,6 +374,16 @@ def mojibake(
     return _replace(response, edits)
 
 
+def placeholder(
+    response: str, prompt: str, corpus: Corpus, rng: np.random.Generator
+) -> Corrupted | None:
+    """A mark of missing text in place of the response or its ending, bad up to its end."""
+    places = [m.start() for m in _WORD.finditer(response)][1:]
+    place = places[int(rng.integers(len(places)))] if places and rng.random() < 0.5 else 0
+    text = response[:place] + draw_placeholder(rng)
+    return Corrupted(text, ((place, len(text) + 1),)) if text != response else None
+
+
 CORRUPTIONS: Registry[Corruption] = Registry(
     "corruption",
     "forgetting.corruptions",
@@ -386,6 +397,7 @@ CORRUPTIONS: Registry[Corruption] = Registry(
         Corruption("truncate", "ends too early", truncate),
         Corruption("leak", "prompt or template text", leak),
         Corruption("mojibake", "wrong encoding", mojibake),
+        Corruption("placeholder", "placeholder instead of text", placeholder),
     ],
 )
 """The kinds of noise that are planted, by name."""

@@ -15,7 +15,6 @@ with 9 % bad tokens this raises the average precision from 0.68 to 0.85.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,102 +26,47 @@ from forgetting.method.calibration import (
     calibrate,
     fit_calibration,
 )
+from forgetting.method.classifiers import (
+    KIND_TREES,
+    NUM_FOLDS,
+    SMALLEST_AUROC,
+    bin_edges,
+    blindness,
+    codes_of,
+    draw_folds,
+    fit_classifier,
+    fit_folds,
+    left_out_aurocs,
+    probs_in_order,
+)
 from forgetting.method.corruptions import CLEAN
 from forgetting.method.detector_report import DetectorReport, auroc_of, describe
+from forgetting.method.evidence import CorpusSample, Evidence, Probe
 from forgetting.method.explainer import Explainer, Trees, binned
-from forgetting.method.features import MODEL_FREE
+from forgetting.method.presence import Scored, is_sure
 from forgetting.method.shares import (
     Shares,
     WholeShare,
     estimate_shares,
     first_shares,
+    kind_scores,
     normalized,
     posteriors,
     prior_odds,
     response_means,
+    shifted,
     unmarked_noise,
     whole_share,
 )
 
-NUM_FOLDS = 5
 SMALLEST_NUM_SAMPLES = 50
-SMALLEST_AUROC = 0.7
 SMALLEST_WHOLE_AUROC = 0.88
 """A detector that tells planted noise less well says nothing about whole responses: some clean ones
 look replaced by chance."""
 SMALLEST_MEAN_LENGTH = 6
 """Nor do responses that have fewer tokens on average."""
-SMALLEST_GAIN = 0.05
-"""What the models must add to the AUROC of lengths and positions alone. Models with random weights
-add -0.09 to 0.04, real ones 0.19 to 0.53."""
 CLEAR_SHARE = 0.02
 """An estimate below this is no sign of noise, unless whole responses show it."""
-
-_TREES = {
-    "learning_rate": 0.15,
-    "max_iter": 60,
-    "max_leaf_nodes": 8,
-    "min_samples_leaf": 30,
-    "l2_regularization": 5.0,
-    "max_features": 0.2,
-    # It would stop on tokens of samples that it has seen.
-    "early_stopping": False,
-}
-_NUM_BINS = 254
-_KIND_TREES = _TREES | {"max_iter": 20, "min_samples_leaf": 20}
-
-
-@dataclass(frozen=True)
-class Probe:
-    """Tokens of copies with planted noise."""
-
-    features: NDArray[np.float32]
-    """Shape (tokens, features)."""
-    names: tuple[str, ...]
-    """Names of the features."""
-    kinds: NDArray[np.str_]
-    """Kind of noise of each token, "clean" if it has none; shape (tokens,)."""
-    lengths: NDArray[np.int64]
-    """Response tokens of each copy; shape (copies,)."""
-    records: NDArray[np.int64]
-    """The record that each copy was made from; shape (copies,)."""
-
-    def __post_init__(self) -> None:
-        tokens = int(np.sum(self.lengths))
-        if self.features.shape != (tokens, len(self.names)) or len(self.kinds) != tokens:
-            raise ValueError(
-                f"{tokens} tokens, but features of shape {self.features.shape}, "
-                f"{len(self.names)} names and {len(self.kinds)} kinds"
-            )
-        if len(self.lengths) != len(self.records):
-            raise ValueError(f"{len(self.lengths)} copies, but {len(self.records)} records")
-
-    @property
-    def of_records(self) -> NDArray[np.int64]:
-        """The record of each token; shape (tokens,)."""
-        return np.repeat(self.records, self.lengths)
-
-
-@dataclass(frozen=True)
-class CorpusSample:
-    """Some samples of the corpus as they are."""
-
-    features: NDArray[np.float32]
-    """Shape (tokens, features), as in the probe."""
-    lengths: NDArray[np.int64]
-    """Response tokens of each sample; shape (samples,)."""
-    records: NDArray[np.int64]
-    """The record of each sample, as numbered in `Probe.records`; shape (samples,)."""
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What a detector says about tokens, before it is known how much of the corpus is bad."""
-
-    log_odds: NDArray[np.float32]
-    """Planted noise against clean tokens, at the share of the probe; shape (tokens,)."""
-    kind_probs: NDArray[np.float32]
-    """Probability of each kind if the token is bad; shape (tokens, kinds)."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +103,8 @@ class Findings:
             self.prior_odds,
             np.array(self.shares.priors),
         )
-        return by_kind.sum(1).astype(np.float32), by_kind.argmax(1).astype(np.int8)
+        posterior = shifted(evidence.log_odds, self.shares.shift)
+        return posterior.astype(np.float32), by_kind.argmax(1).astype(np.int8)
 
     def expected_bad_tokens(self, lengths: ArrayLike) -> NDArray[np.float64]:
         """Sum of the posteriors of each sample; shape (samples,)."""
@@ -184,6 +129,7 @@ class Detector:
     _prior_odds: NDArray | None = field(default=None, repr=False)
     _first_shares: NDArray | None = field(default=None, repr=False)
     _whole: WholeShare = field(default_factory=WholeShare, repr=False)
+    _sure: bool = field(default=False, repr=False)
 
     def weigh(
         self, features: NDArray[np.float32], lengths: ArrayLike, records: ArrayLike
@@ -226,7 +172,7 @@ class Detector:
         for fold, model in enumerate(self._kind_models):
             chosen = folds == fold
             if chosen.any():
-                kind_probs[chosen] = _kind_probs(model, features[chosen], self.kinds)
+                kind_probs[chosen] = probs_in_order(model, features[chosen], self.kinds)
         return kind_probs.astype(np.float32)
 
     def judge(self, evidence: Evidence, lengths: ArrayLike, seed: int = 0) -> Findings:
@@ -254,6 +200,7 @@ class Detector:
             self._prior_odds,
             self._first_shares,
             self._whole,
+            sure=self._sure,
             seed=seed,
         )
         found, reason = _verdict(self.report, shares, self._whole)
@@ -280,14 +227,6 @@ class Detector:
             self._clean_medians,
             tuple(map(Trees.of_classifier, self._models)),
         )
-
-
-def join_evidence(parts: Sequence[Evidence]) -> Evidence:
-    """The evidence of all shards, in their order."""
-    return Evidence(
-        np.concatenate([part.log_odds for part in parts]),
-        np.concatenate([part.kind_probs for part in parts]),
-    )
 
 
 def fit_detector(
@@ -320,12 +259,12 @@ def fit_detector(
         return Detector(probe.names, problem=problem)
     kinds = tuple(sorted(set(probe.kinds.tolist()) - {CLEAN}))
     bad = probe.kinds != CLEAN
-    fold_of_record = _folds(probe.records, np.random.default_rng(seed))
+    fold_of_record = draw_folds(probe.records, np.random.default_rng(seed))
     folds = np.array([fold_of_record[record] for record in probe.of_records.tolist()])
-    edges = _bin_edges(probe.features)
+    edges = bin_edges(probe.features)
     features = binned(probe.features, edges)
     kind_models = [
-        _classifier(features[used], probe.kinds[used], _KIND_TREES, seed + fold)
+        fit_classifier(features[used], probe.kinds[used], KIND_TREES, seed + fold)
         for fold in range(NUM_FOLDS)
         for used in [(folds != fold) & bad]
     ]
@@ -338,23 +277,27 @@ def fit_detector(
         _clean_medians=np.median(probe.features[~bad], axis=0),
     )
     weights = np.ones(len(bad))
-    detector._models = _fit_folds(features, bad, weights, folds, seed)
+    detector._models = fit_folds(features, bad, weights, folds, seed)
     kind_probs = detector._kind_probs(features, folds)
     log_odds = detector._log_odds(features, folds)
-    first_log_odds = calibrate(log_odds, fit_calibration(log_odds, bad))
-    codes = _codes(probe.kinds, kinds)
+    first_calibration = fit_calibration(log_odds, bad)
+    first_log_odds = calibrate(log_odds, first_calibration)
+    codes = codes_of(probe.kinds, kinds)
     detector._first_shares = np.zeros(len(kinds))
     # Weights would make a blind detector look good: they take away the tokens on which it errs.
     first_auroc = auroc_of(bad, first_log_odds, weights) or 0.5
-    detector.problem = _blindness(probe.names, features, bad, folds, seed, first_auroc)
+    detector.problem = blindness(probe.names, features, bad, folds, seed, first_auroc)
     if first_auroc >= SMALLEST_AUROC:
         if first_auroc >= SMALLEST_WHOLE_AUROC:
             detector._whole = _whole_share(detector, probe, bad, log_odds, corpus, seed)
         detector._first_shares = first_shares(first_log_odds, kind_probs, codes, detector._whole)
+        detector._sure = detector._whole.is_clear or _is_sure(
+            detector, probe, codes, first_log_odds, kind_probs, first_calibration, corpus, seed
+        )
     if detector._first_shares.any():
         unmarked = unmarked_noise(first_log_odds, kind_probs, codes, detector._first_shares)
         weights = 1 - unmarked
-        detector._models = _fit_folds(features, bad, weights, folds, seed)
+        detector._models = fit_folds(features, bad, weights, folds, seed)
         log_odds = detector._log_odds(features, folds)
     scaled = np.empty(len(bad))
     for fold in range(NUM_FOLDS):
@@ -369,7 +312,7 @@ def fit_detector(
         weights[~bad],
     )
     left_out = (
-        _leave_kinds_out(features, probe.kinds, kinds, weights, folds, seed)
+        left_out_aurocs(features, probe.kinds, kinds, weights, folds, seed)
         if leave_kinds_out
         else {}
     )
@@ -393,6 +336,11 @@ def _whole_share(
     """
     means, share_bad = (response_means(of, probe.lengths) for of in (log_odds, bad))
     replaced, alone = means[share_bad == 1], means[share_bad == 0]
+    if len(replaced):
+        # Kinds look different. That of most of these responses has the surest share.
+        ends = np.cumsum(probe.lengths)[probe.lengths > 0]
+        kinds = codes_of(probe.kinds[ends - 1][share_bad == 1], detector.kinds)
+        replaced = replaced[kinds == np.bincount(kinds).argmax()]
     if corpus is not None:
         folds = detector._folds_of(corpus.records, corpus.lengths)
         log_odds = detector._log_odds(binned(corpus.features, detector._edges), folds)
@@ -402,25 +350,45 @@ def _whole_share(
     return whole_share(replaced, alone, seed=seed)
 
 
-def _bin_edges(features: NDArray) -> list[NDArray]:
-    """Edges of at most 254 bins of each feature with about equally many tokens.
+def _is_sure(
+    detector: Detector,
+    probe: Probe,
+    codes: NDArray[np.int64],
+    log_odds: NDArray,
+    kind_probs: NDArray,
+    calibration: Calibration,
+    corpus: CorpusSample | None,
+    seed: int,
+) -> bool:
+    """Whether the corpus looks like one of the kinds beyond chance, by the first fit.
 
-    The trees would bin the features themselves, again for each fit, and with weights that takes
-    twenty times as long as the trees.
+    Args:
+        codes: index of the planted kind of each token of the copies, -1 where there is none.
+        log_odds: of the copies, out of fold, calibrated.
+        kind_probs: of the copies.
+        calibration: of the first fit.
     """
-    levels = np.linspace(0, 1, _NUM_BINS + 1)[1:-1]
-    return [np.unique(np.quantile(column, levels)) for column in features.T]
-
-
-def _fit_folds(
-    features: NDArray, bad: NDArray[np.bool_], weights: NDArray, folds: NDArray, seed: int
-) -> list[Any]:
-    """A classifier of bad tokens for each fold, fitted on the other folds."""
-    return [
-        _classifier(features[used], bad[used], _TREES, seed + fold, weights[used])
-        for fold in range(NUM_FOLDS)
-        for used in [folds != fold]
-    ]
+    of_copies, first = probe.of_records, detector._first_shares
+    if first is None or not first.any():
+        return False
+    if corpus is None:
+        alone = codes < 0
+        others, other_probs, of_others = log_odds[alone], kind_probs[alone], of_copies[alone]
+    else:
+        features = binned(corpus.features, detector._edges)
+        folds = detector._folds_of(corpus.records, corpus.lengths)
+        others = calibrate(detector._log_odds(features, folds), calibration)
+        other_probs = detector._kind_probs(features, folds)
+        of_others = np.repeat(corpus.records, corpus.lengths)
+    numbers = np.unique(np.r_[of_copies, of_others], return_inverse=True)[1]
+    of_copies, of_others = numbers[: len(of_copies)], numbers[len(of_copies) :]
+    for kind in np.flatnonzero(first):
+        own = codes == kind
+        planted = Scored(kind_scores(log_odds[own], kind_probs[own, kind]), of_copies[own])
+        rest = Scored(kind_scores(others, other_probs[:, kind]), of_others)
+        if is_sure(planted, rest, len(detector.kinds), seed=seed):
+            return True
+    return False
 
 
 def _problem(probe: Probe) -> str | None:
@@ -443,118 +411,6 @@ def _problem(probe: Probe) -> str | None:
     if not len(probe.features) or np.ptp(probe.features, axis=0).max(initial=0) == 0:
         return "The models say the same of every token."
     return None
-
-
-def _blindness(
-    names: Sequence[str],
-    features: NDArray,
-    bad: NDArray[np.bool_],
-    folds: NDArray,
-    seed: int,
-    auroc: float,
-) -> str | None:
-    """Why a detector that tells planted noise says nothing about tokens; None if it does.
-
-    Noise changes the length of a response. If all responses have similar lengths, the length
-    alone reveals the noise, and a detector would call every unusual length bad.
-
-    Args:
-        features: binned.
-        auroc: of planted noise by all features.
-    """
-    is_free = np.isin(names, MODEL_FREE)
-    if not is_free.any() or is_free.all() or auroc < SMALLEST_AUROC:
-        return None
-    own = features[:, is_free]
-    log_odds = np.zeros(len(bad))
-    for fold, model in enumerate(_fit_folds(own, bad, np.ones(len(bad)), folds, seed)):
-        log_odds[folds == fold] = model.decision_function(own[folds == fold])
-    alone = auroc_of(bad, log_odds) or 0.5
-    if auroc - alone >= SMALLEST_GAIN:
-        return None
-    return (
-        f"Planted noise is told by the lengths of responses alone (AUROC {alone:.2f}); what these "
-        f"models see in the tokens adds nothing (AUROC {auroc:.2f})."
-    )
-
-
-def _folds(records: NDArray, rng: np.random.Generator) -> dict[int, int]:
-    """Fold of each record; all copies of one record are in one fold."""
-    distinct = np.unique(records)
-    order = rng.permutation(len(distinct))
-    return {int(record): int(place) % NUM_FOLDS for record, place in zip(distinct, order)}  # noqa: B905
-
-
-class _Constant:
-    """Replaces a classifier if all tokens of a fold's training set are of one class."""
-
-    _predictors: tuple[Any, ...] = ()
-    _baseline_prediction = np.zeros(1)
-
-    def __init__(self, name: Any) -> None:
-        self.classes_ = np.array([name])
-
-    def predict_proba(self, features: NDArray) -> NDArray:
-        return np.ones((len(features), 1))
-
-    def decision_function(self, features: NDArray) -> NDArray:
-        return np.full(len(features), 0.0)
-
-
-def _classifier(
-    features: NDArray,
-    target: NDArray,
-    trees: dict[str, Any],
-    seed: int,
-    weights: NDArray | None = None,
-) -> Any:
-    from sklearn.ensemble import HistGradientBoostingClassifier
-
-    classes = np.unique(target)
-    if len(classes) < 2:
-        return _Constant(classes[0] if len(classes) else "")
-    return HistGradientBoostingClassifier(random_state=seed, **trees).fit(
-        features, target, sample_weight=weights
-    )
-
-
-def _kind_probs(model: Any, features: NDArray, kinds: tuple[str, ...]) -> NDArray:
-    """Probabilities in the order of `kinds`; a kind that the model never saw has 0."""
-    probs = np.zeros((len(features), len(kinds)))
-    found = model.predict_proba(features)
-    for column, name in enumerate(model.classes_):
-        if name in kinds:
-            probs[:, kinds.index(name)] = found[:, column]
-    return probs
-
-
-def _codes(names: NDArray, kinds: tuple[str, ...]) -> NDArray[np.int64]:
-    """Index into `kinds`, -1 for clean; shape of `names`."""
-    place = {name: index for index, name in enumerate(kinds)}
-    return np.array([place.get(name, -1) for name in names.tolist()], dtype=np.int64)
-
-
-def _leave_kinds_out(
-    features: NDArray,
-    names: NDArray,
-    kinds: tuple[str, ...],
-    weights: NDArray,
-    folds: NDArray,
-    seed: int,
-) -> dict[str, float | None]:
-    """AUROC of each kind against clean tokens by a classifier that never saw the kind: fitted on
-    three of the five folds, measured on the other two."""
-    found: dict[str, float | None] = {}
-    fitted = folds < NUM_FOLDS - 2
-    clean = names == CLEAN
-    for kind in kinds:
-        of_kind = names == kind
-        used = fitted & ~of_kind
-        measured = ~fitted & (clean | of_kind)
-        model = _classifier(features[used], ~clean[used], _TREES, seed, weights[used])
-        score = model.decision_function(features[measured])
-        found[kind] = auroc_of(of_kind[measured], score, weights[measured])
-    return found
 
 
 def _nothing(

@@ -14,15 +14,22 @@ the shares of the corpus follow by expectation maximization (Saerens et al. 2002
 Real noise often looks milder than planted noise and does not reach the highest scores. Whole
 responses tell: averaged over a response, clean tokens hardly ever look like one that was replaced.
 So the share of copies that were left alone and still look replaced bounds the rest (`WholeShare`).
+
+The shares of the kinds say how much is bad, and what a bad token probably is. Which tokens are bad
+is left to the log-odds, shifted to that share. The share of a single kind is much less certain than
+their sum, and a kind with too large a one would put its tokens above all others. On the corpora on
+which settings were chosen, this raises the average precision by 0.04 on average (-0.02 to 0.13).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from forgetting.method.calibration import sigmoid
 from forgetting.method.detector_report import auroc_of
 
 RECALLS = (0.2, 0.3, 0.5)
@@ -68,6 +75,7 @@ _EM_STEPS = 50
 _NORMALIZATIONS = 50
 _EM_STEPS_RESAMPLED = 10
 _BISECTIONS = 30
+_LARGEST_SHIFT = 50.0
 
 
 @dataclass(frozen=True)
@@ -84,8 +92,10 @@ class Shares:
     by_kind: tuple[float, ...]
     """Share of tokens of each kind, in the detector's order of kinds."""
     priors: tuple[float, ...]
-    """Share of each kind by which the posterior is computed. More than `by_kind` where the bad
-    tokens of the corpus look milder than planted ones."""
+    """Share of each kind by which the likely kind is told. More than `by_kind` where the bad tokens
+    of the corpus look milder than planted ones."""
+    shift: float
+    """What is added to the log-odds, so that the mean posterior is `share`; -inf if that is 0."""
     posterior: NDArray[np.float32]
     """Probability that a token is bad; shape (tokens,)."""
     likely_kind: NDArray[np.int8]
@@ -140,6 +150,11 @@ def response_means(log_odds: NDArray, lengths: NDArray[np.int64]) -> NDArray[np.
     return np.add.reduceat(np.asarray(log_odds, dtype=np.float64), starts) / lengths
 
 
+def kind_scores(log_odds: NDArray, kind_probs: NDArray) -> NDArray:
+    """Scores by which tokens of one kind are told; shape (tokens,), as both arguments."""
+    return log_odds + np.log(np.maximum(kind_probs, 1e-6))
+
+
 def _typical_ratio(found: NDArray, others: NDArray) -> float:
     """Median over recalls of the share of others above a score over that of what is sought."""
     scores = np.quantile(found, 1 - np.array(WHOLE_RECALLS))
@@ -170,20 +185,25 @@ def first_shares(
     for kind in np.flatnonzero(planted >= SMALLEST_NUM_TOKENS):
         both = (kinds == kind) | (kinds < 0)
         is_kind = kinds[both] == kind
-        scores = log_odds[both] + np.log(np.maximum(kind_probs[both, kind], 1e-6))
+        scores = kind_scores(log_odds[both], kind_probs[both, kind])
         found, others = scores[is_kind], scores[~is_kind]
         auroc = auroc_of(is_kind, scores) or 0.0
         if auroc >= SMALLEST_KIND_AUROC:
             ratios = _ratios_above(found, others, np.quantile(found, 1 - np.array(RECALLS)))
-            growth = ratios[-1] / max(ratios[0], 1e-9)
-            counts = np.clip((GROWTH[1] - growth) / (GROWTH[1] - GROWTH[0]), 0, 1)
-            sure[kind] = min(ratios) * counts
+            sure[kind] = sure_share(ratios)
         if whole.is_clear and auroc >= SMALLEST_MILD_AUROC:
             scores_at = np.quantile(found, 1 - np.array(MILD_RECALLS))
             mild[kind] = min(_ratios_above(found, others, scores_at))
     mild *= min(1.0, whole.share / max(mild.sum(), 1e-9))
     shares = np.maximum(sure, mild)
     return shares * min(1.0, LARGEST_SHARE / max(shares.sum(), 1e-9))
+
+
+def sure_share(ratios: Sequence[float] | NDArray) -> float:
+    """Share that the ratios at `RECALLS` bear out."""
+    growth = ratios[-1] / max(ratios[0], 1e-9)
+    counts = np.clip((GROWTH[1] - growth) / (GROWTH[1] - GROWTH[0]), 0, 1)
+    return float(min(ratios) * counts)
 
 
 def unmarked_noise(
@@ -259,6 +279,24 @@ def posteriors(
     return _of_ratios(np.exp(_log_ratios(log_odds, kind_probs, odds)), shares)
 
 
+def shifted(log_odds: NDArray, shift: float) -> NDArray[np.float64]:
+    """Probability that each token is bad, in a corpus of `Shares.shift`; shape (tokens,)."""
+    return sigmoid(np.asarray(log_odds, dtype=np.float64) + shift)
+
+
+def shift_to(log_odds: NDArray, share: float) -> float:
+    """What to add to log-odds so that their mean probability is a share; -inf for 0."""
+    if share <= 0 or not len(log_odds):
+        return -np.inf
+    log_odds = np.asarray(log_odds, dtype=np.float64)
+    low, high = -_LARGEST_SHIFT, _LARGEST_SHIFT
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        is_less = shifted(log_odds, middle).mean() < share
+        low, high = (middle, high) if is_less else (low, middle)
+    return (low + high) / 2
+
+
 def _of_ratios(ratios: NDArray, shares: NDArray) -> NDArray[np.float64]:
     joint = ratios * shares
     return joint / (joint.sum(1, keepdims=True) + 1 - shares.sum())
@@ -278,6 +316,7 @@ def estimate_shares(
     first: NDArray,
     whole: WholeShare = WholeShare(),
     *,
+    sure: bool = True,
     seed: int = 0,
 ) -> Shares:
     """Estimate how much of a corpus is bad.
@@ -289,6 +328,7 @@ def estimate_shares(
         odds: see `prior_odds` and `normalized`, shape (kinds,).
         first: where the estimate starts, shape (kinds,); see `first_shares`.
         whole: see `whole_share`. If it is clear, it bounds the share from below.
+        sure: whether the first shares are more than chance; if not, the interval begins at 0.
         seed: of the bootstrap.
     """
     ratios = np.exp(_log_ratios(log_odds, kind_probs, odds))
@@ -300,8 +340,9 @@ def estimate_shares(
     if shares.sum() < least and len(ratios):
         priors = _raised(ratios, np.maximum(shares, first * min(1, least / first.sum())), least)
     of_kinds = _of_ratios(ratios, priors)
-    posterior = of_kinds.sum(1)
-    size = max(len(posterior), 1)
+    size = max(len(of_kinds), 1)
+    shift = shift_to(log_odds, float(of_kinds.sum() / size))
+    posterior = shifted(log_odds, shift)
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(lengths))
     is_drawn = np.zeros(len(lengths), dtype=bool)
@@ -327,11 +368,12 @@ def estimate_shares(
     low_samples, high_samples = np.percentile(of_samples, edges)
     return Shares(
         float(posterior.sum() / size),
-        (low if low >= SMALLEST_SHARE else 0.0, min(high, 1.0)),
+        (low if sure and low >= SMALLEST_SHARE else 0.0, min(high, 1.0)),
         float(bad_samples.mean()) if len(bad_samples) else 0.0,
         (float(low_samples), float(high_samples)),
         tuple((of_kinds.sum(0) / size).tolist()),
         tuple(priors.tolist()),
+        shift,
         posterior.astype(np.float32),
         of_kinds.argmax(1).astype(np.int8),
     )

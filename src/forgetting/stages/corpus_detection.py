@@ -18,22 +18,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from forgetting.config import ModelSettings, Recipe
-from forgetting.method.columns import STATISTICS, columns_of
+from forgetting.config import Recipe
+from forgetting.method.columns import columns_of
 from forgetting.method.corruptions import CLEAN, CORRUPTIONS
-from forgetting.method.detector import (
-    CorpusSample,
-    Detector,
-    Evidence,
-    Findings,
-    Probe,
-    fit_detector,
-    join_evidence,
-)
+from forgetting.method.detector import Detector, Findings, fit_detector
 from forgetting.method.detector_report import DetectorReport
-from forgetting.method.features import PassStatistics, compute_features
+from forgetting.method.evidence import CorpusSample, Evidence, Probe, join_evidence
 from forgetting.method.shares import Shares
-from forgetting.models.loading import load_tokenizer
 from forgetting.rundir import layout
 from forgetting.rundir.explainer_files import save_explainer
 from forgetting.rundir.findings import (
@@ -46,19 +37,16 @@ from forgetting.rundir.findings import (
     SourceFinding,
 )
 from forgetting.rundir.planted import copies_of, planted_file, scored_copies, token_kinds
-from forgetting.rundir.samples import SampleFile, list_column, response_mask
-from forgetting.rundir.scores import ScoredCorpus, ScoredSamples, ScoreShard
+from forgetting.rundir.samples import SampleFile
+from forgetting.rundir.scores import ScoredCorpus, ScoredSamples
+from forgetting.stages.corpus_features import features_of, segment_ends
 
-TOKENS_AT_ONCE = 50_000
-"""Response tokens whose features are in memory, if no sample has more."""
 SAMPLES_LOOKED_AT = 2000
 """Samples of the corpus that the detector is fitted with."""
 TOKENS_JUDGED = 1_000_000
 """Response tokens that the share of bad tokens is estimated from; of more, samples are drawn."""
 SMALLEST_LENGTH = 3
 """Response tokens that at least half of the samples must have."""
-# A sentence or a line ends within or at the end of the token.
-_ENDS = re.compile(r"""[.!?。！？:;]["'”’)\]*]*\s*$|\n""")
 Advance = Callable[[int, str], None]
 
 
@@ -71,11 +59,14 @@ class Copies:
     """Kind of each copy, `clean` if nothing was planted."""
 
 
-def read_copies(recipe: Recipe, run: Path, fingerprint: str) -> Copies:
+def read_copies(
+    recipe: Recipe, run: Path, fingerprint: str, ends: NDArray[np.bool_] | None = None
+) -> Copies:
     """The copies of a run as the detector sees them.
 
     Args:
         fingerprint: of D_train.
+        ends: see `segment_ends`; default: looked up, which decodes the vocabulary.
 
     Raises:
         InputError: the copies or their scores are missing or damaged, or belong to other tokens.
@@ -85,7 +76,7 @@ def read_copies(recipe: Recipe, run: Path, fingerprint: str) -> Copies:
     if not len(samples):
         nothing, none = np.zeros((0, 0), np.float32), np.zeros(0, np.int64)
         return Copies(Probe(nothing, (), np.zeros(0, str), none, none), [])
-    ends = segment_ends(recipe.model)
+    ends = segment_ends(recipe.model) if ends is None else ends
     scored = scored_copies(run, fingerprint)
     features, lengths, kinds = [], [], []
     kind_of_copy: list[str] = []
@@ -108,55 +99,16 @@ def read_copies(recipe: Recipe, run: Path, fingerprint: str) -> Copies:
     return Copies(probe, kind_of_copy)
 
 
-def segment_ends(model: ModelSettings) -> NDArray[np.bool_]:
-    """Whether each token of a vocabulary ends a sentence or a line, shape (vocabulary,)."""
-    tokenizer = load_tokenizer(model)
-    texts = tokenizer.batch_decode([[token] for token in range(len(tokenizer))])
-    return np.array([bool(_ENDS.search(text)) for text in texts])
-
-
-@dataclass(frozen=True)
-class FeaturePart:
-    """Features of consecutive samples of a shard."""
-
-    samples: slice
-    features: NDArray[np.float32]
-    names: tuple[str, ...]
-
-
-def features_of(
-    shard: ScoreShard, passes: Sequence[str], ends: NDArray[np.bool_]
-) -> Iterator[FeaturePart]:
-    """Features of the response tokens of a shard, some samples at a time.
+def sample_corpus(
+    recipe: Recipe, corpus: ScoredCorpus, ends: NDArray[np.bool_] | None = None
+) -> CorpusSample:
+    """The samples of the first shards, enough to see whether a corpus holds noise.
 
     Args:
-        shard: with the statistics of the passes, and the samples' `labels`.
-        ends: see `segment_ends`.
+        ends: as in `read_copies`.
     """
-    labels, token_starts = list_column(shard.samples, "labels")
-    ids = labels[response_mask(labels, token_starts)]
-    # A model may have more tokens than its tokenizer.
-    ends_segment = ends[np.minimum(ids, len(ends) - 1)]
-    starts = np.r_[0, np.cumsum(shard.lengths)]
-    begin = 0
-    while begin < len(shard.lengths):
-        end = int(np.searchsorted(starts, starts[begin] + TOKENS_AT_ONCE, side="right")) - 1
-        end = min(max(end, begin + 1), len(shard.lengths))
-        tokens = slice(starts[begin], starts[end])
-        of_passes = {
-            name: PassStatistics(
-                **{key: shard.columns[f"{name}_{key}"][tokens] for key in STATISTICS}
-            )
-            for name in passes
-        }
-        found, names = compute_features(of_passes, shard.lengths[begin:end], ends_segment[tokens])
-        yield FeaturePart(slice(begin, end), found, names)
-        begin = end
-
-
-def sample_corpus(recipe: Recipe, corpus: ScoredCorpus) -> CorpusSample:
-    """The samples of the first shards, enough to see whether a corpus holds noise."""
-    passes, ends = recipe.detector_passes, segment_ends(recipe.model)
+    passes = recipe.detector_passes
+    ends = segment_ends(recipe.model) if ends is None else ends
     features, lengths, records = [], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     parts = (
         (shard, part)
@@ -183,6 +135,7 @@ class WeighedCorpus:
     Args:
         path: scratch file, written over.
         advance: called with the number of samples done since the last call.
+        ends: as in `read_copies`.
     """
 
     def __init__(
@@ -192,11 +145,12 @@ class WeighedCorpus:
         detector: Detector,
         path: Path,
         advance: Advance,
+        ends: NDArray[np.bool_] | None = None,
     ) -> None:
         self._path = path
         self._num_kinds = len(detector.kinds)
         passes = recipe.detector_passes
-        ends = segment_ends(recipe.model)
+        ends = segment_ends(recipe.model) if ends is None else ends
         lengths, ids = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         self.sources: list[str] = []
         """Source of each sample."""
@@ -263,10 +217,11 @@ def detect(
     Raises:
         InputError: scores or copies are missing or damaged, or belong to other tokens.
     """
-    copies = read_copies(recipe, run, corpus.fingerprint)
-    some = sample_corpus(recipe, corpus)
+    ends = segment_ends(recipe.model)
+    copies = read_copies(recipe, run, corpus.fingerprint, ends)
+    some = sample_corpus(recipe, corpus, ends)
     detector = fit_detector(copies.probe, recipe.seed, corpus=some)
-    weighed = WeighedCorpus(recipe, corpus, detector, scratch / "evidence.bin", advance)
+    weighed = WeighedCorpus(recipe, corpus, detector, scratch / "evidence.bin", advance, ends)
     detector.problem = _too_short(weighed.lengths) or detector.problem
     findings = detector.judge(*weighed.drawn(recipe.seed), seed=recipe.seed)
     by_source: dict[str, SourceFinding] = {}
@@ -279,7 +234,7 @@ def detect(
     if (explainer := detector.explainer) is not None:
         save_explainer(output, explainer, corpus.fingerprint)
     if recipe.scores_heldout:
-        _judge_heldout(recipe, run, detector, findings, output)
+        _judge_heldout(recipe, run, detector, findings, output, ends)
     return DetectorSummary(
         fingerprint=corpus.fingerprint,
         found=findings.found,
@@ -295,14 +250,18 @@ def detect(
 
 
 def _judge_heldout(
-    recipe: Recipe, run: Path, detector: Detector, findings: Findings, output: Path
+    recipe: Recipe,
+    run: Path,
+    detector: Detector,
+    findings: Findings,
+    output: Path,
+    ends: NDArray[np.bool_],
 ) -> None:
     """Write the posterior of the held-out samples. They come from the corpus too, so as many of
     their tokens are bad as of D_train's."""
     file = layout.split_file(layout.data_dir(run), "heldout")
     folder = layout.heldout_scores_dir(layout.scores_dir(run))
     scored = ScoredSamples(file, folder, SampleFile(file).fingerprint, "score")
-    ends = segment_ends(recipe.model)
     target = layout.heldout_posterior_file(output)
     with PosteriorWriter(target, scored.fingerprint) as writer:
         for shard in scored.scores(columns_of(recipe.detector_passes), ["labels"]):
@@ -434,6 +393,7 @@ def fitted_detector(recipe: Recipe, run: Path, fingerprint: str) -> Detector:
     Raises:
         InputError: as `read_copies`.
     """
-    copies = read_copies(recipe, run, fingerprint)
-    some = sample_corpus(recipe, ScoredCorpus(run))
+    ends = segment_ends(recipe.model)
+    copies = read_copies(recipe, run, fingerprint, ends)
+    some = sample_corpus(recipe, ScoredCorpus(run), ends)
     return fit_detector(copies.probe, recipe.seed, corpus=some, leave_kinds_out=False)

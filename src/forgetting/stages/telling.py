@@ -20,7 +20,8 @@ from forgetting.method.explainer import Explainer
 from forgetting.rundir import layout
 from forgetting.rundir.explainer_files import read_explainer
 from forgetting.rundir.scores import ScoredCorpus, ScoreShard
-from forgetting.stages.corpus_detection import features_of, fitted_detector, segment_ends
+from forgetting.stages.corpus_detection import fitted_detector
+from forgetting.stages.corpus_features import features_of, segment_ends
 
 NUM_FEATURES = 5
 

@@ -1,0 +1,58 @@
+"""A kind of noise is in a corpus beyond chance, or not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from forgetting.method import presence
+from forgetting.method.presence import Scored, is_sure, p_of_scatter, p_of_share
+from forgetting.method.shares import RECALLS
+
+
+def kind_and_corpus(bad: float, seed: int) -> tuple[Scored, Scored]:
+    """Planted tokens of 30 records, and the tokens of a corpus of 100 that holds such noise."""
+    rng = np.random.default_rng(seed)
+    planted = Scored(rng.normal(2.5, 1, 240), np.repeat(np.arange(30), 8))
+    is_bad = np.repeat(rng.random(100) < bad, 10)
+    return planted, Scored(rng.normal(2.5 * is_bad, 1), np.repeat(np.arange(100), 10))
+
+
+def test_a_kind_is_beyond_chance_only_where_the_corpus_holds_it() -> None:
+    clean = [is_sure(*kind_and_corpus(0.0, seed), 2) for seed in range(10)]
+    noisy = [is_sure(*kind_and_corpus(0.2, seed), 2) for seed in range(10)]
+    assert not any(clean)
+    assert all(noisy)
+
+
+def test_scatter_of_tokens_in_the_same_and_in_different_records() -> None:
+    planted = Scored(np.array([1.0, 2.0, 3.0]), np.arange(3))
+    scores = np.zeros(40)
+    scores[:4] = 2.0
+    in_one = p_of_scatter(planted, Scored(scores, np.repeat(np.arange(10), 4)))
+    in_each = p_of_scatter(planted, Scored(scores, np.tile(np.arange(10), 4)))
+    # All four of 40 in the one record of four: once in 9,139 drawings.
+    assert in_one < 0.01
+    assert in_each == 1.0
+
+
+def test_p_of_share_against_a_corpus_drawn_record_by_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(presence, "NUM_REDRAWN", 60)
+    planted, corpus = kind_and_corpus(0.01, 3)
+    rng = np.random.default_rng(7)
+    nothing = 0
+    for _ in range(60):
+        times = rng.poisson(1, 100)
+        drawn = [
+            np.concatenate([np.repeat(s, times[r]) for s, r in zip(t.scores, t.records)])  # noqa: B905
+            for t in (planted, corpus)
+        ]
+        found = np.sort(drawn[0])[::-1]
+        scores = [found[int(np.ceil(recall * len(found))) - 1] for recall in RECALLS]
+        low, middle, high = (np.mean(drawn[1] >= s) / np.mean(found >= s) for s in scores)
+        # From 2.2 on, the share counts for nothing.
+        nothing += min(low, middle, high) == 0 or high / low >= 2.2
+    assert 0 < nothing < 60
+    assert p_of_share(planted, corpus, seed=7) == pytest.approx(nothing / 60)
