@@ -397,7 +397,7 @@ CORRUPTIONS: Registry[Corruption] = Registry(
         Corruption("truncate", "ends too early", truncate),
         Corruption("leak", "prompt or template text", leak),
         Corruption("mojibake", "wrong encoding", mojibake),
-        Corruption("placeholder", "placeholder instead of text", placeholder),
+        Corruption("placeholder", "placeholder instead of text", placeholder, weight=0.5),
     ],
 )
 """The kinds of noise that are planted, by name."""
