@@ -27,6 +27,9 @@ TASKS = ("boolq", "arc_challenge", "asdiv", "truthfulqa_mc1", "truthfulqa_mc2")
 ITEMS_PER_TASK = 200
 OUTSIDE = 500
 """Records at the end of each corpus whose responses are swapped in."""
+LOOKED_AT = 1000
+"""Records at the start of the large corpora: faults of the detector were found on some of them, so
+none is measured."""
 SHORT = 160
 """Characters of a prompt and a response in the corpora that models are trained on."""
 MODEL = {"name_or_path": "embedded", "dtype": "bfloat16"}
@@ -108,7 +111,8 @@ def write_corpus(cell: Cell, data_dir: Path, file: Path) -> None:
     records = load_records(data_dir, cell.corpus)
     if cell.task != "finding":
         records = [r for r in records if max(len(r.prompt), len(r.response)) <= SHORT]
-    chosen, outside = records[: cell.num_records], records[-OUTSIDE:]
+    begin = LOOKED_AT if len(records) >= LOOKED_AT + cell.num_records + OUTSIDE else 0
+    chosen, outside = records[begin : begin + cell.num_records], records[-OUTSIDE:]
     if cell.corpus == MARKED:
         noisy = [Noisy(r.prompt, r.response, "marked", r.spans) for r in chosen]
     else:
@@ -161,6 +165,7 @@ def make_recipe(cell: Cell, file: Path, num_records: int, data_dir: Path) -> Rec
             "max_length": 1024,
         },
         "training": TRAINING,
+        "evaluation": {"num_answers": 0},
     }
     if cell.task == "finding":
         given |= {
@@ -173,7 +178,7 @@ def make_recipe(cell: Cell, file: Path, num_records: int, data_dir: Path) -> Rec
         given |= {"training": {**TRAINING, **PAPER_TRAINING}, "variants": PAPER_VARIANTS}
     if cell.has_tasks:
         tasks = [{"task": task, "limit": ITEMS_PER_TASK} for task in TASKS]
-        given["evaluation"] = {"tasks": tasks, "data_dir": str(data_dir / "eval")}
+        given["evaluation"] |= {"tasks": tasks, "data_dir": str(data_dir / "eval")}
     return Recipe.model_validate(given)
 
 
