@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from experiments.real.noise import Noisy, first_sentences, inject
-from experiments.real.records import CORPORA, MARKED, Record, load_records
+from experiments.real.records import CORPORA, MARKED, MIXED, Record, load_records
 from forgetting import Recipe
 from forgetting.method import MEASURES
 
@@ -69,6 +69,7 @@ def all_cells() -> list[Cell]:
     """Every cell, those that matter most first."""
     found = [Cell("finding", corpus, rate) for rate in RATES for corpus in CORPORA]
     marked = Cell("finding", MARKED, 0.0)
+    mixed = [Cell("finding", MIXED, rate, num_train=1500) for rate in (0.25, 0.0)]
     with_reference = [
         Cell("finding", corpus, 0.15, reference=True, num_reference=200) for corpus in CORPORA
     ]
@@ -89,7 +90,17 @@ def all_cells() -> list[Cell]:
     paper = Cell(
         "paper", "alpaca", 0.0, num_train=1000, num_reference=500, num_heldout=200, has_tasks=True
     )
-    return [*found[:4], marked, *trained[:3], *with_reference, paper, *found[4:], *trained[3:]]
+    return [
+        *mixed[:1],
+        *found[:4],
+        marked,
+        *trained[:3],
+        *with_reference,
+        paper,
+        *found[4:],
+        *mixed[1:],
+        *trained[3:],
+    ]
 
 
 def quick_cells() -> list[Cell]:

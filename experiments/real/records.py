@@ -16,6 +16,8 @@ from typing import Any
 from forgetting.errors import InputError
 
 CORPORA = ("alpaca", "dolly", "oasst", "flan")
+MIXED = "mixed"
+"""Two records of Alpaca for each one of Dolly."""
 MARKED = "halueval"
 """Replies with spans that people marked as hallucinated."""
 FILES = {
@@ -48,6 +50,10 @@ def load_records(data_dir: Path, corpus: str) -> list[Record]:
     Raises:
         InputError: a file is missing.
     """
+    if corpus == MIXED:
+        first, second = (load_records(data_dir, name) for name in ("alpaca", "dolly"))
+        pairs = zip(first[::2], first[1::2], second, strict=False)
+        return [record for group in pairs for record in group]
     found = []
     for name in FILES[corpus]:
         path = data_dir / name

@@ -15,6 +15,7 @@ from experiments.real.cells import (
     quick_cells,
     write_corpus,
 )
+from experiments.real.records import load_records
 from forgetting.errors import InputError
 from forgetting.method import MEASURES
 
@@ -88,3 +89,14 @@ def test_one_command_a_cell(tmp_path, capsys):
     assert len(lines) == len(quick_cells())
     assert all("--quick" in line and line.split()[-1] in line for line in lines)
     assert main([str(tmp_path), "--cell", "finding-alpaca-16-1", "--output", str(output)]) == 2
+
+
+def test_a_mixed_corpus_has_two_records_of_alpaca_for_each_of_dolly(tmp_path):
+    data = write_alpaca(tmp_path / "data", 60)
+    rows = [{"instruction": f"Dolly {i}", "input": "", "output": "Yes."} for i in range(40)]
+    (data / "train" / "dolly_3k.json").write_text(json.dumps(rows))
+    prompts = [record.prompt for record in load_records(data, "mixed")]
+    assert len(prompts) == len(set(prompts)) == 90
+    assert all(
+        prompt.startswith("Dolly") == (place % 3 == 2) for place, prompt in enumerate(prompts)
+    )
