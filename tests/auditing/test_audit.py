@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -33,6 +34,31 @@ def test_what_is_done_is_not_done_again(fresh_audit, tiny_model):
     before = read_manifest(audit.run).stages
     audit_data(str(data), audit.folder, model=str(tiny_model))
     assert read_manifest(audit.run).stages == before
+
+
+def test_a_finished_audit_is_not_replaced_by_one_with_other_options(
+    fresh_audit, tiny_model, tmp_path, capsys
+):
+    data, audit = fresh_audit
+    before = {file: file.read_bytes() for file in audit.folder.rglob("*") if file.is_file()}
+    given = ["audit", str(data), "--output", str(audit.folder), "--model"]
+    other = tmp_path / "other" / data.name
+    other.parent.mkdir()
+    other.write_bytes(data.read_bytes())
+    copied = tmp_path / "judge"
+    shutil.copytree(tiny_model, copied)
+    cases = {
+        "--limit: none there, 20 now": [*given, str(tiny_model), "--limit", "20"],
+        "--field: none there, prompt=id now": [*given, str(tiny_model), "--field", "prompt=id"],
+        f"--model: {tiny_model} there, {copied} now": [*given, str(copied)],
+        f"data: {data} there, {other} now": ["audit", str(other), *given[2:], str(tiny_model)],
+    }
+    for told, command in cases.items():
+        assert main(command) == 2
+        shown = capsys.readouterr().err
+        assert f"{audit.folder} holds a finished audit with other options ({told})" in shown
+        assert "Pass another --output or the same options, or remove the folder" in shown
+    assert {file: file.read_bytes() for file in before} == before
 
 
 def test_fields_are_read_under_other_names(tiny_model, tmp_path, capsys):

@@ -95,6 +95,17 @@ def shown_origins(shown):
     return [{**each["origin"], "highest": each["highest"]} for each in shown["samples"]]
 
 
+def test_a_terminal_and_json_show_file_and_line(audited, capsys):
+    _, audit = audited
+    assert main(["inspect", str(audit.folder), "--terminal", "--samples", "1"]) == 0
+    (title,) = re.findall(r"Sample \d+ · .*", capsys.readouterr().out)
+    # The line with the most bad tokens; the source has the name of the file.
+    assert re.fullmatch(r"Sample \d+ · mine.jsonl, line 6  1 of 24", title)
+    assert main(["inspect", str(audit.folder), "--json", "--samples", "1"]) == 0
+    (shown,) = json.loads(capsys.readouterr().out)["samples"]
+    assert (shown["file"], shown["line"], shown["row"]) == ("mine.jsonl", 6, 6)
+
+
 def test_the_command_opens_an_audit_as_it_is(audited, capsys):
     _, audit = audited
     write_findings(audit, found=False)

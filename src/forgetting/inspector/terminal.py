@@ -177,8 +177,8 @@ def sample_text(
     if by_posterior is None:
         by_posterior = _colors_by_posterior(inspection)
     sample = inspection.sample(row, MAX_TOKENS_SHOWN)
-    source = inspection.source_names[sample["source"]]
-    title = Text(f"\nSample {sample['id']} · {source}", style="bold")
+    names = " · ".join(_names(sample, inspection.source_names[sample["source"]]))
+    title = Text(f"\nSample {sample['id']} · {names}", style="bold")
     title.append(f"  {place}", style="not bold dim")
     mean = "–" if sample["mean"] is None else f"{sample['mean']:+.3f}"
     negative = "likely bad" if inspection.selection.variant is None else "negative"
@@ -209,6 +209,17 @@ def sample_text(
     if sample["num_left_out"]:
         body.append(f"\n… and {sample['num_left_out']:,} more response tokens", style="dim")
     return Group(title, Text(facts, style="dim"), Text(), body, Text())
+
+
+def _names(sample: dict[str, Any], source: str) -> list[str]:
+    """File and line of a sample, if they are known, and its source, unless the file is named so."""
+    origin = sample["origin"]
+    if origin is None:
+        return [source]
+    line = origin["line"]
+    place = f"record {origin['row']}" if line is None else f"line {line}"
+    where = f"{origin['file']}, {place}"
+    return [where] if origin["file"].startswith(source) else [where, source]
 
 
 def _marks(sample: dict[str, Any], tokens: slice) -> set[tuple[str, str]]:
