@@ -16,7 +16,7 @@ from forgetting.cli import main
 from forgetting.config import ModelSettings
 from forgetting.errors import InputError
 from forgetting.rundir.manifest import read_manifest
-from tests.auditing.conftest import RECORDS, write_findings
+from tests.auditing.conftest import BAD, RECORDS, write_findings
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
@@ -131,8 +131,25 @@ def test_the_verdict_comes_first_then_tables_then_the_worst(given, capsys):
     assert sorted(parts, key=shown.index) == parts
     assert "Straße 🙂 [wrong]" in shown
     assert "garbled word 0.95 85.0 % 70.0 % 20.0 %" in shown
+    assert "answer to another question 0.90 – 60.0 % 30.0 %" in shown
+    assert "–: not measured" in shown
+    assert "bad tokens (estimate) flagged records" in shown
+    assert "line 6: about 4.5 of 19 tokens bad" in shown
+    assert "(end)" not in shown
     assert "1 record could not be used and was not judged: empty response: 1." in shown
     assert str(audit.flagged_jsonl) in shown
+
+
+def test_the_end_of_a_response_is_explained(given, capsys, monkeypatch):
+    data, audit = given
+    text = RECORDS[5]["completion"]
+    monkeypatch.setitem(BAD, 6, [(len(text) - 5, len(text) + 1, 0.9)])
+    write_findings(audit)
+    assert main(["audit", str(data), "--quiet"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "🙂 [wrong(end)]" in shown
+    assert "(end): the response ends here" in shown
+    assert "[wrong(end)]" in audit.flagged_csv.read_text("utf-8-sig")
 
 
 def test_json_is_all_there_is_on_standard_output(given, capsys):

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pytest
 
+from forgetting.auditing import suspicion
 from forgetting.auditing.audit import Audit
 from forgetting.auditing.browsing import browse_audit, browse_folder, is_audit
 from forgetting.auditing.flagged import write_files
@@ -16,6 +17,7 @@ from forgetting.cli import main
 from forgetting.inspector.queries import Query
 from forgetting.rundir import layout
 from tests.auditing.conftest import LINES, write_findings
+from tests.conftest import count_decodings
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
@@ -67,15 +69,17 @@ def test_data_that_changed_since_lend_no_fields(audited):
         data.write_text(before, encoding="utf-8")
 
 
-def test_where_nothing_is_found_the_page_shows_what_would_look_worst(audited):
+def test_where_nothing_is_found_the_page_shows_what_would_look_worst(audited, monkeypatch):
     _, audit = audited
     write_findings(audit, found=False)
     audit = Audit(audit.folder)
+    decoded = count_decodings(monkeypatch, suspicion)
     first = browse_audit(audit).judgment  # computed
     assert first is not None
     assert first.suspected
     assert "if 1% of the tokens were bad" in first.verdict
     assert first.posterior.max() > 0
+    assert len(decoded) == 1
     found = write_files(audit)
     second = browse_audit(audit).judgment  # read from the scores
     assert second is not None
@@ -110,7 +114,7 @@ def test_the_command_opens_an_audit_as_it_is(audited, capsys):
     _, audit = audited
     write_findings(audit, found=False)
     assert main(["inspect", str(audit.folder), "--terminal"]) == 0
-    assert "likely bad · expected bad tokens" in capsys.readouterr().out
+    assert "tokens likely bad (50% or more) · estimate: about" in capsys.readouterr().out
     layout.summary_file(layout.detector_dir(audit.run)).unlink()
     assert main(["inspect", str(audit.folder), "--terminal"]) == 2
     assert "unfinished audit" in capsys.readouterr().err

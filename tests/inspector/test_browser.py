@@ -371,7 +371,7 @@ def test_tokens_are_colored_by_the_posterior_and_say_why(page: Page, judged: Ins
     )
     assert ("quality" in told) == (judged.selection.variant is not None)
     page.wait_for_text("telling", rf"row {rows[0]} \(\+2\.5\) · token {worst} \(\+0\.3\)$")
-    assert f"expected bad tokens: {sample['num_bad']:.1f}" in page.text("note")
+    assert f"estimate: about {sample['num_bad']:.1f} bad" in page.text("note")
     assert page.complaints() == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,7 +25,14 @@ from forgetting.cli.options import (
     SetOption,
     find_recipe,
 )
-from forgetting.console import duration, logger, new_table, print_path, setup_logging
+from forgetting.console import (
+    duration,
+    logger,
+    new_table,
+    print_in_parts,
+    print_path,
+    setup_logging,
+)
 from forgetting.errors import InputError
 from forgetting.launch import launch
 from forgetting.rundir import layout
@@ -39,6 +47,7 @@ from forgetting.stages import STAGES, Stage
 if TYPE_CHECKING:
     from forgetting.config import Recipe
     from forgetting.pipeline import PlannedStep
+    from forgetting.report.result_table import ResultsTable
 
 out = Console(emoji=False)
 
@@ -356,15 +365,20 @@ def print_results(path: Path, as_json: bool) -> None:
     from forgetting.report import results_table
 
     results = results_table(path)
-    # One line per metric: there are few variants and many metrics, and terminals have 80 columns.
+    print_in_parts(out, results.variants, partial(_results_part, results))
+    out.print(escape(results.sentence))
+
+
+def _results_part(results: ResultsTable, variants: Sequence[str]) -> Table:
+    """The results of some variants, one line per metric: there are many metrics."""
     table = new_table()
     table.add_column(no_wrap=True)
-    for variant in results.variants:
-        table.add_column(escape(variant), justify="right")
+    for variant in variants:
+        table.add_column(escape(variant), justify="right", no_wrap=True)
     task = None
     for column in results.columns:
-        cells = [results.cell(variant, column) for variant in results.variants]
-        texts = [escape(results.short_text(variant, column)) for variant in results.variants]
+        cells = [results.cell(variant, column) for variant in variants]
+        texts = [escape(results.short_text(variant, column)) for variant in variants]
         if column.task != task:
             table.add_row(f"[italic]{escape(column.task_title)}[/] ({column.num_items})")
             task = column.task
@@ -377,5 +391,4 @@ def print_results(path: Path, as_json: bool) -> None:
                 for cell, text in zip(cells, texts, strict=True)
             ),
         )
-    out.print(table)
-    out.print(escape(results.sentence))
+    return table

@@ -181,12 +181,13 @@ def sample_text(
     title = Text(f"\nSample {sample['id']} · {names}", style="bold")
     title.append(f"  {place}", style="not bold dim")
     mean = "–" if sample["mean"] is None else f"{sample['mean']:+.3f}"
-    negative = "likely bad" if inspection.selection.variant is None else "negative"
+    is_judged = inspection.selection.variant is None
+    negative = "tokens likely bad (50% or more)" if is_judged else "tokens negative"
     facts = f"{sample['num_negative']} of {sample['num_tokens']} {negative}"
     if inspection.selection.variant is not None or not by_posterior:
         facts = f"mean quality {mean} · {facts}"
     if sample["num_bad"] is not None:
-        facts += f" · expected bad tokens: {sample['num_bad']:.1f}"
+        facts += f" · estimate: about {sample['num_bad']:.1f} bad"
     if sample["num_noisy"]:
         facts += f" · {sample['num_noisy']} noisy (overlined): {sample['noise_kind']}"
     body = Text()

@@ -22,7 +22,7 @@ function drawFigures() {
     const value = signed(bounds(0).positive);
     parts.push(`At rho ${rho.toFixed(3)}: not learned if ${corpus.by_sample ? "the sample’s mean quality" : "quality"} is below ${value}`);
   }
-  if (detector) parts.push(`expected bad tokens: ${count(Math.round(detector.num_bad))}`);
+  if (detector) parts.push(`estimate: about ${count(Math.round(detector.num_bad))} bad tokens`);
   if (corpus.noise) {
     const noise = corpus.noise;
     parts.push(
