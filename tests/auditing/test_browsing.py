@@ -14,6 +14,7 @@ from forgetting.auditing.browsing import browse_audit, browse_folder, is_audit
 from forgetting.auditing.flagged import write_files
 from forgetting.auditing.judged import judged_records
 from forgetting.cli import main
+from forgetting.inspector.facts import whole
 from forgetting.inspector.queries import Query
 from forgetting.rundir import layout
 from tests.auditing.conftest import LINES, write_findings
@@ -38,8 +39,8 @@ def test_records_have_their_place_their_messages_and_their_fields(audited):
         for each in inspection.find(Query(sort="position"))[0]
     ]
     assert lines == list(range(1, 25))
-    assert inspection.whole()["detector"]["verdict"].endswith("hold a token that is probably bad.")
-    assert "Judged by" in inspection.whole()["about"]
+    assert whole(inspection)["detector"]["verdict"].endswith("hold a token that is probably bad.")
+    assert "Judged by" in whole(inspection)["about"]
 
 
 def test_places_of_tokens_are_those_of_the_spans(audited):

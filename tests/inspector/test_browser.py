@@ -614,6 +614,35 @@ def test_a_link_opens_the_same_view_and_back_goes_back(page: Page, audited: Audi
     assert page.complaints() == []
 
 
+def test_another_measure_shows_the_same_record_and_keeps_the_marks(
+    page: Page, audited: Audited
+) -> None:
+    if audited.url.startswith("file:"):
+        assert not page.run("return document.getElementById('measure')")
+        return
+    inspection = audited.inspection
+    options = "return [...document.querySelectorAll('#measure option')].map((o) => o.value)"
+    assert set(page.run(options)) == {"base_loss", "detector"} == set(inspection.measures)
+    row = audited.row(page)
+    page.press("r")
+    page.wait_for_text("tally", "1 rejected")
+    page.set("measure", "base_loss")
+    page.wait(
+        "return location.search === '?measure=base_loss' && document.readyState === 'complete'"
+    )
+    page.wait("return document.querySelectorAll('.response .t').length > 0")
+    assert audited.row(page) == row
+    assert "1 rejected" in page.text("tally")
+    assert page.run("return document.getElementById('sort').value") == "worst"
+    other = inspection.measured_by("base_loss")
+    worst = [audited.title(each).split(", ")[1] for each in find(other, sort="worst")[:3]]
+    listed = (
+        "return [...document.querySelectorAll('#rows b')].slice(0, 3).map((b) => b.textContent)"
+    )
+    assert page.run(listed) == worst
+    assert page.complaints() == []
+
+
 def test_hostile_records_are_shown_as_text(page: Page, audited: Audited) -> None:
     page.set("text", "id: r7", "input")
     page.wait_for_text("place", "^1–1 of 1$")

@@ -113,6 +113,18 @@ if (detector) {
     address.write(sample ? sample.row : null, false);
   });
 }
+if (at("measure")) {
+  for (const [name, formula] of Object.entries(corpus.measures)) {
+    const option = element("option", "", name === "detector" ? name : `${name}: ${formula}`);
+    option.value = name;
+    option.selected = name === corpus.quality;
+    at("measure").append(option);
+  }
+  // Another page of the server, with the record and the filters of this one in its address.
+  at("measure").addEventListener("change", (event) => {
+    location.search = new URLSearchParams({ measure: event.target.value });
+  });
+}
 at("back").addEventListener("click", () => turn(-1));
 at("on").addEventListener("click", () => turn(1));
 at("previous").addEventListener("click", () => choose(chosen - 1));
