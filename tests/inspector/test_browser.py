@@ -640,6 +640,8 @@ def test_another_measure_shows_the_same_record_and_keeps_the_marks(
         "return [...document.querySelectorAll('#rows b')].slice(0, 3).map((b) => b.textContent)"
     )
     assert page.run(listed) == worst
+    mean = f"{abs(other.mean_quality[row]):.3f}"
+    assert page.text("note").startswith(f"mean quality −{mean}")
     assert page.complaints() == []
 
 

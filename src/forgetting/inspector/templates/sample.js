@@ -155,7 +155,7 @@ function mark() {
     `${count(negative)} of ${count(signs.length)} response tokens ` +
       (corpus.has_selection ? "negative" : `flagged (${percentOf(state.threshold)} or more)`),
   ];
-  if (corpus.has_selection) facts.unshift(`mean quality ${signed(sample.mean)}`);
+  if (hasQuality) facts.unshift(`mean quality ${signed(sample.mean)}`);
   if (detector) facts.push(`estimate: about ${sample.num_bad.toFixed(1)} bad`);
   if (showsPosterior && sample.kind_of_all >= 0) {
     facts.push(`likely ${detector.kinds[sample.kind_of_all]}`);
