@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch
 import yaml
 from hypothesis import settings
 
+from forgetting.config import ModelSettings
 from forgetting.rundir import layout
 from forgetting.rundir.findings import (
     CalibrationBin,
@@ -213,6 +215,22 @@ def save_tiny_recipe(folder: Path, model: Path, **sections: Any) -> Path:
 def write_recipe(tmp_path: Path, tiny_model: Path) -> Callable[..., Path]:
     """Writes a recipe that runs in seconds; keyword arguments replace whole sections."""
     return partial(save_tiny_recipe, tmp_path, tiny_model)
+
+
+def count_decodings(monkeypatch: pytest.MonkeyPatch, caller: ModuleType) -> list[ModelSettings]:
+    """The models whose vocabulary is decoded from now on, by `caller` or the detection."""
+    # transformers reads the environment on import, which is set above.
+    from forgetting.stages import corpus_detection, corpus_features
+
+    found: list[ModelSettings] = []
+
+    def segment_ends(model: ModelSettings) -> Any:
+        found.append(model)
+        return corpus_features.segment_ends(model)
+
+    for module in (caller, corpus_detection):
+        monkeypatch.setattr(module, "segment_ends", segment_ends)
+    return found
 
 
 EOS = 1

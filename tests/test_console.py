@@ -144,6 +144,25 @@ def test_paths_are_printed_as_they_are(capsys, monkeypatch):
     assert capsys.readouterr().out.count(ODD) == 3
 
 
+@pytest.mark.parametrize(("width", "num_columns"), [(200, [6]), (80, [3, 3]), (40, [1] * 6)])
+def test_a_table_that_is_too_wide_is_printed_in_parts(width, num_columns):
+    names = [f"variant-{number}" for number in range(6)]
+
+    def table_of(some):
+        table = console.new_table()
+        table.add_column(no_wrap=True)
+        for name in some:
+            table.add_column(name, no_wrap=True)
+        table.add_row("token accuracy", *(f"{name}: 93.8 ± 1" for name in some))
+        return table
+
+    shown = Console(file=io.StringIO(), width=width)
+    console.print_in_parts(shown, names, table_of)
+    text = shown.file.getvalue()
+    assert [line.count(": 93.8 ± 1") for line in text.splitlines() if ":" in line] == num_columns
+    assert "…" not in text
+
+
 def test_labels_and_notes_of_progress_are_shown_as_they_are(monkeypatch):
     monkeypatch.setattr(sys, "stderr", SimpleNamespace(isatty=lambda: True))
     shown = Console(file=io.StringIO(), force_terminal=True, emoji=False, width=300)

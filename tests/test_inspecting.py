@@ -15,6 +15,7 @@ from forgetting.errors import InputError
 from forgetting.export import export_run
 from forgetting.inspecting import open_run, score_data
 from forgetting.inspector import InspectorServer
+from forgetting.inspector.facts import whole
 from forgetting.inspector.queries import Query
 from forgetting.rundir.manifest import read_manifest
 from forgetting.scoring import score_samples
@@ -84,7 +85,7 @@ def test_a_run_that_only_the_detector_judged_is_opened(detected_run):
     inspection = open_run(detected_run[1])
     assert inspection.selection.variant is None
     assert len(inspection.judgment.posterior) == len(inspection.quality)
-    assert inspection.whole()["detector"]["verdict"]
+    assert whole(inspection)["detector"]["verdict"]
 
 
 def test_every_distinct_record_of_a_file_is_scored(scored):
@@ -129,7 +130,7 @@ def test_without_a_reference_the_base_alone_judges(tiny_model, tmp_path, monkeyp
     inspection = open_run(score_data(str(data), str(tiny_model), run_dir=tmp_path / "run"))
     assert inspection.selection.quality == "base_loss"
     assert inspection.quality.tolist() == inspection.columns["base_log_probs"].tolist()
-    assert not inspection.whole()["has_reference"]
+    assert not whole(inspection)["has_reference"]
     assert len(passes) == 1
     assert inspection.scale.low < inspection.scale.center < inspection.scale.high < 0
 
@@ -163,7 +164,7 @@ def test_noise_that_a_file_knows_is_shown(tiny_model, judge, tmp_path):
     data.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
     path = score_data(str(data), str(tiny_model), str(judge), run_dir=tmp_path / "run")
     inspection = open_run(path)
-    assert inspection.whole()["noise"]["num_noisy"] == 16  # the tokens of the model are bytes
+    assert whole(inspection)["noise"]["num_noisy"] == 16  # the tokens of the model are bytes
     sample = inspection.sample(0, 4096)
     noisy = [p for (p, _), flag in zip(sample["blocks"][-1], sample["noise"], strict=True) if flag]
     assert "".join(noisy) == "is"

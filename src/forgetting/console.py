@@ -182,6 +182,31 @@ def print_table(
         print_path("Results are in", folder)
 
 
+def print_in_parts(
+    out: Console, names: Sequence[str], table_of: Callable[[Sequence[str]], Table]
+) -> None:
+    """Print a table of several columns as tables that the console is wide enough for.
+
+    Args:
+        names: of the columns.
+        table_of: makes a table of some of the columns.
+    """
+    tables: list[Table] = []
+    for num_tables in range(1, len(names) + 1):
+        size = -(-len(names) // num_tables)
+        tables = [table_of(names[start : start + size]) for start in range(0, len(names), size)]
+        if all(_natural_width(out, table) <= out.width for table in tables):
+            break
+    for table in tables:
+        out.print(table)
+
+
+def _natural_width(out: Console, table: Table) -> int:
+    """Characters of the longest line if nothing is cut."""
+    unbounded = out.options.update(max_width=10_000)
+    return out.measure(table, options=unbounded).maximum
+
+
 def print_path(label: str, path: Path | str) -> None:
     """Print where something is to standard output, on one line even in a narrow terminal."""
     Console(emoji=False).print(

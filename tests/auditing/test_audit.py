@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from forgetting.cli import main
 from forgetting.config import ModelSettings
 from forgetting.errors import InputError
 from forgetting.rundir.manifest import read_manifest
-from tests.auditing.conftest import RECORDS, write_findings
+from tests.auditing.conftest import BAD, RECORDS, write_findings
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
@@ -33,6 +34,31 @@ def test_what_is_done_is_not_done_again(fresh_audit, tiny_model):
     before = read_manifest(audit.run).stages
     audit_data(str(data), audit.folder, model=str(tiny_model))
     assert read_manifest(audit.run).stages == before
+
+
+def test_a_finished_audit_is_not_replaced_by_one_with_other_options(
+    fresh_audit, tiny_model, tmp_path, capsys
+):
+    data, audit = fresh_audit
+    before = {file: file.read_bytes() for file in audit.folder.rglob("*") if file.is_file()}
+    given = ["audit", str(data), "--output", str(audit.folder), "--model"]
+    other = tmp_path / "other" / data.name
+    other.parent.mkdir()
+    other.write_bytes(data.read_bytes())
+    copied = tmp_path / "judge"
+    shutil.copytree(tiny_model, copied)
+    cases = {
+        "--limit: none there, 20 now": [*given, str(tiny_model), "--limit", "20"],
+        "--field: none there, prompt=id now": [*given, str(tiny_model), "--field", "prompt=id"],
+        f"--model: {tiny_model} there, {copied} now": [*given, str(copied)],
+        f"data: {data} there, {other} now": ["audit", str(other), *given[2:], str(tiny_model)],
+    }
+    for told, command in cases.items():
+        assert main(command) == 2
+        shown = capsys.readouterr().err
+        assert f"{audit.folder} holds a finished audit with other options ({told})" in shown
+        assert "Pass another --output or the same options, or remove the folder" in shown
+    assert {file: file.read_bytes() for file in before} == before
 
 
 def test_fields_are_read_under_other_names(tiny_model, tmp_path, capsys):
@@ -105,8 +131,25 @@ def test_the_verdict_comes_first_then_tables_then_the_worst(given, capsys):
     assert sorted(parts, key=shown.index) == parts
     assert "Straße 🙂 [wrong]" in shown
     assert "garbled word 0.95 85.0 % 70.0 % 20.0 %" in shown
+    assert "answer to another question 0.90 – 60.0 % 30.0 %" in shown
+    assert "–: not measured" in shown
+    assert "bad tokens (estimate) flagged records" in shown
+    assert "line 6: about 4.5 of 19 tokens bad" in shown
+    assert "(end)" not in shown
     assert "1 record could not be used and was not judged: empty response: 1." in shown
     assert str(audit.flagged_jsonl) in shown
+
+
+def test_the_end_of_a_response_is_explained(given, capsys, monkeypatch):
+    data, audit = given
+    text = RECORDS[5]["completion"]
+    monkeypatch.setitem(BAD, 6, [(len(text) - 5, len(text) + 1, 0.9)])
+    write_findings(audit)
+    assert main(["audit", str(data), "--quiet"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "🙂 [wrong(end)]" in shown
+    assert "(end): the response ends here" in shown
+    assert "[wrong(end)]" in audit.flagged_csv.read_text("utf-8-sig")
 
 
 def test_json_is_all_there_is_on_standard_output(given, capsys):

@@ -8,14 +8,17 @@ import re
 import numpy as np
 import pytest
 
+from forgetting.auditing import suspicion
 from forgetting.auditing.audit import Audit
 from forgetting.auditing.browsing import browse_audit, browse_folder, is_audit
 from forgetting.auditing.flagged import write_files
 from forgetting.auditing.judged import judged_records
 from forgetting.cli import main
+from forgetting.inspector.facts import whole
 from forgetting.inspector.queries import Query
 from forgetting.rundir import layout
 from tests.auditing.conftest import LINES, write_findings
+from tests.conftest import count_decodings
 
 pytestmark = pytest.mark.usefixtures("restored_logging")
 
@@ -36,8 +39,8 @@ def test_records_have_their_place_their_messages_and_their_fields(audited):
         for each in inspection.find(Query(sort="position"))[0]
     ]
     assert lines == list(range(1, 25))
-    assert inspection.whole()["detector"]["verdict"].endswith("hold a token that is probably bad.")
-    assert "Judged by" in inspection.whole()["about"]
+    assert whole(inspection)["detector"]["verdict"].endswith("hold a token that is probably bad.")
+    assert "Judged by" in whole(inspection)["about"]
 
 
 def test_places_of_tokens_are_those_of_the_spans(audited):
@@ -67,15 +70,17 @@ def test_data_that_changed_since_lend_no_fields(audited):
         data.write_text(before, encoding="utf-8")
 
 
-def test_where_nothing_is_found_the_page_shows_what_would_look_worst(audited):
+def test_where_nothing_is_found_the_page_shows_what_would_look_worst(audited, monkeypatch):
     _, audit = audited
     write_findings(audit, found=False)
     audit = Audit(audit.folder)
+    decoded = count_decodings(monkeypatch, suspicion)
     first = browse_audit(audit).judgment  # computed
     assert first is not None
     assert first.suspected
     assert "if 1% of the tokens were bad" in first.verdict
     assert first.posterior.max() > 0
+    assert len(decoded) == 1
     found = write_files(audit)
     second = browse_audit(audit).judgment  # read from the scores
     assert second is not None
@@ -95,11 +100,22 @@ def shown_origins(shown):
     return [{**each["origin"], "highest": each["highest"]} for each in shown["samples"]]
 
 
+def test_a_terminal_and_json_show_file_and_line(audited, capsys):
+    _, audit = audited
+    assert main(["inspect", str(audit.folder), "--terminal", "--samples", "1"]) == 0
+    (title,) = re.findall(r"Sample \d+ · .*", capsys.readouterr().out)
+    # The line with the most bad tokens; the source has the name of the file.
+    assert re.fullmatch(r"Sample \d+ · mine.jsonl, line 6  1 of 24", title)
+    assert main(["inspect", str(audit.folder), "--json", "--samples", "1"]) == 0
+    (shown,) = json.loads(capsys.readouterr().out)["samples"]
+    assert (shown["file"], shown["line"], shown["row"]) == ("mine.jsonl", 6, 6)
+
+
 def test_the_command_opens_an_audit_as_it_is(audited, capsys):
     _, audit = audited
     write_findings(audit, found=False)
     assert main(["inspect", str(audit.folder), "--terminal"]) == 0
-    assert "likely bad · expected bad tokens" in capsys.readouterr().out
+    assert "tokens likely bad (50% or more) · estimate: about" in capsys.readouterr().out
     layout.summary_file(layout.detector_dir(audit.run)).unlink()
     assert main(["inspect", str(audit.folder), "--terminal"]) == 2
     assert "unfinished audit" in capsys.readouterr().err

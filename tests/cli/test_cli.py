@@ -262,6 +262,26 @@ def test_the_plan_is_printed_and_nothing_is_written(write_recipe, tmp_path, caps
     assert not path.exists()
 
 
+def test_the_plan_says_that_there_are_too_few_samples(write_recipe, tmp_path, capsys):
+    data = tmp_path / "data.jsonl"
+    rows = ({"prompt": f"{i}?", "completion": f"{i}."} for i in range(60))
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sizes = {"num_reference": 5, "num_train": 40, "num_heldout": 5, "max_length": 256}
+    variants = {"weighted": {"objective": "weighted"}}
+    recipe = str(write_recipe(data={"sources": [{"path": str(data)}], **sizes}, variants=variants))
+    command = ["run", recipe, "--run-dir", str(tmp_path / "run"), "--dry-run"]
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert "to do" in captured.out
+    told = " ".join(captured.err.split())
+    assert "The detector will find nothing: D_train has 40 samples, and it needs 50" in told
+    assert main([*command, "--json", "--set", "data.num_train=51"]) == 2
+    captured = capsys.readouterr()
+    assert "prepare" in captured.out
+    assert "asks for 61 samples" in captured.err
+    assert "detector" not in captured.err
+
+
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
 def test_processes_that_a_step_cannot_be_dealt_to_are_refused(write_recipe, tmp_path, capsys, more):
     options = ["--run-dir", str(tmp_path / "run"), "--processes", "3", *more]

@@ -37,6 +37,7 @@ def learned(file, folder, negatives=None):
         Spool(folder / "records.spool") as spool,
     ):
         read_records(settings, 0, spool, account)
+        account.warn()
         records = [spool[index] for index in range(len(spool))]
         results = tokenization.encode_batch(records)
     texts, prompts = [], []

@@ -23,7 +23,7 @@ from forgetting.data.alignment import Tokenization
 from forgetting.data.reading import read_records
 from forgetting.data.splits import SPLITS, build_corpus
 from forgetting.data.spool import Spool
-from forgetting.errors import InputError
+from forgetting.errors import InputError, TooFewSamples
 from forgetting.rundir.samples import IGNORE_INDEX, Samples, read_table
 from tests.conftest import byte_tokenizer
 
@@ -613,6 +613,9 @@ def test_written_out_template_marks_are_counted_and_warned_of(tmp_path, caplog, 
     )
     caplog.clear()
     assert build(write(tmp_path, records[2:])).counts["records"].template_marks == 1
+    # An audit asks for too many, and then for as many as there are: that must not warn twice.
+    with pytest.raises(TooFewSamples):
+        build(write(tmp_path, records), train=500)
     assert not caplog.messages
 
 

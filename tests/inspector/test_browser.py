@@ -371,7 +371,7 @@ def test_tokens_are_colored_by_the_posterior_and_say_why(page: Page, judged: Ins
     )
     assert ("quality" in told) == (judged.selection.variant is not None)
     page.wait_for_text("telling", rf"row {rows[0]} \(\+2\.5\) · token {worst} \(\+0\.3\)$")
-    assert f"expected bad tokens: {sample['num_bad']:.1f}" in page.text("note")
+    assert f"estimate: about {sample['num_bad']:.1f} bad" in page.text("note")
     assert page.complaints() == []
 
 
@@ -611,6 +611,37 @@ def test_a_link_opens_the_same_view_and_back_goes_back(page: Page, audited: Audi
     page.open(f"{first.split('#')[0]}#record={rows[0]}&kind=0&order=x&at=7&source=99&min=x")
     page.wait_for_text("title", f"^{audited.title(rows[0])}")
     assert page.run(values, names) == ["0", "bad", "", "0.5"]
+    assert page.complaints() == []
+
+
+def test_another_measure_shows_the_same_record_and_keeps_the_marks(
+    page: Page, audited: Audited
+) -> None:
+    if audited.url.startswith("file:"):
+        assert not page.run("return document.getElementById('measure')")
+        return
+    inspection = audited.inspection
+    options = "return [...document.querySelectorAll('#measure option')].map((o) => o.value)"
+    assert set(page.run(options)) == {"base_loss", "detector"} == set(inspection.measures)
+    row = audited.row(page)
+    page.press("r")
+    page.wait_for_text("tally", "1 rejected")
+    page.set("measure", "base_loss")
+    page.wait(
+        "return location.search === '?measure=base_loss' && document.readyState === 'complete'"
+    )
+    page.wait("return document.querySelectorAll('.response .t').length > 0")
+    assert audited.row(page) == row
+    assert "1 rejected" in page.text("tally")
+    assert page.run("return document.getElementById('sort').value") == "worst"
+    other = inspection.measured_by("base_loss")
+    worst = [audited.title(each).split(", ")[1] for each in find(other, sort="worst")[:3]]
+    listed = (
+        "return [...document.querySelectorAll('#rows b')].slice(0, 3).map((b) => b.textContent)"
+    )
+    assert page.run(listed) == worst
+    mean = f"{abs(other.mean_quality[row]):.3f}"
+    assert page.text("note").startswith(f"mean quality −{mean}")
     assert page.complaints() == []
 
 

@@ -13,6 +13,7 @@ from forgetting.errors import InputError
 from forgetting.escaping import visible
 from forgetting.inspector.colors import Scale
 from forgetting.inspector.corpus import Inspection
+from forgetting.inspector.facts import whole
 from forgetting.inspector.opening import open_inspection
 from forgetting.inspector.queries import Query
 from forgetting.rundir import layout
@@ -171,7 +172,7 @@ def test_own_precision_and_recall_are_those_of_the_polarity(
     rows = rows_of(run_dir)
     noisy = np.concatenate([row["noise"] for row in rows]) > 0
     dropped = np.concatenate([row["polarity"] for row in rows]) != 1
-    noise = inspection.whole()["noise"]
+    noise = whole(inspection)["noise"]
     assert noise["own"] == [dropped.sum(), (dropped & noisy).sum()]
     assert (noise["num_noisy"], noise["num_known"]) == (noisy.sum(), len(noisy))
 
@@ -184,7 +185,7 @@ def test_noise_that_is_known_of_some_samples_is_counted_among_these(
         row["noise"] = None
     replace_samples(run_dir, rows)
     inspection = opened(run_dir, decode)
-    noise = inspection.whole()["noise"]
+    noise = whole(inspection)["noise"]
     assert noise["num_known"] == sum(len(row["noise"]) for row in rows[::2])
     assert inspection.sample(1, 4096)["noise"] is None
 

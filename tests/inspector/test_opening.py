@@ -13,6 +13,7 @@ import pytest
 
 from forgetting.errors import InputError
 from forgetting.inspector import Inspection, open_inspection
+from forgetting.inspector.facts import whole
 from forgetting.inspector.queries import Query
 from forgetting.rundir import layout
 from forgetting.rundir.findings import PosteriorWriter
@@ -56,9 +57,9 @@ def test_findings_are_shown_next_to_a_selection(
     assert sample["num_bad"] == pytest.approx(sums[5])
     assert np.float32(sample["posterior"]).tolist() == posterior[starts[5] : starts[6]].tolist()
     assert sample["kind"] == [place % 2 for place in range(starts[5], starts[6])]
-    whole = inspection.whole()
-    assert whole["detector"]["kinds"] == ["garbled word", "answer to another question"]
-    assert whole["about"].endswith("Detector: About half of the tokens look bad.")
+    facts = whole(inspection)
+    assert facts["detector"]["kinds"] == ["garbled word", "answer to another question"]
+    assert facts["about"].endswith("Detector: About half of the tokens look bad.")
 
 
 def test_without_a_selection_the_posterior_divides(
@@ -72,8 +73,8 @@ def test_without_a_selection_the_posterior_divides(
     assert (inspection.polarity != 0).all()
     assert inspection.quality == pytest.approx(1 - posterior)
     assert inspection.selection.variant is None
-    assert not inspection.whole()["has_selection"]
-    assert inspection.whole()["own_negative"] == is_bad.sum()
+    assert not whole(inspection)["has_selection"]
+    assert whole(inspection)["own_negative"] == is_bad.sum()
 
 
 def test_findings_of_nothing_are_opened_too(run_dir: Path, decode: Decode, posterior: Any) -> None:
@@ -81,7 +82,7 @@ def test_findings_of_nothing_are_opened_too(run_dir: Path, decode: Decode, poste
     save_findings(run_dir, 0 * posterior, found=False)
     inspection = opened(run_dir, decode, explain=lambda row, tokens: [[("loss", 1.0)]])
     assert (inspection.polarity == 1).all()
-    assert inspection.whole()["detector"]["verdict"].startswith("Nothing found.")
+    assert whole(inspection)["detector"]["verdict"].startswith("Nothing found.")
     # Where nothing was found, nothing speaks for a token being bad.
     assert inspection.telling(0, [0]) == [[]]
 

@@ -20,6 +20,7 @@ from forgetting.errors import InputError
 from forgetting.inspector import InspectorServer, open_inspection, usual_port
 from forgetting.inspector import server as server_module
 from forgetting.inspector.queries import Query
+from forgetting.inspector.rendering import served_page
 from forgetting.inspector.server import MAX_TOKENS_SHOWN
 
 Decode = Callable[..., str]
@@ -58,6 +59,14 @@ def ask_json(server: InspectorServer, route: str) -> Any:
     return json.loads(body)
 
 
+def data_of(page: bytes) -> str:
+    """The JSON in a page."""
+    (found,) = re.findall(
+        r'<script type="application/json" id="data">(.*?)</script>', str(page, "utf-8")
+    )
+    return str(found)
+
+
 def test_routes_answer_with_the_page_a_list_and_a_sample(server: InspectorServer) -> None:
     status, body, headers = ask(server, server.prefix)
     assert (status, body) == (200, server.page)
@@ -84,6 +93,28 @@ def test_a_list_is_narrowed_and_begins_at_the_page_of_a_row(server: InspectorSer
     # Without the detector, no token is suspected.
     assert ask_json(server, "samples?least=0.01")["total"] == 0
     assert ask_json(server, "samples?kind=0")["total"] == 0
+
+
+def test_each_measure_that_the_scores_allow_has_a_page(
+    server: InspectorServer, run_dir: Path, decode: Decode
+) -> None:
+    shown = json.loads(data_of(ask(server, server.prefix)[1]))
+    assert (shown["quality"], shown["measures"]["base_loss"]) == ("influence", "−l base")
+    # They need the detector, or scores that the run does not have.
+    assert not {"detector", "entropy_gap", "rank_gap"} & set(shown["measures"])
+    other = open_inspection(run_dir, decode, quality="base_loss")
+    assert other is not None
+    status, body, _ = ask(server, f"{server.prefix}?measure=base_loss")
+    assert (status, data_of(body)) == (200, data_of(served_page(other).encode()))
+    listed = ask_json(server, "samples?measure=base_loss&sort=best&rho=0.4")
+    assert listed == other.page(Query(rho=0.4, sort="best"))
+    assert listed != ask_json(server, "samples?sort=best&rho=0.4")
+    shown = ask_json(server, "sample?row=7&measure=base_loss")
+    assert shown == other.sample(7, MAX_TOKENS_SHOWN)
+    assert ask_json(server, "sample?row=7") == server.inspection.sample(7, MAX_TOKENS_SHOWN)
+    assert ask(server, f"{server.prefix}?measure=influence")[1] == server.page
+    for name in ("entropy_gap", "nonsense", ""):
+        assert ask(server, f"{server.prefix}samples?measure={name}")[0] == 400
 
 
 def test_a_run_has_its_port_unless_it_is_taken(server: InspectorServer) -> None:

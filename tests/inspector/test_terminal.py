@@ -118,7 +118,7 @@ def test_bad_tokens_come_first_where_the_detector_has_run(
     worst = str(int(inspection.expected_bad.argmax()))
     assert keyboard.shown == [worst, "0", worst]
     text = keyboard.file.getvalue()  # type: ignore[attr-defined]
-    assert f"expected bad tokens: {inspection.expected_bad.max():.1f}" in text
+    assert f"estimate: about {inspection.expected_bad.max():.1f} bad" in text
     assert "likely bad" in text
     assert "mean quality" not in text
 

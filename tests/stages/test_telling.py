@@ -12,9 +12,11 @@ from forgetting.errors import InputError
 from forgetting.method.columns import columns_of
 from forgetting.rundir import layout
 from forgetting.rundir.scores import ScoredCorpus
+from forgetting.stages import telling as telling_module
 from forgetting.stages.corpus_detection import fitted_detector
 from forgetting.stages.corpus_features import features_of, segment_ends
 from forgetting.stages.telling import NUM_FEATURES, TellingFeatures
+from tests.conftest import count_decodings
 
 pytestmark = pytest.mark.usefixtures("with_few_trees")
 
@@ -41,12 +43,16 @@ def test_they_are_those_of_the_whole_corpus_in_any_order(detected_run):
     assert 0 < max(told) <= NUM_FEATURES
 
 
-def test_the_detector_is_fitted_again_only_if_its_trees_are_gone(detected_run, tmp_path):
+def test_the_detector_is_fitted_again_only_if_its_trees_are_gone(
+    detected_run, tmp_path, monkeypatch
+):
     recipe, run = load_recipe(detected_run[0]), tmp_path / "run"
     shutil.copytree(detected_run[1], run)
     expected = TellingFeatures(recipe, run)(3, [0, 1])
     layout.trees_file(layout.detector_dir(run)).unlink()
+    decoded = count_decodings(monkeypatch, telling_module)
     assert TellingFeatures(recipe, run)(3, [0, 1]) == expected
+    assert decoded == [recipe.model]
     shutil.rmtree(layout.probe_dir(run))
     with pytest.raises(InputError, match="probe"):
         TellingFeatures(recipe, run)(3, [0])

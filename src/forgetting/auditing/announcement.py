@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from forgetting.auditing.audit import Audit
-from forgetting.auditing.flagged import FlaggedRecord, span_fields, words_of
+from forgetting.auditing.flagged import END, FlaggedRecord, span_fields, words_of
 from forgetting.auditing.suspicion import ASSUMED_SHARE, is_suspicion
 from forgetting.console import print_path, print_table
 from forgetting.escaping import visible
@@ -27,6 +27,12 @@ PLANTED = (
     "AUROC, precision and recall: measured on planted noise. Precision is the share of planted "
     "noise among the tokens marked as this kind, recall the share of its tokens that are marked."
 )
+NOT_MEASURED = "–: not measured, because too few tokens are planted or marked."
+COUNTED = (
+    "Bad tokens: the sum of the probabilities of being bad. Flagged records: those with a token "
+    "that is bad with a probability of 1/2 or more."
+)
+ENDS = f"{END}: the response ends here, and that it does may be what is wrong."
 CONTEXT = 60
 """Characters that are shown before and after a bad span, and of a long one from both ends."""
 
@@ -84,8 +90,10 @@ def print_verdict(
         header = ["kind of noise", "AUROC", "precision", "recall", "share of your tokens"]
         print_table(header, [_kind_row(kind) for kind in kinds], 1)
         if audit.findings.report is not None:
-            out.print(PLANTED, style="dim", markup=False, highlight=False)
-    header = ["source", "records", "tokens", "bad tokens", "bad records"]
+            _explain(out, PLANTED)
+            if any(None in (kind.auroc, kind.precision, kind.recall) for kind in kinds):
+                _explain(out, NOT_MEASURED)
+    header = ["source", "records", "tokens", "bad tokens (estimate)", "flagged records"]
     sources = [
         [
             visible(source.source),
@@ -97,6 +105,7 @@ def print_verdict(
         for source in audit.findings.by_source
     ]
     print_table(header, sources, 1)
+    _explain(out, COUNTED)
     if measure is not None:
         ranked = f"Lowest mean {measure.name} ({measure.formula}) first."
         out.print(ranked, style="bold", markup=False, highlight=False)
@@ -104,17 +113,25 @@ def print_verdict(
         out.print(SUSPECTED, style="bold", markup=False, highlight=False)
     for rank, each in enumerate(found[:NUM_WORST], 1):
         if each.mean_quality is None:
-            judged = f"{each.num_bad_tokens:.0f} of {each.num_tokens} tokens bad, {each.kind}"
+            number = each.num_bad_tokens
+            about = f"{number:.{0 if number >= 9.5 else 1}f}"
+            judged = f"about {about} of {each.num_tokens} tokens bad, {each.kind}"
         else:
             judged = f"{each.mean_quality:+.2f} over {each.num_tokens} tokens"
         head = visible(f"{rank}. {each.place}: {judged}")
         out.print(head, style="bold", markup=False, highlight=False)
         out.print(f"   {snippet(each)}", markup=False, highlight=False)
+    if any(each.worst.end > len(each.text_of(each.worst)) for each in found[:NUM_WORST]):
+        _explain(out, ENDS)
     if found:
         out.print()
     print_path("Page:", audit.page)
     print_path("Flagged records:", audit.flagged_jsonl)
     print_path("All scores:", audit.scores)
+
+
+def _explain(out: Console, sentence: str) -> None:
+    out.print(sentence, style="dim", markup=False, highlight=False)
 
 
 def as_json(
@@ -180,7 +197,7 @@ def snippet(each: FlaggedRecord) -> str:
     text = each.text_of(span)
     before, inside, after = text[: span.start], text[span.start : span.end], text[span.end :]
     if span.end > len(text):
-        inside += "(end)"
+        inside += END
     if len(inside) > 4 * CONTEXT:
         inside = f"{inside[: 2 * CONTEXT]} … {inside[-2 * CONTEXT :]}"
     start = f"…{before[-CONTEXT:]}" if len(before) > CONTEXT else before
@@ -191,10 +208,8 @@ def snippet(each: FlaggedRecord) -> str:
 def _kind_row(kind: KindFinding) -> list[str]:
     return [
         kind.words,
-        "" if kind.auroc is None else f"{kind.auroc:.2f}",
-        "" if kind.precision is None else _percent(kind.precision),
-        "" if kind.recall is None else _percent(kind.recall),
-        "" if kind.share is None else _percent(kind.share),
+        "–" if kind.auroc is None else f"{kind.auroc:.2f}",
+        *("–" if x is None else _percent(x) for x in (kind.precision, kind.recall, kind.share)),
     ]
 
 

@@ -157,13 +157,16 @@ def audit_data(
         The audit.
 
     Raises:
-        InputError: data or the model cannot be read, or `output` holds another audit.
+        InputError: data or the model cannot be read, or `output` holds another audit, or a finished
+            one of the same data with other options.
     """
     source = source_settings(data, limit, fields, columns, escaped=escaped)
     name = _name(source)
     audit = Audit(default_folder(data) if output is None else output)
     settings = ModelSettings(name_or_path=resolved(model), dtype=_dtype())
-    positions = loading.max_positions(loading.load_config(with_folder(settings)))
+    judge = with_folder(settings)
+    _refuse_other_options(audit, source, judge)
+    positions = loading.max_positions(loading.load_config(judge))
     posterior = SelectionSettings(quality="detector", threshold="posterior", posterior=BAD)
     recipe = Recipe(
         name=f"audit-{name}",
@@ -183,6 +186,58 @@ def audit_data(
     run_on_all(recipe, audit.run, STAGES)
     remove_partial(audit)
     return audit
+
+
+def _refuse_other_options(audit: Audit, source: SourceSettings, model: ModelSettings) -> None:
+    """Refuse to replace a finished audit of other records, or by another model.
+
+    Marks of its page, and a saved `decisions.json`, fit the tokens of that audit alone.
+
+    Raises:
+        InputError: the folder holds an audit that was made with other options.
+    """
+    if not _is_finished(audit):
+        return
+    before = audit.source
+    compared = {
+        "data": (before.path, source.path),
+        "--model": (audit.recipe.model.name_or_path, model.name_or_path),
+        "--limit": (before.limit, source.limit),
+        "--field": _field_options(before, source),
+        "--columns": (_joined(before.columns), _joined(source.columns)),
+        "--escaped": (before.escaped, source.escaped),
+    }
+    changes = [
+        f"{name}: {_option(old)} there, {_option(new)} now"
+        for name, (old, new) in compared.items()
+        if old != new
+    ]
+    if changes:
+        raise InputError(
+            f"{audit.folder} holds a finished audit with other options ({'; '.join(changes)}). A "
+            "new one would replace its files, and your marks in its page would be lost. Pass "
+            "another --output or the same options, or remove the folder"
+        )
+
+
+def _is_finished(audit: Audit) -> bool:
+    files = layout.recipe_file(audit.run), layout.summary_file(layout.detector_dir(audit.run))
+    return all(file.is_file() for file in files)
+
+
+def _field_options(*sources: SourceSettings) -> tuple[str | None, ...]:
+    pairs = (sorted(source.fields.items()) for source in sources)
+    return tuple(_joined([f"{name}={own}" for name, own in each]) for each in pairs)
+
+
+def _joined(names: Sequence[str] | None) -> str | None:
+    return ",".join(names) if names else None
+
+
+def _option(value: str | int | None) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
 
 
 def remove_partial(audit: Audit) -> None:

@@ -32,6 +32,8 @@ from forgetting.rundir.train_records import TrainRecord
 
 NUM_RANKED = 500
 """Records that are listed by a measure, which flags none."""
+END = "(end)"
+"""Stands for the end of a response, which has no characters."""
 CSV_COLUMNS = ("source", "file", "line", "row", "num_bad_tokens", "num_tokens", "kind")
 SCORES = pa.schema(
     [
@@ -92,7 +94,7 @@ class FlaggedRecord:
             if span.message == message:
                 inside = text[span.start : span.end]
                 # What is bad may be that the response ends here.
-                ending = "(end)" if span.end > len(text) else ""
+                ending = END if span.end > len(text) else ""
                 text = f"{text[: span.start]}[{inside}{ending}]{text[span.end :]}"
         return text
 

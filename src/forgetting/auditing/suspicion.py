@@ -20,6 +20,7 @@ from forgetting.method.shares import posteriors
 from forgetting.rundir.findings import PosteriorPart, posterior_parts
 from forgetting.rundir.scores import ScoredCorpus
 from forgetting.stages.corpus_detection import WeighedCorpus, fitted_detector
+from forgetting.stages.corpus_features import segment_ends
 
 ASSUMED_SHARE = 0.01
 
@@ -38,14 +39,15 @@ def suspected_parts(audit: Audit) -> Iterator[PosteriorPart]:
     report = audit.findings.report
     assert report is not None
     corpus = ScoredCorpus(audit.run, audit.fingerprint)
-    detector = fitted_detector(audit.recipe, audit.run, audit.fingerprint)
+    ends = segment_ends(audit.recipe.model)
+    detector = fitted_detector(audit.recipe, audit.run, audit.fingerprint, ends)
     if not detector.kinds:
         yield from posterior_parts(audit.run, audit.fingerprint, corpus.shard_sizes)
         return
     with TemporaryDirectory() as scratch:
         with progress("Weighing tokens", corpus.num_samples) as advance:
             file = Path(scratch) / "evidence.bin"
-            weighed = WeighedCorpus(audit.recipe, corpus, detector, file, advance)
+            weighed = WeighedCorpus(audit.recipe, corpus, detector, file, advance, ends)
         for samples, evidence in weighed.parts():
             yield PosteriorPart(
                 weighed.sample_ids[samples],

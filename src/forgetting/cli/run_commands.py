@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -24,7 +25,14 @@ from forgetting.cli.options import (
     SetOption,
     find_recipe,
 )
-from forgetting.console import duration, new_table, print_path, setup_logging
+from forgetting.console import (
+    duration,
+    logger,
+    new_table,
+    print_in_parts,
+    print_path,
+    setup_logging,
+)
 from forgetting.errors import InputError
 from forgetting.launch import launch
 from forgetting.rundir import layout
@@ -35,6 +43,11 @@ from forgetting.rundir.processes import (
     process_index,
 )
 from forgetting.stages import STAGES, Stage
+
+if TYPE_CHECKING:
+    from forgetting.config import Recipe
+    from forgetting.pipeline import PlannedStep
+    from forgetting.report.result_table import ResultsTable
 
 out = Console(emoji=False)
 
@@ -258,6 +271,7 @@ def print_plan(request: RunRequest, *, is_timed: bool = False) -> None:
             for step in steps
         ]
         typer.echo(json.dumps({"run_dir": str(path), "plan": lines}))
+        _check_numbers(recipe, steps)
         return
     title = escape(f"{recipe.name}: {recipe.model.name_or_path}")
     table = Table(title=title, title_justify="left")
@@ -286,6 +300,32 @@ def print_plan(request: RunRequest, *, is_timed: bool = False) -> None:
         markup=False,
         highlight=False,
     )
+    _check_numbers(recipe, steps)
+
+
+def _check_numbers(recipe: Recipe, steps: Sequence[PlannedStep]) -> None:
+    """Say what too few samples would do to a run.
+
+    Raises:
+        InputError: the sources have fewer records than the recipe asks for.
+    """
+    prepare = next(step for step in steps if step.key == "prepare")
+    if not prepare.is_done:
+        from forgetting.data.shortage import check_number_of_records
+
+        check_number_of_records(recipe)
+    if not recipe.needs_detector:
+        return
+    from forgetting.method.detector import SMALLEST_NUM_SAMPLES
+
+    num_train = prepare.facts["train samples"] or 0
+    if num_train < SMALLEST_NUM_SAMPLES:
+        logger.warning(
+            "The detector will find nothing: D_train has %d samples, and it needs %d. Raise "
+            "data.num_train",
+            num_train,
+            SMALLEST_NUM_SAMPLES,
+        )
 
 
 def print_corpus(path: Path, num_samples: int) -> None:
@@ -325,15 +365,20 @@ def print_results(path: Path, as_json: bool) -> None:
     from forgetting.report import results_table
 
     results = results_table(path)
-    # One line per metric: there are few variants and many metrics, and terminals have 80 columns.
+    print_in_parts(out, results.variants, partial(_results_part, results))
+    out.print(escape(results.sentence))
+
+
+def _results_part(results: ResultsTable, variants: Sequence[str]) -> Table:
+    """The results of some variants, one line per metric: there are many metrics."""
     table = new_table()
     table.add_column(no_wrap=True)
-    for variant in results.variants:
-        table.add_column(escape(variant), justify="right")
+    for variant in variants:
+        table.add_column(escape(variant), justify="right", no_wrap=True)
     task = None
     for column in results.columns:
-        cells = [results.cell(variant, column) for variant in results.variants]
-        texts = [escape(results.short_text(variant, column)) for variant in results.variants]
+        cells = [results.cell(variant, column) for variant in variants]
+        texts = [escape(results.short_text(variant, column)) for variant in variants]
         if column.task != task:
             table.add_row(f"[italic]{escape(column.task_title)}[/] ({column.num_items})")
             task = column.task
@@ -346,5 +391,4 @@ def print_results(path: Path, as_json: bool) -> None:
                 for cell, text in zip(cells, texts, strict=True)
             ),
         )
-    out.print(table)
-    out.print(escape(results.sentence))
+    return table

@@ -81,7 +81,6 @@ def read_records(
                 account.note_unread(used.source, fields)
         if num_rejected > settings.max_rejected_share * num_read:
             raise too_many_rejected(source.label, first_rejected, num_rejected, num_read, settings)
-    account.warn()
 
 
 def _check_negatives(source: SourceSettings, form: str) -> None:

@@ -87,6 +87,8 @@ def build_corpus(
             splits = _Splits(own, tokenization, seed, spool, account)
             splits.write(output, advance)
             write_records(output, _train_records(spool, output))
+            # Not before: if there are too few samples, all is read again and would warn again.
+            account.warn()
             taken = splits.keys() if trusted else set()
         if trusted:
             settings = settings.model_copy(update=only_reference)
@@ -95,6 +97,7 @@ def build_corpus(
                 read_records(settings, seed, spool, account, "drop")
                 splits = _Splits(settings, tokenization, seed, spool, account)
                 splits.write_reference(taken, output, advance)
+                account.warn()
     return account
 
 

@@ -2,26 +2,26 @@
 
 Input: samples with their scores, how they are divided, what the detector found in them, and a
 `decode`. Output: pages of a filtered and sorted list of samples, single samples cut into pieces
-with their numbers, and facts about the whole corpus. Numbers are arrays over all samples or tokens;
+with their numbers. Numbers are arrays over all samples or tokens;
 text is decoded on request. Knows nothing of files, HTML or HTTP.
 """
 
 from __future__ import annotations
 
-import math
+import copy
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from forgetting.escaping import visible
-from forgetting.inspector.colors import COLOR_LEVELS, Scale
+from forgetting.inspector.colors import Scale
 from forgetting.inspector.expected import ExpectedTokens
 from forgetting.inspector.pieces import Decode, piece_spans
 from forgetting.inspector.posteriors import (
-    STEPS,
     PosteriorCounts,
     highest_of,
     likely_kinds,
@@ -43,6 +43,7 @@ from forgetting.inspector.thresholds import (
     known_noise,
     step_of,
 )
+from forgetting.method.measures import Measure
 from forgetting.rundir.samples import Samples
 from forgetting.rundir.scores import LOG_PROBS
 
@@ -65,6 +66,8 @@ class Inspection:
         explain: names the features that speak for a token being bad; None if nothing can.
         texts: the records behind the samples; None if the run does not store them.
         expected: what the model expected in place of tokens; None if the run does not store it.
+        measures: measures of quality that the scores allow, by name.
+        compute: quality of all response tokens by one of `measures`.
     """
 
     def __init__(
@@ -78,10 +81,14 @@ class Inspection:
         explain: Explain | None = None,
         texts: RecordTexts | None = None,
         expected: ExpectedTokens | None = None,
+        measures: Mapping[str, Measure] | None = None,
+        compute: Callable[[Measure], Floats] | None = None,
     ) -> None:
         self.run = run
         self.texts = texts
         self.expected = expected
+        self.measures = measures if measures is not None and compute is not None else {}
+        self._compute = compute
         self.selection = selection
         self.columns = columns
         self.judgment = judgment
@@ -104,8 +111,6 @@ class Inspection:
         self.source_names = [visible(str(name)) for name in self.sources]
         self.noise = known_noise(samples)
         """Per response token: 1 noisy, 0 clean, -1 not known; shape (response tokens,)."""
-        means = self._per_sample(columns["quality"]) / np.maximum(self.lengths, 1)
-        self.mean_quality: Floats = np.where(self.lengths > 0, means, np.nan)
         self.num_noisy = self._per_sample(self.noise > 0)
         posterior = np.zeros(len(self.noise)) if judgment is None else judgment.posterior
         self.expected_bad: Floats = self._per_sample(posterior)
@@ -121,22 +126,48 @@ class Inspection:
         self.counts = PosteriorCounts.of(posterior, self.highest)
         self.is_end = np.isin(samples.response_ids, selection.end_token_ids)
         """Tokens that are never negative, shape (response tokens,)."""
-        self._sorted_quality = np.sort(columns["quality"])
         self._group_of = self.source_of if self.by_source else np.zeros(len(self), np.int64)
         self.has_base, self.has_reference = (name in columns for name in LOG_PROBS)
         """Whether the corpus was scored by the base, and by another model as the reference."""
         if self.has_base and self.has_reference:
             base, reference = (columns[name] for name in LOG_PROBS)
             self.has_reference = not np.array_equal(base, reference)
-        self.thresholds = self._thresholds()
-        """One per source if `by_source`, else one."""
-        self.scale = Scale.of(self.quality, has_zero=selection.measure.has_zero)
-        self.curve = self._curve()
-        self._orders = self._sorted()
+        self._measure()
         self._position = np.argsort(self._orders["position"])
         self._texts = TextIndex(len(self), self._text)
         self._own_negatives = self._per_sample(self.polarity < 0)
+
+    def _measure(self) -> None:
+        """Compute all that follows from the quality."""
+        means = self._per_sample(self.quality) / np.maximum(self.lengths, 1)
+        self.mean_quality: Floats = np.where(self.lengths > 0, means, np.nan)
+        self._sorted_quality = np.sort(self.quality)
+        self.thresholds = self._thresholds()
+        """One per source if `by_source`, else one."""
+        self.scale = Scale.of(self.quality, has_zero=self.selection.measure.has_zero)
+        self.curve = self._curve()
+        self._orders = self._sorted()
         self._negatives: tuple[int, Ints] | None = None
+
+    def measured_by(self, name: str) -> Inspection:
+        """The same corpus with another measure of quality. Shares all but what depends on it.
+
+        Args:
+            name: one of `measures`.
+
+        Raises:
+            KeyError: the scores do not allow this measure.
+            InputError: the scores are missing or damaged.
+        """
+        if name == self.selection.quality:
+            return self
+        measure = self.measures[name]
+        assert self._compute is not None
+        other = copy.copy(self)
+        other.selection = replace(self.selection, quality=name, measure=measure)
+        other.columns = {**self.columns, "quality": self._compute(measure)}
+        other._measure()
+        return other
 
     def __len__(self) -> int:
         return len(self.token_starts) - 1
@@ -376,79 +407,3 @@ class Inspection:
         return self.decode(
             self.input_ids[self.token_starts[row] : self.token_starts[row + 1]].tolist()
         )
-
-    def whole(self) -> dict[str, Any]:
-        """Facts about the whole corpus, as the page reads them."""
-        known = self.noise != UNKNOWN
-        not_positive = (self.polarity != 1) & known
-        noisy = self.noise > 0
-        selection, judged = self.selection, self.judgment
-        return {
-            "name": visible(self.run.name),
-            "run": self.run.fingerprint,
-            "model": visible(self.run.model),
-            "about": self._about(),
-            "has_selection": selection.variant is not None,
-            "quality": selection.quality,
-            "detector": None
-            if judged is None
-            else {
-                "found": judged.found,
-                "suspected": judged.suspected,
-                "verdict": visible(judged.words),
-                "steps": decimals(STEPS),
-                "num_tokens": self.counts.tokens.tolist(),
-                "num_samples": self.counts.samples.tolist(),
-                "histogram": self.counts.histogram.tolist(),
-                "kinds": [visible(kind) for kind in judged.kinds],
-                "num_bad": float(judged.posterior.sum(dtype=np.float64)),
-                "explains": self.explain is not None,
-            },
-            "has_records": self.texts is not None,
-            "has_base": self.has_base,
-            "has_reference": self.has_reference,
-            "num_samples": len(self),
-            "num_tokens": len(self.quality),
-            "sources": self.source_names,
-            "rho": selection.rho,
-            "rhos": RHOS.tolist(),
-            "thresholds": [
-                {"positive": self._limits(at.positive), "negative": self._limits(at.negative)}
-                for at in self.thresholds
-            ],
-            "by_sample": self.by_sample,
-            "by_source": self.by_source,
-            "ignores": selection.forget_rate is not None or bool((self.polarity == 0).any()),
-            "end_ids": list(selection.end_token_ids),
-            "own_negative": int((self.polarity < 0).sum()),
-            "scale": [self.scale.low, self.scale.center, self.scale.high],
-            "color_levels": COLOR_LEVELS,
-            "noise": None
-            if self.curve is None
-            else {
-                "num_noisy": int(noisy.sum()),
-                "num_known": int(known.sum()),
-                "own": [int(not_positive.sum()), int((not_positive & noisy).sum())],
-                "num_not_positive": self.curve.num_not_positive.tolist(),
-                "num_found": self.curve.num_found.tolist(),
-            },
-        }
-
-    def _about(self) -> str:
-        """How much there is, how it was divided, and what judged."""
-        selection, size = self.selection, f"{len(self.quality):,} response tokens"
-        if selection.variant is None:
-            judge = f"Judged by {visible(self.run.model)}" if self.run.model else "Judged"
-            return f"{judge}: {len(self):,} records with {size}."
-        about = (
-            f"{len(self):,} samples with {size}, as selected by the variant "
-            f"{visible(selection.variant)}. Quality ({selection.quality}): "
-            f"{selection.measure.formula}, where l is the loss of a token in nats."
-        )
-        return about if self.judgment is None else f"{about} Detector: {self.judgment.verdict}"
-
-    def _limits(self, thresholds: Floats) -> list[float | None]:
-        """Thresholds as numbers that compare on the page as they do here; None is above all."""
-        # A token's quality is on the page as a decimal of its float32, a sample's mean as it is.
-        values = thresholds.tolist() if self.by_sample else decimals(thresholds)
-        return [value if math.isfinite(value) else None for value in values]

@@ -74,6 +74,7 @@ def sample_object(inspection: Inspection, row: int, max_tokens: int) -> dict[str
     kind = int(inspection.kind_of[row])
     return {
         "sample": sample["id"],
+        **(sample["origin"] or dict.fromkeys(("file", "line", "row"))),
         "source": inspection.source_names[sample["source"]],
         "num_tokens": sample["num_tokens"],
         "num_negative": sample["num_negative"],

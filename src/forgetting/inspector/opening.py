@@ -20,8 +20,9 @@ from forgetting.inspector.expected import ExpectedTokens
 from forgetting.inspector.pieces import Decode
 from forgetting.inspector.record_texts import RecordTexts
 from forgetting.inspector.shown import Explain, Judgment, ShownRun, ShownSelection
+from forgetting.inspector.thresholds import Floats
 from forgetting.method.columns import POSTERIOR
-from forgetting.method.measures import DETECTOR, MEASURES, usable_measure
+from forgetting.method.measures import DETECTOR, MEASURES, Measure, usable_measure, usable_measures
 from forgetting.models.gguf import title_of
 from forgetting.rundir import layout
 from forgetting.rundir.findings import PosteriorPart, posterior_parts, require_lengths
@@ -78,8 +79,9 @@ def open_inspection(
     stored = corpus.column_names
     log_probs = [name for name in LOG_PROBS if name in stored]
     has_posterior = [] if run.findings is None else [POSTERIOR]
+    available = [*stored, *has_posterior]
     if quality is not None:
-        measure = usable_measure(quality, [*stored, *has_posterior], f"{run_dir}")
+        measure = usable_measure(quality, available, f"{run_dir}")
     else:
         measure = MEASURES[DETECTOR] if made is None else made.measure
     names = list(dict.fromkeys((*log_probs, *measure.columns)))
@@ -101,6 +103,16 @@ def open_inspection(
     selection = replace(selection, quality=measure.name, measure=measure)
     if suspected is not None and judgment is not None:
         columns[POSTERIOR] = judgment.posterior
+
+    def compute(other: Measure) -> Floats:
+        """Quality of all response tokens, from scores that are read again."""
+        read = [name for name in other.columns if name != POSTERIOR or judgment is None]
+        parts = [shard.columns for shard in corpus.scores(read)] if read else []
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in read}
+        if judgment is not None:
+            columns[POSTERIOR] = judgment.posterior
+        return np.asarray(other.compute(*(columns[name] for name in other.columns)))
+
     values = measure.compute(*(columns[name] for name in measure.columns))
     columns = {name: columns[name] for name in log_probs}
     columns |= {"quality": values, "polarity": polarity}
@@ -118,6 +130,8 @@ def open_inspection(
         explain,
         None if texts is None else RecordTexts(texts, tokenization),
         _expected(run, corpus, decode),
+        usable_measures(available),
+        compute,
     )
 
 

@@ -21,6 +21,7 @@ from markupsafe import Markup
 
 from forgetting.inspector.colors import COLOR_LEVELS
 from forgetting.inspector.corpus import LIKELY_BAD, Inspection, Ints
+from forgetting.inspector.facts import whole
 from forgetting.method.measures import DETECTOR
 
 NUM_WORST, NUM_BEST, NUM_RANDOM = 20, 20, 200
@@ -45,11 +46,11 @@ def static_page(inspection: Inspection, seed: int = 0) -> str:
         inspection: the corpus.
         seed: for the choice of random samples. The same run and seed give the same bytes.
     """
-    whole = inspection.whole()
+    facts = whole(inspection)
     if inspection.selection.variant is None:
         rows = suspected_samples(inspection)
         if len(rows) < len(inspection):
-            whole["about"] += (
+            facts["about"] += (
                 f" This page holds the {len(rows)} most suspicious records; "
                 "forgetting inspect shows all."
             )
@@ -57,13 +58,13 @@ def static_page(inspection: Inspection, seed: int = 0) -> str:
         chosen = choose_samples(inspection, seed)
         rows = np.concatenate(chosen)
         worst, best, random = (len(rows) for rows in chosen)
-        whole["about"] += (
+        facts["about"] += (
             f" This page has the {worst} worst, the {best} best and {random} random samples; "
             "forgetting inspect shows all samples."
         )
     samples = [inspection.sample(int(row), MAX_TOKENS_IN_FILE) for row in rows]
     _explain(inspection, samples)
-    return _render({**whole, "samples": samples}, is_served=False)
+    return _render({**facts, "samples": samples}, is_served=False)
 
 
 def _explain(inspection: Inspection, samples: Sequence[dict[str, Any]]) -> None:
@@ -88,7 +89,7 @@ def _explain(inspection: Inspection, samples: Sequence[dict[str, Any]]) -> None:
 
 def served_page(inspection: Inspection) -> str:
     """The page that asks its server for samples."""
-    return _render({**inspection.whole(), "samples": None}, is_served=True)
+    return _render({**whole(inspection), "samples": None}, is_served=True)
 
 
 def suspected_samples(inspection: Inspection) -> Ints:
@@ -198,6 +199,7 @@ def _render(data: dict[str, Any], *, is_served: bool) -> str:
         has_selection=data["has_selection"],
         has_quality=data["has_selection"] or data["quality"] != DETECTOR,
         has_detector=data["detector"] is not None,
+        measures=data["measures"] if is_served else {},
         rhos=data["rhos"],
     )
 

@@ -83,6 +83,8 @@ class InspectorServer(ThreadingHTTPServer):
         self.policy = served_policy()
         self.prefix = f"/{secrets.token_urlsafe(16)}/"
         self.page = served_page(inspection).encode()
+        self._measured = {inspection.selection.quality: inspection}
+        self._measuring = threading.Lock()
         try:
             super().__init__((HOST, port), _Handler)
         except (OSError, OverflowError) as error:
@@ -94,6 +96,20 @@ class InspectorServer(ThreadingHTTPServer):
     def url(self) -> str:
         """Address of the page."""
         return f"http://{HOST}:{self.server_port}{self.prefix}"
+
+    def measured_by(self, name: str | None) -> Inspection:
+        """The inspection by a measure, computed once; None: the one that was given.
+
+        Raises:
+            KeyError: the scores do not allow this measure.
+            InputError: the scores are missing or damaged.
+        """
+        if name is None:
+            return self.inspection
+        with self._measuring:
+            if name not in self._measured:
+                self._measured[name] = self.inspection.measured_by(name)
+            return self._measured[name]
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Answer a connection in a thread of its own, once there are not too many."""
@@ -187,9 +203,11 @@ class _Handler(BaseHTTPRequestHandler):
                 strict_parsing=bool(address.query),
             )
             given = {name: values[-1] for name, values in fields.items()}
-            inspection = self.server.inspection
+            inspection = self.server.measured_by(given.pop("measure", None))
             if route == "":
-                return self.server.page, HTML, HTTPStatus.OK
+                is_first = inspection is self.server.inspection
+                page = self.server.page if is_first else served_page(inspection).encode()
+                return page, HTML, HTTPStatus.OK
             if route == "samples":
                 return _json(inspection.page(read_query(given)))
             if route == "sample":

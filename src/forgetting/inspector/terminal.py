@@ -177,16 +177,17 @@ def sample_text(
     if by_posterior is None:
         by_posterior = _colors_by_posterior(inspection)
     sample = inspection.sample(row, MAX_TOKENS_SHOWN)
-    source = inspection.source_names[sample["source"]]
-    title = Text(f"\nSample {sample['id']} · {source}", style="bold")
+    names = " · ".join(_names(sample, inspection.source_names[sample["source"]]))
+    title = Text(f"\nSample {sample['id']} · {names}", style="bold")
     title.append(f"  {place}", style="not bold dim")
     mean = "–" if sample["mean"] is None else f"{sample['mean']:+.3f}"
-    negative = "likely bad" if inspection.selection.variant is None else "negative"
+    is_judged = inspection.selection.variant is None
+    negative = "tokens likely bad (50% or more)" if is_judged else "tokens negative"
     facts = f"{sample['num_negative']} of {sample['num_tokens']} {negative}"
     if inspection.selection.variant is not None or not by_posterior:
         facts = f"mean quality {mean} · {facts}"
     if sample["num_bad"] is not None:
-        facts += f" · expected bad tokens: {sample['num_bad']:.1f}"
+        facts += f" · estimate: about {sample['num_bad']:.1f} bad"
     if sample["num_noisy"]:
         facts += f" · {sample['num_noisy']} noisy (overlined): {sample['noise_kind']}"
     body = Text()
@@ -209,6 +210,17 @@ def sample_text(
     if sample["num_left_out"]:
         body.append(f"\n… and {sample['num_left_out']:,} more response tokens", style="dim")
     return Group(title, Text(facts, style="dim"), Text(), body, Text())
+
+
+def _names(sample: dict[str, Any], source: str) -> list[str]:
+    """File and line of a sample, if they are known, and its source, unless the file is named so."""
+    origin = sample["origin"]
+    if origin is None:
+        return [source]
+    line = origin["line"]
+    place = f"record {origin['row']}" if line is None else f"line {line}"
+    where = f"{origin['file']}, {place}"
+    return [where] if origin["file"].startswith(source) else [where, source]
 
 
 def _marks(sample: dict[str, Any], tokens: slice) -> set[tuple[str, str]]:

@@ -144,6 +144,19 @@ MEASURES: Registry[Measure] = Registry(
 """How good a token is."""
 
 
+def usable_measures(columns: Container[str]) -> dict[str, Measure]:
+    """The measures that some scores allow, by name.
+
+    Args:
+        columns: scores that there are.
+    """
+    return {
+        name: measure
+        for name, measure in MEASURES.items()
+        if all(column in columns for column in measure.columns)
+    }
+
+
 def usable_measure(name: str, columns: Container[str], where: str) -> Measure:
     """A measure that a user asks for by name.
 
@@ -156,11 +169,9 @@ def usable_measure(name: str, columns: Container[str], where: str) -> Measure:
         InputError: there is no such measure, or it needs other scores. The message lists the
             measures that can be used.
     """
-    usable = [
-        known for known in MEASURES if all(column in columns for column in MEASURES[known].columns)
-    ]
+    usable = usable_measures(columns)
     if name in usable:
-        return MEASURES[name]
+        return usable[name]
     if name in MEASURES:
         missing = next(column for column in MEASURES[name].columns if column not in columns)
         problem = f"it needs {missing}, which {where} does not have"

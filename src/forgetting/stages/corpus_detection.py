@@ -384,16 +384,19 @@ def _ranges(shares: Shares | None) -> dict[str, ShareRange | None]:
     }
 
 
-def fitted_detector(recipe: Recipe, run: Path, fingerprint: str) -> Detector:
+def fitted_detector(
+    recipe: Recipe, run: Path, fingerprint: str, ends: NDArray[np.bool_] | None = None
+) -> Detector:
     """The detector of a run, fitted again from its copies: the same as the one that judged.
 
     Args:
         fingerprint: of D_train.
+        ends: as in `read_copies`.
 
     Raises:
         InputError: as `read_copies`.
     """
-    ends = segment_ends(recipe.model)
+    ends = segment_ends(recipe.model) if ends is None else ends
     copies = read_copies(recipe, run, fingerprint, ends)
     some = sample_corpus(recipe, ScoredCorpus(run), ends)
     return fit_detector(copies.probe, recipe.seed, corpus=some, leave_kinds_out=False)

@@ -69,7 +69,9 @@ class TellingFeatures:
         fingerprint = self._corpus.fingerprint
         found = read_explainer(layout.detector_dir(self._run), fingerprint)
         # Runs from before the trees were kept fit the detector again, which takes seconds.
-        return found or fitted_detector(self._recipe, self._run, fingerprint).explainer
+        if found is not None:
+            return found
+        return fitted_detector(self._recipe, self._run, fingerprint, self._ends).explainer
 
     @cached_property
     def _ends(self) -> NDArray[np.bool_]:

@@ -9,6 +9,7 @@ const at = (id) => document.getElementById(id);
 const count = (number) => number.toLocaleString("en");
 const counted = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
+const percentOf = (threshold) => `${Math.round(100 * threshold)}%`;
 const signed = (number, digits = 3) =>
   number === null ? "–" : (number < 0 ? "−" : "+") + Math.abs(number).toFixed(digits);
 const probability = (p) => (p >= 0.0001 || p === 0 ? p.toPrecision(3) : p.toExponential(2));

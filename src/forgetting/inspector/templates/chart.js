@@ -29,7 +29,7 @@ function drawCounts() {
   const step = Math.round(100 * state.threshold) - 1;
   const tokens = detector.num_tokens[step];
   at("threshold").value = state.threshold;
-  at("threshold-value").textContent = `${Math.round(100 * state.threshold)}%`;
+  at("threshold-value").textContent = percentOf(state.threshold);
   at("threshold").setAttribute("aria-valuetext", at("threshold-value").textContent);
   at("figures").textContent =
     `At or above ${at("threshold-value").textContent}: ${counted(tokens, "token")} ` +

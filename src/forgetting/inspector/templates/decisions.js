@@ -26,6 +26,7 @@ function drawnSpan(span) {
   if (expected) {
     facts.push(`expected: ${expected.map(([token, p]) => `“${token}” ${percent(p)}`).join(", ")}`);
   }
+  if (text.includes(END)) facts.push(`${END}: the response ends here`);
   const line = element(
     "li",
     "span",

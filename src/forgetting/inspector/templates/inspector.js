@@ -22,7 +22,7 @@ function drawFigures() {
     const value = signed(bounds(0).positive);
     parts.push(`At rho ${rho.toFixed(3)}: not learned if ${corpus.by_sample ? "the sample’s mean quality" : "quality"} is below ${value}`);
   }
-  if (detector) parts.push(`expected bad tokens: ${count(Math.round(detector.num_bad))}`);
+  if (detector) parts.push(`estimate: about ${count(Math.round(detector.num_bad))} bad tokens`);
   if (corpus.noise) {
     const noise = corpus.noise;
     parts.push(
@@ -111,6 +111,18 @@ if (detector) {
     drawRamp();
     if (sample) drawSample();
     address.write(sample ? sample.row : null, false);
+  });
+}
+if (at("measure")) {
+  for (const [name, formula] of Object.entries(corpus.measures)) {
+    const option = element("option", "", name === "detector" ? name : `${name}: ${formula}`);
+    option.value = name;
+    option.selected = name === corpus.quality;
+    at("measure").append(option);
+  }
+  // Another page of the server, with the record and the filters of this one in its address.
+  at("measure").addEventListener("change", (event) => {
+    location.search = new URLSearchParams({ measure: event.target.value });
   });
 }
 at("back").addEventListener("click", () => turn(-1));

@@ -75,7 +75,10 @@ function drawnResponse(block, first) {
     const isEnd = isEndOf(sample, token);
     const inside = isEnd ? [END] : withLineBreaks(text);
     const piece = element("span", `t ${color(token, token + length)}`, ...inside);
-    if (isEnd) piece.classList.add("end");
+    if (isEnd) {
+      piece.classList.add("end");
+      piece.title = "The response ends here";
+    }
     piece.dataset.start = token;
     piece.dataset.stop = token + length;
     piece.tabIndex = token ? -1 : 0;
@@ -149,10 +152,11 @@ function mark() {
   }
   const negative = signs.filter((sign) => sign < 0).length;
   const facts = [
-    `${count(negative)} of ${count(signs.length)} response tokens ${corpus.has_selection ? "negative" : "flagged"}`,
+    `${count(negative)} of ${count(signs.length)} response tokens ` +
+      (corpus.has_selection ? "negative" : `flagged (${percentOf(state.threshold)} or more)`),
   ];
-  if (corpus.has_selection) facts.unshift(`mean quality ${signed(sample.mean)}`);
-  if (detector) facts.push(`expected bad tokens: ${sample.num_bad.toFixed(1)}`);
+  if (hasQuality) facts.unshift(`mean quality ${signed(sample.mean)}`);
+  if (detector) facts.push(`estimate: about ${sample.num_bad.toFixed(1)} bad`);
   if (showsPosterior && sample.kind_of_all >= 0) {
     facts.push(`likely ${detector.kinds[sample.kind_of_all]}`);
   }

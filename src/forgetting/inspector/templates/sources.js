@@ -64,7 +64,8 @@ function fileSource(samples) {
 
 function serverSource() {
   async function get(route, fields) {
-    const answer = await fetch(`${route}?${new URLSearchParams(fields)}`);
+    const asked = corpus.quality in corpus.measures ? { ...fields, measure: corpus.quality } : fields;
+    const answer = await fetch(`${route}?${new URLSearchParams(asked)}`);
     if (!answer.ok) throw new Error(`${answer.status} ${answer.statusText}`);
     return answer.json();
   }
