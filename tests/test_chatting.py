@@ -96,3 +96,12 @@ def test_a_conversation_that_is_too_long_is_refused(finished_run):
     _, run = finished_run
     with pytest.raises(InputError, match=r"has \d+ tokens, and the model can read \d+"):
         open_chat(run, "base").answer(user("word " * 3000))
+
+
+@pytest.mark.parametrize("errors", ["strict", "surrogateescape"])
+def test_prompts_that_are_not_utf_8_are_refused(finished_run, monkeypatch, capsys, errors):
+    _, run = finished_run
+    lines = io.TextIOWrapper(io.BytesIO(b"caf\xe9\n"), encoding="utf-8", errors=errors)
+    monkeypatch.setattr("sys.stdin", lines)
+    assert main(["chat", str(run), "--variant", "base"]) == 2
+    assert "the prompt is not UTF-8" in capsys.readouterr().err

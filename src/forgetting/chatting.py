@@ -50,8 +50,8 @@ class Chat:
         A model that was trained on plain texts continues the last turn.
 
         Raises:
-            InputError: the conversation is longer than the model can read, or the chat template
-                cannot render it.
+            InputError: the conversation is longer than the model can read, is not UTF-8, or the
+                chat template cannot render it.
         """
         ids = self._prompt(turns)
         (answer,) = generate_greedily(
@@ -68,6 +68,11 @@ class Chat:
         return str(self._tokenizer.decode(answer, skip_special_tokens=True)).strip()
 
     def _prompt(self, turns: Turns) -> list[int]:
+        try:
+            # What is typed or piped in another encoding holds halves of surrogate pairs.
+            turns[-1]["content"].encode()
+        except UnicodeEncodeError as error:
+            raise InputError("the prompt is not UTF-8. Convert it, and ask again") from error
         if self._tokenizer.chat_template is None:
             return list(self._tokenizer(turns[-1]["content"]).input_ids)
         try:

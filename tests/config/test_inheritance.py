@@ -119,7 +119,37 @@ def test_a_grid_over_a_saved_recipe_has_a_variant_per_level(write_recipe, saved)
         (
             {"forgetting": {"forgetting": {"term": "wga"}}},
             "forgetting.beta=0.3",
-            "the term of no variant has a parameter beta",
+            "the term wga has no parameter beta (forgetting)",
+        ),
+        (
+            {"forgetting": {}},
+            "variants.forgetting.forgetting.beta=0.3",
+            "the term ga has no parameter beta",
+        ),
+        (
+            {"forgetting": {"forgetting": {"schedule": "constant"}}},
+            "forgetting.t_min=0.001",
+            "the schedule constant does not read t_min (forgetting)",
+        ),
+        (
+            {"ignoring": {"selection": {"threshold": "zero"}}},
+            "selection.rho=0.6",
+            "the threshold zero does not read rho (ignoring)",
+        ),
+        (
+            {"ignoring": {"selection": {"threshold": "mixture"}}},
+            "variants.ignoring.selection.rho=0.6",
+            "the threshold mixture does not read rho",
+        ),
+        (
+            {"ignoring": {"selection": {"by": "known"}}},
+            "selection.rho=0.6",
+            "by known does not read rho (ignoring)",
+        ),
+        (
+            {"ignoring": {}, "forgetting": {}},
+            "selection.posterior=0.6",
+            "the threshold quantile does not read posterior (ignoring), ",
         ),
         ({"full": {}}, "variants.full.selection.rho=0.6", "full (full) selects no tokens"),
         (
@@ -137,6 +167,26 @@ def test_an_override_that_nothing_reads_is_refused(load, variants, override, rea
         load(override, variants=variants)
     assert str(caught.value).startswith(f"{override} changes nothing: ")
     assert reason in str(caught.value)
+
+
+def test_an_override_that_one_variant_reads_is_taken(load):
+    selection = {"threshold": "mixture"}
+    variants = {"ignoring": {"selection": selection}, "forgetting": {}}
+    recipe = load("selection.rho=0.6", "selection.posterior=0.6", variants=variants)
+    assert recipe.variants["forgetting"].selection.rho == 0.6
+    assert recipe.variants["ignoring"].selection.posterior == 0.6
+
+
+def test_an_override_of_a_section_that_is_a_name_keeps_the_name(load):
+    recipe = load(
+        "variants.full.loss.keep=0.5",
+        "evaluation.tasks.0.limit=5",
+        variants={"full": {"loss": "truncation"}},
+        evaluation={"tasks": ["boolq"]},
+    )
+    assert recipe.variants["full"].loss.name == "truncation"
+    assert recipe.variants["full"].loss.parameters == {"keep": 0.5}
+    assert (recipe.evaluation.tasks[0].task, recipe.evaluation.tasks[0].limit) == ("boolq", 5)
 
 
 def test_training_fields_of_a_given_reference_are_refused(load):

@@ -80,3 +80,17 @@ def test_prompt_and_answer_have_at_most_the_given_length(model):
     assert len(found[2]) == 1
     full = generate_greedily(model, [PROMPTS[2]], end_token_ids=[], max_new_tokens=6, max_length=7)
     assert full == [[]]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_a_long_prompt_does_not_shorten_the_answers_of_others(model, batch_size):
+    # The longest leaves no room, and the next one room for one token.
+    prompts = [[5, 9], [7] * 8, [8] * 7, [30, 31, 32], [40]]
+    own_ends = model.generation_config.eos_token_id
+    found = generate_greedily(
+        model, prompts, end_token_ids=[], max_new_tokens=4, max_length=8, batch_size=batch_size
+    )
+    for prompt, answer in zip(prompts, found, strict=True):
+        room = min(4, 8 - len(prompt))
+        assert answer == one_by_one(model, prompt, room)[: len(answer)]
+        assert len(answer) == room or answer[-1] == own_ends

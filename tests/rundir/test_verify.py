@@ -9,6 +9,7 @@ import pytest
 
 from forgetting.cli import main
 from forgetting.errors import InputError
+from forgetting.rundir import layout
 from forgetting.rundir.directory import RunDir
 from forgetting.rundir.verify import num_files, verify
 
@@ -84,6 +85,35 @@ def test_a_damaged_manifest_is_named_and_written_again_from_its_copy(run):
         pass
     assert (run / "manifest.json").read_bytes() == whole
     assert not verify(run).damages
+
+
+@pytest.mark.parametrize("damage", [flip, lambda file: file.write_text("")])
+def test_a_damaged_copy_of_the_manifest_is_named_and_written_again(run, damage):
+    copy = run / layout.MANIFEST_COPY
+    whole = copy.read_bytes()
+    damage(copy)
+    (found,) = verify(run).damages
+    assert found.file == copy
+    with RunDir(run, "mine"):
+        pass
+    assert copy.read_bytes() == whole
+    assert not verify(run).damages
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"", "is not a recipe"),
+        (b"name: mi\xffe", "is not YAML: "),
+        (b"name: mine\nname: mine", "is not YAML: "),
+        (b"[" * 5000, "is not YAML: "),
+    ],
+)
+def test_a_recipe_that_cannot_be_read_is_named(run, content, problem):
+    (run / "recipe.yaml").write_bytes(content)
+    (found,) = verify(run).damages
+    assert (found.stage, found.file) == (None, run / "recipe.yaml")
+    assert found.problem.startswith(problem)
 
 
 def test_the_command_says_what_is_damaged_and_exits_with_1(run, capsys):

@@ -97,7 +97,9 @@ def test_equal_values_are_one_level():
     assert levels_of([0.5, "0.50", 0.5]) == ["0.5"]
 
 
-@pytest.mark.parametrize("grid", [["a"], ["a="], ["=1"], ["a=[1"], ["a=1", "a=2"]])
+@pytest.mark.parametrize(
+    "grid", [["a"], ["a="], ["=1"], ["a=[1"], ["a=1", "a=2"], ["a=2024-13-45"]]
+)
 def test_a_grid_that_is_none_is_refused(grid):
     with pytest.raises(InputError, match="--grid"):
         read_grid(grid)

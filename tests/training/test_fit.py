@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -156,3 +158,21 @@ def test_weights_that_are_no_numbers_are_never_a_finished_stage(write_recipe, tm
         with pytest.raises(DivergenceError, match=message):
             run_stages(recipe, tmp_path / "out", stages=["prepare", "reference"])
     assert read_manifest(tmp_path / "out").stages.keys() == {"prepare"}
+
+
+def test_a_signal_after_the_last_step_ends_the_run(write_recipe, tmp_path, monkeypatch):
+    class SignalAtTheEnd(fit.ProgressCallback):
+        def on_train_end(self, *args, **kwargs):
+            super().on_train_end(*args, **kwargs)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    recipe = load_recipe(write_recipe(), ["variants={full: {}}"])
+    stages = ["prepare", "train"]
+    monkeypatch.setattr(fit, "ProgressCallback", SignalAtTheEnd)
+    with pytest.raises(SystemExit) as caught:
+        run_stages(recipe, tmp_path / "out", stages=stages)
+    monkeypatch.undo()
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert set(read_manifest(tmp_path / "out").stages) == {"prepare"}
+    run_stages(recipe, tmp_path / "out", stages=stages)
+    assert "train:full" in read_manifest(tmp_path / "out").stages

@@ -74,6 +74,27 @@ def test_a_resumed_training_is_bit_for_bit_the_uninterrupted_one(
     assert logged(resumed) == logged(straight)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "length",
+    [{"max_steps": 5}, {"max_steps": -1, "num_train_epochs": 1.5}],
+    ids=["steps", "epochs"],
+)
+def test_a_training_that_was_stopped_at_its_end_takes_no_further_step(train, length):
+    # The end is within the second epoch of three steps, the last of them smaller.
+    samples, options = rows(22), {**length, "t_max": 0.3, "gradient_accumulation_steps": 2}
+    watch = SignalWatch()
+    stops = CheckpointCallback(watch, is_timed=True)
+    with watch:
+        stopped = train(samples, callbacks=[SignalAt(signal.SIGTERM, 5), stops], **options)
+    assert stops.stopped_by == signal.SIGTERM
+    assert stopped.state.global_step == stopped.state.max_steps == 5
+    resumed = train(samples, resume=True, **options)
+    assert resumed.state.global_step == 5
+    assert_same(weights(stopped), weights(resumed))
+    assert logged(resumed) == logged(stopped)
+
+
 @pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_acts_at_once(capfd):
     with SignalWatch() as watch:

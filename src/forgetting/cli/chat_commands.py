@@ -52,10 +52,13 @@ def chat(
     from forgetting.chatting import open_chat
 
     model = open_chat(run_dir, variant, max_new_tokens=max_tokens)
-    if sys.stdin.isatty() and not as_json:
-        _talk(model)
-    else:
-        _answer_lines(model, as_json)
+    try:
+        if sys.stdin.isatty() and not as_json:
+            _talk(model)
+        else:
+            _answer_lines(model, as_json)
+    except UnicodeDecodeError as error:
+        raise InputError("the prompt is not UTF-8. Convert it, and ask again") from error
 
 
 def _answer_lines(model: Chat, as_json: bool) -> None:

@@ -19,9 +19,9 @@ from pydantic import ValidationError
 from forgetting.config.fields import Section
 from forgetting.config.inheritance import without_inherited
 from forgetting.config.inputs import PLAIN_TEMPLATE
-from forgetting.config.overrides import NOT_YAML, apply_override, check_effect
+from forgetting.config.overrides import apply_override, check_effect
 from forgetting.config.schema import Recipe, TrainingSettings
-from forgetting.config.yaml_text import parse_yaml
+from forgetting.config.yaml_text import NOT_YAML, parse_yaml
 from forgetting.errors import InputError, did_you_mean
 from forgetting.formats import FORMATS
 from forgetting.method.corruptions import CORRUPTIONS

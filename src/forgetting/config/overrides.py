@@ -10,8 +10,6 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
 from forgetting.config.inheritance import OF_VARIANTS
 from forgetting.config.schema import (
     DEFAULT_VARIANTS,
@@ -20,12 +18,12 @@ from forgetting.config.schema import (
     TrainingSettings,
     VariantSettings,
 )
-from forgetting.config.yaml_text import parse_yaml
+from forgetting.config.yaml_text import NOT_YAML, parse_yaml
 from forgetting.errors import InputError
 from forgetting.method.terms import declared_parameters
 
-# A date that does not exist and bytes that are not UTF-8 are ValueErrors.
-NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+# Sections that may be written as a string, which is this field of them.
+_SHORT = {"loss": "name", "tasks": "task"}
 _USE = {"selection": "selects tokens", "forgetting": "unlearns tokens"}
 # Fields that say which reference model there is, and not how it is trained.
 _KINDS = frozenset(ReferenceSettings.model_fields) - frozenset(TrainingSettings.model_fields)
@@ -52,9 +50,13 @@ def apply_override(given: dict[str, Any], override: str) -> None:
             if not part.isdecimal() or int(part) >= len(node):
                 raise InputError(f"--set {override}: {part!r} is not an item of the list")
             part_key: Any = int(part)
+            if not last and isinstance(node[part_key], str) and parts[depth - 1] in _SHORT:
+                node[part_key] = {_SHORT[parts[depth - 1]]: node[part_key]}
         elif isinstance(node, dict):
             part_key = part
-            if not last and not isinstance(node.get(part), (dict, list)):
+            if not last and isinstance(node.get(part), str) and part in _SHORT:
+                node[part] = {_SHORT[part]: node[part]}
+            elif not last and not isinstance(node.get(part), (dict, list)):
                 # `--set variants.forgetting...` must not drop the other default variants.
                 default = DEFAULT_VARIANTS if (depth == 0 and part == "variants") else {}
                 node[part] = copy.deepcopy(dict(default))
@@ -85,10 +87,13 @@ def _without_effect(recipe: Recipe, path: Sequence[str]) -> str | None:
     """Why nothing reads a field; None if something may."""
     section, *rest = path
     if section == "variants" and len(rest) == 3:
-        name, inner, _ = rest
+        name, inner, field = rest
         variant = recipe.variants.get(name)
-        if variant is not None and inner in _USE and not _uses(variant, inner):
+        if variant is None or inner not in _USE:
+            return None
+        if not _uses(variant, inner):
             return f"the variant {name} ({variant.objective}) {_no_use(inner)}"
+        return _unread(variant, inner, field)
     if section in OF_VARIANTS and len(rest) == 1:
         return _unread_by_variants(recipe, section, rest[0])
     if section == "reference" and rest:
@@ -105,13 +110,36 @@ def _unread_by_variants(recipe: Recipe, section: str, field: str) -> str | None:
     users = {name: v for name, v in recipe.variants.items() if _uses(v, section)}
     if not users:
         return f"no variant of the recipe {_USE[section]}"
-    if section == "forgetting" and field in declared_parameters():
-        users = {n: v for n, v in users.items() if field in v.forgetting.term_parameters}
-        if not users:
-            return f"the term of no variant has a parameter {field}"
+    reasons = {name: _unread(variant, section, field) for name, variant in users.items()}
+    users = {name: variant for name, variant in users.items() if reasons[name] is None}
+    if not users:
+        return ", ".join(f"{reason} ({name})" for name, reason in reasons.items())
     if all(field in getattr(variant, section).model_fields_set for variant in users.values()):
         instead = " or ".join(f"variants.{name}.{section}.{field}" for name in users)
         return f"every variant that {_USE[section]} has its own {section}.{field}. Set {instead}"
+    return None
+
+
+def _unread(variant: VariantSettings, section: str, field: str) -> str | None:
+    """Why another setting of a variant leaves a field of a section without use; None if none does.
+
+    Args:
+        section: that the variant uses.
+    """
+    if section == "forgetting":
+        own = variant.forgetting
+        if field in declared_parameters() and field not in own.term_parameters:
+            return f"the term {own.term} has no parameter {field}"
+        is_unread = field == "t_min" and own.schedule == "constant"
+        return "the schedule constant does not read t_min" if is_unread else None
+    selection = variant.selection
+    estimates = selection.threshold in ("mixture", "posterior")
+    if field == "rho" and selection.by == "known":
+        return "by known does not read rho"
+    if (field == "rho" and selection.threshold != "quantile") or (
+        field == "posterior" and not estimates
+    ):
+        return f"the threshold {selection.threshold} does not read {field}"
     return None
 
 

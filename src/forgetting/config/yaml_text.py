@@ -14,6 +14,9 @@ from forgetting.config.unique_keys import UniqueKeyLoader
 
 MAX_NODES = 100_000
 """Values that a text may stand for, anchors counted wherever they are used."""
+# A date that does not exist and bytes that are not UTF-8 are ValueErrors.
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+"""What `parse_yaml` raises."""
 
 
 def parse_yaml(text: str) -> Any:

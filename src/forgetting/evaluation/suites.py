@@ -97,7 +97,7 @@ def _read_suites(folder: Path) -> dict[str, Suite]:
     for path in sorted(folder.glob("*.yaml")):
         try:
             content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, ValueError):
+        except (yaml.YAMLError, ValueError, RecursionError):
             # Task files may hold `!function`, which only lm-eval reads.
             continue
         if not isinstance(content, dict) or "suite" not in content:

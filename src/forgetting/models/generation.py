@@ -6,6 +6,7 @@ prompts and batch size give the same tokens. Knows nothing of texts or templates
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -54,16 +55,31 @@ def generate_greedily(
     longest = min(limits, default=None)
     if getattr(model, "_is_stateful", False):
         batch_size = 1
-    # Prompts of similar length need little padding.
-    order = np.argsort([len(prompt) for prompt in prompts], kind="stable").tolist()
     answers: list[list[int]] = [[] for _ in prompts]
-    for begin in range(0, len(order), batch_size):
-        batch = order[begin : begin + batch_size]
+    for batch in _batches(list(map(len, prompts)), batch_size, max_new_tokens, longest):
         found = _continue(model, [prompts[i] for i in batch], ends, max_new_tokens, longest)
         for index, answer in zip(batch, found, strict=True):
             answers[index] = answer
         advance(len(batch), "")
     return answers
+
+
+def _batches(
+    lengths: Sequence[int], batch_size: int, max_new_tokens: int, longest: int | None
+) -> Iterator[list[int]]:
+    """Indices of the prompts that are continued together.
+
+    A prompt that leaves less room than an answer may need is alone: the others of its batch would
+    be cut where it is, or have no answer at all.
+    """
+    # Prompts of similar length need little padding.
+    order = np.argsort(lengths, kind="stable").tolist()
+    limit = math.inf if longest is None else longest - max_new_tokens
+    roomy = [index for index in order if lengths[index] <= limit]
+    for begin in range(0, len(roomy), batch_size):
+        yield roomy[begin : begin + batch_size]
+    for index in order[len(roomy) :]:
+        yield [index]
 
 
 @torch.inference_mode()

@@ -30,6 +30,7 @@ from forgetting.rundir.manifest import (
     Output,
     StageEntry,
     check_owner,
+    copy_damage,
     manifest_damage,
     stage_is_done,
     write_manifest,
@@ -145,8 +146,8 @@ class RunDir:
             if found is None:
                 # Before any other file: the manifest is what makes this a run directory.
                 self._write_manifest()
-            elif manifest_damage(self.path) is not None:
-                # It was read from the copy.
+            elif manifest_damage(self.path) is not None or copy_damage(self.path) is not None:
+                # One was read, and the other is written again from it.
                 self._write_manifest()
         except BaseException:
             self._lock.release()

@@ -136,6 +136,22 @@ def manifest_damage(path: Path) -> str | None:
     return None
 
 
+def copy_damage(path: Path) -> str | None:
+    """What is wrong with the copy of the manifest of a run directory; None if nothing is, or there
+    is no copy.
+
+    Raises:
+        InputError: another version of this package wrote it.
+    """
+    copy = path / layout.MANIFEST_COPY
+    try:
+        if copy.exists():
+            _read(copy)
+    except _DAMAGE as error:
+        return _in_short(error)
+    return None
+
+
 def _read(file: Path) -> Manifest:
     content = checked_value(file.read_bytes())
     path, version = file.parent, content["version"]

@@ -11,10 +11,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from forgetting.config import Recipe
+from forgetting.config.yaml_text import NOT_YAML, parse_yaml
 from forgetting.errors import InputError, did_you_mean
 from forgetting.rundir import layout
 from forgetting.rundir.answer_sheets import AnswerSheet, read_answer_sheet
@@ -76,8 +76,8 @@ class RunReader:
         self.manifest = read_manifest(path)
         try:
             self.recipe_text = file.read_text(encoding="utf-8")
-            given = yaml.safe_load(self.recipe_text)
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            given = parse_yaml(self.recipe_text)
+        except (OSError, *NOT_YAML) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"{file} cannot be read: {reason}. Run the recipe again") from error
         self._given: dict[str, Any] = given if isinstance(given, dict) else {}

@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from forgetting.config.yaml_text import NOT_YAML, parse_yaml
 from forgetting.errors import InputError
 from forgetting.rundir import layout
-from forgetting.rundir.manifest import manifest_damage, read_manifest
+from forgetting.rundir.manifest import copy_damage, manifest_damage, read_manifest
 from forgetting.rundir.storage import checked_value, file_sha256
 
 
@@ -61,9 +62,14 @@ def verify(
     if problem is not None:
         advice = f"Run {again}, which writes it again from its copy"
         found.damages.append(Damage(None, layout.manifest_file(run), problem, advice))
-    if manifest.stages and not layout.recipe_file(run).is_file():
+    problem = copy_damage(run)
+    if problem is not None:
+        advice = f"Run {again}, which writes it again"
+        found.damages.append(Damage(None, run / layout.MANIFEST_COPY, problem, advice))
+    problem = _recipe_damage(layout.recipe_file(run))
+    if manifest.stages and problem is not None:
         advice = "Run your own recipe again with the same --run-dir, which writes it"
-        found.damages.append(Damage(None, layout.recipe_file(run), "is missing", advice))
+        found.damages.append(Damage(None, layout.recipe_file(run), problem, advice))
     for stage, entry in manifest.stages.items():
         for name, output in entry.outputs.items():
             file = run / name
@@ -83,6 +89,17 @@ def verify(
             found.damages.append(Damage(stage, file, problem, advice))
     found.damages.extend(_damaged_work(run, advance))
     return found
+
+
+def _recipe_damage(file: Path) -> str | None:
+    """What is wrong with the recipe of a run, as far as it shows; None if nothing does."""
+    if not file.is_file():
+        return "is missing"
+    try:
+        given = parse_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, *NOT_YAML) as error:
+        return f"is not YAML: {' '.join(str(error).split())[:100]}"
+    return None if isinstance(given, dict) else "is not a recipe"
 
 
 def _damaged_work(run: Path, advance: Callable[[int, str], None]) -> Iterator[Damage]:

@@ -25,6 +25,7 @@ from forgetting.config import (
     VariantSettings,
     load_recipe,
 )
+from forgetting.config.yaml_text import NOT_YAML, parse_yaml
 from forgetting.errors import InputError
 
 # Recipes that differ only in these sections share a run.
@@ -72,8 +73,8 @@ def read_grid(options: Sequence[str]) -> dict[str, list[str]]:
     for option in options:
         field, equals, text = option.partition("=")
         try:
-            values = yaml.safe_load(f"[{text}]")
-        except yaml.YAMLError as error:
+            values = parse_yaml(f"[{text}]")
+        except NOT_YAML as error:
             raise InputError(f"--grid {option}: the values are not valid YAML") from error
         if not equals or not field or not values:
             raise InputError(f"--grid {option}: expected section.field=value,value")

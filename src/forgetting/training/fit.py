@@ -35,7 +35,7 @@ from forgetting.training.checkpoints import check_num_processes, latest_checkpoi
 from forgetting.training.config import ForgettingConfig
 from forgetting.training.dataset import write_stream
 from forgetting.training.progress import ProgressCallback
-from forgetting.training.stopping import CheckpointCallback, SignalWatch, leave
+from forgetting.training.stopping import CheckpointCallback, SignalWatch, agree, leave
 from forgetting.training.trainer import ForgettingTrainer
 
 
@@ -95,8 +95,10 @@ def fine_tune(
         logger.info("%s: resuming from step %s", label, latest.name.removeprefix("checkpoint-"))
     with watch:
         trainer.train(resume_from_checkpoint=str(latest) if latest else None)
-    if stops.stopped_by is not None:
-        leave(stops.stopped_by)
+    # A signal during the last step's checkpoint or log reached no step that could stop.
+    number = stops.stopped_by or agree(False, watch.received or 0)[1]
+    if number:
+        leave(number)
     set_end_tokens(model, end_token_ids)
     folder = work.path / "adapter" if training.merge else work.output
     # Before anything is computed: parts that were gathered for it would stay so.

@@ -151,6 +151,11 @@ class SafeTrainer(Trainer):
             losses, self._globalstep_last_logged = self._open_log
             self._tr_loss += losses
             self._open_log = None
+        if self.state.global_step >= self.state.max_steps:
+            # Resumed from its end. Trainer looks only after a step, and would train one too many
+            # where the end is within an epoch.
+            self.control.should_training_stop = True
+            return None
         return super()._run_epoch(*positional, **named)
 
     def _check_course(self, checkpoint: str) -> None:

@@ -98,7 +98,7 @@ class CheckpointCallback(TrainerCallback):
         next_end = now + (now - self._ended)
         self._ended = now
         is_due = self._is_timed and next_end - self._saved > SECONDS_BETWEEN_CHECKPOINTS
-        is_due, number = _agree(is_due, self._watch.received or 0)
+        is_due, number = agree(is_due, self._watch.received or 0)
         if self._is_timed and (is_due or state.global_step >= state.max_steps):
             control.should_save = True
         if number:
@@ -106,8 +106,8 @@ class CheckpointCallback(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
 
-def _agree(is_due: bool, number: int) -> tuple[bool, int]:
-    """What any of the processes wants."""
+def agree(is_due: bool, number: int) -> tuple[bool, int]:
+    """Whether a checkpoint is due, and the signal received, in any of the processes."""
     if num_processes() == 1:
         return is_due, number
     import torch.distributed as dist
