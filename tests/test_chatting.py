@@ -105,3 +105,18 @@ def test_prompts_that_are_not_utf_8_are_refused(finished_run, monkeypatch, capsy
     monkeypatch.setattr("sys.stdin", lines)
     assert main(["chat", str(run), "--variant", "base"]) == 2
     assert "the prompt is not UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_terminal_does_not_obey_an_answer(finished_run, monkeypatch, capsys, is_terminal):
+    _, run = finished_run
+    hostile = "a\x1b[2J\x1b]0;title\x07\u202eb"
+    monkeypatch.setattr("forgetting.chatting.Chat.answer", lambda self, turns: hostile)
+    lines = "hello\n"
+    monkeypatch.setattr("sys.stdin", Terminal(lines) if is_terminal else io.StringIO(lines))
+    if not is_terminal:
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert main(["chat", str(run), "--variant", "base"]) == 0
+    shown = capsys.readouterr().out
+    assert "a⟨U+001B⟩[2J" in shown
+    assert not {"\x1b", "\x07", "\u202e"}.intersection(shown)

@@ -31,6 +31,9 @@ def render(source):
 ROUNDS = "{% for i in range(5000) %}{% for j in range(5000) %}{% endfor %}{% endfor %}"
 GROWTH = "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = GROWN %}{% endfor %}"
 
+LONG = "('x' * 50000)"
+MANY = "([['a'] * 10000] * 10000)"
+
 
 @pytest.mark.parametrize(
     ("source", "message"),
@@ -56,6 +59,27 @@ GROWTH = "{% set n = namespace(x='ab') %}{% for i in range(60) %}{% set n.x = GR
         ("{{ '%*d' % (10**11, 1) }}", "more than seven digits"),
         ("{{ '%.999999999999f' | format(1) }}", "more than seven digits"),
         ("{{ '{:>999999999999}'.format(1) }}", "more than seven digits"),
+        ("{{ '{:>{width}}'.format(1, width=10**9) }}", "more than seven digits"),
+        ("{{ '\t'.expandtabs(tabsize=10**9) }}", "a text or a list of more than"),
+        ("{{ (3).to_bytes(10**10, 'big') }}", "a text or a list of more than"),
+        (f"{{{{ {LONG}.replace('x', {LONG}) }}}}", "a text or a list of more than"),
+        (f"{{{{ {LONG} | replace('x', {LONG}) }}}}", "a text or a list of more than"),
+        (f"{{{{ {LONG}.join(['a'] * 100000) }}}}", "a text or a list of more than"),
+        (f"{{{{ range(99999) | join({LONG}) }}}}", "a text or a list of more than"),
+        (f"{{% for i in range(4000) %}}{{{{ {LONG} }}}}{{% endfor %}}", "a text or a list of"),
+        (
+            f"{{% set x %}}{{% for i in range(4000) %}}{{{{ {LONG} }}}}{{% endfor %}}"
+            "{% endset %}",
+            "a text or a list of more than",
+        ),
+        (f"{{% for i in range(4000) %}}{'x' * 50000}{{% endfor %}}", "a text or a list of more"),
+        (f"{{{{ {MANY} }}}}", "a list of more than 1,000,000 values"),
+        (f"{{{{ {MANY} ~ '' }}}}", "a list of more than 1,000,000 values"),
+        (f"{{{{ {MANY} | tojson }}}}", "a list of more than 1,000,000 values"),
+        (f"{{{{ {MANY} | string }}}}", "a list of more than 1,000,000 values"),
+        (f"{{{{ {MANY} | sum(start=[]) | length }}}}", "a list of more than 1,000,000 values"),
+        ("{{ [1] | batch(10**9, 'x') | list | length }}", "a list into more than"),
+        ("{{ [1] | slice(10**9) | list | length }}", "a list into more than"),
         ("{{ 9 ** (9 ** 9) }}", "more than 100,000 bits"),
         (GROWTH.replace("'ab'", "9").replace("GROWN", "n.x * n.x"), "bits"),
     ],
@@ -99,6 +123,12 @@ PLAIN = [
     "{{ '%05.2f|%s' % (1.5, 'a') }}{{ '{:>6}'.format('b') }}{{ 2 ** 10 }}{{ 'ab' * 3 }}",
     "{{ [1] + [2] }}{{ 7 % 3 }}{{ 1.5 * 2 }}{{ '%s' | format(3) }}{{ 'a,b'.split(',')[-1] }}",
     "{{ 'x' | center(9) }}{{ 'a\nb' | indent(2) }}{{ '12345678%' }}{{ 'é'.upper() }}{{ 1 ~ none }}",
+    "{{ '{{\"a\": {}}}'.format(1) }}{{ 'a-b'.replace('-', '+') | replace('a', 'c') }}",
+    "{{ ['a', 'b'] | join(', ') }}{{ messages | map(attribute='role') | join }}{{ none }}{{ 2 }}",
+    "{{ messages | join('|', attribute='role') }}{{ [[1], [2]] | sum(start=[]) }}{{ {'a': [1]} }}",
+    "{{ messages | tojson(indent=2) }}{{ ','.join(['a', 'b']) }}{{ [3, 4] | sum }}",
+    "{{ [1, 2, 3] | batch(2, 0) | list }}{{ [1, 2, 3] | slice(2) | list }}{{ messages | string }}",
+    "{{ messages | groupby('role') | list }}{{ [1, 2] | sum | string }}{{ 'b' | tojson }}",
     GROWTH.replace("'ab'", "0").replace("GROWN", "n.x + i") + "{{ n.x }}",
 ]
 

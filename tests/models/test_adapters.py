@@ -253,3 +253,42 @@ def test_a_merged_model_says_what_its_adapter_said(quantizable_model, tmp_path, 
     with torch.no_grad():
         assert (merged(ids).logits - tuned(ids).logits).abs().max() < 1e-4
     assert not any("lora" in name for name, _ in merged.named_parameters())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "olora"},
+        {"init_lora_weights": "gaussian", "use_dora": True},
+        {"lora_bias": True},
+        {"bias": "lora_only"},
+    ],
+    ids=str,
+)
+def test_adapters_of_every_form_are_lent_as_trained_and_leave_the_base_as_it_was(
+    tiny_model, tmp_path, options
+):
+    from peft import LoraConfig, get_peft_model
+
+    ids = torch.arange(5, 20)[None]
+    base = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    plain = base(input_ids=ids).logits.detach()
+    tuned = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], **options)).eval()
+    torch.manual_seed(0)
+    for parameter in tuned.parameters():
+        if parameter.requires_grad:
+            parameter.data += torch.randn_like(parameter) / 10
+    expected = tuned(input_ids=ids).logits.detach()
+    tuned.save_pretrained(tmp_path / "adapter")
+    shared = adapters.SharedBase(settings(tiny_model, dtype="float32"))
+    for path, is_last in [
+        (tmp_path / "adapter", False),
+        (None, False),
+        (tmp_path / "adapter", True),
+    ]:
+        with shared.lend(path, is_last=is_last) as model, torch.no_grad():
+            found = model(input_ids=ids).logits
+        wanted = plain if path is None else expected
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)

@@ -15,6 +15,7 @@ from forgetting.cli.inspect_commands import not_a_run
 from forgetting.cli.options import JsonOption
 from forgetting.console import setup_logging
 from forgetting.errors import InputError
+from forgetting.escaping import visible
 
 if TYPE_CHECKING:
     from forgetting.chatting import Chat
@@ -69,6 +70,8 @@ def _answer_lines(model: Chat, as_json: bool) -> None:
         if as_json:
             entry = {"variant": model.variant, "prompt": prompt, "answer": answer}
             answer = json.dumps(entry, ensure_ascii=False)
+        elif sys.stdout.isatty():
+            answer = visible(answer)
         typer.echo(answer)
 
 
@@ -101,4 +104,5 @@ def _talk(model: Chat) -> None:
             {"role": "user", "content": prompt},
             {"role": "assistant", "content": answer},
         ]
-        out.print(answer, markup=False, highlight=False)
+        # A terminal would obey the control characters of an answer.
+        out.print(visible(answer), markup=False, highlight=False)

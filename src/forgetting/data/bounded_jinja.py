@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from jinja2 import nodes
@@ -22,8 +22,10 @@ STEPS_PER_TURN = 1000
 MAX_CHARACTERS = 100_000_000
 MAX_BITS = 100_000
 """Of a number."""
+MAX_VALUES = 1_000_000
+"""Of a list or dictionary that becomes text, with what is inside of it."""
 # A width of more than seven digits, or one that is an argument, in either kind of format.
-_WIDE = re.compile(r"%[-+ #0]*(\*|\.?\d{8})|\{[^{}]*\d{8}")
+_WIDE = re.compile(r"%[-+ #0]*(\*|\.?\d{8})|\{[^{}]*(\d{8}|:[^{}]*\{)")
 
 
 class LimitError(Exception):
@@ -44,27 +46,44 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             trim_blocks=like.trim_blocks,
             lstrip_blocks=like.lstrip_blocks,
             extensions=[type(extension) for extension in like.extensions.values()],
+            finalize=self.printed,
         )
         self.filters.update(like.filters)
-        for name in ("center", "indent"):
-            self.filters[name] = _of_bounded_width(self.filters[name])
-        self.filters["format"] = _of_bounded_format(self.filters["format"])
+        for check, names in _CHECKED_FILTERS.items():
+            for name in names:
+                self.filters[name] = _checked(self.filters[name], check)
         self.globals.update(like.globals)
-        self.steps_left = MAX_STEPS
+        # Text of any length, and another one each time.
+        self.globals.pop("lipsum", None)
+        self.begin(0)
 
     def begin(self, num_turns: int) -> None:
         """Allow a rendering the steps that a conversation of this many turns may need."""
         self.steps_left = MAX_STEPS + STEPS_PER_TURN * num_turns
+        self.characters_left = MAX_CHARACTERS
 
-    def step(self) -> str:
-        """Count a round of a loop, or a call of a macro."""
+    def step(self, num_characters: int) -> str:
+        """Count a round of a loop, or a call of a macro, which print so much fixed text."""
         self.steps_left -= 1
         if self.steps_left < 0:
             raise LimitError(f"it takes more than {MAX_STEPS:,} steps for one conversation")
+        self._count(num_characters)
         return ""
+
+    def printed(self, value: Any) -> Any:
+        """Count a value that is printed."""
+        _check_nested(value)
+        self._count(len(value) if isinstance(value, str) else 0)
+        return value
+
+    def _count(self, num_characters: int) -> None:
+        self.characters_left -= num_characters
+        if self.characters_left < 0:
+            _check_size(MAX_CHARACTERS + 1)
 
     def joined(self, *parts: Any) -> str:
         """The texts of some values, one after the other: what `~` does."""
+        _check_nested(parts)
         texts = [str(part) for part in parts]
         _check_size(sum(map(len, texts)))
         return "".join(texts)
@@ -89,9 +108,14 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Call a function; a method of a text with a width that is not too large."""
-        if isinstance(getattr(__obj, "__self__", None), str):
-            _check_widths(args)
+        """Call a function; a method of a text or number whose result is not too large."""
+        own, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
+        if isinstance(own, (str, int)):
+            _check_widths((*args, *kwargs.values()))
+        if isinstance(own, str) and args and name == "replace":
+            _check_replaced(own, *args)
+        if isinstance(own, str) and args and name == "join":
+            args = (_check_joined(args[0], own), *args[1:])
         return super().call(__context, __obj, *args, **kwargs)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -117,7 +141,9 @@ class _Counted(NodeTransformer):
     def _with_step(self, node: Any) -> Any:
         self.generic_visit(node)
         # Printed, because Jinja leaves a statement in a macro out; it prints nothing.
-        node.body.insert(0, nodes.Output([_call("step", [], node.lineno)], lineno=node.lineno))
+        fixed = sum(len(part.data) for part in node.find_all(nodes.TemplateData))
+        step = _call("step", [nodes.Const(fixed, lineno=node.lineno)], node.lineno)
+        node.body.insert(0, nodes.Output([step], lineno=node.lineno))
         return node
 
 
@@ -126,22 +152,94 @@ def _call(name: str, arguments: list[Any], line: int) -> nodes.Call:
     return nodes.Call(method, arguments, [], None, None, lineno=line)
 
 
-def _of_bounded_width(function: Callable[..., Any]) -> Callable[..., Any]:
+def _checked(function: Callable[..., Any], check: Callable[..., Any | None]) -> Callable[..., Any]:
+    """A filter whose arguments are checked first.
+
+    Args:
+        check: takes what the filter is written with, and returns the first in another form or None.
+    """
+    passes_context = hasattr(function, "jinja_pass_arg")
+
+    # Its attributes say what else Jinja passes, and come first.
     @functools.wraps(function)
-    def bounded(*args: Any, **kwargs: Any) -> Any:
-        _check_widths((*args[1:], *kwargs.values()))
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        begin = int(passes_context)
+        value = check(*args[begin:], *kwargs.values())
+        if value is not None:
+            args = (*args[:begin], value, *args[begin + 1 :])
         return function(*args, **kwargs)
 
-    return bounded
+    return checked
 
 
-def _of_bounded_format(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def bounded(text: Any, *args: Any, **kwargs: Any) -> Any:
-        _check_format(str(text))
-        return function(text, *args, **kwargs)
+def _check_filter_widths(value: Any, *others: Any) -> None:
+    del value
+    _check_widths(others)
 
-    return bounded
+
+def _check_parts(value: Any, *others: Any) -> None:
+    del value
+    for number in others:
+        if isinstance(number, int) and number > MAX_STEPS:
+            raise LimitError(f"it divides a list into more than {MAX_STEPS:,} parts")
+
+
+def _check_text_format(value: Any, *others: Any) -> None:
+    del others
+    _check_format(str(value))
+
+
+def _check_nested_filter(value: Any, *others: Any) -> Any:
+    value = value if isinstance(value, (str, Mapping)) else _listed(value)
+    _check_nested((value, *others))
+    return value
+
+
+def _check_joined(value: Any, separator: Any = "", *others: Any) -> list[Any]:
+    """The values to join, which may be there only once."""
+    del others
+    values = list(value)
+    _check_nested(values)
+    size = sum(len(each) for each in values if isinstance(each, str))
+    _check_size(size + len(values) * len(str(separator)))
+    return values
+
+
+def _check_replaced(text: Any, old: Any = "", new: Any = "", *others: Any) -> None:
+    del others
+    text, old, new = str(text), str(old), str(new)
+    _check_size(len(text) + text.count(old) * (len(new) - len(old)))
+
+
+_CHECKED_FILTERS: dict[Callable[..., Any], tuple[str, ...]] = {
+    _check_filter_widths: ("center", "indent"),
+    _check_parts: ("batch", "slice"),
+    _check_text_format: ("format",),
+    _check_nested_filter: ("tojson", "string", "sum", "pprint"),
+    _check_joined: ("join",),
+    _check_replaced: ("replace",),
+}
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, Iterator) else value
+
+
+def _check_nested(value: Any) -> None:
+    """Refuse a value whose text would be too long, because of what is inside of it."""
+    waiting, num_values, size = [value], 0, 0
+    while waiting:
+        each = waiting.pop()
+        if isinstance(each, str):
+            size += len(each)
+        elif isinstance(each, Mapping):
+            waiting += [*each.keys(), *each.values()]
+        elif isinstance(each, (list, tuple)):
+            waiting += each
+        num_values += 1
+        if num_values + len(waiting) > MAX_VALUES:
+            raise LimitError(f"it writes a list of more than {MAX_VALUES:,} values as text")
+        _check_size(size)
 
 
 def _bits(value: Any) -> int:
@@ -165,5 +263,6 @@ def _check_widths(values: tuple[Any, ...]) -> None:
 
 
 def _check_format(text: str) -> None:
-    if _WIDE.search(text):
+    # Doubled braces stand for themselves.
+    if _WIDE.search(text.replace("{{", "").replace("}}", "")):
         raise LimitError("it formats a value with a width of more than seven digits")

@@ -20,9 +20,12 @@ from forgetting.config import ModelSettings
 from forgetting.errors import InputError
 from forgetting.models import loading
 from forgetting.models.adapter_files import (
+    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    adapter_config,
     adapter_shapes,
     is_adapter,
+    small_file,
 )
 from forgetting.models.foreign import reading
 from forgetting.models.reported import check_adapter_names, first_not_finite
@@ -119,6 +122,10 @@ def fuse_adapter(adapted: Any) -> None:
 
     model = adapted.get_base_model()
     is_exact = model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
+    # Where the base has no bias, that of an adapter cannot be merged.
+    is_exact &= not any(
+        getattr(config, "lora_bias", False) for config in adapted.peft_config.values()
+    )
     # Embedding and head may share their weights: an adapter on one would change the other too.
     if is_exact and isinstance(adapted.base_model, LoraModel) and not _adapts_ends(adapted):
         adapted.merge_adapter()
@@ -203,10 +210,17 @@ def leaves_base_alone(path: Path | str) -> bool:
     """Whether the base model is as before once an adapter is detached.
 
     PEFT puts whole modules of an adapter (`modules_to_save`, resized embeddings) into the base,
-    and does not take them out again.
+    and does not take them out again. Adapters that begin as a part of the weights, such as PiSSA
+    and OLoRA, are subtracted from the base as soon as they are attached.
     """
     shapes = adapter_shapes(path)
-    return shapes is not None and all(".lora_" in name for name in shapes)
+    file = small_file(path, ADAPTER_CONFIG)
+    start = True if file is None else adapter_config(file).get("init_lora_weights", True)
+    return (
+        shapes is not None
+        and all(".lora_" in name for name in shapes)
+        and (start is True or start in (False, "gaussian", "orthogonal"))
+    )
 
 
 def _check_changes(found: Tensor, base: Tensor, path: Path | str) -> None:
