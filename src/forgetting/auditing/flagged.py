@@ -23,7 +23,7 @@ import pyarrow as pa
 from forgetting.auditing.audit import Audit
 from forgetting.auditing.browsing import write_page
 from forgetting.auditing.judged import BadSpan, JudgedRecord, judged_records
-from forgetting.console import progress
+from forgetting.console import with_progress
 from forgetting.data.sources import read_source
 from forgetting.method.measures import Measure
 from forgetting.rundir.samples import ROWS_PER_GROUP, TableWriter
@@ -132,15 +132,12 @@ def write_files(audit: Audit, measure: Measure | None = None) -> list[FlaggedRec
         InputError: a part of the audit is missing or damaged, or the data can no longer be read.
     """
     words = words_of(audit)
-    with (
-        progress("Writing findings", audit.num_judged) as advance,
-        TableWriter(audit.scores, SCORES, ROWS_PER_GROUP) as writer,
-    ):
+    records = judged_records(audit, suspected=True, measure=measure)
+    with TableWriter(audit.scores, SCORES, ROWS_PER_GROUP) as writer:
 
         def written() -> Iterator[JudgedRecord]:
-            for judged in judged_records(audit, suspected=True, measure=measure):
+            for judged in with_progress("Writing findings", audit.num_judged, records):
                 writer.write(_score_row(judged))
-                advance(1, "")
                 yield judged
 
         if measure is None:
