@@ -1,7 +1,7 @@
 """Writes what an audit found: the flagged records for programs and tables, and all scores.
 
-If nothing was found, these are the records that look worst; see `suspicion`. If a measure is asked
-for, they are the records with the lowest mean quality.
+If nothing was found, these are the records that look worst, marked `only_suspected`; see
+`suspicion`. If a measure is asked for, they are the records with the lowest mean quality.
 
 Input: an `Audit`. Output: `flagged.jsonl` and `flagged.csv`, worst record first, the page, and
 `scores.parquet` with every record. Memory grows with the flagged records.
@@ -23,6 +23,7 @@ import pyarrow as pa
 from forgetting.auditing.audit import Audit
 from forgetting.auditing.browsing import write_page
 from forgetting.auditing.judged import BadSpan, JudgedRecord, judged_records
+from forgetting.auditing.suspicion import is_suspicion
 from forgetting.console import with_progress
 from forgetting.data.sources import read_source
 from forgetting.method.measures import Measure
@@ -34,7 +35,16 @@ NUM_RANKED = 500
 """Records that are listed by a measure, which flags none."""
 END = "(end)"
 """Stands for the end of a response, which has no characters."""
-CSV_COLUMNS = ("source", "file", "line", "row", "num_bad_tokens", "num_tokens", "kind")
+CSV_COLUMNS = (
+    "source",
+    "file",
+    "line",
+    "row",
+    "only_suspected",
+    "num_bad_tokens",
+    "num_tokens",
+    "kind",
+)
 SCORES = pa.schema(
     [
         ("sample_id", pa.int64()),
@@ -148,7 +158,8 @@ def write_files(audit: Audit, measure: Measure | None = None) -> list[FlaggedRec
             worst = nsmallest(NUM_RANKED, with_tokens, key=lambda each: each.mean_quality)
             found = [flagged(each, words) for each in worst]
     own = own_fields(audit, {each.record.record for each in found})
-    rows = [_row(each, own.get(each.record.record), words) for each in found]
+    only_suspected = is_suspicion(audit)
+    rows = [_row(each, own.get(each.record.record), words, only_suspected) for each in found]
     lines = (json_text(row) + "\n" for row in rows)
     write_atomically(audit.flagged_jsonl, "".join(lines))
     _write_csv(audit.flagged_csv, rows, found)
@@ -205,13 +216,16 @@ def span_fields(
         }
 
 
-def _row(each: FlaggedRecord, own: Any, words: Mapping[str, str]) -> dict[str, Any]:
+def _row(
+    each: FlaggedRecord, own: Any, words: Mapping[str, str], only_suspected: bool
+) -> dict[str, Any]:
     record = each.record
     return {
         "source": record.source,
         "file": record.file,
         "line": record.line,
         "row": record.record,
+        "only_suspected": only_suspected,
         "num_bad_tokens": round(each.num_bad_tokens, 2),
         "num_tokens": each.num_tokens,
         "kind": each.kind,
