@@ -21,6 +21,7 @@ from forgetting.console import (
     progress,
     report_errors,
     setup_logging,
+    with_progress,
 )
 from forgetting.errors import InputError
 
@@ -61,9 +62,26 @@ def test_without_a_terminal_progress_is_a_line_now_and_then_with_the_time_left(m
             advance(10, "loss 1.5")
     # Lines at 20 s and 40 s; a second was enough for one item, and 20 done before cost nothing.
     assert messages == [
-        "Scoring: 40 of 100, 1 min 00 s left loss 1.5",
-        "Scoring: 60 of 100, 40 s left loss 1.5",
+        "Scoring: 40 of 100, 1 min 00 s left, loss 1.5",
+        "Scoring: 60 of 100, 40 s left, loss 1.5",
     ]
+
+
+def test_what_is_prepared_before_the_first_item_is_not_in_the_time_left(monkeypatch):
+    now = [0.0]
+    messages = []
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(logger, "info", lambda text, *args: messages.append(text % args))
+
+    def items():
+        now[0] += 600
+        yield from range(10)
+
+    setup_logging()
+    for _ in with_progress("Writing", 10, items()):
+        now[0] += 8
+    assert messages[0] == "Writing: 2 of 10, 1 min 04 s left"
+    assert messages[-1] == "Writing: 10 of 10, 0 s left"
 
 
 def test_quiet_progress_says_nothing(capsys, monkeypatch):

@@ -325,7 +325,7 @@ def test_the_plan_of_a_fresh_run_says_what_is_known(write_recipe, tmp_path, no_w
     assert facts["prepare"] == {
         "reference samples": 16,
         "train samples": 24,
-        "heldout samples": 8,
+        "held-out samples": 8,
     }
     assert facts["reference"]["optimizer steps"] == 4
     assert facts["train:full"]["optimizer steps"] == 6

@@ -13,11 +13,12 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -50,6 +51,7 @@ FRAMEWORKS = (
     "transformers",
     "trl",
 )
+Item = TypeVar("Item")
 Advance = Callable[[int, str], None]
 """Takes the amount of work done since the last call, and a note."""
 CONTINUE = "Run the same command again to continue."
@@ -118,6 +120,19 @@ def progress(label: str, total: int, done: int = 0) -> Iterator[Advance]:
         yield advance
 
 
+def with_progress(label: str, total: int, items: Iterable[Item]) -> Iterator[Item]:
+    """The items, with progress whose clock starts at the first of them.
+
+    What is prepared before the first item would count as its time, and many times in the time left.
+    """
+    coming = iter(items)
+    first = list(islice(coming, 1))
+    with progress(label, total) as advance:
+        for item in chain(first, coming):
+            yield item
+            advance(1, "")
+
+
 def _silent(amount: int, note: str) -> None:
     del amount, note
 
@@ -133,7 +148,8 @@ def _lines(label: str, total: int, done: int) -> Advance:
         if now - last >= SECONDS_BETWEEN_LINES and done > first:
             last = now
             left = (now - start) / (done - first) * (total - done)
-            logger.info("%s: %d of %d, %s left %s", label, done, total, duration(left), note)
+            left_text = ", ".join(filter(None, (f"{duration(left)} left", note)))
+            logger.info("%s: %d of %d, %s", label, done, total, left_text)
 
     return advance
 

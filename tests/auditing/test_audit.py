@@ -135,6 +135,7 @@ def test_the_verdict_comes_first_then_tables_then_the_worst(given, capsys):
     assert "–: not measured" in shown
     assert "bad tokens (estimate) flagged records" in shown
     assert "line 6: about 4.5 of 19 tokens bad" in shown
+    assert "Flagged records:" in shown
     assert "(end)" not in shown
     assert "1 record could not be used and was not judged: empty response: 1." in shown
     assert str(audit.flagged_jsonl) in shown
@@ -173,6 +174,27 @@ def test_where_nothing_is_found_the_worst_are_listed_and_nothing_is_dropped(give
     assert found["flagged_at_share"] == 0.01
     done = drop_records(str(data), Audit(audit.folder), audit.folder / "clean", 0.99)
     assert done.num_removed == 0
+
+
+def test_where_nothing_is_found_everything_listed_is_named_a_suspicion(given, capsys, tmp_path):
+    data, audit = given
+    write_findings(audit, found=False)
+    assert main(["audit", str(data), "--quiet"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "if 1% of the tokens were bad, these would be the likeliest" in shown
+    assert "Suspected records:" in shown
+    assert " tokens suspected, " in shown
+    assert " tokens bad, " not in shown
+    assert "share of your tokens" not in shown
+    rows = [json.loads(line) for line in audit.flagged_jsonl.read_text("utf-8").splitlines()]
+    assert rows
+    assert all(row["only_suspected"] for row in rows)
+    for option, word in (("--drop", "dropped"), ("--mask", "masked")):
+        output = str(tmp_path / word)
+        command = ["clean", str(data), "--from", str(audit.folder), "--output", output]
+        assert main([*command, option, "0.99"]) == 0
+        cleaned = " ".join(capsys.readouterr().out.split())
+        assert f"The audit found nothing, so no record is {word}. Mark records" in cleaned
 
 
 SHORT = [{"prompt": f"What is stone {i}?", "completion": f"It is {i}."} for i in range(60)]

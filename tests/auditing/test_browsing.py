@@ -115,7 +115,7 @@ def test_the_command_opens_an_audit_as_it_is(audited, capsys):
     _, audit = audited
     write_findings(audit, found=False)
     assert main(["inspect", str(audit.folder), "--terminal"]) == 0
-    assert "tokens likely bad (50% or more) · estimate: about" in capsys.readouterr().out
+    assert "tokens only suspected (50% or more) · estimate: about" in capsys.readouterr().out
     layout.summary_file(layout.detector_dir(audit.run)).unlink()
     assert main(["inspect", str(audit.folder), "--terminal"]) == 2
     assert "unfinished audit" in capsys.readouterr().err

@@ -22,6 +22,7 @@ def test_the_worst_record_comes_first_with_its_own_fields(audited):
         ("mine.jsonl", 9, 9),
     ]
     assert [row["record"] for row in rows] == [LINES[5], LINES[8]]
+    assert not any(row["only_suspected"] for row in rows)
     assert rows[0]["text"] == LINES[5]["completion"]
     assert rows[0]["num_bad_tokens"] == pytest.approx(5 * 0.9, abs=0.1)
 

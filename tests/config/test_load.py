@@ -283,6 +283,21 @@ def test_a_recipe_extends_another_field_by_field(tmp_path):
     assert (recipe.model.name_or_path, recipe.model.dtype) == ("some/model", "float32")
 
 
+def test_null_leaves_out_a_variant_of_the_extended_recipe(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "extends: baselines\nvariants: {ignoring-zero: null, full: null, mine: {objective: full}}\n"
+    )
+    expected = set(load_recipe("baselines").variants) - {"ignoring-zero", "full"} | {"mine"}
+    assert set(load_recipe(file).variants) == expected
+    # `forgetting` names no variants, so null is one without fields.
+    file.write_text("extends: forgetting\nvariants: {full: null}\n")
+    assert set(load_recipe(file).variants) == {"full"}
+    outer = tmp_path / "outer.yaml"
+    outer.write_text("extends: mine.yaml\nvariants: {full: null, ignoring: null}\n")
+    assert set(load_recipe(outer).variants) == {"ignoring"}
+
+
 def test_a_recipe_that_extends_itself_is_refused(tmp_path):
     (tmp_path / "a.yaml").write_text("extends: b.yaml\n")
     (tmp_path / "b.yaml").write_text("extends: a.yaml\n")

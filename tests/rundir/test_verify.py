@@ -54,7 +54,7 @@ def test_a_whole_run_has_no_damage(run):
 @pytest.mark.parametrize(
     ("damage", "problem"),
     [
-        (flip, "has another content than it was written with"),
+        (flip, "has changed since it was written"),
         (lambda file: file.write_text(""), "has 0 bytes instead of 100"),
         (lambda file: file.unlink(), "is missing"),
         (lambda file: (file.unlink(), file.mkdir()), "is missing"),
@@ -122,7 +122,7 @@ def test_the_command_says_what_is_damaged_and_exits_with_1(run, capsys):
     flip(run / "data" / "one")
     assert main(["verify", str(run), "--quiet"]) == 1
     out = capsys.readouterr().out
-    assert out.startswith(f"{run / 'data' / 'one'} has another content than it was written with. ")
+    assert out.startswith(f"{run / 'data' / 'one'} has changed since it was written. ")
     assert main(["verify", str(run), "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
     assert document["damaged"][0]["stage"] == "data"

@@ -21,7 +21,8 @@ from forgetting.rundir.findings import KindFinding, ShareRange
 
 NUM_WORST = 10
 SUSPECTED = (
-    f"These would look worst if {ASSUMED_SHARE:.0%} of the tokens were bad. Most may be fine."
+    f"Suspicions only: if {ASSUMED_SHARE:.0%} of the tokens were bad, these would be the "
+    "likeliest. Most may be fine, and `clean` drops none of them."
 )
 PLANTED = (
     "AUROC, precision and recall: measured on planted noise. Precision is the share of planted "
@@ -87,8 +88,14 @@ def print_verdict(
         out.print(sentence, markup=False, highlight=False)
     kinds = audit.findings.kinds
     if kinds:
-        header = ["kind of noise", "AUROC", "precision", "recall", "share of your tokens"]
-        print_table(header, [_kind_row(kind) for kind in kinds], 1)
+        header = ["kind of noise", "AUROC", "precision", "recall"]
+        rows = [_kind_row(kind) for kind in kinds]
+        if audit.findings.found:
+            header.append("share of your tokens")
+            rows = [
+                [*row, _percent_or_none(kind.share)] for row, kind in zip(rows, kinds, strict=True)
+            ]
+        print_table(header, rows, 1)
         if audit.findings.report is not None:
             _explain(out, PLANTED)
             if any(None in (kind.auroc, kind.precision, kind.recall) for kind in kinds):
@@ -111,11 +118,12 @@ def print_verdict(
         out.print(ranked, style="bold", markup=False, highlight=False)
     elif found and is_suspicion(audit):
         out.print(SUSPECTED, style="bold", markup=False, highlight=False)
+    word = "suspected" if is_suspicion(audit) else "bad"
     for rank, each in enumerate(found[:NUM_WORST], 1):
         if each.mean_quality is None:
             number = each.num_bad_tokens
             about = f"{number:.{0 if number >= 9.5 else 1}f}"
-            judged = f"about {about} of {each.num_tokens} tokens bad, {each.kind}"
+            judged = f"about {about} of {each.num_tokens} tokens {word}, {each.kind}"
         else:
             judged = f"{each.mean_quality:+.2f} over {each.num_tokens} tokens"
         head = visible(f"{rank}. {each.place}: {judged}")
@@ -126,7 +134,8 @@ def print_verdict(
     if found:
         out.print()
     print_path("Page:", audit.page)
-    print_path("Flagged records:", audit.flagged_jsonl)
+    listed = "Suspected records:" if is_suspicion(audit) else "Flagged records:"
+    print_path(listed if measure is None else "Ranked records:", audit.flagged_jsonl)
     print_path("All scores:", audit.scores)
 
 
@@ -209,7 +218,7 @@ def _kind_row(kind: KindFinding) -> list[str]:
     return [
         kind.words,
         "–" if kind.auroc is None else f"{kind.auroc:.2f}",
-        *("–" if x is None else _percent(x) for x in (kind.precision, kind.recall, kind.share)),
+        *map(_percent_or_none, (kind.precision, kind.recall)),
     ]
 
 
@@ -223,6 +232,10 @@ def _range(found: ShareRange) -> str:
     return (
         f"{_percent(found.share)} (90 % interval: {_percent(found.low)} to {_percent(found.high)})"
     )
+
+
+def _percent_or_none(share: float | None) -> str:
+    return "–" if share is None else _percent(share)
 
 
 def _percent(share: float) -> str:

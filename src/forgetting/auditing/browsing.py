@@ -22,8 +22,8 @@ from forgetting.rundir.findings import PosteriorPart
 from forgetting.rundir.storage import write_atomically
 
 SUSPECTED = (
-    f"The page shows what would look worst if {ASSUMED_SHARE:.0%} of the tokens were bad. Most of "
-    "it may be fine."
+    "What the page shows are suspicions: the likeliest tokens, if "
+    f"{ASSUMED_SHARE:.0%} of the tokens were bad. Most may be fine."
 )
 
 

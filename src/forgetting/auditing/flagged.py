@@ -1,7 +1,7 @@
 """Writes what an audit found: the flagged records for programs and tables, and all scores.
 
-If nothing was found, these are the records that look worst; see `suspicion`. If a measure is asked
-for, they are the records with the lowest mean quality.
+If nothing was found, these are the records that look worst, marked `only_suspected`; see
+`suspicion`. If a measure is asked for, they are the records with the lowest mean quality.
 
 Input: an `Audit`. Output: `flagged.jsonl` and `flagged.csv`, worst record first, the page, and
 `scores.parquet` with every record. Memory grows with the flagged records.
@@ -23,7 +23,8 @@ import pyarrow as pa
 from forgetting.auditing.audit import Audit
 from forgetting.auditing.browsing import write_page
 from forgetting.auditing.judged import BadSpan, JudgedRecord, judged_records
-from forgetting.console import progress
+from forgetting.auditing.suspicion import is_suspicion
+from forgetting.console import with_progress
 from forgetting.data.sources import read_source
 from forgetting.method.measures import Measure
 from forgetting.rundir.samples import ROWS_PER_GROUP, TableWriter
@@ -34,7 +35,16 @@ NUM_RANKED = 500
 """Records that are listed by a measure, which flags none."""
 END = "(end)"
 """Stands for the end of a response, which has no characters."""
-CSV_COLUMNS = ("source", "file", "line", "row", "num_bad_tokens", "num_tokens", "kind")
+CSV_COLUMNS = (
+    "source",
+    "file",
+    "line",
+    "row",
+    "only_suspected",
+    "num_bad_tokens",
+    "num_tokens",
+    "kind",
+)
 SCORES = pa.schema(
     [
         ("sample_id", pa.int64()),
@@ -132,15 +142,12 @@ def write_files(audit: Audit, measure: Measure | None = None) -> list[FlaggedRec
         InputError: a part of the audit is missing or damaged, or the data can no longer be read.
     """
     words = words_of(audit)
-    with (
-        progress("Writing findings", audit.num_judged) as advance,
-        TableWriter(audit.scores, SCORES, ROWS_PER_GROUP) as writer,
-    ):
+    records = judged_records(audit, suspected=True, measure=measure)
+    with TableWriter(audit.scores, SCORES, ROWS_PER_GROUP) as writer:
 
         def written() -> Iterator[JudgedRecord]:
-            for judged in judged_records(audit, suspected=True, measure=measure):
+            for judged in with_progress("Writing findings", audit.num_judged, records):
                 writer.write(_score_row(judged))
-                advance(1, "")
                 yield judged
 
         if measure is None:
@@ -151,7 +158,8 @@ def write_files(audit: Audit, measure: Measure | None = None) -> list[FlaggedRec
             worst = nsmallest(NUM_RANKED, with_tokens, key=lambda each: each.mean_quality)
             found = [flagged(each, words) for each in worst]
     own = own_fields(audit, {each.record.record for each in found})
-    rows = [_row(each, own.get(each.record.record), words) for each in found]
+    only_suspected = is_suspicion(audit)
+    rows = [_row(each, own.get(each.record.record), words, only_suspected) for each in found]
     lines = (json_text(row) + "\n" for row in rows)
     write_atomically(audit.flagged_jsonl, "".join(lines))
     _write_csv(audit.flagged_csv, rows, found)
@@ -208,13 +216,16 @@ def span_fields(
         }
 
 
-def _row(each: FlaggedRecord, own: Any, words: Mapping[str, str]) -> dict[str, Any]:
+def _row(
+    each: FlaggedRecord, own: Any, words: Mapping[str, str], only_suspected: bool
+) -> dict[str, Any]:
     record = each.record
     return {
         "source": record.source,
         "file": record.file,
         "line": record.line,
         "row": record.record,
+        "only_suspected": only_suspected,
         "num_bad_tokens": round(each.num_bad_tokens, 2),
         "num_tokens": each.num_tokens,
         "kind": each.kind,

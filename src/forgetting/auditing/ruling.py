@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from forgetting.auditing.audit import Audit
 from forgetting.auditing.decisions import AGAIN, Decision, Decisions
 from forgetting.auditing.judged import JudgedRecord, judged_records
-from forgetting.console import progress
+from forgetting.console import with_progress
 from forgetting.errors import InputError
 from forgetting.rundir.train_records import TrainRecord
 
@@ -139,12 +139,10 @@ def rulings(
     for mark in () if decisions is None else decisions.decisions:
         unknown.setdefault(mark.sample, []).append(mark)
     number = sum(source.num_samples for source in audit.findings.by_source)
-    with progress("Reading the audit", number) as advance:
-        for judged in judged_records(audit):
-            for mark in unknown.pop(judged.record.sample_id, ()):
-                _check_about(mark, judged.record)
-            yield rule(judged, decisions, threshold, masks=masks)
-            advance(1, "")
+    for judged in with_progress("Reading the audit", number, judged_records(audit)):
+        for mark in unknown.pop(judged.record.sample_id, ()):
+            _check_about(mark, judged.record)
+        yield rule(judged, decisions, threshold, masks=masks)
     for marks in unknown.values():
         raise InputError(
             f"the decisions mark {_place(marks[0])}, which is not a record of {audit.folder}. "

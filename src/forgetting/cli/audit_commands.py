@@ -173,6 +173,12 @@ def clean(
         return
     what = "dropped" if mask is None else "hold masked tokens or were rejected"
     typer.echo(f"{done.num_removed:,} of {done.num_records:,} records {what}.")
+    if not audit_of_data.findings.found and marks is None:
+        became = "dropped" if mask is None else "masked"
+        typer.echo(
+            f"The audit found nothing, so no record is {became}. Mark records in the page and pass "
+            f"--decisions to {'drop' if mask is None else 'mask'} some."
+        )
     for reason, number in done.reasons.items():
         typer.echo(f"  {number:,}: {reason or 'unknown'}")
     if done.num_not_judged:

@@ -116,7 +116,20 @@ def _read(path: Path, inner: tuple[Path, ...]) -> tuple[dict[str, Any], list[Pat
         )
     extended, folders = _read(outer, (*inner, path))
     extended.pop("name", None)
-    return _merged(extended, given), [path.parent, *folders]
+    left_out = _left_out(extended, given)
+    merged = _merged(extended, given)
+    if left_out:
+        kept = {name: v for name, v in merged["variants"].items() if name not in left_out}
+        merged["variants"] = kept
+    return merged, [path.parent, *folders]
+
+
+def _left_out(under: dict[str, Any], over: dict[str, Any]) -> set[Any]:
+    """Names of the variants of a recipe that the one that extends it sets to null."""
+    inherited, own = under.get("variants"), over.get("variants")
+    if not isinstance(inherited, dict) or not isinstance(own, dict):
+        return set()
+    return {name for name, variant in own.items() if variant is None and name in inherited}
 
 
 def _merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -271,7 +271,7 @@ class Recipe(Section):
     forgetting: ForgettingSettings = ForgettingSettings()
     variants: Annotated[dict[Name, VariantSettings], Field(min_length=1)]
     """Models to train. Defaults to full, ignoring (with rho 0.5, the paper's best) and
-    forgetting."""
+    forgetting. In a recipe that extends another, null leaves out a variant that the other names."""
     evaluation: EvaluationSettings = EvaluationSettings()
     report: ReportSettings = ReportSettings()
 

@@ -182,12 +182,16 @@ def sample_text(
     title.append(f"  {place}", style="not bold dim")
     mean = "–" if sample["mean"] is None else f"{sample['mean']:+.3f}"
     is_judged = inspection.selection.variant is None
+    is_suspected = inspection.judgment is not None and inspection.judgment.suspected
     negative = "tokens likely bad (50% or more)" if is_judged else "tokens negative"
+    if is_judged and is_suspected:
+        negative = "tokens only suspected (50% or more)"
     facts = f"{sample['num_negative']} of {sample['num_tokens']} {negative}"
     if inspection.selection.variant is not None or not by_posterior:
         facts = f"mean quality {mean} · {facts}"
     if sample["num_bad"] is not None:
-        facts += f" · estimate: about {sample['num_bad']:.1f} bad"
+        facts += f" · estimate: about {sample['num_bad']:.1f} "
+        facts += "suspected" if is_suspected else "bad"
     if sample["num_noisy"]:
         facts += f" · {sample['num_noisy']} noisy (overlined): {sample['noise_kind']}"
     body = Text()

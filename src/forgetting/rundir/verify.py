@@ -81,7 +81,7 @@ def verify(
             elif file.stat().st_size != output.size:
                 problem = f"has {file.stat().st_size:,} bytes instead of {output.size:,}"
             elif not output.has_content_of(file):
-                problem = "has another content than it was written with"
+                problem = "has changed since it was written"
             else:
                 continue
             remove = "Remove it and run" if file.exists() else "Run"

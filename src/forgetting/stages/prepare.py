@@ -152,7 +152,8 @@ def check(recipe: Recipe) -> None:
 def facts(step: Step, done: Mapping[str, Path]) -> Facts:
     """Samples of each split."""
     sizes = split_sizes(step, done)
-    return {f"{name} samples": split.samples for name, split in sizes.items()}
+    words = {"heldout": "held-out"}
+    return {f"{words.get(name, name)} samples": split.samples for name, split in sizes.items()}
 
 
 PREPARE = Stage(

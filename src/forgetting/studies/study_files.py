@@ -47,9 +47,9 @@ def check_columns(columns: Sequence[str], fields: Sequence[str]) -> None:
     known = [MODEL, VARIANT, *short_names(fields).values(), PAIRED, SEEDS, PUBLISHED, DIFFERENCE]
     for name in columns:
         if "/" not in name and name not in known and name not in fields:
-            hint = did_you_mean(name, known) or f"The columns are: {', '.join(known)}"
+            hint = did_you_mean(name, known) or f"The columns are: {', '.join(known)}."
             raise InputError(
-                f"--columns: there is no column {name!r}. {hint}, and metrics such as "
+                f"--columns: there is no column {name!r}. {hint} Metrics are columns too, such as "
                 "heldout/loss or heldout/loss:paired"
             )
 

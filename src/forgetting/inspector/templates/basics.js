@@ -25,6 +25,7 @@ function element(tag, classes, ...children) {
 const hasQuality = corpus.has_selection || corpus.quality !== "detector";
 const startsWithQuality = hasQuality && !corpus.has_selection; // somebody asked for it
 // Without a selection, the detector's posterior divides, at the threshold of the page.
+const badWord = detector !== null && detector.suspected ? "suspected" : "bad";
 const showsPosterior = detector !== null && (detector.found || detector.suspected);
 const state = {
   rho: null,

@@ -32,7 +32,7 @@ function drawCounts() {
   at("threshold-value").textContent = percentOf(state.threshold);
   at("threshold").setAttribute("aria-valuetext", at("threshold-value").textContent);
   at("figures").textContent =
-    `At or above ${at("threshold-value").textContent}: ${counted(tokens, "token")} ` +
+    `${detector.suspected ? "Only suspected, at" : "At"} or above ${at("threshold-value").textContent}: ${counted(tokens, "token")} ` +
     `(${percent(corpus.num_tokens ? tokens / corpus.num_tokens : 0)}) in ` +
     `${counted(detector.num_samples[step], "record")} ` +
     `(${percent(detector.num_samples[step] / corpus.num_samples)})`;

@@ -73,7 +73,7 @@ function rowFacts(one) {
   const shown = one.ids ? one.ids.length : one.num_tokens;
   if (hasQuality) add(`mean ${signed(one.mean, 2)}`);
   if (corpus.has_selection) add(`${percent(shown ? one.num_negative / shown : 0)} negative`);
-  if (detector) add(`about ${one.num_bad.toFixed(1)} of ${count(one.num_tokens)} bad`);
+  if (detector) add(`about ${one.num_bad.toFixed(1)} of ${count(one.num_tokens)} ${badWord}`);
   if (state.sort === "span") add(`worst span ${one.span.toFixed(1)}`);
   if (state.sort === "loss") add(`loss ${one.loss.toFixed(2)}`);
   if (showsPosterior && one.kind_of_all >= 0) add(detector.kinds[one.kind_of_all]);

@@ -156,7 +156,7 @@ function mark() {
       (corpus.has_selection ? "negative" : `flagged (${percentOf(state.threshold)} or more)`),
   ];
   if (hasQuality) facts.unshift(`mean quality ${signed(sample.mean)}`);
-  if (detector) facts.push(`estimate: about ${sample.num_bad.toFixed(1)} bad`);
+  if (detector) facts.push(`estimate: about ${sample.num_bad.toFixed(1)} ${badWord}`);
   if (showsPosterior && sample.kind_of_all >= 0) {
     facts.push(`likely ${detector.kinds[sample.kind_of_all]}`);
   }
