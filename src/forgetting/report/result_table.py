@@ -379,7 +379,7 @@ def _sentence(
             f"{where}, {spoken} and {rival_spoken} do not differ beyond {chance} "
             f"({measure} {both})."
         )
-    difference = cell.value - rival_cell.value if found is None else found.value
+    difference = cell.value - rival_cell.value
     verdict = "better" if (difference > 0) == column.higher_is_better else "worse"
     if column.percent:
         direction = "above" if difference > 0 else "below"
