@@ -148,6 +148,21 @@ def test_results_of_another_recipe_are_left_out(own_run, tmp_path):
     assert "| | items | base | full | ignoring |\n" in card.read_text()
 
 
+def test_the_card_says_that_a_model_is_a_copy_and_compares_by_pairs(own_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "forgetting.report.verdict.same_model",
+        lambda manifest, variant: "full" if variant in ("ignoring", "forgetting") else None,
+    )
+    folder = export_run(own_run, "adapter", variant="forgetting", output=tmp_path / "out").path
+    card = (folder / "README.md").read_text()
+    sentence = card[card.index("## Results") : card.index("Brackets hold")]
+    assert "forgetting is the same model as full." in sentence
+    assert "forgetting and" not in sentence
+    assert "of forgetting" not in sentence
+    assert "training on all tokens" in sentence
+    assert "paired difference" in sentence
+
+
 def test_whole_weights_are_copied_and_have_no_adapter(write_recipe, tmp_path):
     changes = ["training.merge=true", "variants={full: {}}", "data.num_heldout=0"]
     run = run_stages(

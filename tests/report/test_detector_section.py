@@ -88,9 +88,35 @@ def test_findings_of_nothing_are_the_verdict_and_what_was_planted(
     nothing = dict.fromkeys(("report", "tokens", "samples"))
     save_findings(run_dir, 0 * posterior, found=False, kinds=[], **nothing)
     section = detector_section(run_dir, findings(run_dir))
-    assert (section.verdict, section.sentences) == ("Nothing found. It is hidden.", [])
+    unknown = "The share of bad tokens was not measured."
+    assert (section.verdict, section.sentences) == ("Nothing found. It is hidden.", [unknown])
     assert (section.figure, section.tables) == (None, [])
-    assert section.to_markdown() == ("## What the detector found\n\nNothing found. It is hidden.\n")
+    assert section.to_markdown() == (
+        f"## What the detector found\n\nNothing found. It is hidden.\n\n{unknown}\n"
+    )
+
+
+@pytest.mark.parametrize(("auroc", "is_measured"), [(0.5, False), (0.69, False), (0.7, True)])
+def test_a_detector_that_guesses_says_nothing_of_shares(
+    run_dir: Path, posterior: Any, auroc: float, is_measured: bool
+) -> None:
+    save_findings(run_dir, 0 * posterior, found=False)
+    summary = findings(run_dir)
+    assert summary.report is not None
+    report = replace(summary.report, auroc=auroc)
+    section = detector_section(run_dir, summary.model_copy(update={"report": report}))
+    kinds = next(table for table in section.tables if table.key == "planted-kinds")
+    shares = [row[-1].text for row in kinds.rows]
+    if is_measured:
+        assert section.sentences[0].startswith("Bad tokens: 0.0% (90% interval")
+        assert shares == ["20.0%", "30.0%"]
+        assert section.values["tokens"] is not None
+    else:
+        assert section.sentences == ["The share of bad tokens was not measured."]
+        assert shares == ["–", "–"]
+        assert section.values["tokens"] is None
+        assert [kind["share"] for kind in section.values["kinds"]] == [None, None]
+        assert "Bad tokens" not in section.to_markdown()
 
 
 def test_the_report_has_the_section_in_all_forms(

@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 
+from forgetting.inspector.opening import open_inspection
 from forgetting.inspector.rendering import NUM_WORST, content_policy
 from forgetting.method.mixture import Component
 from forgetting.report import build_report, results_table, worst_samples
 from forgetting.rundir import layout
 from forgetting.rundir.results import read_result, write_result
+from forgetting.rundir.samples import Samples
 from forgetting.rundir.selections import MixtureCurve, MixtureFit, MixtureSummary
+from tests.conftest import save_findings
 from tests.written_run import change_selection, write_run
 
 Decode = Callable[..., str]
@@ -359,3 +363,27 @@ def test_a_long_prompt_and_a_long_response_are_cut() -> None:
     assert worst_samples.shown_response(sample, by_detector=False) == marked
     assert worst_samples.shown_response(sample, by_detector=True) == marked
     assert worst_samples.shown_prompt({"blocks": ["Hi\n there"]}) == "Hi there"
+
+
+def test_samples_that_nothing_tells_apart_are_not_called_the_worst(
+    make_run: Callable[..., Path], decode: Decode
+) -> None:
+    run = make_run(variants=["full"])
+    size = Samples.read(layout.train_file(run)).response_ids.size
+    posterior = np.zeros(size, np.float32)
+    save_findings(run, posterior, found=False, tokens=None, samples=None)
+    page = Page(build(run, decode) / "index.html")
+    assert "Worst samples" not in page.text
+    assert "Bad tokens" not in page.text
+    assert "The share of bad tokens was not measured." in page.text
+    inspection = open_inspection(run, decode)
+    assert inspection is not None
+    # With other qualities the list is shown; the note only where a token is marked.
+    inspection.mean_quality = np.linspace(0, 1, len(inspection.mean_quality))
+    table = worst_samples.worst_samples(inspection)
+    assert table is not None
+    assert table.note == ""
+    inspection.polarity[0] = -1
+    table = worst_samples.worst_samples(inspection)
+    assert table is not None
+    assert table.note == "Marked are the tokens that are not learned."

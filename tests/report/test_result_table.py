@@ -306,3 +306,32 @@ def test_a_paired_difference_decides_in_the_sentence_and_is_in_every_file() -> N
     unclear = Paired("full", {("forgetting", "heldout/exact_match"): Difference(0.3, -0.1, 1, 9)})
     sentence = tabulate([heldout("full", 0.4), heldout("forgetting", 0.7)], None, unclear).sentence
     assert "do not differ beyond chance" in sentence
+
+
+def test_the_sentence_is_decided_by_pairs_whichever_side_is_the_baseline() -> None:
+    evaluations = [
+        heldout("base", 0.0, loss=7.886, stderr=0.259),
+        heldout("full", 0.0, loss=7.682, stderr=0.245),
+        heldout("weighted", 0.0, loss=7.682, stderr=0.245),
+    ]
+    gap = Difference(0.204, 0.178, 0.231, 90)
+    same = {"weighted": "full"}
+    paired = Paired("full", {("base", "heldout/loss"): gap})
+    assert tabulate(evaluations, None, paired, same).sentence == (
+        "On held-out responses, the loss of training on all tokens is 0.204 lower than the loss of "
+        "the base model without fine-tuning, which is better (7.682 ± 0.245 versus 7.886 ± 0.259; "
+        "paired difference -0.204 [-0.231, -0.178]). weighted is the same model as full."
+    )
+    few = Paired("full", {("base", "heldout/loss"): Difference(0.204, math.nan, math.nan, 1)})
+    for unpaired in (few, None):
+        sentence = tabulate(evaluations, None, unpaired, same).sentence
+        assert "do not differ beyond the standard error" in sentence
+
+
+def test_a_model_is_compared_with_the_one_it_was_paired_with() -> None:
+    # The order of names would compare `forgetting` with `ignoring`, which was not paired with it.
+    evaluations = [heldout("forgetting", 0.5), heldout("ignoring", 0.5), heldout("mine", 0.49)]
+    found = Difference(0.01, 0.004, 0.016, 100)
+    paired = Paired("mine", {("forgetting", "heldout/exact_match"): found})
+    sentence = tabulate(evaluations, None, paired).sentence
+    assert "forgetting is 1.0 points above mine" in sentence

@@ -14,14 +14,16 @@ from forgetting.method.comparison import Difference
 from forgetting.report.result_files import to_json, to_markdown
 from forgetting.report.result_table import results_table
 from forgetting.report.sentences import verdict_sentence
-from forgetting.report.verdict import Verdict, run_verdict
+from forgetting.report.verdict import Verdict, copies, run_verdict
 from forgetting.rundir import layout
 from forgetting.rundir.findings import PosteriorWriter
 from forgetting.rundir.heldout_losses import write_heldout
 from forgetting.rundir.manifest import Manifest, Output, StageEntry
 from forgetting.rundir.reader import RunReader
+from forgetting.rundir.results import Evaluation
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples, write_table
 from tests.conftest import save_scored_run
+from tests.written_run import metric
 
 NUM_SAMPLES = 60
 NUM_TOKENS = 5
@@ -180,20 +182,36 @@ def test_one_variant_is_not_compared(run):
     assert results_table(run).sentence == "Nothing has been evaluated yet."
 
 
-def test_the_same_model_is_said_to_be_the_same(run):
-    measure(run, full=losses(), weighted=losses())
-    entries = {}
-    for variant in ("full", "weighted"):
-        output = Output(sha256="a", size=1, mtime_ns=0)
-        entries[f"train:{variant}"] = StageEntry(
+def save_manifest(path, *variants):
+    """Writes that these variants have the same model."""
+    output = Output(sha256="a", size=1, mtime_ns=0)
+    entries = {
+        f"train:{variant}": StageEntry(
             fingerprint="f",
             outputs={f"models/{variant}/adapter.safetensors": output},
             finished="",
             seconds=1,
             peak_memory_bytes=1,
         )
+        for variant in variants
+    }
     manifest = Manifest(name="mine", stages=entries)
-    layout.manifest_file(run).write_text(manifest.model_dump_json())
+    layout.manifest_file(path).write_text(manifest.model_dump_json())
+
+
+def test_only_evaluated_copies_count(run):
+    save_manifest(run, "full", "weighted")
+    found = [
+        Evaluation(variant=name, task="boolq", num_items=9, metrics={"acc": metric(0.5, 0.1)})
+        for name in ("base", "full", "weighted")
+    ]
+    assert copies(RunReader(run), found) == {"weighted": "full"}
+    assert copies(RunReader(run), [found[0], found[2]]) == {}
+
+
+def test_the_same_model_is_said_to_be_the_same(run):
+    measure(run, full=losses(), weighted=losses())
+    save_manifest(run, "full", "weighted")
     said = verdict_sentence(verdict(run))
     assert said == "Use full. weighted is the same model as full."
     measure(run, corrected=losses(-0.2, seed=2))

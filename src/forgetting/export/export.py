@@ -31,7 +31,9 @@ from forgetting.models.tokenization import check_tokenizer
 from forgetting.models.verification import check_prompting
 from forgetting.pipeline import plan_with_state
 from forgetting.report.card import RunFacts, data_card, model_card
+from forgetting.report.paired import paired_results
 from forgetting.report.result_table import tabulate
+from forgetting.report.verdict import copies
 from forgetting.rundir import layout
 from forgetting.rundir.findings import DetectorSummary, read_findings
 from forgetting.rundir.manifest import StageEntry, read_manifest
@@ -379,10 +381,12 @@ def _knows_noise(train: Path) -> bool:
 
 def _facts(recipe: Recipe, run: Path, done: set[str]) -> RunFacts:
     """Facts for the cards. Results are included only if they are up to date with the recipe."""
-    evaluations = [e for e in RunReader(run).evaluations if f"evaluate:{e.variant}" in done]
+    reader = RunReader(run)
+    evaluations = [e for e in reader.evaluations if f"evaluate:{e.variant}" in done]
+    paired = paired_results(reader, evaluations=evaluations)
     return RunFacts(
         recipe,
         loading.model_facts(recipe.model),
         DataSummary.load(layout.data_dir(run)),
-        tabulate(evaluations) if evaluations else None,
+        tabulate(evaluations, None, paired, copies(reader, evaluations)) if evaluations else None,
     )

@@ -8,7 +8,7 @@ here. Knows no HTML.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,10 @@ def detector_section(run_dir: Path, summary: DetectorSummary) -> DetectorSection
     Raises:
         InputError: the posterior is missing or damaged, or belongs to other tokens.
     """
+    if not summary.is_measured:
+        kinds_without = [replace(kind, share=None) for kind in summary.kinds]
+        unknown = {"tokens": None, "samples": None, "kinds": kinds_without}
+        summary = summary.model_copy(update=unknown)
     report = summary.report
     kinds = count_likely_kinds(run_dir, summary) if summary.found else {}
     tables = [] if report is None else [detection_rows(report)]

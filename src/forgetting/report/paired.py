@@ -6,7 +6,7 @@ of the results. Perplexity has none, because its logarithm, the loss, has one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -39,12 +39,17 @@ class Paired:
     """By variant and `Column.key`; the value of the variant minus that of the baseline."""
 
 
-def paired_results(run: RunReader, verdict: Verdict | None = None) -> Paired | None:
+def paired_results(
+    run: RunReader,
+    verdict: Verdict | None = None,
+    evaluations: Sequence[Evaluation] | None = None,
+) -> Paired | None:
     """Compare the variants of a run, and the base model, with `full`.
 
     Args:
         run: the run.
         verdict: of this run. If it compares unweighted losses, they are taken from it.
+        evaluations: of the run; default: all.
 
     Returns:
         None if nothing was evaluated. Without `full`, the first variant of the recipe is the
@@ -54,9 +59,10 @@ def paired_results(run: RunReader, verdict: Verdict | None = None) -> Paired | N
         InputError: an artifact is damaged, or belongs to other tokens.
     """
     by_task: dict[str, dict[str, Evaluation]] = {}
-    for each in run.evaluations:
+    chosen = run.evaluations if evaluations is None else evaluations
+    for each in chosen:
         by_task.setdefault(each.task, {})[each.variant] = each
-    measured = dict.fromkeys(each.variant for each in run.evaluations)
+    measured = dict.fromkeys(each.variant for each in chosen)
     trained = run.recipe.variants if run.recipe is not None else measured
     baseline = next((name for name in (BASELINE, *trained) if name in measured), None)
     if baseline is None:

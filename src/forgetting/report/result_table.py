@@ -17,7 +17,7 @@ from forgetting.escaping import visible
 from forgetting.method.comparison import LEVEL, Difference, wilson_interval
 from forgetting.report.paired import Paired, paired_results
 from forgetting.report.sentences import verdict_sentence
-from forgetting.report.verdict import Verdict, run_verdict
+from forgetting.report.verdict import Verdict, copies, run_verdict
 from forgetting.rundir.reader import RunReader, in_order
 from forgetting.rundir.results import Evaluation, Group, Metric
 
@@ -192,13 +192,15 @@ def table_of_run(run: RunReader) -> ResultsTable:
         InputError: an artifact is damaged, or belongs to other tokens.
     """
     verdict = run_verdict(run)
-    return tabulate(run.evaluations, verdict, paired_results(run, verdict))
+    paired = paired_results(run, verdict)
+    return tabulate(run.evaluations, verdict, paired, copies(run, run.evaluations))
 
 
 def tabulate(
     evaluations: Sequence[Evaluation],
     verdict: Verdict | None = None,
     paired: Paired | None = None,
+    same: Mapping[str, str] | None = None,
 ) -> ResultsTable:
     """Arrange evaluations: held-out first, with groups for the headline metric, then the tasks.
 
@@ -207,6 +209,8 @@ def tabulate(
     Args:
         verdict: which model to use.
         paired: differences to a baseline.
+        same: variants whose model is that of another, and that one; see `copies`. The sentence says
+            so instead of comparing them.
     """
     variants = in_order({evaluation.variant for evaluation in evaluations})
     exact = [e.metrics.get("exact_match") for e in evaluations if e.task == HELDOUT]
@@ -235,15 +239,18 @@ def tabulate(
                 interval = _interval(column, cell.value, found[variant].num_items)
                 cells[variant, column.key] = replace(cell, interval=interval)
     headline = columns.get(f"{HELDOUT}/{grouped}") or next(iter(columns.values()), None)
-    same = {} if verdict is None else verdict.same
+    said = {} if verdict is None else verdict.same
+    same = {**said, **(same or {})}
     shown = [name for name in variants if name not in same]
-    sentence = _sentence(headline, shown, cells, paired)
+    sentences = [] if verdict is None else [verdict_sentence(verdict)]
+    sentences.append(_sentence(headline, shown, cells, paired))
+    sentences += [f"{x} is the same model as {y}." for x, y in same.items() if x not in said]
     return ResultsTable(
         variants=variants,
         columns=list(columns.values()),
         cells=cells,
         headline=headline,
-        sentence=sentence if verdict is None else f"{verdict_sentence(verdict)} {sentence}",
+        sentence=" ".join(sentences),
         verdict=verdict,
         paired=paired,
         aliases=in_suites,
@@ -331,7 +338,14 @@ def _sentence(
     present = [variant for variant in variants if (variant, column.key) in cells]
     others = [variant for variant in present if variant not in SPOKEN]
     subject = _first(["forgetting", "ignoring", *others, "full", "base"], present)
-    rival = _first(["full", "ignoring", "base", *others], [v for v in present if v != subject])
+    rivals = ["full", "ignoring", "base", *others]
+    if paired is not None and subject is not None:
+        # Whatever was paired with the subject comes first, because pairs say more.
+        rivals = [
+            *(name for name in rivals if _paired_difference(paired, subject, name, column.key)),
+            *rivals,
+        ]
+    rival = _first(rivals, [v for v in present if v != subject])
     if column.task != HELDOUT:
         where = f"On {column.task}"
     else:
@@ -350,9 +364,9 @@ def _sentence(
                 f"{where}, the {measure} of {name} is not a finite number and cannot be compared."
             )
     found = None
-    if paired is not None and rival == paired.baseline:
-        found = paired.differences.get((subject, column.key))
-    if found is not None and found.has_interval:
+    if paired is not None:
+        found = _paired_difference(paired, subject, rival, column.key)
+    if found is not None:
         both += f"; paired difference {column.difference(found)}"
     elif cell.stderr is None or rival_cell.stderr is None:
         return (
@@ -377,6 +391,18 @@ def _sentence(
         f"{where}, the {measure} of {spoken} is {abs(difference):.3g} {direction} than the "
         f"{measure} of {rival_spoken}, which is {verdict} ({both})."
     )
+
+
+def _paired_difference(paired: Paired, one: str, other: str, key: str) -> Difference | None:
+    """The result of `one` minus that of `other`; None if there is no interval of it."""
+    if other == paired.baseline:
+        found = paired.differences.get((one, key))
+    elif one == paired.baseline:
+        found = paired.differences.get((other, key))
+        found = found and Difference(-found.value, -found.high, -found.low, found.num_pairs)
+    else:
+        return None
+    return found if found is not None and found.has_interval else None
 
 
 def _first(wanted: Sequence[str], present: Sequence[str]) -> str | None:

@@ -231,9 +231,8 @@ def _reason(verdict: Verdict, where: str) -> str:
 def detector_sentences(summary: DetectorSummary) -> list[str]:
     """What the detector found: the verdict, the shares, and each kind of planted noise."""
     sentences = [summary.verdict]
-    shares = share_sentence(summary)
-    if summary.found and shares is not None:
-        sentences.append(shares)
+    if summary.found:
+        sentences.append(share_sentence(summary))
     for kind in summary.kinds:
         if kind.auroc is not None and kind.recall is not None:
             precision = (
@@ -248,10 +247,10 @@ def detector_sentences(summary: DetectorSummary) -> list[str]:
     return sentences
 
 
-def share_sentence(summary: DetectorSummary) -> str | None:
-    """The estimated shares of D_train with their intervals; None if nothing could be learned."""
-    if summary.tokens is None or summary.samples is None:
-        return None
+def share_sentence(summary: DetectorSummary) -> str:
+    """The estimated shares of D_train with their intervals, or that they were not measured."""
+    if not summary.is_measured or summary.tokens is None or summary.samples is None:
+        return "The share of bad tokens was not measured."
     return (
         f"Bad tokens: {_range(summary.tokens)}. {100 * summary.samples.share:.1f}% of the samples "
         "hold a token that is bad with a probability of 1/2 or more."

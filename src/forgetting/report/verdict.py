@@ -7,7 +7,7 @@ as it is good.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,7 @@ from forgetting.rundir.findings import heldout_posterior, require_lengths
 from forgetting.rundir.heldout_losses import read_heldout_losses, sums_of_samples
 from forgetting.rundir.manifest import same_model
 from forgetting.rundir.reader import RunReader
+from forgetting.rundir.results import Evaluation
 from forgetting.rundir.samples import Samples
 
 BASELINE = "full"
@@ -117,6 +118,13 @@ def run_verdict(run: RunReader) -> Verdict | None:
         found_nothing=run.findings is not None and not run.findings.found,
         is_weighted=bool(posterior.any()),
     )
+
+
+def copies(run: RunReader, evaluations: Sequence[Evaluation]) -> dict[str, str]:
+    """Evaluated variants whose model is that of another evaluated variant, and that one."""
+    measured = list(dict.fromkeys(each.variant for each in evaluations))
+    same = {name: same_model(run.manifest, name) for name in measured}
+    return {name: other for name, other in same.items() if other is not None and other in measured}
 
 
 def _posterior(run: RunReader, samples: Samples) -> NDArray[np.float32]:

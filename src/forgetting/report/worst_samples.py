@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from forgetting.inspector.corpus import LIKELY_BAD, Inspection
 from forgetting.inspector.rendering import NUM_WORST, ranked_samples
 from forgetting.report.tables import (
@@ -26,12 +28,20 @@ MAX_PROMPT_CHARS = 240
 MAX_RESPONSE_TOKENS = 80
 
 
-def worst_samples(inspection: Inspection) -> Table:
+def worst_samples(inspection: Inspection) -> Table | None:
     """The `NUM_WORST` worst samples, worst first.
 
     They have the most bad tokens by the detector or, if it found nothing, the lowest mean quality.
+
+    Returns:
+        None if nothing tells the samples apart: the detector found nothing, every token is learned
+        and all have the same mean quality.
     """
     by_detector = inspection.judgment is not None and inspection.judgment.is_shown
+    has_marks = by_detector or bool((inspection.polarity <= 0).any())
+    means = inspection.mean_quality[np.isfinite(inspection.mean_quality)]
+    if not has_marks and (not len(means) or np.ptp(means) == 0):
+        return None
     rows = []
     for row in ranked_samples(inspection)[:NUM_WORST]:
         sample = inspection.sample(int(row), MAX_RESPONSE_TOKENS)
@@ -50,6 +60,7 @@ def worst_samples(inspection: Inspection) -> Table:
         if by_detector
         else "that are not learned"
     )
+    note = f"Marked are the tokens {marked}." if has_marks else ""
     quality = inspection.selection.quality
     return Table(
         "worst",
@@ -64,9 +75,7 @@ def worst_samples(inspection: Inspection) -> Table:
             text_column("response"),
         ],
         rows,
-        f"Marked are the tokens {marked}. “Bad tokens” is their expected number. "
-        if by_detector
-        else f"Marked are the tokens {marked}.",
+        f"{note} “Bad tokens” is their expected number." if by_detector else note,
     )
 
 

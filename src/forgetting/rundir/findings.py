@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from forgetting.errors import InputError
+from forgetting.method.classifiers import SMALLEST_AUROC
 from forgetting.rundir import layout
 from forgetting.rundir.samples import (
     ResponseWriter,
@@ -128,6 +129,13 @@ class DetectorSummary(StageSummary):
     samples: ShareRange | None
     """Estimated share of samples with a token whose posterior is at least 0.5."""
     by_source: list[SourceFinding]
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether planted noise is told well enough for the shares to say something: those of a
+        detector that guesses are 0 for a corpus of any quality."""
+        has_shares = self.tokens is not None and self.samples is not None
+        return has_shares and self.report is not None and self.report.auroc >= SMALLEST_AUROC
 
     @classmethod
     def stage(cls) -> str:
