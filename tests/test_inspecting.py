@@ -15,7 +15,7 @@ from forgetting.errors import InputError
 from forgetting.export import export_run
 from forgetting.inspecting import open_run, score_data
 from forgetting.inspector import InspectorServer
-from forgetting.inspector.facts import whole
+from forgetting.inspector.overview import whole
 from forgetting.inspector.queries import Query
 from forgetting.rundir.manifest import read_manifest
 from forgetting.scoring import score_samples

@@ -14,7 +14,7 @@ from forgetting.auditing.browsing import browse_audit, browse_folder, is_audit
 from forgetting.auditing.flagged import write_files
 from forgetting.auditing.judged import judged_records
 from forgetting.cli import main
-from forgetting.inspector.facts import whole
+from forgetting.inspector.overview import whole
 from forgetting.inspector.queries import Query
 from forgetting.rundir import layout
 from tests.auditing.conftest import LINES, write_findings

@@ -13,8 +13,8 @@ from forgetting.errors import InputError
 from forgetting.escaping import visible
 from forgetting.inspector.colors import Scale
 from forgetting.inspector.corpus import Inspection
-from forgetting.inspector.facts import whole
 from forgetting.inspector.opening import open_inspection
+from forgetting.inspector.overview import whole
 from forgetting.inspector.queries import Query
 from forgetting.rundir import layout
 from tests.written_run import change_selection, replace_samples

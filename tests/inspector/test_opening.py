@@ -13,7 +13,7 @@ import pytest
 
 from forgetting.errors import InputError
 from forgetting.inspector import Inspection, open_inspection
-from forgetting.inspector.facts import whole
+from forgetting.inspector.overview import whole
 from forgetting.inspector.queries import Query
 from forgetting.rundir import layout
 from forgetting.rundir.findings import PosteriorWriter

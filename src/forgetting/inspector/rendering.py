@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from forgetting.inspector.colors import COLOR_LEVELS
 from forgetting.inspector.corpus import LIKELY_BAD, Inspection, Ints
-from forgetting.inspector.facts import whole
+from forgetting.inspector.overview import whole
 from forgetting.method.measures import DETECTOR
 
 NUM_WORST, NUM_BEST, NUM_RANDOM = 20, 20, 200
