@@ -201,8 +201,6 @@ def _recipe(
     base = with_folder(ModelSettings(name_or_path=model))
     positions = max_positions(load_config(base)) or DEFAULT_MAX_LENGTH
     num_reference = max(1, round((train_share or 0) * num_records)) if train_share else 0
-    # Without a reference the base takes its place, because a run's shards hold both.
-    own = None if train_share else reference or model
     has_reference = reference is not None or train_share is not None
     recipe = {
         "name": NAME,
@@ -214,7 +212,7 @@ def _recipe(
             "num_heldout": 0,
             "max_length": min(DEFAULT_MAX_LENGTH, positions),
         },
-        "reference": {"name_or_path": own and _resolved(own)},
+        "reference": {"name_or_path": reference and _resolved(reference)},
         "variants": {
             name: {"objective": "ignoring", "selection": {"quality": name}}
             for name in measures(has_reference)
