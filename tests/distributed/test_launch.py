@@ -18,7 +18,8 @@ from forgetting.cli.interrupt import MESSAGE
 from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.samples import list_column, read_table
 
-pytestmark = pytest.mark.slow
+# Each launch of two processes that one of them leaves takes half a minute to end.
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 MINUTES = 15 * 60
 

@@ -83,6 +83,7 @@ def test_terms_reach_the_training_of_a_run_with_the_scores_they_need(
         assert not given[~samples.is_response].any()
 
 
+@pytest.mark.long
 def test_the_baselines_are_what_their_names_say(write_recipe, tmp_path):
     variants = load_recipe("baselines").model_dump(mode="json", exclude_unset=True)["variants"]
     # Two steps each; that a run ends in a report is tested elsewhere.
