@@ -5,10 +5,11 @@ Input: a `ResultsTable`, or numbers by group and variant. Output: inline SVG.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from forgetting.escaping import shortened
 from forgetting.report.drawing import INK, LINE, MUTED, SeriesStyle, new_axes, set_title, to_svg
@@ -61,21 +62,26 @@ def bars(
                 fontsize=7,
                 color=MUTED,
             )
-    middle = (len(variants) - 1) / 2
-    axes.set_yticks(
-        [place * pitch + middle for place in range(len(shown))],
-        [shortened(name, 19) or "all" for name in shown],
-    )
-    axes.invert_yaxis()
-    axes.tick_params(axis="y", labelcolor=INK)
-    axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", color=LINE, linewidth=0.5)
+    _name_groups(axes, list(shown), len(variants), pitch)
     axes.margins(x=0.1)
     # If all values are 0, the axis has no natural end.
     is_flat = not any(bar.value for group in shown.values() for bar in group.values())
     axes.set_xlim(0, 1 if is_flat else None)
     set_title(axes, title)
     return to_svg(figure, figure_id, f"{title}, by variant; see the table for numbers")
+
+
+def _name_groups(axes: Axes, names: Sequence[str], num_variants: int, pitch: float) -> None:
+    """Name each group at the middle of its variants, the first group on top."""
+    middle = (num_variants - 1) / 2
+    axes.set_yticks(
+        [place * pitch + middle for place in range(len(names))],
+        [shortened(name, 19) or "all" for name in names],
+    )
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", labelcolor=INK)
+    axes.grid(axis="y", visible=False)
+    axes.grid(axis="x", color=LINE, linewidth=0.5)
 
 
 @dataclass(frozen=True)
@@ -123,15 +129,7 @@ def intervals(
                 fontsize=7,
                 color=MUTED,
             )
-    middle = (len(variants) - 1) / 2
-    axes.set_yticks(
-        [place * pitch + middle for place in range(len(shown))],
-        [shortened(name, 19) or "all" for name in shown],
-    )
-    axes.invert_yaxis()
-    axes.tick_params(axis="y", labelcolor=INK)
-    axes.grid(axis="y", visible=False)
-    axes.grid(axis="x", color=LINE, linewidth=0.5)
+    _name_groups(axes, list(shown), len(variants), pitch)
     every = [each for group in shown.values() for each in group.values()]
     largest = max(max(abs(each.low), abs(each.high)) for each in every)
     smallest = min((each.high - each.low) / 2 for each in every)
