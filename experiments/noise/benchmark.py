@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from experiments.command_line import check_names
 from experiments.noise.cell import is_done, read_detection, read_outcome, run_cell
 from experiments.noise.design import Benchmark, Cell
 from experiments.noise.map import write_figure
@@ -29,7 +30,7 @@ from experiments.noise.table import (
     to_markdown,
 )
 from forgetting.console import logger, progress, setup_logging
-from forgetting.errors import DivergenceError, ForgettingError, InputError, did_you_mean
+from forgetting.errors import DivergenceError, ForgettingError
 from forgetting.rundir.storage import write_atomically
 from forgetting.studies import open_study
 
@@ -85,10 +86,7 @@ def run_some_cells(
         InputError: as there, or no cell has a name.
     """
     cells = {cell.name: cell for cell in benchmark.cells()}
-    for name in names:
-        if name not in cells:
-            hint = did_you_mean(name, cells) or "`--list` prints all of them"
-            raise InputError(f"there is no cell {name!r}. {hint}")
+    check_names(names, cells)
     open_study(output, benchmark.name)
     run_cells([cells[name] for name in names], output, jobs=jobs or len(names))
 

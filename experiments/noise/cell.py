@@ -12,23 +12,29 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
 import forgetting
+from experiments.command_line import only_process
+from experiments.known_noise import (
+    DetectorVerdict,
+    KnownNoise,
+    Negatives,
+    describe_negatives,
+    judge_detector,
+)
 from experiments.noise.corpus import NEW, CorpusRecipes, write_corpus
 from experiments.noise.design import BASE, WHERE, Cell, NoiseVariant
 from experiments.noise.training import evaluate, load_base, train
 from forgetting import select_tokens
 from forgetting.config import VariantSettings
-from forgetting.errors import DivergenceError, InputError
+from forgetting.errors import DivergenceError
 from forgetting.method import MEASURES
 from forgetting.rundir import layout
 from forgetting.rundir.findings import read_findings
@@ -62,28 +68,6 @@ class TokenGroup(BaseModel):
     paper's negatives without `keep_eos`."""
 
 
-class DetectorVerdict(BaseModel):
-    """What the detector says of D_train, next to what is true."""
-
-    found: bool
-    """Whether it found noise worth acting on. If not, every posterior is 0."""
-    true_share: float
-    """Share of the response tokens that are noise."""
-    share: float | None
-    """The detector's estimate of it; None if nothing could be learned."""
-    low: float | None
-    """Lower end of the estimate's 90 % interval."""
-    high: float | None
-    marked: float
-    """Share of the tokens with a posterior of at least 0.5."""
-    precision: float | None
-    """Share of those that are noise; None if there are none."""
-    recall: float | None
-    """Share of the noise among those; None without noise."""
-    calibration_error: float | None
-    """Expected calibration error on planted noise."""
-
-
 class Detection(BaseModel):
     """The noise in D_train, and how well each measure finds it."""
 
@@ -97,20 +81,6 @@ class Detection(BaseModel):
     groups: dict[str, TokenGroup]
     """All tokens, each in one group: `ends`, `right answers`, `right answers about new`, `other
     words`, and the kinds of noise."""
-
-
-class Negatives(BaseModel):
-    """A variant's negative tokens compared with the known noise."""
-
-    share: float
-    """Share of all tokens that are negative."""
-    share_ignored: float
-    """Share of all tokens that are neither negative nor positive."""
-    precision: float | None
-    """Share of the negative tokens that are noise; None without negatives."""
-    recall: float | None
-    """Share of the noise that is negative; None without noise."""
-    recall_by_kind: dict[str, float]
 
 
 class Outcome(BaseModel):
@@ -127,35 +97,6 @@ class Outcome(BaseModel):
     """Why there is no result."""
 
 
-@dataclass(frozen=True)
-class KnownNoise:
-    """D_train and its noise."""
-
-    samples: Samples
-    noisy: NDArray[np.bool_]
-    """Which response tokens are noise, shape (response tokens,)."""
-    kinds: NDArray
-    """The kind of noise of each token's sample, "" for none; same shape."""
-
-    @classmethod
-    def read(cls, run: Path) -> KnownNoise:
-        """D_train of a prepared run whose noise is known."""
-        samples = Samples.read(layout.train_file(run))
-        noisy = samples.noise()
-        assert noisy is not None
-        kinds = np.asarray([kind or "" for kind in samples.table["noise_kind"].to_pylist()])
-        return cls(samples, noisy, samples.per_response_token(kinds))
-
-    @property
-    def names(self) -> list[str]:
-        """The kinds of noise that occur."""
-        return [str(kind) for kind in np.unique(self.kinds[self.noisy])]
-
-    def of(self, kind: str) -> NDArray[np.bool_]:
-        """Which tokens are noise of a kind, shape (response tokens,)."""
-        return self.noisy & (self.kinds == kind)
-
-
 def run_cell(cell: Cell, path: Path) -> None:
     """Finish a cell; results that are there are kept.
 
@@ -163,38 +104,25 @@ def run_cell(cell: Cell, path: Path) -> None:
         InputError: the recipe cannot be used, or another process works on this cell.
         DivergenceError: the reference model diverged.
     """
-    path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path / ".lock")
-    try:
-        # The operating system drops the lock when its holder dies.
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            f"another process works on {path}. Wait for it, or stop it and run this again"
-        ) from None
-    with lock:
-        _run_locked(cell, path)
-
-
-def _run_locked(cell: Cell, path: Path) -> None:
-    missing = missing_results(cell, path)
-    if not missing:
-        return
-    recipes = write_corpus(cell.recipe, path / "corpus", clean_reference=cell.is_clean)
-    run_recipes(cell, recipes, path)
-    noise = KnownNoise.read(path / "run")
-    (path / "outcomes").mkdir(exist_ok=True)
-    if DETECTION in missing:
-        _write(path, DETECTION, cell, measure_detection(noise, path))
-    questions = Samples.read(layout.train_file(path / "questions"))
-    for name in cell.trained:
-        if name not in missing:
-            continue
-        if name == BASE:
-            outcome = measure(load_base(cell.recipe), questions)
-        else:
-            outcome = train_and_measure(cell, name, noise, questions, path)
-        _write(path, name, cell, outcome)
+    with only_process(path):
+        missing = missing_results(cell, path)
+        if not missing:
+            return
+        recipes = write_corpus(cell.recipe, path / "corpus", clean_reference=cell.is_clean)
+        run_recipes(cell, recipes, path)
+        noise = KnownNoise.read(path / "run")
+        (path / "outcomes").mkdir(exist_ok=True)
+        if DETECTION in missing:
+            _write(path, DETECTION, cell, measure_detection(noise, path))
+        questions = Samples.read(layout.train_file(path / "questions"))
+        for name in cell.trained:
+            if name not in missing:
+                continue
+            if name == BASE:
+                outcome = measure(load_base(cell.recipe), questions)
+            else:
+                outcome = train_and_measure(cell, name, noise, questions, path)
+            _write(path, name, cell, outcome)
 
 
 def run_recipes(cell: Cell, recipes: CorpusRecipes, path: Path) -> None:
@@ -218,6 +146,7 @@ def run_recipes(cell: Cell, recipes: CorpusRecipes, path: Path) -> None:
 def measure_detection(noise: KnownNoise, path: Path) -> Detection:
     """How well each measure finds a cell's noise."""
     qualities = read_qualities(path / "run", MEASURES)
+    findings = read_findings(path / "run", noise.samples.fingerprint)
     answers = Samples.read(layout.train_file(path / "answers"))
     right = answers.noise()
     assert right is not None
@@ -244,7 +173,7 @@ def measure_detection(noise: KnownNoise, path: Path) -> Detection:
             **{kind: int(noise.of(kind).sum()) for kind in noise.names},
         },
         found=detect_noise(qualities, noise.noisy, noise.kinds, subsets),
-        verdict=judge_detector(1 - qualities["detector"], noise, path),
+        verdict=judge_detector(1 - qualities["detector"], noise, findings),
         groups=describe_groups(members, qualities),
     )
 
@@ -266,31 +195,6 @@ def describe_groups(
         for name, own in members.items()
         if own.any()
     }
-
-
-def judge_detector(
-    posterior: NDArray[np.float32], noise: KnownNoise, path: Path
-) -> DetectorVerdict:
-    """What the detector says of a cell, next to what is true.
-
-    Args:
-        posterior: of each response token of D_train.
-    """
-    findings = read_findings(path / "run", noise.samples.fingerprint)
-    share, report = findings.tokens, findings.report
-    marked = posterior >= 0.5
-    found = describe_negatives(np.where(marked, -1, 1).astype(np.int8), noise)
-    return DetectorVerdict(
-        found=findings.found,
-        true_share=float(noise.noisy.mean()),
-        share=None if share is None else share.share,
-        low=None if share is None else share.low,
-        high=None if share is None else share.high,
-        marked=found.share,
-        precision=found.precision,
-        recall=found.recall,
-        calibration_error=None if report is None else report.calibration_error,
-    )
 
 
 def train_and_measure(
@@ -325,19 +229,6 @@ def choose(variant: NoiseVariant, name: str, noise: KnownNoise, run: Path) -> ND
         return np.where(noise.noisy, -1, 1).astype(np.int8)
     file = layout.polarity_file(layout.selection_dir(run, name))
     return read_polarity(file, noise.samples.fingerprint)[0]
-
-
-def describe_negatives(polarity: NDArray[np.int8], noise: KnownNoise) -> Negatives:
-    """Compare negative tokens, shape (response tokens,), with the known noise."""
-    negative = polarity < 0
-    num_found = int((negative & noise.noisy).sum())
-    return Negatives(
-        share=float(negative.mean()),
-        share_ignored=float((polarity == 0).mean()),
-        precision=num_found / int(negative.sum()) if negative.any() else None,
-        recall=num_found / int(noise.noisy.sum()) if noise.noisy.any() else None,
-        recall_by_kind={kind: float(negative[noise.of(kind)].mean()) for kind in noise.names},
-    )
 
 
 def measure(model: Any, questions: Samples) -> Outcome:

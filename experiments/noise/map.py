@@ -29,15 +29,9 @@ from experiments.noise.table import (
     column_title,
     columns,
 )
+from forgetting.report.drawing import SETTINGS
 from forgetting.studies import ALL_KINDS, DIVERGED
 
-SETTINGS = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "forgetting",
-    "text.parse_math": False,
-    "font.size": 8.5,
-    "axes.linewidth": 0.6,
-}
 # Distinct under all common forms of color blindness: red is worse, blue is better.
 COLORS = matplotlib.colormaps["RdBu"]
 WORST_DIFFERENCE = 0.8

@@ -12,7 +12,8 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.noise.cell import Detection, DetectorVerdict, Outcome
+from experiments.known_noise import DetectorVerdict
+from experiments.noise.cell import Detection, Outcome
 from experiments.noise.design import BASE, Cell
 from forgetting.demo.noise import NOISE_KINDS
 from forgetting.method import MEASURES

@@ -20,11 +20,12 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 import forgetting
+from experiments.known_noise import KnownNoise
 from experiments.noise.design import RECIPE
 from forgetting.console import quiet_frameworks, report_errors, setup_logging
 from forgetting.report.verdict import run_verdict
 from forgetting.rundir import layout
-from forgetting.rundir.heldout_losses import read_heldout_hits, sums_of_samples
+from forgetting.rundir.heldout_losses import read_heldout_hits
 from forgetting.rundir.reader import RunReader
 from forgetting.rundir.samples import Samples
 from forgetting.studies import as_markdown
@@ -93,11 +94,11 @@ def judge(path: Path, rate: float, seed: int) -> Case:
     verdict = run_verdict(reader)
     assert verdict is not None
     assert reader.recipe is not None
-    samples = Samples.read(layout.split_file(layout.data_dir(path), "heldout"))
-    noisy = samples.noise()
-    assert noisy is not None
-    is_clean = sums_of_samples(samples, noisy) == 0
-    exact = {name: exact_matches(path, name, samples)[is_clean] for name in reader.recipe.variants}
+    noise = KnownNoise.read(path, "heldout")
+    exact = {
+        name: exact_matches(path, name, noise.samples)[noise.is_clean]
+        for name in reader.recipe.variants
+    }
     gains = exact[verdict.model].astype(float) - exact[FULL]
     accuracy = {name: float(values.mean()) for name, values in exact.items()}
     return Case(

@@ -56,10 +56,10 @@ def run(options: argparse.Namespace) -> None:
     quiet_frameworks()
     setup_logging(False)
     # Imported here: these import torch and transformers, which takes seconds.
+    from experiments.command_line import check_names
     from experiments.real.cells import all_cells, quick_cells
     from experiments.real.running import open_folder, run_cell
     from experiments.real.table import write_results
-    from forgetting.errors import InputError, did_you_mean
 
     cells = {cell.name: cell for cell in (quick_cells() if options.quick else all_cells())}
     output = options.output or Path("studies") / ("real-quick" if options.quick else "real")
@@ -70,10 +70,7 @@ def run(options: argparse.Namespace) -> None:
         for name in cells:
             print(shlex.join([*words, "--output", str(output), "--cell", name]))
         return
-    for name in options.cell:
-        if name not in cells:
-            hint = did_you_mean(name, cells) or "`--list` prints all of them"
-            raise InputError(f"there is no cell {name!r}. {hint}")
+    check_names(options.cell, cells)
     for name in options.cell or cells:
         run_cell(cells[name], options.data_dir, output)
     print(write_results(list(cells.values()), output))

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.real.noise import Noisy, first_sentences, inject
-from experiments.real.records import CORPORA, MARKED, MIXED, Record, load_records
+from experiments.real.noise import MARKED_KIND, Noisy, first_sentences, inject
+from experiments.real.records import CORPORA, MARKED, MIXED, load_records
 from forgetting import Recipe
-from forgetting.method import MEASURES
+from forgetting.studies import measures
 
 RATES = (0.15, 0.3, 0.05, 0.0)
 TRAINED_RATES = (0.2, 0.4, 0.0)
@@ -26,7 +25,7 @@ SEEDS = (1, 2, 3)
 TASKS = ("boolq", "arc_challenge", "asdiv", "truthfulqa_mc1", "truthfulqa_mc2")
 ITEMS_PER_TASK = 200
 OUTSIDE = 500
-"""Records at the end of each corpus whose responses are swapped in."""
+"""Records at the end of a corpus whose responses are swapped in; of a small one, a tenth."""
 LOOKED_AT = 1000
 """Records at the start of the large corpora: faults of the detector were found on some of them, so
 none is measured."""
@@ -122,27 +121,22 @@ def write_corpus(cell: Cell, data_dir: Path, file: Path) -> None:
     records = load_records(data_dir, cell.corpus)
     if cell.task != "finding":
         records = [r for r in records if max(len(r.prompt), len(r.response)) <= SHORT]
-    begin = LOOKED_AT if len(records) >= LOOKED_AT + cell.num_records + OUTSIDE else 0
-    chosen, outside = records[begin : begin + cell.num_records], records[-OUTSIDE:]
+    first_outside = len(records) - min(OUTSIDE, max(1, len(records) // 10))
+    begin = LOOKED_AT if first_outside >= LOOKED_AT + cell.num_records else 0
     if cell.corpus == MARKED:
-        noisy = [Noisy(r.prompt, r.response, "marked", r.spans) for r in chosen]
+        chosen = records[begin : begin + cell.num_records]
+        noisy = [Noisy(r.prompt, r.response, MARKED_KIND, r.spans) for r in chosen]
     else:
         seed = zlib.crc32(f"{cell.corpus} {cell.rate} {cell.seed}".encode())
         noisy = inject(
-            _apart(chosen, outside),
-            [record.response for record in outside],
+            records[begin : min(begin + cell.num_records, first_outside)],
+            [record.response for record in records[first_outside:]],
             first_sentences(load_records(data_dir, "flan")[-OUTSIDE:]),
             cell.rate,
             seed,
         )
     lines = [json.dumps(_as_row(record)) for record in noisy]
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _apart(chosen: Sequence[Record], outside: Sequence[Record]) -> list[Record]:
-    """The records that are not among those outside: a small corpus is used up."""
-    others = set(outside)
-    return [record for record in chosen if record not in others] or list(chosen)
 
 
 def _as_row(record: Noisy) -> dict[str, Any]:
@@ -231,12 +225,3 @@ def _every_measure(with_reference: bool) -> dict[str, Any]:
         name.replace("_", "-"): {"objective": "ignoring", "selection": {"quality": name}}
         for name in measures(with_reference)
     }
-
-
-def measures(with_reference: bool) -> list[str]:
-    """The measures that a cell's models allow."""
-    return [
-        name
-        for name, measure in MEASURES.items()
-        if with_reference or not any(column.startswith("reference") for column in measure.columns)
-    ]

@@ -17,10 +17,10 @@ from experiments.real.cells import CORPORA, Cell
 from experiments.real.finding import IFD, Found
 from experiments.real.training import FULL, Trained
 from forgetting.method.measures import DETECTOR
+from forgetting.report.drawing import SETTINGS
 from forgetting.rundir import layout
 from forgetting.studies import ALL_KINDS
 
-SETTINGS = {"svg.fonttype": "none", "svg.hashsalt": "forgetting", "font.size": 9}
 # Distinct under all common forms of color blindness (Okabe and Ito).
 SHOWN = {
     DETECTOR: ("detector", "#0072B2", "o"),
@@ -51,7 +51,7 @@ def draw_finding(found: Mapping[Cell, Found], folder: Path) -> None:
             known = [(v, p) for v, p in zip(values, places, strict=True) if v is not None]
             if known:
                 axes.plot(*zip(*known, strict=True), marker, color=color, label=title)
-        chance = [found[cell].true_share for cell in cells]
+        chance = [found[cell].verdict.true_share for cell in cells]
         axes.plot(chance, places, "|", color="black", markersize=9, label="chance")
         axes.set_yticks(places, [f"{c.corpus}, {100 * c.rate:.0f} % noisy" for c in cells])
         axes.set_xlim(0, 1)

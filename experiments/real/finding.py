@@ -11,17 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from experiments.real.cells import Cell, measures
-from forgetting.rundir import layout
+from experiments.known_noise import DetectorVerdict, KnownNoise, judge_detector
+from experiments.real.cells import Cell
+from forgetting.method.measures import DETECTOR
 from forgetting.rundir.findings import read_findings
 from forgetting.rundir.samples import Samples
-from forgetting.studies import DetectionScore, detect_noise, read_qualities
-from forgetting.studies.detection import read_scores
+from forgetting.studies import DetectionScore, detect_noise, measures, read_qualities, read_scores
 
 STAGES = ("prepare", "reference", "probe", "score", "detect", "select")
 IFD = "IFD"
 """The mean loss of a response with its prompt over that without (Li et al., arXiv 2308.12032)."""
-BAD = 0.5
 
 
 class Found(BaseModel):
@@ -29,25 +28,10 @@ class Found(BaseModel):
 
     num_records: int
     num_tokens: int
-    true_share: float
-    """Share of the response tokens that are noise."""
+    verdict: DetectorVerdict
     scores: dict[str, dict[str, DetectionScore]]
     """By measure, then by kind of noise and `all`."""
-    verdict: bool
-    """Whether the detector found noise worth acting on."""
-    share: float | None
-    """Its estimate of the share; None if nothing could be learned."""
-    low: float | None
-    high: float | None
-    marked: float
-    """Share of the tokens with a posterior of at least 0.5."""
-    precision: float | None
-    """Share of those that are noise; None if there are none."""
-    recall: float | None
-    """Share of the noise among those; None without noise."""
     planted_auroc: float | None
-    calibration_error: float | None
-    """Expected calibration error on planted noise."""
     left_out: dict[str, float | None]
     """AUROC of each planted kind by a detector that never saw it."""
     seconds: dict[str, float]
@@ -56,30 +40,18 @@ class Found(BaseModel):
 
 def measure_finding(cell: Cell, run: Path, seconds: dict[str, float]) -> Found:
     """Compare what the run says with what is known."""
-    samples = Samples.read(layout.train_file(run))
-    noisy = samples.noise()
-    assert noisy is not None
-    kinds = np.asarray([kind or "" for kind in samples.table["noise_kind"].to_pylist()])
+    noise = KnownNoise.read(run)
+    samples, noisy = noise.samples, noise.noisy
     qualities = read_qualities(run, measures(cell.reference))
-    posterior = 1 - qualities["detector"]
+    posterior = 1 - qualities[DETECTOR]
     qualities[IFD] = -instruction_difficulty(run, samples)
     findings = read_findings(run, samples.fingerprint)
-    marked = posterior >= BAD
-    share, report = findings.tokens, findings.report
     return Found(
         num_records=len(samples),
         num_tokens=noisy.size,
-        true_share=float(noisy.mean()),
-        scores=detect_noise(qualities, noisy, samples.per_response_token(kinds)),
-        verdict=findings.found,
-        share=None if share is None else share.share,
-        low=None if share is None else share.low,
-        high=None if share is None else share.high,
-        marked=float(marked.mean()),
-        precision=float(noisy[marked].mean()) if marked.any() else None,
-        recall=float(marked[noisy].mean()) if noisy.any() else None,
-        planted_auroc=None if report is None else report.auroc,
-        calibration_error=None if report is None else report.calibration_error,
+        verdict=judge_detector(posterior, noise, findings),
+        scores=detect_noise(qualities, noisy, noise.kinds),
+        planted_auroc=None if findings.report is None else findings.report.auroc,
         left_out={kind.kind: kind.auroc_left_out for kind in findings.kinds},
         seconds=seconds,
     )

@@ -21,6 +21,8 @@ from experiments.real.records import Record, Span
 KINDS = ("swapped", "wrong value", "junk", "garbled", "refused", "negated")
 NEVER_PLANTED = ("refused", "negated")
 CLEAN = "clean"
+MARKED_KIND = "marked"
+"""The kind of a record whose noise was marked by people."""
 Made = tuple[str, list[Span]]
 """A response, and the characters of it that are noise."""
 

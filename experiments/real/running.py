@@ -10,21 +10,20 @@ import hashlib
 import json
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from pydantic import BaseModel, ValidationError
 
 import forgetting
+from experiments.command_line import only_process
 from experiments.real.cells import Cell, make_recipe, write_corpus
 from experiments.real.finding import STAGES, Found, measure_finding
 from experiments.real.training import Trained, measure_training
 from forgetting.console import logger
-from forgetting.errors import InputError
 from forgetting.rundir.manifest import read_manifest
 from forgetting.rundir.stats import stage_costs
 from forgetting.rundir.storage import write_atomically
 from forgetting.studies import open_study
 
-VERSION = 1
+VERSION = 2
 """Raise it when a result changes although the recipes do not."""
 
 
@@ -54,15 +53,7 @@ def run_cell(cell: Cell, data_dir: Path, output: Path) -> None:
         DivergenceError: a training diverged.
     """
     folder = output / "cells" / cell.name
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(
-            f"another process works on {folder}. Wait for it, or stop it and run this again"
-        ) from None
-    with lock:
+    with only_process(folder):
         if read_result(cell, output) is not None:
             logger.info("%s: already done", cell.name)
             return

@@ -13,7 +13,7 @@ import numpy as np
 from experiments.real.cells import TASKS, Cell
 from experiments.real.figures import draw_finding, draw_training
 from experiments.real.finding import IFD, Found
-from experiments.real.noise import NEVER_PLANTED
+from experiments.real.noise import MARKED_KIND, NEVER_PLANTED
 from experiments.real.running import read_result
 from experiments.real.training import FULL, Gap, Trained
 from forgetting.method.measures import DETECTOR
@@ -22,8 +22,6 @@ from forgetting.studies import ALL_KINDS, NO_VALUE, as_markdown
 
 Findings = Mapping[Cell, Found]
 Trainings = Mapping[Cell, Trained]
-MARKED = "marked"
-ROW_OF_BASE = "base"
 
 
 def write_results(cells: Iterable[Cell], output: Path) -> Path:
@@ -75,23 +73,24 @@ def finding_table(found: Findings) -> str:
         }
         best = max(measures, key=lambda name: measures[name].average_precision or 0, default=None)
         estimate = NO_VALUE
-        if result.verdict and result.share is not None:
-            estimate = f"{_percent(result.share)} ({_percent(result.low)} to "
-            estimate += f"{_percent(result.high)})"
-        elif not result.verdict:
+        verdict = result.verdict
+        if verdict.found and verdict.share is not None:
+            estimate = f"{_percent(verdict.share)} ({_percent(verdict.low)} to "
+            estimate += f"{_percent(verdict.high)})"
+        elif not verdict.found:
             estimate = "nothing found"
-        noise = "spans marked by people" if cell.rate == 0 and result.true_share else ""
+        noise = "spans marked by people" if cell.rate == 0 and verdict.true_share else ""
         rows.append(
             [
                 cell.corpus,
                 noise or _percent(cell.rate),
                 "yes" if cell.reference else "no",
-                _percent(result.true_share),
+                _percent(verdict.true_share),
                 _pair(result, DETECTOR),
                 NO_VALUE if best is None else f"{best.replace('_', ' ')} {_pair(result, best)}",
                 *(_pair(result, name) for name in ("base_loss", "influence", IFD)),
-                _number(result.precision, 2),
-                _number(result.recall, 2),
+                _number(verdict.precision, 2),
+                _number(verdict.recall, 2),
                 estimate,
             ]
         )
@@ -106,7 +105,7 @@ def kinds_table(found: Findings) -> str:
             continue
         for name in (DETECTOR, "base_loss", "entropy_gap"):
             for kind, score in result.scores[name].items():
-                if kind not in (ALL_KINDS, MARKED) and score.auroc is not None:
+                if kind not in (ALL_KINDS, MARKED_KIND) and score.auroc is not None:
                     values.setdefault(kind, {}).setdefault(name, []).append(score.auroc)
     rows = [
         [

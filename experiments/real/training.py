@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel
 
+from experiments.known_noise import KnownNoise
 from forgetting.method.comparison import paired_difference
 from forgetting.report.verdict import run_verdict
 from forgetting.rundir import layout
@@ -19,7 +20,6 @@ from forgetting.rundir.heldout_losses import (
     sums_of_samples,
 )
 from forgetting.rundir.reader import RunReader
-from forgetting.rundir.samples import Samples
 
 FULL = "full"
 
@@ -69,10 +69,8 @@ class Trained(BaseModel):
 
 def measure_training(run: Path, seconds: dict[str, float]) -> Trained:
     """Compare the models of a run."""
-    samples = Samples.read(layout.split_file(layout.data_dir(run), "heldout"))
-    noisy = samples.noise()
-    assert noisy is not None
-    is_clean = sums_of_samples(samples, noisy) == 0
+    noise = KnownNoise.read(run, "heldout")
+    samples, is_clean = noise.samples, noise.is_clean
     weights = samples.per_response_token(is_clean).astype(np.float64)
     totals = sums_of_samples(samples, weights)
     reader = RunReader(run)

@@ -13,7 +13,8 @@ from forgetting.cli import main
 from forgetting.errors import InputError
 from forgetting.method import MEASURES
 from forgetting.rundir.samples import Samples, list_column, read_table
-from forgetting.studies.spans import measure_spans, measures, read_marked
+from forgetting.studies import measures
+from forgetting.studies.spans import measure_spans, read_marked
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 MARKED = SHARED / "data" / "noise" / "halueval_general_spans.json"

@@ -8,6 +8,7 @@ from forgetting.studies.detection import (
     ALL_KINDS,
     DetectionScore,
     detect_noise,
+    measures,
     read_qualities,
     read_scores,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "detect_noise",
     "list_commands",
     "load_definition",
+    "measures",
     "open_study",
     "paper_study",
     "read_qualities",

@@ -29,6 +29,15 @@ class DetectionScore(BaseModel):
     """Area under precision over recall, worst tokens first; the share of noise is chance."""
 
 
+def measures(has_reference: bool) -> list[str]:
+    """The measures that can be computed."""
+    return [
+        name
+        for name, measure in MEASURES.items()
+        if has_reference or not any(column.startswith("reference_") for column in measure.columns)
+    ]
+
+
 def detect_noise(
     qualities: Mapping[str, NDArray],
     noisy: NDArray[np.bool_],

@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from forgetting.config import ModelSettings, Recipe, load_recipe
 from forgetting.errors import InputError, TooFewSamples
-from forgetting.method import MEASURES
 from forgetting.method.metrics import mean_and_deviation
 from forgetting.models.gguf import with_folder
 from forgetting.models.loading import load_config, max_positions
@@ -30,7 +29,13 @@ from forgetting.pipeline import run as run_stages
 from forgetting.rundir import layout
 from forgetting.rundir.samples import Samples
 from forgetting.rundir.storage import write_atomically
-from forgetting.studies.detection import ALL_KINDS, DetectionScore, detect_noise, read_qualities
+from forgetting.studies.detection import (
+    ALL_KINDS,
+    DetectionScore,
+    detect_noise,
+    measures,
+    read_qualities,
+)
 from forgetting.studies.execute import open_study
 from forgetting.studies.markup import NO_VALUE, as_latex, as_markdown
 
@@ -225,15 +230,6 @@ def _recipe(
 
 def _resolved(name: str) -> str:
     return str(Path(name).resolve()) if Path(name).exists() else name
-
-
-def measures(has_reference: bool) -> list[str]:
-    """The measures that can be computed."""
-    return [
-        name
-        for name, measure in MEASURES.items()
-        if has_reference or not any(column.startswith("reference_") for column in measure.columns)
-    ]
 
 
 def _measure(run: Path, num_left_out: int, has_reference: bool) -> SpanResults:

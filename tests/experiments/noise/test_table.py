@@ -10,7 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from experiments.noise.cell import Detection, DetectorVerdict, Negatives, Outcome, TokenGroup
+from experiments.known_noise import DetectorVerdict, Negatives
+from experiments.noise.cell import Detection, Outcome, TokenGroup
 from experiments.noise.design import load_benchmark
 from experiments.noise.map import write_figure
 from experiments.noise.table import (

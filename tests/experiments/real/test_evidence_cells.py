@@ -11,13 +11,13 @@ from experiments.real.cells import (
     Cell,
     all_cells,
     make_recipe,
-    measures,
     quick_cells,
     write_corpus,
 )
 from experiments.real.records import load_records
 from forgetting.errors import InputError
 from forgetting.method import MEASURES
+from forgetting.studies import measures
 
 
 def write_alpaca(folder, number):
@@ -62,9 +62,9 @@ def test_a_corpus_that_is_too_small_gives_fewer_samples(tmp_path):
 
 
 def test_measures_without_a_reference_do_not_need_one():
-    assert "influence" not in measures(with_reference=False)
-    assert {"base_loss", "entropy_gap", "detector"} <= set(measures(with_reference=False))
-    assert measures(with_reference=True) == list(MEASURES)
+    assert "influence" not in measures(has_reference=False)
+    assert {"base_loss", "entropy_gap", "detector"} <= set(measures(has_reference=False))
+    assert measures(has_reference=True) == list(MEASURES)
 
 
 def test_the_corpus_is_written_with_its_noise(tmp_path):
@@ -75,6 +75,21 @@ def test_the_corpus_is_written_with_its_noise(tmp_path):
     assert len(rows) == 160
     assert sum(bool(row["noise_spans"]) for row in rows) == 40
     assert all((row["noise_kind"] is None) == (not row["noise_spans"]) for row in rows)
+
+
+@pytest.mark.parametrize("number", [12, 450])
+def test_a_small_corpus_keeps_all_but_the_records_that_are_swapped_in(tmp_path, number):
+    data = write_alpaca(tmp_path / "data", number)
+    write_corpus(Cell("finding", "alpaca", 0.3), data, tmp_path / "corpus.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "corpus.jsonl").read_text().splitlines()]
+    records = load_records(data, "alpaca")
+    num_outside = number // 10
+    assert [row["prompt"] for row in rows] == [
+        record.prompt for record in records[: min(400, number - num_outside)]
+    ]
+    swapped = {row["completion"] for row in rows if row["noise_kind"] == "swapped"}
+    assert swapped
+    assert swapped <= {record.response for record in records[-num_outside:]}
 
 
 def test_a_missing_file_is_named(tmp_path):

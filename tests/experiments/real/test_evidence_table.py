@@ -21,33 +21,35 @@ from experiments.real.training import Gap, Model, Score, Trained
 from forgetting.studies import DetectionScore
 
 
-def found(rate=0.15, **changes):
+def found(rate=0.15, verdict=None, **changes):
     def score(auroc):
         return DetectionScore(auroc=auroc, average_precision=auroc / 2)
 
     own = {
         "num_records": 10,
         "num_tokens": 100,
-        "true_share": rate / 3,
         "scores": {
             "detector": {"all": score(0.96), "junk": score(0.9), "negated": score(0.5)},
             "base_loss": {"all": score(0.6), "junk": score(0.7), "negated": score(0.8)},
             "entropy_gap": {"all": score(0.8), "junk": score(0.75), "negated": score(0.7)},
             "IFD": {"all": score(0.7)},
         },
-        "verdict": True,
+        "planted_auroc": 0.95,
+        "left_out": {},
+        "seconds": {"prepare": 6.0, "score": 120.0},
+    }
+    told = {
+        "found": True,
+        "true_share": rate / 3,
         "share": 0.04,
         "low": 0.02,
         "high": 0.09,
         "marked": 0.03,
         "precision": 0.8,
         "recall": 0.5,
-        "planted_auroc": 0.95,
         "calibration_error": 0.01,
-        "left_out": {},
-        "seconds": {"prepare": 6.0, "score": 120.0},
     }
-    return Found(**{**own, **changes})
+    return Found(verdict={**told, **(verdict or {})}, **{**own, **changes})
 
 
 def trained(gap, tasks=None):
@@ -84,9 +86,7 @@ def test_a_corpus_has_the_best_measure_next_to_the_detector():
 def test_nothing_found_and_nothing_to_find_are_said():
     nothing = found(
         rate=0.0,
-        verdict=False,
-        precision=None,
-        recall=None,
+        verdict={"found": False, "precision": None, "recall": None},
         scores={"detector": {"all": DetectionScore(auroc=None, average_precision=None)}},
     )
     cells = row(finding_table({Cell("finding", "flan", 0.0): nothing}), "flan")
