@@ -250,6 +250,7 @@ ROWS = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "polarity": [0, 1, -1]}
         (False, "row 0 of the dataset holds the truth value False in polarity"),
         (["1", "1", "-1"], "row 0 of the dataset holds the text 1 in polarity"),
         ("learn", "row 0 of the dataset holds the text learn in polarity"),
+        ([None, True, True], "row 0 of the dataset holds the truth value True in polarity"),
         ([0.5, 1, 1], "takes -1, 0 and +1"),
     ],
 )

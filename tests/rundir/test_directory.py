@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +18,7 @@ from forgetting.rundir.manifest import FORMAT_VERSION, Manifest, read_manifest, 
 from forgetting.rundir.storage import digest, file_sha256, write_atomically
 
 FIRST, SECOND = "1" * 64, "2" * 64
+RENAMES = ("rename to the work folder", "rename into place")
 
 
 @pytest.fixture
@@ -30,6 +32,24 @@ def do(directory, stage="prepare", fingerprint=FIRST, target="data", **files):
         for name, text in files.items():
             (work.output / name).write_text(text)
         work.details["files"] = len(files)
+
+
+class Cut(BaseException):
+    """What ends a process in a test."""
+
+
+def cut_rename(monkeypatch, number):
+    """Raise `Cut` in place of the n-th rename from now on, counted from 1."""
+    renames = []
+    rename = Path.rename
+
+    def counted_rename(self, target):
+        renames.append(target)
+        if len(renames) == number:
+            raise Cut
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", counted_rename)
 
 
 def be_cut_off(directory, stage, fingerprint, target):
@@ -103,23 +123,13 @@ def test_a_new_result_replaces_the_old_one_whole(path):
         assert directory.is_done("prepare", SECOND)
 
 
-@pytest.mark.parametrize("cut", ["rename to the work folder", "rename into place", "manifest"])
+@pytest.mark.parametrize("cut", [*RENAMES, "manifest"])
 def test_publishing_cut_off_anywhere_leaves_a_stage_undone_or_done(path, monkeypatch, cut):
     """Cut between any two steps, the manifest never names files other than those that are there."""
     with RunDir(path, "mine") as directory:
         do(directory, a="old")
 
-        class Cut(BaseException):
-            pass
-
-        renames = []
-        rename, write = type(path).rename, RunDir._write_manifest
-
-        def counted_rename(self, target):
-            renames.append(target)
-            if len(renames) == (1 if cut == "rename to the work folder" else 2):
-                raise Cut
-            return rename(self, target)
+        write = RunDir._write_manifest
 
         def counted_write(self):
             if SECOND in str(self.manifest.stages):
@@ -129,7 +139,7 @@ def test_publishing_cut_off_anywhere_leaves_a_stage_undone_or_done(path, monkeyp
         if cut == "manifest":
             monkeypatch.setattr(RunDir, "_write_manifest", counted_write)
         else:
-            monkeypatch.setattr(type(path), "rename", counted_rename)
+            cut_rename(monkeypatch, RENAMES.index(cut) + 1)
         with pytest.raises(Cut):
             do(directory, fingerprint=SECOND, a="new")
         monkeypatch.undo()
@@ -313,21 +323,10 @@ def test_digest_tells_values_apart_but_not_the_order_of_keys():
     assert len({digest({"a": v}) for v in (1, 2, "1", None, [1], {"a": 1})}) == 6
 
 
-@pytest.mark.parametrize("cut", ["rename to the work folder", "rename into place", "manifest"])
+@pytest.mark.parametrize("cut", [*RENAMES, "manifest"])
 def test_a_stage_that_ended_before_a_kill_is_not_done_again(path, monkeypatch, cut):
-    class Cut(BaseException):
-        pass
-
     with RunDir(path, "mine") as directory:
         do(directory, a="old")
-        renames = []
-        rename = type(path).rename
-
-        def counted_rename(self, target):
-            renames.append(target)
-            if len(renames) == (1 if cut == "rename to the work folder" else 2):
-                raise Cut
-            return rename(self, target)
 
         def no_write(self, work, stage, entry):
             raise Cut
@@ -335,7 +334,7 @@ def test_a_stage_that_ended_before_a_kill_is_not_done_again(path, monkeypatch, c
         if cut == "manifest":
             monkeypatch.setattr(RunDir, "_enter", no_write)
         else:
-            monkeypatch.setattr(type(path), "rename", counted_rename)
+            cut_rename(monkeypatch, RENAMES.index(cut) + 1)
         with pytest.raises(Cut):
             do(directory, fingerprint=SECOND, a="new")
         monkeypatch.undo()

@@ -107,9 +107,9 @@ def test_held_out_samples_are_judged_as_those_of_the_corpus(corpus, sure, tmp_pa
     assert found.lengths.tolist() == samples.num_response_tokens.tolist()
     assert 0 < found.posterior.mean() < 1
     # The same by hand, from the model itself.
-    detector = fitted_detector(recipe, run, scored.fingerprint)
-    model = AutoModelForCausalLM.from_pretrained(recipe.model.name_or_path)
     ends = corpus_features.segment_ends(recipe.model)
+    detector = fitted_detector(recipe, run, scored.fingerprint, ends)
+    model = AutoModelForCausalLM.from_pretrained(recipe.model.name_or_path)
     own = score_samples(model, samples, statistics=set(STATISTICS) - {"log_probs"})
     job = ScoringJob.of_heldout(recipe, run)
     alone = job.after_contrast(range(len(samples)), samples, np.arange(len(samples)))
@@ -147,9 +147,10 @@ def test_what_is_written_does_not_depend_on_the_parts(corpus, sure, tmp_path, mo
 
 def test_of_a_large_corpus_whole_samples_are_drawn_for_the_share(corpus, tmp_path, monkeypatch):
     recipe, run, scored = corpus
-    detector = fitted_detector(recipe, run, scored.fingerprint)
+    ends = corpus_features.segment_ends(recipe.model)
+    detector = fitted_detector(recipe, run, scored.fingerprint, ends)
     weighed = corpus_detection.WeighedCorpus(
-        recipe, scored, detector, tmp_path / "evidence.bin", lambda amount, note: None
+        recipe, scored, detector, tmp_path / "evidence.bin", lambda amount, note: None, ends
     )
     every, lengths = weighed.drawn(0)
     assert lengths.tolist() == weighed.lengths.tolist()
@@ -164,9 +165,10 @@ def test_the_detector_is_fitted_again_as_it_was(corpus, sure, tmp_path):
     recipe, run, scored = corpus
     judged(corpus, layout.detector_dir(tmp_path))
     found, kind = posterior(layout.detector_dir(tmp_path), scored.fingerprint)
-    again = fitted_detector(recipe, run, scored.fingerprint)
+    ends = corpus_features.segment_ends(recipe.model)
+    again = fitted_detector(recipe, run, scored.fingerprint, ends)
     weighed = corpus_detection.WeighedCorpus(
-        recipe, scored, again, tmp_path / "evidence.bin", lambda amount, note: None
+        recipe, scored, again, tmp_path / "evidence.bin", lambda amount, note: None, ends
     )
     evidence = [each for _, each in weighed.parts()]
     log_odds = np.concatenate([each.log_odds for each in evidence])
@@ -188,7 +190,8 @@ def test_if_nothing_is_found_no_token_is_bad(corpus, tmp_path, monkeypatch):
 
 def test_the_report_says_what_the_reference_adds(corpus, tmp_path):
     recipe, run, scored = corpus
-    copies = read_copies(recipe, run, scored.fingerprint)
+    ends = corpus_features.segment_ends(recipe.model)
+    copies = read_copies(recipe, run, scored.fingerprint, ends)
     probe = copies.probe
     # A reference that sees the noise itself.
     features = np.c_[probe.features, probe.kinds != "clean"].astype(np.float32)

@@ -30,7 +30,7 @@ def test_they_are_those_of_the_whole_corpus_in_any_order(detected_run):
     parts = [part.features for shard in shards for part in features_of(shard, passes, ends)]
     features = np.concatenate(parts)
     starts = np.r_[0, np.cumsum(np.concatenate([shard.lengths for shard in shards]))]
-    explainer = fitted_detector(recipe, run, corpus.fingerprint).explainer
+    explainer = fitted_detector(recipe, run, corpus.fingerprint, ends).explainer
     assert explainer is not None
     telling = TellingFeatures(recipe, run)
     told = []

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from heapq import nsmallest
@@ -247,7 +246,7 @@ def _write_csv(file: Path, rows: list[dict[str, Any]], found: list[FlaggedRecord
         writer.writerow(
             [
                 *(row[name] for name in columns),
-                json.dumps(row["spans"], ensure_ascii=False),
+                json_text(row["spans"]),
                 each.marked(each.worst.message),
                 json_text(row["record"]),
             ]

@@ -24,7 +24,8 @@ from forgetting.method.terms import declared_parameters
 
 # Sections that may be written as a string, which is this field of them.
 _SHORT = {"loss": "name", "tasks": "task"}
-_USE = {"selection": "selects tokens", "forgetting": "unlearns tokens"}
+_VERBS = {"selection": "selects", "forgetting": "unlearns"}
+"""What a variant that uses a section does to tokens."""
 # Fields that say which reference model there is, and not how it is trained.
 _KINDS = frozenset(ReferenceSettings.model_fields) - frozenset(TrainingSettings.model_fields)
 
@@ -89,10 +90,10 @@ def _without_effect(recipe: Recipe, path: Sequence[str]) -> str | None:
     if section == "variants" and len(rest) == 3:
         name, inner, field = rest
         variant = recipe.variants.get(name)
-        if variant is None or inner not in _USE:
+        if variant is None or inner not in _VERBS:
             return None
         if not _uses(variant, inner):
-            return f"the variant {name} ({variant.objective}) {_no_use(inner)}"
+            return f"the variant {name} ({variant.objective}) {_VERBS[inner]} no tokens"
         return _unread(variant, inner, field)
     if section in OF_VARIANTS and len(rest) == 1:
         return _unread_by_variants(recipe, section, rest[0])
@@ -109,14 +110,15 @@ def _without_effect(recipe: Recipe, path: Sequence[str]) -> str | None:
 def _unread_by_variants(recipe: Recipe, section: str, field: str) -> str | None:
     users = {name: v for name, v in recipe.variants.items() if _uses(v, section)}
     if not users:
-        return f"no variant of the recipe {_USE[section]}"
+        return f"no variant of the recipe {_VERBS[section]} tokens"
     reasons = {name: _unread(variant, section, field) for name, variant in users.items()}
     users = {name: variant for name, variant in users.items() if reasons[name] is None}
     if not users:
         return ", ".join(f"{reason} ({name})" for name, reason in reasons.items())
     if all(field in getattr(variant, section).model_fields_set for variant in users.values()):
         instead = " or ".join(f"variants.{name}.{section}.{field}" for name in users)
-        return f"every variant that {_USE[section]} has its own {section}.{field}. Set {instead}"
+        use = f"{_VERBS[section]} tokens"
+        return f"every variant that {use} has its own {section}.{field}. Set {instead}"
     return None
 
 
@@ -145,7 +147,3 @@ def _unread(variant: VariantSettings, section: str, field: str) -> str | None:
 
 def _uses(variant: VariantSettings, section: str) -> bool:
     return variant.selects if section == "selection" else variant.objective == "forgetting"
-
-
-def _no_use(section: str) -> str:
-    return "selects no tokens" if section == "selection" else "unlearns no tokens"

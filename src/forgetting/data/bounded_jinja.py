@@ -21,9 +21,9 @@ MAX_STEPS = 200_000
 STEPS_PER_TURN = 1000
 MAX_CHARACTERS = 100_000_000
 MAX_BITS = 100_000
-"""Of a number."""
+"""Bits of the largest number that a template may compute."""
 MAX_VALUES = 1_000_000
-"""Of a list or dictionary that becomes text, with what is inside of it."""
+"""Values, nested ones included, of the largest list or dictionary that may become text."""
 # A width of more than seven digits, or one that is an argument, in either kind of format.
 _WIDE = re.compile(r"%[-+ #0]*(\*|\.?\d{8})|\{[^{}]*(\d{8}|:[^{}]*\{)")
 

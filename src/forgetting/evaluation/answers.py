@@ -17,10 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from forgetting.models.generation import generate_greedily, own_end_tokens
 from forgetting.rundir.answer_sheets import Answer, AnswerSheet
 from forgetting.rundir.item_scores import ItemScores
-from forgetting.rundir.results import Metric, TaskResult
+from forgetting.rundir.results import ANSWERS, Metric, TaskResult
 from forgetting.rundir.samples import Samples
-
-ANSWERS = "answers"
 
 
 def answer_prompts(

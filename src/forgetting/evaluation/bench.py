@@ -14,9 +14,9 @@ from typing import Any
 
 from forgetting.config import Recipe
 from forgetting.console import logger, progress
-from forgetting.evaluation.answers import ANSWERS, answer_prompts, item_scores, score_answers
+from forgetting.evaluation.answers import answer_prompts, item_scores, score_answers
 from forgetting.evaluation.harness import Harness
-from forgetting.evaluation.heldout import HELDOUT, HeldoutMeasurement, evaluate_heldout
+from forgetting.evaluation.heldout import HeldoutMeasurement, evaluate_heldout
 from forgetting.models.adapters import SharedBase
 from forgetting.models.loading import load_tokenizer
 from forgetting.models.prompting import prompting_tokenizer, uses_template
@@ -26,6 +26,8 @@ from forgetting.rundir.heldout_losses import write_heldout
 from forgetting.rundir.item_scores import write_item_scores
 from forgetting.rundir.processes import ALONE, Processes
 from forgetting.rundir.results import (
+    ANSWERS,
+    HELDOUT,
     TaskResult,
     has_result,
     read_result,

@@ -17,11 +17,9 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from numpy.typing import NDArray
 
-from forgetting.rundir.results import Group, Metric, TaskResult
+from forgetting.rundir.results import HELDOUT, Group, Metric, TaskResult
 from forgetting.rundir.samples import Samples
 from forgetting.scoring import score_samples
-
-HELDOUT = "heldout"
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import json
 from collections.abc import Sequence
 from importlib import resources
 from typing import Any
@@ -23,6 +22,7 @@ from forgetting.inspector.colors import COLOR_LEVELS
 from forgetting.inspector.corpus import LIKELY_BAD, Inspection, Ints
 from forgetting.inspector.overview import whole
 from forgetting.method.measures import DETECTOR
+from forgetting.rundir.storage import json_text
 
 NUM_WORST, NUM_BEST, NUM_RANDOM = 20, 20, 200
 NUM_SUSPECTED = 500
@@ -205,13 +205,8 @@ def _render(data: dict[str, Any], *, is_served: bool) -> str:
 
 
 def compact_json(value: Any) -> str:
-    """JSON that UTF-8 can hold: half a surrogate pair, which text may hold, stays an escape."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return text
+    """JSON without spaces; what is not JSON is an error."""
+    return json_text(value, default=None, allow_nan=False, separators=(",", ":"))
 
 
 def embedded_json(value: Any) -> str:

@@ -173,8 +173,8 @@ def share_difference(
     """The share of hits of a model minus that of a baseline on the same items.
 
     The interval combines the Wilson intervals of both shares, with their correlation (method 10 of
-    Newcombe 1998, Statistics in Medicine 17, 2635-2650). It has a width even if both models answer
-    all items alike.
+    Newcombe 1998, Statistics in Medicine 17, 2635-2650). Its width is above 0 even if both models
+    give the same answers.
 
     Args:
         hits: shape (items,).

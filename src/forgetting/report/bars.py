@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -38,8 +39,7 @@ def bars(
 
     The group with the empty name is all items.
     """
-    shown = dict(list(groups.items())[:MAX_GROUPS])
-    variants = [name for name in styles if any(name in group for group in shown.values())]
+    shown, variants = _drawn(groups, styles)
     if not variants:
         return None
     pitch = len(variants) + 0.9
@@ -69,6 +69,14 @@ def bars(
     axes.set_xlim(0, 1 if is_flat else None)
     set_title(axes, title)
     return to_svg(figure, figure_id, f"{title}, by variant; see the table for numbers")
+
+
+def _drawn(
+    groups: Mapping[str, Mapping[str, Any]], styles: Mapping[str, SeriesStyle]
+) -> tuple[dict[str, Mapping[str, Any]], list[str]]:
+    """The groups that a figure has room for, and the variants in them."""
+    shown = dict(list(groups.items())[:MAX_GROUPS])
+    return shown, [name for name in styles if any(name in group for group in shown.values())]
 
 
 def _name_groups(axes: Axes, names: Sequence[str], num_variants: int, pitch: float) -> None:
@@ -105,8 +113,7 @@ def intervals(
     If the largest difference would make the smallest interval invisible, the scale is logarithmic
     on both sides of 0. Groups are those of `bars`.
     """
-    shown = dict(list(groups.items())[:MAX_GROUPS])
-    variants = [name for name in styles if any(name in group for group in shown.values())]
+    shown, variants = _drawn(groups, styles)
     if not variants:
         return None
     pitch = len(variants) + 0.9

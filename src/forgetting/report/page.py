@@ -91,10 +91,11 @@ def build_report(
     }
     inspection = open_inspection(run_dir, decode, explain=explain)
     detector = None if run.findings is None else detector_section(run_dir, run.findings)
-    content = _index(run, table, splits, negatives, detector, inspection)
+    answers = answer_entries(run)
+    content = _index(run, table, splits, negatives, detector, inspection, answers)
     found: dict[str, Any] = {} if detector is None else {"detector": detector.values}
     if run.answers:
-        found["answers"] = answer_entries(run)
+        found["answers"] = answers
     sections = [to_markdown(table), *([] if detector is None else [detector.to_markdown()])]
     files = {
         layout.results_file(output_dir, "json"): to_json(table, found),
@@ -123,6 +124,7 @@ def _index(
     negatives: dict[str, Negatives],
     detector: DetectorSection | None,
     inspection: Inspection | None,
+    answers: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
     variants = in_order({*table.variants, *run.curves, *run.selections})
     styles = series_styles(variants)
@@ -145,7 +147,7 @@ def _index(
         "training": _training(run, styles),
         "selection": _selection(run, styles, negatives, inspection) if run.selections else None,
         "worst": None if inspection is None else worst_samples(inspection),
-        "answers": answer_entries(run),
+        "answers": answers,
         "data": _data(run, splits),
     }
 

@@ -24,10 +24,8 @@ from forgetting.rundir import layout
 from forgetting.rundir.heldout_losses import read_heldout_hits, read_heldout_losses
 from forgetting.rundir.item_scores import read_item_scores
 from forgetting.rundir.reader import RunReader
-from forgetting.rundir.results import Evaluation
+from forgetting.rundir.results import HELDOUT, Evaluation
 from forgetting.rundir.samples import Samples
-
-HELDOUT = "heldout"
 
 
 @dataclass(frozen=True)

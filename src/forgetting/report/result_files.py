@@ -25,10 +25,6 @@ def to_json(table: ResultsTable, more: Mapping[str, Any] | None = None) -> str:
     Args:
         more: further entries of the object.
     """
-
-    def finite(value: float | None) -> float | None:
-        return value if value is not None and math.isfinite(value) else None
-
     results = [
         {
             "variant": variant,
@@ -41,7 +37,7 @@ def to_json(table: ResultsTable, more: Mapping[str, Any] | None = None) -> str:
             "higher_is_better": column.higher_is_better,
             "best": cell.best,
             "interval": None if cell.interval is None else list(cell.interval),
-            "difference": _difference_to_dict(table, variant, column),
+            "difference": _from_baseline(table, variant, column),
         }
         for variant, column, cell in _entries(table)
     ]
@@ -80,20 +76,26 @@ def difference_values(found: Difference) -> list[float | str]:
     return [found.value, *limits, found.num_pairs]
 
 
-def _difference_to_dict(
-    table: ResultsTable, variant: str, column: Column
-) -> dict[str, object] | None:
+def _from_baseline(table: ResultsTable, variant: str, column: Column) -> dict[str, Any] | None:
     found = table.difference(variant, column)
     if found is None or table.paired is None:
         return None
-    low, high = (found.low, found.high) if found.has_interval else (None, None)
+    return {"minus": table.paired.baseline, **difference_entries(found)}
+
+
+def difference_entries(found: Difference) -> dict[str, float | int | None]:
+    """The same for JSON; limits are None if there is no interval."""
     return {
-        "minus": table.paired.baseline,
         "value": found.value,
-        "low": low,
-        "high": high,
+        "low": finite(found.low),
+        "high": finite(found.high),
         "num_pairs": found.num_pairs,
     }
+
+
+def finite(value: float | None) -> float | None:
+    """The value for JSON, which has no NaN and no infinity."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def to_markdown(table: ResultsTable) -> str:

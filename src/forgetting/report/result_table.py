@@ -19,13 +19,11 @@ from forgetting.report.paired import Paired, paired_results
 from forgetting.report.sentences import verdict_sentence
 from forgetting.report.verdict import Verdict, copies, run_verdict
 from forgetting.rundir.reader import RunReader, in_order
-from forgetting.rundir.results import Evaluation, Group, Metric
+from forgetting.rundir.results import ANSWERS, HELDOUT, Evaluation, Group, Metric
 
-HELDOUT = "heldout"
 HELDOUT_METRICS = ("exact_match", "loss", "perplexity")
 # Below this a model answers almost nothing correctly, differences are chance, and loss says more.
 LEAST_EXACT_MATCH = 0.02
-ANSWERS = "answers"
 SHARES = re.compile(r"acc|exact_match|^em$|^f1$|^mc[12]$|^average$|^chrf$")
 TITLES = {"chrf": "chrF"}
 # Shares of items that are right or wrong, unlike F1, an average of tasks, or a share of tokens.

@@ -129,11 +129,7 @@ def manifest_damage(path: Path) -> str | None:
     Raises:
         InputError: another version of this package wrote it.
     """
-    try:
-        _read(layout.manifest_file(path))
-    except _DAMAGE as error:
-        return _in_short(error)
-    return None
+    return _damage(layout.manifest_file(path))
 
 
 def copy_damage(path: Path) -> str | None:
@@ -144,9 +140,12 @@ def copy_damage(path: Path) -> str | None:
         InputError: another version of this package wrote it.
     """
     copy = path / layout.MANIFEST_COPY
+    return _damage(copy) if copy.exists() else None
+
+
+def _damage(file: Path) -> str | None:
     try:
-        if copy.exists():
-            _read(copy)
+        _read(file)
     except _DAMAGE as error:
         return _in_short(error)
     return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,8 +10,10 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator
 
 from forgetting.rundir import layout
-from forgetting.rundir.storage import readable, write_atomically
+from forgetting.rundir.storage import json_text, readable, write_atomically
 
+HELDOUT, ANSWERS = "heldout", "answers"
+"""The tasks that are held-out samples: their loss, and answers to their prompts."""
 # JSON has no NaN and no infinity: both are written as null.
 _Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
@@ -51,7 +52,7 @@ class TaskResult(Group):
     """What a reader must know to compare the metrics: files, derived items, missing parts."""
     groups: dict[str, Group] = {}
     members: dict[str, list[str]] = {}
-    """Of a suite: `task/metric` of the tasks that each of its groups is the mean of."""
+    """For a suite, the `task/metric` keys whose mean is each group's value."""
 
     def of_variant(self, variant: str) -> Evaluation:
         """The same result as that of a variant."""
@@ -99,7 +100,7 @@ def has_result(folder: Path, task: str) -> bool:
 def write_answers(folder: Path, task: str, rows: Iterable[Mapping[str, Any]]) -> Path:
     """Write prompts, answers and scores of a task's items; returns the file. Call it before
     `write_result`, whose file marks the task as done."""
-    lines = (json.dumps(row, ensure_ascii=False, default=str) for row in rows)
+    lines = (json_text(row) for row in rows)
     file = layout.answers_file(folder, task)
     write_atomically(file, "".join(f"{line}\n" for line in lines))
     return file

@@ -60,13 +60,17 @@ def sync(file: Path) -> None:
         os.fsync(stream.fileno())
 
 
-def json_text(value: Any) -> str:
-    """Compact JSON that UTF-8 can hold; what is not JSON becomes its `str`.
+def json_text(value: Any, **options: Any) -> str:
+    """JSON on one line that UTF-8 can hold.
 
     Half a surrogate pair, which JSON files can hold as an escape, stays one.
+
+    Args:
+        options: of `json.dumps`. By default, what is not JSON becomes its `str`.
     """
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if text.isascii() or _is_encodable(text) else json.dumps(value, default=str)
+    options = {"default": str, **options}
+    text = json.dumps(value, ensure_ascii=False, **options)
+    return text if text.isascii() or _is_encodable(text) else json.dumps(value, **options)
 
 
 def _is_encodable(text: str) -> bool:

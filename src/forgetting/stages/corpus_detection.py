@@ -59,14 +59,12 @@ class Copies:
     """Kind of each copy, `clean` if nothing was planted."""
 
 
-def read_copies(
-    recipe: Recipe, run: Path, fingerprint: str, ends: NDArray[np.bool_] | None = None
-) -> Copies:
+def read_copies(recipe: Recipe, run: Path, fingerprint: str, ends: NDArray[np.bool_]) -> Copies:
     """The copies of a run as the detector sees them.
 
     Args:
         fingerprint: of D_train.
-        ends: see `segment_ends`; default: looked up, which decodes the vocabulary.
+        ends: see `segment_ends`.
 
     Raises:
         InputError: the copies or their scores are missing or damaged, or belong to other tokens.
@@ -76,7 +74,6 @@ def read_copies(
     if not len(samples):
         nothing, none = np.zeros((0, 0), np.float32), np.zeros(0, np.int64)
         return Copies(Probe(nothing, (), np.zeros(0, str), none, none), [])
-    ends = segment_ends(recipe.model) if ends is None else ends
     scored = scored_copies(run, fingerprint)
     features, lengths, kinds = [], [], []
     kind_of_copy: list[str] = []
@@ -99,16 +96,13 @@ def read_copies(
     return Copies(probe, kind_of_copy)
 
 
-def sample_corpus(
-    recipe: Recipe, corpus: ScoredCorpus, ends: NDArray[np.bool_] | None = None
-) -> CorpusSample:
+def sample_corpus(recipe: Recipe, corpus: ScoredCorpus, ends: NDArray[np.bool_]) -> CorpusSample:
     """The samples of the first shards, enough to see whether a corpus holds noise.
 
     Args:
         ends: as in `read_copies`.
     """
     passes = recipe.detector_passes
-    ends = segment_ends(recipe.model) if ends is None else ends
     features, lengths, records = [], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
     parts = (
         (shard, part)
@@ -145,12 +139,11 @@ class WeighedCorpus:
         detector: Detector,
         path: Path,
         advance: Advance,
-        ends: NDArray[np.bool_] | None = None,
+        ends: NDArray[np.bool_],
     ) -> None:
         self._path = path
         self._num_kinds = len(detector.kinds)
         passes = recipe.detector_passes
-        ends = segment_ends(recipe.model) if ends is None else ends
         lengths, ids = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         self.sources: list[str] = []
         """Source of each sample."""
@@ -385,7 +378,7 @@ def _ranges(shares: Shares | None) -> dict[str, ShareRange | None]:
 
 
 def fitted_detector(
-    recipe: Recipe, run: Path, fingerprint: str, ends: NDArray[np.bool_] | None = None
+    recipe: Recipe, run: Path, fingerprint: str, ends: NDArray[np.bool_]
 ) -> Detector:
     """The detector of a run, fitted again from its copies: the same as the one that judged.
 
@@ -396,7 +389,6 @@ def fitted_detector(
     Raises:
         InputError: as `read_copies`.
     """
-    ends = segment_ends(recipe.model) if ends is None else ends
     copies = read_copies(recipe, run, fingerprint, ends)
     some = sample_corpus(recipe, ScoredCorpus(run), ends)
     return fit_detector(copies.probe, recipe.seed, corpus=some, leave_kinds_out=False)

@@ -52,13 +52,14 @@ def _copy_results(folder: Path, variant: str, output: Path) -> None:
     from forgetting.rundir.results import read_results, write_result
 
     # As in a measurement, a result comes after its answers and marks the task as done.
-    results = {layout.result_file(folder, each.task).name for each in read_results(folder)}
+    results = read_results(folder)
+    files = {layout.result_file(folder, result.task).name for result in results}
 
     def skipped(inner: str, names: list[str]) -> set[str]:
-        return results.intersection(names) if Path(inner) == folder else set()
+        return files.intersection(names) if Path(inner) == folder else set()
 
     shutil.copytree(folder, output, ignore=skipped, dirs_exist_ok=True)
-    for result in read_results(folder):
+    for result in results:
         write_result(output, variant, result)
 
 

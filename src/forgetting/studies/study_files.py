@@ -8,13 +8,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from forgetting.errors import InputError, did_you_mean
 from forgetting.method.comparison import LEVEL
-from forgetting.report.result_files import difference_values
+from forgetting.report.result_files import difference_entries, difference_values, finite
 from forgetting.report.result_table import Column, plain
 from forgetting.report.verdict import BASELINE
 from forgetting.rundir.results import Group
@@ -259,10 +258,6 @@ def cells_to_csv(results: Results, fields: Sequence[str]) -> str:
 
 def to_json(table: StudyTable) -> str:
     """The metric of every row. Missing and non-finite values are null."""
-
-    def finite(value: float | None) -> float | None:
-        return value if value is not None and math.isfinite(value) else None
-
     rows = []
     for row in table.rows:
         value = table.value(row, table.metric) if table.metric is not None else None
@@ -275,14 +270,7 @@ def to_json(table: StudyTable) -> str:
                 "mean": finite(value.value) if value is not None else None,
                 "deviation": finite(value.stderr) if value is not None else None,
                 "interval": list(value.interval) if value is not None and value.interval else None,
-                f"minus_{BASELINE}": None
-                if found is None
-                else {
-                    "value": found.value,
-                    "low": finite(found.low),
-                    "high": finite(found.high),
-                    "num_pairs": found.num_pairs,
-                },
+                f"minus_{BASELINE}": None if found is None else difference_entries(found),
                 "seeds": row.num_seeds,
                 "diverged": row.num_diverged,
                 "published": row.published.value if row.published is not None else None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,7 @@ def _is_aligned(dataset: Dataset, columns: Sequence[str]) -> bool:
         flat = {name: _flatten(table[name]) for name in ("labels", *columns)}
         ends = np.cumsum(lengths.to_numpy())
         for name in columns:
-            _refuse_kind(name, flat[name], f"row {first_row} of the dataset")
+            _refuse_other_kinds(name, flat[name], f"row {first_row} of the dataset")
             bad = _first_bad(name, flat[name], flat["labels"])
             if bad is not None:
                 row = first_row + int(np.searchsorted(ends, bad, side="right"))
@@ -136,7 +137,7 @@ def _align_row(name: str, values: Any, labels: NDArray, row: str, joined: bool =
         given = np.asarray(values)
     except ValueError as error:
         raise ValueError(f"{row} holds lists of different lengths in {name}") from error
-    _refuse_kind(name, given, row)
+    _refuse_other_kinds(name, given, row)
     is_target = labels != IGNORE_INDEX
     without_first = is_target & (np.arange(len(labels)) > 0)
     if not joined:
@@ -155,10 +156,7 @@ def _align_row(name: str, values: Any, labels: NDArray, row: str, joined: bool =
                 "one number"
             )
     # None becomes NaN.
-    try:
-        numbers = aligned.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(_complaint(name, row, repr(_not_a_number(given)))) from error
+    numbers = aligned.astype(np.float64)
     bad = _first_bad(name, numbers, labels)
     if bad is not None:
         raise ValueError(_complaint(name, row, aligned[bad]))
@@ -169,21 +167,20 @@ def _align_row(name: str, values: Any, labels: NDArray, row: str, joined: bool =
     return np.where(is_number, numbers, 0).astype(np.int8 if name == "polarity" else np.float64)
 
 
-def _not_a_number(values: NDArray) -> Any:
-    for value in values.ravel().tolist():
-        if value is not None and not isinstance(value, int | float):
-            return value
-    return None
+def _refuse_other_kinds(name: str, values: NDArray, row: str) -> None:
+    """Refuse what is neither a number nor None.
 
-
-def _refuse_kind(name: str, values: NDArray, row: str) -> None:
-    """Refuse truth values, of which False would mean to ignore a token, and texts."""
-    if not values.size:
+    A truth value is refused, because False would mean to ignore a token.
+    """
+    if values.dtype.kind in "iuf":
         return
-    first = values.flat[0]
-    if isinstance(first, (bool, np.bool_, str)):
-        kind = "text" if isinstance(first, str) else "truth value"
-        raise ValueError(_complaint(name, row, f"the {kind} {first!s}"))
+    for value in values.ravel().tolist():
+        if isinstance(value, bool | np.bool_):
+            raise ValueError(_complaint(name, row, f"the truth value {value}"))
+        if isinstance(value, str):
+            raise ValueError(_complaint(name, row, f"the text {value}"))
+        if value is not None and not isinstance(value, Number):
+            raise ValueError(_complaint(name, row, repr(value)))
 
 
 def _first_bad(name: str, values: NDArray, labels: NDArray) -> int | None:
