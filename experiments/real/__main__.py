@@ -63,7 +63,6 @@ def run(options: argparse.Namespace) -> None:
 
     cells = {cell.name: cell for cell in (quick_cells() if options.quick else all_cells())}
     output = options.output or Path("studies") / ("real-quick" if options.quick else "real")
-    open_folder(output)
     if options.list:
         folder = os.path.relpath(Path(__file__).parent)
         words = ["python", folder, str(options.data_dir), *["--quick"] * options.quick]
@@ -71,6 +70,7 @@ def run(options: argparse.Namespace) -> None:
             print(shlex.join([*words, "--output", str(output), "--cell", name]))
         return
     check_names(options.cell, cells)
+    open_folder(output)
     for name in options.cell or cells:
         run_cell(cells[name], options.data_dir, output)
     print(write_results(list(cells.values()), output))

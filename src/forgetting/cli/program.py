@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        app(args=arguments)
+        app(args=arguments, prog_name="forgetting")
     except SystemExit as leave:
         return leave.code if isinstance(leave.code, int) else 0
     except Interrupted as interrupt:
