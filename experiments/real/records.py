@@ -77,12 +77,15 @@ def _instructions(path: Path) -> Iterator[Record]:
 
 
 def _trees(path: Path) -> Iterator[Record]:
-    """The opening question of each conversation with its first answer, in any language."""
+    """The opening question of each conversation with each of its answers, in any language."""
     for line in path.read_text(encoding="utf-8").splitlines():
         opening: dict[str, Any] = json.loads(line)["prompt"]
-        answers = [reply["text"] for reply in opening["replies"] if reply["role"] == "assistant"]
-        if answers:
-            yield Record(opening["text"].strip(), answers[0].strip())
+        # Characters of some scripts take several tokens, and a prompt must leave room.
+        if len(opening["text"].encode()) > MAX_CHARACTERS:
+            continue
+        for reply in opening["replies"]:
+            if reply["role"] == "assistant":
+                yield Record(opening["text"].strip(), reply["text"].strip())
 
 
 def _chains(path: Path) -> Iterator[Record]:

@@ -92,6 +92,26 @@ def test_a_small_corpus_keeps_all_but_the_records_that_are_swapped_in(tmp_path, 
     assert swapped <= {record.response for record in records[-num_outside:]}
 
 
+def test_every_answer_to_an_opening_question_is_a_record(tmp_path):
+    def turn(text: str, role: str, *replies: dict) -> dict:
+        return {"text": text, "role": role, "replies": list(replies)}
+
+    deeper = turn("And then?", "prompter", turn("Left out.", "assistant"))
+    trees = [
+        turn("What?", "prompter", turn("This.", "assistant", deeper), turn("That.", "assistant")),
+        # 600 characters, more than 1,500 bytes.
+        turn("何" * 600, "prompter", turn("Too long a question.", "assistant")),
+    ]
+    (tmp_path / "train").mkdir()
+    lines = "\n".join(json.dumps({"prompt": tree}) for tree in trees)
+    (tmp_path / "train" / "oasst2_filtered.jsonl").write_text(lines)
+    records = load_records(tmp_path, "oasst")
+    assert {(record.prompt, record.response) for record in records} == {
+        ("What?", "This."),
+        ("What?", "That."),
+    }
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"alpaca_data\.json is missing"):
         write_corpus(Cell("finding", "alpaca", 0.0), tmp_path, tmp_path / "corpus.jsonl")
