@@ -22,7 +22,7 @@ from forgetting.studies import measures
 RATES = (0.15, 0.3, 0.05, 0.0)
 TRAINED_RATES = (0.2, 0.4, 0.0)
 SEEDS = (1, 2, 3)
-TASKS = ("boolq", "arc_challenge", "asdiv", "truthfulqa_mc1", "truthfulqa_mc2")
+TASKS = ("boolq", "arc_challenge", "asdiv", "truthfulqa_mc1")
 ITEMS_PER_TASK = 200
 OUTSIDE = 500
 """Records at the end of a corpus whose responses are swapped in; of a small one, a tenth."""
