@@ -20,6 +20,10 @@ from forgetting.method.measures import DETECTOR
 from forgetting.rundir.storage import write_atomically
 from forgetting.studies import ALL_KINDS, NO_VALUE, as_markdown
 
+SINGLE = {"base loss": "base_loss", "influence": "influence", "IFD": IFD}
+"""Scores without a detector that stand next to it."""
+ENDS = 5
+"""Points at either end of a loss curve that are averaged."""
 Findings = Mapping[Cell, Found]
 Trainings = Mapping[Cell, Trained]
 
@@ -45,12 +49,15 @@ def write_results(cells: Iterable[Cell], output: Path) -> Path:
     parts = ["# Evidence on a real language model"]
     if found:
         parts += ["## Finding", finding_table(found), kinds_table(found)]
+        if any(cell.reference for cell in found):
+            parts.append(measures_table(found))
         draw_finding(found, output)
     if trained:
         parts += ["## Training", training_table(trained), benchmark_table(trained)]
         draw_training(trained, output)
     if paper:
         parts += ["## The paper's recipe", training_table(paper), benchmark_table(paper)]
+        parts.append(curves_table(paper))
     parts += ["## Cost, in minutes", cost_table({**found, **trained, **paper})]
     file = output / "results.md"
     write_atomically(file, "\n\n".join(parts) + "\n")
@@ -58,43 +65,45 @@ def write_results(cells: Iterable[Cell], output: Path) -> Path:
 
 
 def finding_table(found: Findings) -> str:
-    """One line a cell: the detector next to the best single measure, base loss and IFD."""
+    """One line a cell: what the detector finds, next to base loss, influence and IFD."""
     header = [
-        "corpus", "noisy records", "reference", "bad tokens", "detector AUROC / AP",
-        "best measure AUROC / AP", "base loss", "influence", "IFD", "precision", "recall",
-        "estimated share",
+        "corpus", "noisy records", "bad tokens", "detector AUROC / AP", *SINGLE, "precision",
+        "recall", "estimated share",
     ]  # fmt: skip
     rows = []
     for cell, result in _by_corpus(found):
-        measures = {
-            name: scores[ALL_KINDS]
-            for name, scores in result.scores.items()
-            if name not in (DETECTOR, IFD) and scores[ALL_KINDS].auroc is not None
-        }
-        best = max(measures, key=lambda name: measures[name].average_precision or 0, default=None)
-        estimate = NO_VALUE
         verdict = result.verdict
+        estimate = NO_VALUE
         if verdict.found and verdict.share is not None:
             estimate = f"{_percent(verdict.share)} ({_percent(verdict.low)} to "
             estimate += f"{_percent(verdict.high)})"
         elif not verdict.found:
             estimate = "nothing found"
-        noise = "spans marked by people" if cell.rate == 0 and verdict.true_share else ""
+        noise = _percent(cell.rate)
+        if cell.rate == 0 and verdict.true_share:
+            noise = "spans marked by people"
         rows.append(
             [
                 cell.corpus,
-                noise or _percent(cell.rate),
-                "yes" if cell.reference else "no",
+                noise + ", with a reference" * cell.reference,
                 _percent(verdict.true_share),
-                _pair(result, DETECTOR),
-                NO_VALUE if best is None else f"{best.replace('_', ' ')} {_pair(result, best)}",
-                *(_pair(result, name) for name in ("base_loss", "influence", IFD)),
+                *(_pair(result, name) for name in (DETECTOR, *SINGLE.values())),
                 _number(verdict.precision, 2),
                 _number(verdict.recall, 2),
                 estimate,
             ]
         )
-    return as_markdown(header, rows, 3)
+    return as_markdown(header, rows, 2)
+
+
+def measures_table(found: Findings) -> str:
+    """AUROC and average precision of every measure, in the cells that have a reference."""
+    cells = [(cell, result) for cell, result in _by_corpus(found) if cell.reference]
+    names = dict.fromkeys(name for _, result in cells for name in result.scores)
+    rows = [
+        [name.replace("_", " "), *(_pair(result, name) for _, result in cells)] for name in names
+    ]
+    return as_markdown(["AUROC / AP", *(cell.corpus for cell, _ in cells)], rows, 1)
 
 
 def kinds_table(found: Findings) -> str:
@@ -161,6 +170,19 @@ def benchmark_table(trained: Trainings) -> str:
                 ]
                 rows.append([_percent(rate), name, *cells])
     return as_markdown(["noisy records", "model", *TASKS], rows, 2)
+
+
+def curves_table(trained: Trainings) -> str:
+    """Training loss of the tokens to learn, at the start and at the end of each curve."""
+    rows = []
+    for rate, results in _by_rate(trained):
+        for name in results[0].models:
+            curves = [[loss for _, loss in result.models[name].losses] for result in results]
+            if all(curves):
+                ends = ([np.mean(c[:ENDS]) for c in curves], [np.mean(c[-ENDS:]) for c in curves])
+                rows.append([_percent(rate), name, *(f"{np.mean(end):.3f}" for end in ends)])
+    header = ["noisy records", "model", "training loss, first steps", "last steps"]
+    return as_markdown(header, rows, 2)
 
 
 def cost_table(results: Mapping[Cell, Found | Trained]) -> str:

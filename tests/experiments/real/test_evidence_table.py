@@ -13,8 +13,10 @@ from experiments.real.finding import Found
 from experiments.real.table import (
     benchmark_table,
     cost_table,
+    curves_table,
     finding_table,
     kinds_table,
+    measures_table,
     training_table,
 )
 from experiments.real.training import Gap, Model, Score, Trained
@@ -52,9 +54,9 @@ def found(rate=0.15, verdict=None, **changes):
     return Found(verdict={**told, **(verdict or {})}, **{**own, **changes})
 
 
-def trained(gap, tasks=None):
+def trained(gap, tasks=None, losses=()):
     def model(loss, accuracy):
-        return Model(loss=loss, accuracy=accuracy, tasks=tasks or {}, losses=[])
+        return Model(loss=loss, accuracy=accuracy, tasks=tasks or {}, losses=list(losses))
 
     full = model(Gap(mean=1.5), Gap(mean=0.6))
     other = model(
@@ -76,11 +78,11 @@ def row(table, *words):
     return [cell.strip() for cell in lines[0].strip("|").split("|")]
 
 
-def test_a_corpus_has_the_best_measure_next_to_the_detector():
+def test_a_corpus_has_other_scores_next_to_the_detector():
     cells = row(finding_table({Cell("finding", "dolly", 0.15): found()}), "dolly")
-    assert cells[4:6] == ["0.960 / 0.480", "entropy gap 0.800 / 0.400"]
-    assert cells[6:9] == ["0.600 / 0.300", "–", "0.700 / 0.350"]
-    assert cells[9:] == ["0.80", "0.50", "4 % (2 % to 9 %)"]
+    assert cells[1:4] == ["15 %", "5 %", "0.960 / 0.480"]
+    assert cells[4:7] == ["0.600 / 0.300", "–", "0.700 / 0.350"]
+    assert cells[7:] == ["0.80", "0.50", "4 % (2 % to 9 %)"]
 
 
 def test_nothing_found_and_nothing_to_find_are_said():
@@ -90,8 +92,18 @@ def test_nothing_found_and_nothing_to_find_are_said():
         scores={"detector": {"all": DetectionScore(auroc=None, average_precision=None)}},
     )
     cells = row(finding_table({Cell("finding", "flan", 0.0): nothing}), "flan")
-    assert cells[4] == "–"
-    assert cells[9:] == ["–", "–", "nothing found"]
+    assert cells[3] == "–"
+    assert cells[7:] == ["–", "–", "nothing found"]
+
+
+def test_every_measure_is_shown_where_there_is_a_reference():
+    cells = {
+        Cell("finding", "dolly", 0.15): found(),
+        Cell("finding", "flan", 0.15, reference=True): found(),
+    }
+    table = measures_table(cells)
+    assert "dolly" not in table
+    assert row(table, "entropy gap")[1:] == ["0.800 / 0.400"]
 
 
 def test_kinds_are_means_over_cells_without_a_reference():
@@ -132,6 +144,13 @@ def test_benchmarks_stand_where_they_were_measured():
     }
     table = benchmark_table(cells)
     assert row(table, "weighted")[2:4] == ["50.0 ± 3.5", "–"]
+
+
+def test_curves_show_the_loss_at_both_ends():
+    losses = [(step, float(10 - step)) for step in range(10)]
+    cell = Cell("paper", "alpaca", 0.0)
+    assert row(curves_table({cell: trained(0.1, losses=losses)}), "full")[2:] == ["8.000", "3.000"]
+    assert "full" not in curves_table({cell: trained(0.1)})
 
 
 def test_cost_is_the_mean_over_cells_of_sums_over_variants():
