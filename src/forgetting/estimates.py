@@ -134,10 +134,10 @@ def _seconds(recipe: Recipe, step: Step, summary: DataSummary, paces: Paces) -> 
         return recipe.reference.epochs * tokens * paces.reference
     if stage in ("evolve", "train"):
         rounds = recipe.variants[str(step.part)].rounds or 1
-        # Each part is scored under the model of those before it, and the last is left to `train`.
-        part = train.tokens / rounds
-        trained = recipe.training.epochs * part * paces.training
-        return trained if stage == "train" else (rounds - 1) * (trained + part * paces.scoring)
+        trained = recipe.training.epochs * train.tokens / rounds * paces.training
+        # Rounds score every part, and leave the training on the last one to `train`.
+        is_last = stage == "train"
+        return trained if is_last else (rounds - 1) * trained + train.tokens * paces.scoring
     if stage == "score":
         passes = {split_column(column)[0] for column in recipe.score_columns}
         heldout = len(recipe.detector_passes) * splits["heldout"].tokens * recipe.scores_heldout

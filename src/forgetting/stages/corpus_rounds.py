@@ -35,7 +35,7 @@ from forgetting.rundir.scores import ScoredCorpus
 from forgetting.rundir.selections import WEIGHED, PolarityWriter, own_polarity
 from forgetting.rundir.stats import DataSummary
 from forgetting.stages.corpus_scores import ModelScoring, ScoringJob, score_with
-from forgetting.stages.evolve import num_steps, part_of
+from forgetting.stages.recipe_parts import part_of_train, steps_before_last
 from forgetting.stages.ties import check_ties
 from forgetting.training.checkpoints import is_whole, seal
 from forgetting.training.dataset import trainer_columns
@@ -74,7 +74,7 @@ class Evolution:
         self.data = DataSummary.load(layout.data_dir(run))
         rounds = self.settings.rounds
         assert rounds is not None
-        self.parts = [part_of(len(samples), rounds, index) for index in range(rounds)]
+        self.parts = [part_of_train(len(samples), rounds, index) for index in range(rounds)]
         self.last = rounds - 2
         """The last part that is learned here."""
 
@@ -172,8 +172,8 @@ class Evolution:
         own.processes.wait()
         if own.processes.is_main:
             seal(own.output)
-            if index:
-                shutil.rmtree(self._work_on(index - 1).path)
+            for earlier in range(index):
+                shutil.rmtree(self._work_on(earlier).path, ignore_errors=True)
         own.processes.wait()
 
     def _tables(self, index: int) -> Iterator[pa.Table]:
@@ -201,7 +201,7 @@ class Evolution:
                     num_scored += samples.input_ids.size
                     num_trained += samples.input_ids.size * (index <= self.last)
         num_tokens = round(self.recipe.training.epochs * num_trained) + num_scored
-        steps = num_steps(self.recipe, len(self.job.samples), len(self.parts))
+        steps = steps_before_last(self.recipe, len(self.job.samples), len(self.parts))
         self.work.details |= {"tokens": num_tokens, "steps": steps}
 
     def _work_on(self, index: int) -> Work:

@@ -16,7 +16,9 @@ from forgetting.errors import InputError
 from forgetting.stages.base import Facts, Stage, Step
 from forgetting.stages.recipe_parts import (
     SplitSize,
+    part_of_train,
     split_sizes,
+    steps_before_last,
     training_facts,
     training_settings,
 )
@@ -31,26 +33,6 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     from forgetting.stages.corpus_rounds import Evolution
 
     Evolution(step.recipe, str(step.part), run_dir, work).run()
-
-
-def part_of(num_samples: int, rounds: int, index: int) -> range:
-    """The samples of a part of D_train, which is in random order. Sizes differ by one at most."""
-    return range(num_samples * index // rounds, num_samples * (index + 1) // rounds)
-
-
-def num_steps(recipe: Recipe, num_samples: int, rounds: int) -> int:
-    """Optimizer steps on all parts but the last."""
-    parts = (part_of(num_samples, rounds, index) for index in range(rounds - 1))
-    return sum(recipe.training.num_steps(len(part)) for part in parts)
-
-
-def last_size(recipe: Recipe, variant: str, size: SplitSize) -> SplitSize:
-    """What a variant is trained on by `train`: D_train, or the last of its parts."""
-    rounds = recipe.variants[variant].rounds
-    if not rounds:
-        return size
-    # How many of the tokens are in the last part is known once it is trained.
-    return SplitSize(len(part_of(size.samples, rounds, rounds - 1)))
 
 
 def parts(recipe: Recipe) -> Sequence[str | None]:
@@ -95,10 +77,10 @@ def facts(step: Step, done: Mapping[str, Path]) -> Facts:
     recipe, train = step.recipe, split_sizes(step, done)["train"]
     rounds = recipe.variants[str(step.part)].rounds
     assert rounds is not None
-    first = SplitSize(train.samples - len(part_of(train.samples, rounds, rounds - 1)))
+    first = SplitSize(train.samples - len(part_of_train(train.samples, rounds, rounds - 1)))
     return {
         **training_facts(step, recipe.training, first),
-        "optimizer steps": num_steps(recipe, train.samples, rounds),
+        "optimizer steps": steps_before_last(recipe, train.samples, rounds),
         "rounds": rounds - 1,
     }
 

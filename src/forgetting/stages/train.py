@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from forgetting.stages.base import Facts, Stage, Step
-from forgetting.stages.evolve import last_size, num_steps, part_of
 from forgetting.stages.recipe_parts import (
     check_training,
+    last_part,
+    part_of_train,
     split_sizes,
+    steps_before_last,
     training_facts,
     training_settings,
 )
@@ -46,7 +48,7 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     label, ends, start = f"Training {variant}", data.end_token_ids, None
     if settings.rounds:
         label = f"{label}, part {settings.rounds} of {settings.rounds}"
-        steps = num_steps(recipe, data.splits["train"].samples, settings.rounds)
+        steps = steps_before_last(recipe, data.splits["train"].samples, settings.rounds)
         start = Start(layout.evolved_model_dir(layout.evolution_dir(run_dir, variant)), steps)
     fine_tune(recipe, recipe.training, settings, tables, label, work, ends, start)
     if work.processes.is_main:
@@ -133,7 +135,7 @@ def _parts(
     )
     if settings.rounds:
         num_samples = len(SampleFile(layout.train_file(run_dir)))
-        last = part_of(num_samples, settings.rounds, settings.rounds - 1)
+        last = part_of_train(num_samples, settings.rounds, settings.rounds - 1)
         selected = rows_of_parts(selected, last)
     for index, part in enumerate(selected):
         values: dict[str, Any] = dict(part.scores)
@@ -211,7 +213,7 @@ def check(recipe: Recipe) -> None:
 
 def facts(step: Step, done: Mapping[str, Path]) -> Facts:
     """Samples, optimizer steps and trainable parameters."""
-    size = last_size(step.recipe, str(step.part), split_sizes(step, done)["train"])
+    size = last_part(step.recipe, str(step.part), split_sizes(step, done)["train"])
     return training_facts(step, step.recipe.training, size)
 
 
