@@ -29,6 +29,7 @@ MODELS = (
     "models/ignoring",
     "models/forgetting",
     "models/weighted",
+    "models/self-evolving",
 )
 OVERRIDES = [
     # Neither is a multiple of what two processes take at once, nor of a step's samples: an epoch
@@ -38,6 +39,7 @@ OVERRIDES = [
     "training.batch_size=8",
     "training.epochs=3",
     "variants.weighted.objective=weighted",
+    "variants.self-evolving={objective: ignoring, rounds: 2}",
     "detector.copies=30",
     # Each process draws its own dropout.
     "training.lora.dropout=0",
@@ -184,7 +186,7 @@ def test_two_processes_plant_and_score_the_copies_of_one(runs):
         assert np.abs(own - other).max() <= 1e-5
 
 
-@pytest.mark.parametrize("variant", ["ignoring", "forgetting"])
+@pytest.mark.parametrize("variant", ["ignoring", "forgetting", "self-evolving"])
 def test_two_processes_choose_the_tokens_of_one(runs, variant):
     first, second = (
         read_table(run / "selection" / variant / "polarity.parquet") for run in runs[:2]
@@ -192,7 +194,9 @@ def test_two_processes_choose_the_tokens_of_one(runs, variant):
     assert first.equals(second)
 
 
-@pytest.mark.parametrize("variant", ["base", "full", "ignoring", "forgetting", "weighted"])
+@pytest.mark.parametrize(
+    "variant", ["base", *(name.removeprefix("models/") for name in MODELS[1:])]
+)
 def test_two_processes_measure_what_one_does(runs, variant):
     first, second = (
         json.loads((run / "evaluation" / variant / "heldout.json").read_text())["metrics"]

@@ -41,10 +41,10 @@ class VariantSettings(Section):
     loss: LossSettings = LossSettings()
     """Loss of the tokens that are learned. `loss: dft` is short for `loss: {name: dft}`."""
     rounds: Annotated[int, Field(ge=2)] | None = None
-    """Number of equal parts of D_train to train on one after the other, with a self-evolving
-    reference: the first is learned whole, each other by its influence under the model of the parts
-    before it. For `ignoring` by `rho`. Each part has its own `training.epochs` and learning rate
-    schedule. `null` trains on all of D_train with the recipe's reference."""
+    """Number of equal parts of D_train to learn one after the other, for `ignoring`. The first is
+    learned whole; of each other, the best `rho` of its tokens under the model of the parts before
+    it. Each part has its own `training.epochs`, optimizer and learning rate schedule. `null` learns
+    D_train at once, selected with the reference model."""
     selection: SelectionSettings = SelectionSettings()
     """Selection of tokens. Fields default to those of the recipe's `selection`."""
     forgetting: ForgettingSettings = ForgettingSettings()
