@@ -13,6 +13,7 @@ import pytest
 
 from forgetting.config import load_recipe
 from forgetting.errors import InputError
+from forgetting.export import tokens
 from forgetting.rundir import layout
 from forgetting.rundir.directory import Work
 from forgetting.rundir.samples import list_column, read_table
@@ -168,11 +169,11 @@ def test_the_trainer_gets_the_tokens_of_the_part_with_polarity_and_weights(evolv
     tables = [call[2] for call in evolving.calls if call[0] == "train"]
     begin = 0
     for table, size in zip(tables, (5, 5), strict=True):
-        tokens = slice(*samples.response_starts[[begin, begin + size]])
+        inside = slice(*samples.response_starts[[begin, begin + size]])
         rows = samples.table.slice(begin, size)
         assert table["input_ids"].to_pylist() == rows["input_ids"].to_pylist()
-        assert np.array_equal(flat(table, "polarity", samples), polarity[tokens])
-        assert flat(table, "token_weights", samples).tolist() == samples.weights[tokens].tolist()
+        assert np.array_equal(flat(table, "polarity", samples), polarity[inside])
+        assert flat(table, "token_weights", samples).tolist() == samples.weights[inside].tolist()
         begin += size
 
 
@@ -250,6 +251,19 @@ def test_the_selection_is_what_was_learned(selected):
     assert shards[0].columns.keys() == {"base_log_probs", "reference_log_probs", "posterior"}
 
 
+def test_an_export_holds_the_log_probabilities_that_selected(selected):
+    folder = layout.selection_dir(selected.run, "self")
+    own, _ = list_column(read_table(layout.own_scores_file(folder)), "reference_log_probs")
+    base = all_scores(selected.run)["base_log_probs"]
+    assert "reference_log_probs" in tokens.stored_scores(selected.run, "self")
+    names = ("labels", "reference_log_probs", "quality")
+    table = pa.concat_tables(
+        tokens.token_tables(selected.run, "self", "influence", lambda ids: "", names)
+    )
+    assert np.array_equal(flat(table, "reference_log_probs", selected.samples), own)
+    assert np.array_equal(flat(table, "quality", selected.samples), own - base)
+
+
 def test_train_learns_the_last_part_and_goes_on_from_the_others(selected, tmp_path, monkeypatch):
     found = []
 
@@ -265,11 +279,11 @@ def test_train_learns_the_last_part_and_goes_on_from_the_others(selected, tmp_pa
     evolution = layout.evolution_dir(selected.run, "self")
     assert (start.path, start.num_steps) == (evolution / "model", 8)
     assert table["input_ids"].to_pylist() == samples.table["input_ids"].to_pylist()[10:]
-    tokens = slice(samples.response_starts[10], None)
+    last = slice(samples.response_starts[10], None)
     file = layout.polarity_file(layout.selection_dir(selected.run, "self"))
-    polarity = list_column(read_table(file), "polarity")[0][tokens]
+    polarity = list_column(read_table(file), "polarity")[0][last]
     assert np.array_equal(flat(table, "polarity", samples), polarity)
-    assert flat(table, "token_weights", samples).tolist() == samples.weights[tokens].tolist()
+    assert flat(table, "token_weights", samples).tolist() == samples.weights[last].tolist()
 
 
 def test_a_model_that_processes_share_is_refused(evolving, monkeypatch):
