@@ -65,6 +65,16 @@ def test_the_detectors_copies_are_counted(estimated):
     assert found["score"] == pytest.approx(2 * tokens["train"] + 2 * tokens["heldout"])
 
 
+def test_rounds_score_each_part_and_leave_the_last_training_to_its_stage(estimated):
+    variant = {"objective": "ignoring", "rounds": 4}
+    found, tokens = estimated("training.epochs=2", variants={"self": variant})
+    part = tokens["train"] / 4
+    # Three parts are learned and scored before the last, and the first is scored at the end.
+    assert found["evolve:self"] == pytest.approx(3 * 2 * part * 100.0 + 4 * part)
+    assert found["train:self"] == pytest.approx(2 * part * 100.0)
+    assert "reference" not in found
+
+
 def test_finished_steps_take_no_time(finished_run, monkeypatch):
     recipe, path = finished_run
     monkeypatch.setattr(estimates, "measure_paces", lambda recipe, path: PACES)

@@ -28,6 +28,7 @@ from forgetting.rundir import layout
 from forgetting.rundir.samples import SampleFile, Samples
 from forgetting.rundir.stats import DataSummary
 from forgetting.scoring import score_samples
+from forgetting.stages import Step
 from forgetting.training.timing import num_timed_samples, training_seconds_per_token
 
 NUM_SCORED = 32
@@ -66,9 +67,7 @@ def estimate_seconds(recipe: Recipe, path: Path) -> dict[str, float]:
     paces = measure_paces(recipe, path)
     summary = DataSummary.load(layout.data_dir(path))
     estimates = {
-        step.key: _seconds(recipe, step.stage.name, summary, paces)
-        for step in steps
-        if step.key not in done
+        step.key: _seconds(recipe, step, summary, paces) for step in steps if step.key not in done
     }
     return {key: seconds for key, seconds in estimates.items() if seconds is not None}
 
@@ -125,16 +124,20 @@ def _cost(training: TrainingSettings) -> dict[str, object]:
     return training.model_dump(include=names)
 
 
-def _seconds(recipe: Recipe, stage: str, summary: DataSummary, paces: Paces) -> float | None:
+def _seconds(recipe: Recipe, step: Step, summary: DataSummary, paces: Paces) -> float | None:
     """Seconds of a step; None if its stage runs no model."""
-    splits = summary.splits
+    splits, stage = summary.splits, step.stage.name
     train = splits["train"]
     if stage == "reference":
         folds = recipe.reference.folds
         tokens = train.tokens * (folds - 1) / folds if folds else splits["reference"].tokens
         return recipe.reference.epochs * tokens * paces.reference
-    if stage == "train":
-        return recipe.training.epochs * train.tokens * paces.training
+    if stage in ("evolve", "train"):
+        rounds = recipe.variants[str(step.part)].rounds or 1
+        trained = recipe.training.epochs * train.tokens / rounds * paces.training
+        # Rounds score every part, and leave the training on the last one to `train`.
+        is_last = stage == "train"
+        return trained if is_last else (rounds - 1) * trained + train.tokens * paces.scoring
     if stage == "score":
         passes = {split_column(column)[0] for column in recipe.score_columns}
         heldout = len(recipe.detector_passes) * splits["heldout"].tokens * recipe.scores_heldout

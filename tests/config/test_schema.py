@@ -458,6 +458,47 @@ def test_corrected_needs_the_detector_and_rho1_the_reference(load):
     assert not recipe.needs_alternatives
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"objective": "forgetting"},
+            "forgetting does not do. Set objective to ignoring",
+        ),
+        ({"objective": "full"}, "objective full does not do"),
+        ({"objective": "weighted"}, "objective weighted does not do"),
+        ({"selection": {"by": "known"}}, "selection.by known does not apply. Remove it, or remove"),
+        ({"selection": {"by": "random"}}, "selection.by random does not apply"),
+        ({"selection": {"threshold": "zero"}}, "selection.threshold zero does not apply"),
+        ({"selection": {"granularity": "sequence"}}, "selection.granularity sequence does not"),
+        ({"selection": {"balance": "source"}}, "selection.balance source does not apply"),
+        ({"selection": {"forget_rate": 0.1}}, "selection.forget_rate 0.1 does not apply"),
+        ({"selection": {"rho": "auto"}}, "Set selection.rho to a number"),
+        ({"selection": {"quality": "detector"}}, "selection.quality detector does not. Set it to"),
+        ({"selection": {"quality": "base_loss"}}, "selection.quality base_loss does not"),
+        ({"selection": {"quality": "rank_gap"}}, "selection.quality rank_gap does not"),
+        ({"loss": "rho1"}, "rounds trains no reference model, which loss rho1 needs"),
+        ({"rounds": 1}, r"variants.self.rounds: .* greater than or equal to 2 \(got 1\)"),
+        ({"rounds": 9}, "variants.self.rounds 9 is more than data.num_train 8"),
+    ],
+)
+def test_rounds_are_refused_where_they_do_not_apply(load, changes, message):
+    variant = {"objective": "ignoring", "rounds": 3, **changes}
+    with pytest.raises(InputError, match=message):
+        load("data.num_train=8", variants={"self": variant})
+
+
+def test_rounds_need_the_scores_of_the_base_alone(load):
+    own = {"self": {"objective": "ignoring", "rounds": 3}}
+    recipe = load("data.num_reference=0", variants=own)
+    assert (recipe.needs_reference, recipe.needs_detector) == (False, False)
+    assert recipe.score_columns == ["base_log_probs"]
+    assert load(variants={**own, "ignoring": {}}).needs_reference
+    # Of the measures and losses that rounds allow.
+    for changes in ({"loss": "dft"}, {"selection": {"quality": "relative", "keep_eos": False}}):
+        assert load(variants={"self": {**own["self"], **changes}}).evolving_variants == ["self"]
+
+
 def test_without_bad_tokens_a_variant_is_the_first_that_learns_all_with_its_loss(load):
     recipe = load(
         variants={
@@ -488,10 +529,12 @@ def test_what_the_shipped_recipes_for_ones_own_data_train():
     assert trained["detector"] == ["full", "weighted", "ignoring", "corrected"]
     assert trained["forgetting"] == ["full", "ignoring", "forgetting"]
     paper = ["full", "ignoring", "forgetting"]
-    assert trained["arena"][:6] == [*paper, "fixed-model-cleaning", "weighted", "corrected"]
-    cleaning = load_recipe("arena").variants["fixed-model-cleaning"]
-    assert (cleaning.objective, cleaning.selection.rho) == ("ignoring", 0.6)
-    assert cleaning.selection.quality == "influence"
+    cleaning = {"fixed-model-cleaning": None, "self-evolving-cleaning": 5}
+    assert trained["arena"][:7] == [*paper, *cleaning, "weighted", "corrected"]
+    for name, rounds in cleaning.items():
+        variant = load_recipe("arena").variants[name]
+        assert (variant.objective, variant.selection.rho) == ("ignoring", 0.6)
+        assert (variant.selection.quality, variant.rounds) == ("influence", rounds)
     for name in ("quickstart", "detector"):
         assert not load_recipe(name).needs_reference
         assert load_recipe(name).scores_heldout

@@ -23,13 +23,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 MINUTES = 15 * 60
 
-MODELS = (
-    "reference",
-    "models/full",
-    "models/ignoring",
-    "models/forgetting",
-    "models/weighted",
-)
+VARIANTS = ("full", "ignoring", "forgetting", "weighted", "self-evolving")
+MODELS = ("reference", *(f"models/{variant}" for variant in VARIANTS))
 OVERRIDES = [
     # Neither is a multiple of what two processes take at once, nor of a step's samples: an epoch
     # ends with a micro-batch that is half empty in one process, and empty in the other.
@@ -38,6 +33,7 @@ OVERRIDES = [
     "training.batch_size=8",
     "training.epochs=3",
     "variants.weighted.objective=weighted",
+    "variants.self-evolving={objective: ignoring, rounds: 2}",
     "detector.copies=30",
     # Each process draws its own dropout.
     "training.lora.dropout=0",
@@ -184,7 +180,7 @@ def test_two_processes_plant_and_score_the_copies_of_one(runs):
         assert np.abs(own - other).max() <= 1e-5
 
 
-@pytest.mark.parametrize("variant", ["ignoring", "forgetting"])
+@pytest.mark.parametrize("variant", ["ignoring", "forgetting", "self-evolving"])
 def test_two_processes_choose_the_tokens_of_one(runs, variant):
     first, second = (
         read_table(run / "selection" / variant / "polarity.parquet") for run in runs[:2]
@@ -192,7 +188,7 @@ def test_two_processes_choose_the_tokens_of_one(runs, variant):
     assert first.equals(second)
 
 
-@pytest.mark.parametrize("variant", ["base", "full", "ignoring", "forgetting", "weighted"])
+@pytest.mark.parametrize("variant", ["base", *VARIANTS])
 def test_two_processes_measure_what_one_does(runs, variant):
     first, second = (
         json.loads((run / "evaluation" / variant / "heldout.json").read_text())["metrics"]

@@ -45,6 +45,28 @@ def test_an_adapter_shares_the_base_weights(tiny_model, tmp_path):
         adapters.attach_adapter(base, tmp_path / "adapter")
 
 
+def test_an_adapter_goes_on_with_all_weights_of_a_trained_one(tiny_model, tmp_path):
+    from peft import get_peft_model
+
+    def adapted(**changes):
+        base = AutoModelForCausalLM.from_pretrained(tiny_model)
+        return get_peft_model(base, loading.lora_config(LoraSettings(rank=2, **changes)))
+
+    trained, fresh = (adapted(modules_to_save=["lm_head"]) for _ in range(2))
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    trained.save_pretrained(tmp_path)
+    adapters.continue_adapter(fresh, tmp_path)
+    other = dict(fresh.named_parameters())
+    for name, parameter in trained.named_parameters():
+        assert torch.equal(parameter, other[name]), name
+        assert parameter.requires_grad == other[name].requires_grad, name
+    with pytest.raises(InputError, match="does not have the weights"):
+        adapters.continue_adapter(adapted(target_modules=["q_proj"]), tmp_path)
+
+
 @pytest.fixture
 def folders(tiny_model, tmp_path):
     """Two trained adapters, and one that was not."""

@@ -21,14 +21,12 @@ from forgetting.config.load import (
 from forgetting.config.schema import (
     EvaluationSettings,
     LoraSettings,
-    Objective,
     Recipe,
     ReferenceSettings,
     ReportSettings,
     ScoringSettings,
     TaskSettings,
     TrainingSettings,
-    VariantSettings,
 )
 from forgetting.config.unlearning import (
     DetectorSettings,
@@ -36,6 +34,7 @@ from forgetting.config.unlearning import (
     LossSettings,
     SelectionSettings,
 )
+from forgetting.config.variants import Objective, VariantSettings
 
 __all__ = [
     "MAX_RECORD_BYTES",

@@ -16,8 +16,8 @@ from forgetting.config.schema import (
     Recipe,
     ReferenceSettings,
     TrainingSettings,
-    VariantSettings,
 )
+from forgetting.config.variants import VariantSettings
 from forgetting.config.yaml_text import NOT_YAML, parse_yaml
 from forgetting.errors import InputError
 from forgetting.method.terms import declared_parameters

@@ -15,28 +15,15 @@ from pydantic import Field, ModelWrapValidatorHandler, field_validator, model_va
 from forgetting.config.fields import ItemLimit, Name, Positive, Section
 from forgetting.config.inheritance import inherit_reference, inherit_variant, note_own_fields
 from forgetting.config.inputs import DataSettings, ModelSettings, SourceSettings
-from forgetting.config.unlearning import (
-    DetectorSettings,
-    ForgettingSettings,
-    LossSettings,
-    SelectionSettings,
-)
+from forgetting.config.unlearning import DetectorSettings, ForgettingSettings, SelectionSettings
+from forgetting.config.variants import BY_POSTERIOR, Objective, VariantSettings
 from forgetting.method.columns import (
     PASSES,
-    POSTERIOR,
     SCORE_COLUMNS,
     columns_of,
     of_reference,
 )
-from forgetting.method.losses import LOSSES
-from forgetting.method.measures import MEASURES
-from forgetting.method.terms import TERMS
 
-Objective = Literal["full", "ignoring", "forgetting", "weighted", "corrected"]
-_BY_POSTERIOR = ("weighted", "corrected")
-# From which probability of being bad on a token is negative.
-_POSTERIORS = {"ignoring": 0.5}
-_POSTERIOR = 0.9
 NUM_LOGS = 50
 """About how many times a training logs its figures by default."""
 
@@ -147,53 +134,6 @@ class ScoringSettings(Section):
     1024 on a CPU."""
     samples_per_shard: Positive = 2000
     """Number of samples per file and in memory. An interrupted run computes only missing files."""
-
-
-class VariantSettings(Section):
-    """One fine-tuned model of the comparison."""
-
-    objective: Objective
-    """Treatment of bad tokens. `full` learns all tokens, `ignoring` skips the negative ones,
-    `forgetting` unlearns them. `weighted` learns each token with 1 minus the detector's probability
-    that it is bad. `corrected` also gives that probability to the tokens that the reference model
-    (without one: the base model) expects there. If the detector finds nothing, both are `full`."""
-    loss: LossSettings = LossSettings()
-    """Loss of the tokens that are learned. `loss: dft` is short for `loss: {name: dft}`."""
-    selection: SelectionSettings = SelectionSettings()
-    """Selection of tokens. Fields default to those of the recipe's `selection`."""
-    forgetting: ForgettingSettings = ForgettingSettings()
-    """Unlearning. Fields default to those of the recipe's `forgetting`."""
-
-    @property
-    def selects(self) -> bool:
-        """Whether it divides the tokens into positive and negative ones."""
-        return self.objective in ("ignoring", "forgetting")
-
-    @property
-    def needs_posterior(self) -> bool:
-        """Whether it needs the detector's posterior of each token."""
-        measure = MEASURES[self.selection.quality]
-        uses = self.selects and POSTERIOR in measure.columns
-        return self.objective in _BY_POSTERIOR or uses
-
-    @property
-    def needs_base(self) -> bool:
-        """Whether its term compares with the base model's log-probabilities."""
-        return self.objective == "forgetting" and TERMS[self.forgetting.term].needs_base
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether its loss compares with the reference model's log-probabilities."""
-        ranking = LOSSES[self.loss.name].ranking
-        return ranking is not None and ranking.needs_reference
-
-    @property
-    def selection_in_effect(self) -> SelectionSettings:
-        """The selection with `posterior` as a number."""
-        if self.selection.posterior is not None:
-            return self.selection
-        posterior = _POSTERIORS.get(self.objective, _POSTERIOR)
-        return self.selection.model_copy(update={"posterior": posterior})
 
 
 class TaskSettings(Section):
@@ -333,6 +273,17 @@ class Recipe(Section):
         return self
 
     @model_validator(mode="after")
+    def _parts_have_samples(self) -> Recipe:
+        for name in self.evolving_variants:
+            rounds = self.variants[name].rounds or 0
+            if rounds > self.data.num_train:
+                raise ValueError(
+                    f"variants.{name}.rounds {rounds} is more than data.num_train "
+                    f"{self.data.num_train}. Set fewer rounds, or more samples"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _reference_is_of_the_corpus(self) -> Recipe:
         other = next((n for n in ("sources", "folds") if getattr(self.reference, n)), None)
         if self.data.duplicates_in_reference and other is not None:
@@ -375,11 +326,16 @@ class Recipe(Section):
         """Names of the variants that need a selection."""
         return [name for name, variant in self.variants.items() if variant.selects]
 
+    @property
+    def evolving_variants(self) -> list[str]:
+        """Names of the variants whose reference evolves."""
+        return [name for name, variant in self.variants.items() if variant.rounds]
+
     def plain_variant(self, name: str) -> str | None:
         """The variant whose model is that of a `weighted` or `corrected` one if the detector finds
         nothing: the first with the same loss that learns all tokens. None if there is none."""
         variant = self.variants[name]
-        if variant.objective not in _BY_POSTERIOR:
+        if variant.objective not in BY_POSTERIOR:
             return None
         plain = (n for n, v in self.variants.items() if v.objective == "full")
         return next((n for n in plain if self.variants[n].loss == variant.loss), None)
@@ -432,12 +388,7 @@ class Recipe(Section):
         """Columns that measures, terms and losses need."""
         needed = set()
         for variant in self.variants.values():
-            if variant.selects:
-                needed |= set(MEASURES[variant.selection.quality].columns)
-            if variant.needs_base:
-                needed.add("base_log_probs")
-            if variant.needs_reference:
-                needed.add("reference_log_probs")
+            needed |= variant.score_columns
         return needed
 
 

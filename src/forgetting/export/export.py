@@ -195,11 +195,11 @@ class _Job:
         if not has_noise:
             for name in tokens.NOISE:
                 del columns[name]
-        for name in set(tokens.SCORES).difference(tokens.stored_scores(self.run)):
+        variant = self.variant if self.settings.selects else None
+        for name in set(tokens.SCORES).difference(tokens.stored_scores(self.run, variant)):
             del columns[name]
         check_tokenizer(self.recipe, self.run)
         decode = loading.decoder(self.recipe.model)
-        variant = self.variant if self.settings.selects else None
         tables = tokens.token_tables(self.run, variant, quality, decode, tuple(columns))
         with progress("Exporting the corpus", num_samples) as advance:
             write_rows(tables, folder / f"train.{format}", format, advance)

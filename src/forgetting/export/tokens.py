@@ -21,7 +21,7 @@ from forgetting.rundir import layout
 from forgetting.rundir.findings import has_findings
 from forgetting.rundir.samples import SampleFile, Samples
 from forgetting.rundir.scores import LOG_PROBS, ScoredCorpus
-from forgetting.rundir.selections import WEIGHED, selected_parts
+from forgetting.rundir.selections import WEIGHED, own_scores, selected_parts
 from forgetting.training.dataset import correct_shard, trainer_columns
 
 COLUMNS = {
@@ -55,9 +55,9 @@ SCORES = (*LOG_PROBS, POSTERIOR)
 """Columns of scores, of which a run has those that its recipe needs."""
 
 
-def stored_scores(run: Path) -> list[str]:
-    """The columns among `SCORES` that a run has."""
-    found = ScoredCorpus(run).column_names
+def stored_scores(run: Path, variant: str | None) -> list[str]:
+    """The columns among `SCORES` that a run has, or a variant has for itself."""
+    found = ScoredCorpus(run, own=own_scores(run, variant)).column_names
     return [name for name in SCORES if name in found or (name == POSTERIOR and has_findings(run))]
 
 

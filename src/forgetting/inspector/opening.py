@@ -29,7 +29,7 @@ from forgetting.rundir.findings import PosteriorPart, posterior_parts, require_l
 from forgetting.rundir.reader import RunReader
 from forgetting.rundir.samples import SAMPLE_SCHEMA, Samples
 from forgetting.rundir.scores import LOG_PROBS, ScoredCorpus, has_scores
-from forgetting.rundir.selections import selected_parts
+from forgetting.rundir.selections import own_scores, selected_parts
 from forgetting.rundir.train_records import TrainRecordTable
 
 
@@ -75,7 +75,7 @@ def open_inspection(
     made = None if variant is None else run.selection(variant)
     if made is None and run.findings is None:
         return None
-    corpus = ScoredCorpus(run_dir, run.fingerprint)
+    corpus = ScoredCorpus(run_dir, run.fingerprint, own_scores(run_dir, variant))
     stored = corpus.column_names
     log_probs = [name for name in LOG_PROBS if name in stored]
     has_posterior = [] if run.findings is None else [POSTERIOR]

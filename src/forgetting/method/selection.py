@@ -8,7 +8,7 @@ arXiv 2508.04329. Knows nothing of how quality is measured, nor of files.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -277,6 +277,26 @@ def divide_by_posterior(posterior: float) -> Division:
     # All that equal a threshold are on its lower side.
     positive, kept = (Cut(1 - share, 0) for share in (0.5, posterior))
     return Division((positive,), (kept,))
+
+
+def spare_ends(
+    polarity: NDArray[np.int8],
+    response_ids: NDArray[np.integer],
+    is_negative: NDArray[np.bool_],
+    end_token_ids: Collection[int],
+) -> None:
+    """Take end-of-sequence tokens out of the negative ones, in place.
+
+    Args:
+        polarity: of response tokens, shape (tokens,).
+        response_ids: their ids.
+        is_negative: whether the data says that the sample of each is one to forget. There, end
+            tokens are ignored; elsewhere, they are positive.
+        end_token_ids: the end tokens.
+    """
+    if end_token_ids:
+        is_end = (polarity < 0) & np.isin(response_ids, list(end_token_ids))
+        polarity[is_end] = np.where(is_negative[is_end], 0, 1)
 
 
 def divide_whole(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -135,10 +136,31 @@ def load_variant(settings: ModelSettings, dtype: torch.dtype, path: Path | str) 
     """A fine-tuned model: an adapter on the base model, or whole weights."""
     if is_adapter(path):
         return attach_adapter(loading.load_base_model(settings, dtype), path)
-    own = settings.model_copy(
+    return loading.load_base_model(whole_weights(settings, path), dtype)
+
+
+def whole_weights(settings: ModelSettings, path: Path | str) -> ModelSettings:
+    """The settings with the fine-tuned weights at `path` in the place of the base model's."""
+    return settings.model_copy(
         update={"name_or_path": str(path), "revision": None, "quantization": None}
     )
-    return loading.load_base_model(own, dtype)
+
+
+def continue_adapter(adapted: Any, path: Path) -> None:
+    """Give an adapter that is to be trained the weights of a trained one of the same settings.
+
+    Args:
+        adapted: a PEFT model.
+        path: folder of the trained adapter.
+
+    Raises:
+        InputError: the trained adapter has other weights.
+    """
+    from peft import set_peft_model_state_dict
+
+    saved = load_file(path / ADAPTER_WEIGHTS)
+    check_adapter_names(path, saved, adapted)
+    set_peft_model_state_dict(adapted, saved)
 
 
 class SharedBase:

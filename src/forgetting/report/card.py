@@ -118,6 +118,14 @@ def model_card(
     ]
     if selection is not None:
         lines += _selection(settings.selection.by, selection)
+    if settings.rounds:
+        lines += [
+            f"The samples were learned in {settings.rounds} equal parts, one after the other. The "
+            "first was learned whole. The tokens of each other part were selected by the model of "
+            "the parts before it, as TokenCleaning does (arXiv 2502.01968). The tokens and steps "
+            "below are those of the last part.",
+            "",
+        ]
     if settings.loss != LossSettings():
         lines += [f"Loss of the learned tokens: `{settings.loss.name}`.", ""]
     if settings.objective == "forgetting":

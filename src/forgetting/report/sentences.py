@@ -59,6 +59,8 @@ def _quality(recipe: Recipe) -> str:
     models = "the base model"
     if recipe.needs_reference:
         models += f" and {_reference(recipe)}"
+    elif recipe.evolving_variants:
+        models += " and the model in training"
     return (
         f"The quality of a response token is computed from its scores under {models}. The measure "
         f"is {formulas}, where l is the token's loss; higher is better."
@@ -101,6 +103,12 @@ def _objective(name: str, variant: VariantSettings) -> str:
             f"“{name}” learns all response tokens, each with a weight of 1 minus the probability "
             "that it is bad, estimated by a detector of planted noise. It gives that probability "
             "to the tokens that the reference model, or without one the base model, expects there."
+        )
+    if variant.rounds:
+        return (
+            f"“{name}” learns {variant.rounds} equal parts of the samples one after the other: the "
+            f"first whole, and of each other {_chosen(variant.selection)}, by their quality with "
+            "the model of the parts before it as the reference. It ignores the others."
         )
     chosen = _chosen(variant.selection)
     ignores = variant.objective == "ignoring"

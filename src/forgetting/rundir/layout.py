@@ -65,6 +65,11 @@ def alternatives_dir(run: Path) -> Path:
     return run / "alternatives"
 
 
+def evolution_dir(run: Path, variant: str) -> Path:
+    """The self-evolving reference of a variant with rounds; written by `evolve`."""
+    return run / "evolution" / variant
+
+
 def selection_dir(run: Path, variant: str | None = None) -> Path:
     """The selection of a variant, written by `select`; without a variant, the folder of all."""
     return _of_variant(run / "selection", variant)
@@ -172,6 +177,18 @@ def alternatives_files(alternatives: Path) -> list[Path]:
 def polarity_file(selection: Path) -> Path:
     """The polarity of every response token of D_train."""
     return selection / "polarity.parquet"
+
+
+def own_scores_file(folder: Path) -> Path:
+    """In the folder of a self-evolving reference, and of the selection by it: the log-probability
+    of every response token of D_train under the model of the parts before its own, and its
+    polarity. Tokens of the first part have that under the last of these models."""
+    return folder / "own-reference.parquet"
+
+
+def evolved_model_dir(evolution: Path) -> Path:
+    """The model after all parts of D_train but the last."""
+    return evolution / "model"
 
 
 def training_log(model: Path) -> Path:

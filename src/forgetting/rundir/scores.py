@@ -31,6 +31,7 @@ from forgetting.rundir.findings import posterior_parts, require_lengths
 from forgetting.rundir.samples import (
     SampleFile,
     Samples,
+    check_fingerprint,
     list_column,
     lists,
     num_response_tokens,
@@ -40,7 +41,8 @@ from forgetting.rundir.samples import (
     write_table,
 )
 
-LOG_PROBS = ("base_log_probs", "reference_log_probs")
+REFERENCE = "reference_log_probs"
+LOG_PROBS = ("base_log_probs", REFERENCE)
 EMPTY = "empty_"
 """Before the names of a model's statistics with an empty prompt."""
 Part = TypeVar("Part")
@@ -253,24 +255,37 @@ class ScoredCorpus(ScoredSamples):
     Args:
         run: the run directory.
         fingerprint: of D_train, if the caller knows it; by default it is computed.
+        own: log-probabilities under a variant's own reference, see `layout.own_scores_file`, to
+            use in the place of those of the run's reference.
 
     Raises:
         InputError: a shard is missing, or the shards hold other samples than D_train.
     """
 
-    def __init__(self, run: Path, fingerprint: str | None = None) -> None:
+    def __init__(self, run: Path, fingerprint: str | None = None, own: Path | None = None) -> None:
         train = layout.train_file(run)
         fingerprint = fingerprint or SampleFile(train).fingerprint
         super().__init__(train, layout.scores_dir(run), fingerprint, "score")
         self._run = run
+        self._own = own
+        if own is not None:
+            check_fingerprint(own, fingerprint)
+
+    @property
+    def column_names(self) -> list[str]:
+        """The scores that are there."""
+        found = super().column_names
+        return found if self._own is None else list(dict.fromkeys((*found, REFERENCE)))
 
     def scores(
         self, columns: Sequence[str], sample_columns: Sequence[str] = ()
     ) -> Iterator[ScoreShard]:
         """As `ScoredSamples.scores`; `posterior` may be among the columns."""
-        scored = [column for column in columns if column != POSTERIOR]
-        shards = super().scores(scored, sample_columns)
-        return shards if len(scored) == len(columns) else self._with_posterior(shards)
+        elsewhere = {POSTERIOR} if self._own is None else {POSTERIOR, REFERENCE}
+        shards = super().scores([c for c in columns if c not in elsewhere], sample_columns)
+        if self._own is not None and REFERENCE in columns:
+            shards = self._with_own(shards, self._own)
+        return self._with_posterior(shards) if POSTERIOR in columns else shards
 
     def _with_posterior(self, shards: Iterator[ScoreShard]) -> Iterator[ScoreShard]:
         parts = posterior_parts(self._run, self.fingerprint, self.shard_sizes)
@@ -278,6 +293,12 @@ class ScoredCorpus(ScoredSamples):
             file = layout.posterior_file(layout.detector_dir(self._run))
             require_lengths(file, part.lengths, shard.lengths)
             yield replace(shard, columns={**shard.columns, POSTERIOR: part.posterior})
+
+    def _with_own(self, shards: Iterator[ScoreShard], file: Path) -> Iterator[ScoreShard]:
+        parts = rows_in_parts(file, ["sample_id", REFERENCE], self.shard_sizes)
+        for shard, part in zip(shards, parts, strict=True):
+            values = self._column(file, part, REFERENCE, shard.lengths)
+            yield replace(shard, columns={**shard.columns, REFERENCE: values})
 
 
 @contextmanager

@@ -8,7 +8,7 @@ shown and exported is what was trained on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -248,6 +248,46 @@ class SelectedPart:
     scores: dict[str, NDArray]
     """By name, each of the shape of `polarity`."""
 
+    def rows(self, begin: int, end: int) -> SelectedPart:
+        """Samples `begin` to `end`, not included."""
+        starts = self.samples.response_starts
+        tokens = slice(starts[begin], starts[end])
+        return SelectedPart(
+            Samples(self.samples.table.slice(begin, end - begin)),
+            self.polarity[tokens],
+            {name: values[tokens] for name, values in self.scores.items()},
+        )
+
+
+def own_scores(run: Path, variant: str | None) -> Path | None:
+    """The log-probabilities of the reference that a variant has for itself; None if it uses that
+    of the run."""
+    if variant is None:
+        return None
+    file = layout.own_scores_file(layout.selection_dir(run, variant))
+    return file if file.is_file() else None
+
+
+def own_polarity(file: Path, sizes: Sequence[int]) -> Iterator[NDArray[np.int8]]:
+    """The polarity next to the log-probabilities of a variant's own reference.
+
+    Args:
+        file: see `layout.own_scores_file`.
+        sizes: samples of each part.
+    """
+    for part in rows_in_parts(file, ["polarity"], sizes):
+        yield list_column(part, "polarity")[0].copy()
+
+
+def rows_of_parts(parts: Iterable[SelectedPart], rows: range) -> Iterator[SelectedPart]:
+    """The given rows of D_train, out of all its parts in order."""
+    first = 0
+    for part in parts:
+        begin, end = max(rows.start - first, 0), min(rows.stop - first, len(part.samples))
+        if begin < end:
+            yield part.rows(begin, end)
+        first += len(part.samples)
+
 
 def selected_parts(
     run: Path,
@@ -262,7 +302,7 @@ def selected_parts(
         run: the run directory.
         variant: whose selection; None: every response token is positive, or ignored in samples
             that the data says to forget.
-        scores: columns of the scores.
+        scores: columns of the scores. Those of the reference are the variant's own if it has one.
         columns: of the samples, `input_ids` and `labels` among them. `is_negative` is always read.
         fingerprint: of D_train, if the caller knows it; by default it is computed.
 
@@ -274,7 +314,7 @@ def selected_parts(
     if variant is not None and fingerprint is None:
         fingerprint = SampleFile(train).fingerprint
     if scores:
-        corpus = ScoredCorpus(run, fingerprint)
+        corpus = ScoredCorpus(run, fingerprint, own_scores(run, variant))
         sizes = corpus.shard_sizes
         found = ((shard.samples, shard.columns) for shard in corpus.scores(scores, columns))
     else:

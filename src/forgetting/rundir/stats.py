@@ -114,6 +114,21 @@ def write_training_log(model: Path, entries: Iterable[Mapping[str, Any]]) -> Non
     write_atomically(layout.training_log(model), "".join(f"{line}\n" for line in lines))
 
 
+def continued_log(
+    model: Path, num_steps: int, entries: Iterable[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The log of a model, and after it what a training that began with it logged.
+
+    Args:
+        model: folder of the model.
+        num_steps: optimizer steps of its training, which are added to those of the entries.
+    """
+    file = layout.training_log(model)
+    with readable(file, "evolve"):
+        earlier = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    return [*earlier, *({**entry, "step": entry["step"] + num_steps} for entry in entries)]
+
+
 def read_training_log(model: Path) -> TrainingCurve:
     """Read what training logged.
 

@@ -4,6 +4,7 @@ from forgetting.stages.alternatives import ALTERNATIVES
 from forgetting.stages.base import ALL_EARLIER, Stage, Step
 from forgetting.stages.detect import DETECT
 from forgetting.stages.evaluate import EVALUATE
+from forgetting.stages.evolve import EVOLVE
 from forgetting.stages.prepare import PREPARE
 from forgetting.stages.probe import PROBE
 from forgetting.stages.reference import REFERENCE
@@ -20,6 +21,7 @@ STAGES: tuple[Stage, ...] = (
     SCORE,
     DETECT,
     ALTERNATIVES,
+    EVOLVE,
     SELECT,
     TRAIN,
     EVALUATE,

@@ -180,17 +180,28 @@ def score_shards(job: ScoringJob, work: Work) -> None:
     # Adapters go onto the one base model, those of folds one after the other. Whole weights
     # replace it.
     base = SharedBase(job.recipe.model)
+    is_last = not job.recipe.fold_names
     for scoring in job.scorings():
-        _score(job, work, {index: shards[index] for index in own}, scoring, base)
+        of_process = {index: shards[index] for index in own}
+        score_with(job, work, of_process, scoring, base, is_last=is_last)
 
 
-def _score(
+def score_with(
     job: ScoringJob,
     work: Work,
     shards: Mapping[int, range],
     scoring: ModelScoring,
     base: SharedBase,
+    *,
+    is_last: bool,
 ) -> None:
+    """Score shards under one model; files that are there from before are kept.
+
+    Args:
+        shards: by their numbers.
+        base: lends the model.
+        is_last: as for `SharedBase.lend`.
+    """
     # A function of its own, so that nothing holds the model when the next one is loaded.
     missing = [index for index in shards if not work.has(scoring.file(work, index))]
     if not missing:
@@ -199,7 +210,7 @@ def _score(
     total = passes * sum(len(scoring.rows(shard)) for shard in shards.values())
     done = total - passes * sum(len(scoring.rows(shards[index])) for index in missing)
     with (
-        base.lend(scoring.path, is_last=not job.recipe.fold_names) as model,
+        base.lend(scoring.path, is_last=is_last) as model,
         progress(f"{job.label}, {scoring.name} model", total, done) as advance,
     ):
         for index in missing:

@@ -33,6 +33,7 @@ from forgetting.method.selection import (
     divide_by_mixture,
     divide_by_posterior,
     mean_quality,
+    spare_ends,
 )
 from forgetting.method.tally import SelectionTally
 from forgetting.rundir.samples import (
@@ -172,6 +173,7 @@ def select_corpus(
     seed: int,
     end_token_ids: Collection[int] = (),
     marks_nothing: bool = False,
+    given: Iterator[NDArray[np.int8]] | None = None,
     advance: Callable[[int, str], None] = lambda amount, note: None,
 ) -> SelectionSummary:
     """Select, and write the polarity of every response token.
@@ -189,6 +191,7 @@ def select_corpus(
         end_token_ids: tokens that are positive where they would be negative, or ignored in samples
             that the data says to forget.
         marks_nothing: make every token positive, because nothing is known about their quality.
+        given: polarity of all response tokens, one shard at a time, if it is decided already.
         advance: called with the number of samples done since the last call.
 
     Returns:
@@ -200,6 +203,8 @@ def select_corpus(
     measured = MeasuredCorpus(corpus, settings.quality, scratch)
     if marks_nothing:
         division, mixture, polarities = _everything(settings, measured)
+    elif given is not None:
+        division, mixture, polarities = _undivided(settings, measured), None, given
     elif settings.by == "known":
         division, mixture, polarities = _known(settings, measured, corpus)
     else:
@@ -222,9 +227,7 @@ def select_corpus(
     with PolarityWriter(output, corpus.fingerprint) as writer:
         for part, quality, polarity, sample_ids, lengths, sources, is_negative in walk:
             response_ids, starts = _responses(part)
-            if end_token_ids:
-                is_end = (polarity < 0) & np.isin(response_ids, list(end_token_ids))
-                polarity[is_end] = np.repeat(np.where(is_negative, 0, 1), lengths)[is_end]
+            spare_ends(polarity, response_ids, np.repeat(is_negative, lengths), end_token_ids)
             writer.write(sample_ids, polarity, starts)
             tally.add(quality, polarity, lengths, sources)
             # The noise must be known for every sample, or it counts as unknown.

@@ -86,6 +86,26 @@ def split_sizes(step: Step, done: Mapping[str, Path]) -> dict[str, SplitSize]:
     return {name: SplitSize(size) for name, size in sizes.items()}
 
 
+def part_of_train(num_samples: int, rounds: int, index: int) -> range:
+    """The samples of a part of D_train, which is in random order. Sizes differ by one at most."""
+    return range(num_samples * index // rounds, num_samples * (index + 1) // rounds)
+
+
+def steps_before_last(recipe: Recipe, num_samples: int, rounds: int) -> int:
+    """Optimizer steps on all parts but the last."""
+    parts = (part_of_train(num_samples, rounds, index) for index in range(rounds - 1))
+    return sum(recipe.training.num_steps(len(part)) for part in parts)
+
+
+def last_part(recipe: Recipe, variant: str, size: SplitSize) -> SplitSize:
+    """What a variant is trained on by `train`: D_train, or the last of its parts."""
+    rounds = recipe.variants[variant].rounds
+    if not rounds:
+        return size
+    # How many of the tokens are in the last part is known once it is trained.
+    return SplitSize(len(part_of_train(size.samples, rounds, rounds - 1)))
+
+
 def check_model(field: str, name_or_path: str) -> None:
     """Refuse a model that is neither a folder with weights nor an id on the Hub.
 

@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 
 def run(step: Step, run_dir: Path, work: Work) -> None:
     """Selects for one variant; writes the polarity and a summary."""
+    import shutil
+
     from forgetting.method.columns import POSTERIOR
     from forgetting.method.measures import MEASURES
     from forgetting.rundir import layout
     from forgetting.rundir.findings import read_findings
     from forgetting.rundir.scores import ScoredCorpus
+    from forgetting.rundir.selections import own_polarity
     from forgetting.rundir.stats import DataSummary
     from forgetting.stages.corpus_selection import select_corpus
 
@@ -30,7 +33,12 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     end_token_ids: list[int] = []
     if settings.keep_eos:
         end_token_ids = DataSummary.load(layout.data_dir(run_dir)).end_token_ids
-    corpus = ScoredCorpus(run_dir)
+    own = None
+    if step.recipe.variants[variant].rounds:
+        own = layout.own_scores_file(work.output)
+        # All that read the selection read them with it.
+        shutil.copyfile(layout.own_scores_file(layout.evolution_dir(run_dir, variant)), own)
+    corpus = ScoredCorpus(run_dir, own=own)
     finds_nothing = False
     if POSTERIOR in MEASURES[settings.quality].columns:
         finds_nothing = not read_findings(run_dir, corpus.fingerprint).found
@@ -44,6 +52,7 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
             seed=step.recipe.seed,
             end_token_ids=end_token_ids,
             marks_nothing=finds_nothing,
+            given=None if own is None else own_polarity(own, corpus.shard_sizes),
             advance=advance,
         )
     if summary.mixture is not None and summary.mixture.fit is None:
@@ -70,9 +79,10 @@ def settings(step: Step) -> Mapping[str, Any]:
 
 
 def reads(recipe: Recipe, part: str | None) -> Collection[str]:
-    """The detector's posterior too, if the variant selects by it."""
-    uses = recipe.variants[str(part)].needs_posterior
-    return ("prepare", "score", *(["detect"] if uses else []))
+    """The detector's posterior too, if the variant selects by it, or what its rounds selected."""
+    variant = recipe.variants[str(part)]
+    more = {"detect": variant.needs_posterior, "evolve": variant.rounds is not None}
+    return ("prepare", "score", *(stage for stage, is_read in more.items() if is_read))
 
 
 SELECT = Stage(

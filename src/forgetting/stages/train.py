@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 from forgetting.stages.base import Facts, Stage, Step
 from forgetting.stages.recipe_parts import (
     check_training,
+    last_part,
+    part_of_train,
     split_sizes,
+    steps_before_last,
     training_facts,
     training_settings,
 )
@@ -30,7 +33,7 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     """Trains one variant, and writes its model card."""
     from forgetting.rundir import layout
     from forgetting.rundir.stats import DataSummary
-    from forgetting.training.fit import fine_tune
+    from forgetting.training.fit import Start, fine_tune
 
     recipe, variant = step.recipe, str(step.part)
     settings = recipe.variants[variant]
@@ -42,8 +45,12 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
     data = DataSummary.load(layout.data_dir(run_dir))
     has_weights = data.splits["train"].weighted_tokens > 0
     tables = training_tables(run_dir, variant, settings, has_weights=has_weights)
-    label, ends = f"Training {variant}", data.end_token_ids
-    fine_tune(recipe, recipe.training, settings, tables, label, work, ends)
+    label, ends, start = f"Training {variant}", data.end_token_ids, None
+    if settings.rounds:
+        label = f"{label}, part {settings.rounds} of {settings.rounds}"
+        steps = steps_before_last(recipe, data.splits["train"].samples, settings.rounds)
+        start = Start(layout.evolved_model_dir(layout.evolution_dir(run_dir, variant)), steps)
+    fine_tune(recipe, recipe.training, settings, tables, label, work, ends, start)
     if work.processes.is_main:
         _write_card(recipe, variant, run_dir, work)
 
@@ -86,7 +93,8 @@ def _copy_model(plain: str, variant: str, run_dir: Path, work: Work) -> None:
 def training_tables(
     run_dir: Path, variant: str, settings: VariantSettings, *, has_weights: bool
 ) -> Iterator[pa.Table]:
-    """What a variant learns: D_train in parts, with the columns of the trainer.
+    """What a variant learns: D_train in parts, with the columns of the trainer. If it learns in
+    rounds, the last of their parts.
 
     Args:
         settings: of the variant; what it reads must be done.
@@ -112,7 +120,7 @@ def _parts(
     from forgetting.rundir import layout
     from forgetting.rundir.findings import read_findings
     from forgetting.rundir.samples import SampleFile
-    from forgetting.rundir.selections import WEIGHED, selected_parts
+    from forgetting.rundir.selections import WEIGHED, rows_of_parts, selected_parts
     from forgetting.training.dataset import correct_shard
 
     scores = ["base_log_probs"] * settings.needs_base
@@ -125,6 +133,10 @@ def _parts(
     selected = selected_parts(
         run_dir, variant if settings.selects else None, scores, ("sample_id", *WEIGHED), fingerprint
     )
+    if settings.rounds:
+        num_samples = len(SampleFile(layout.train_file(run_dir)))
+        last = part_of_train(num_samples, settings.rounds, settings.rounds - 1)
+        selected = rows_of_parts(selected, last)
     for index, part in enumerate(selected):
         values: dict[str, Any] = dict(part.scores)
         posterior = values.pop(POSTERIOR, None)
@@ -165,14 +177,16 @@ def parts(recipe: Recipe) -> Sequence[str | None]:
 
 def reads(recipe: Recipe, part: str | None) -> Collection[str]:
     """The scores too, if the variant's term or loss compares with another model or if it weighs
-    tokens, and then what the detector found and what is expected in the place of bad tokens."""
+    tokens, and then what the detector found and what is expected in the place of bad tokens. The
+    model to go on from, if it learns in rounds."""
     variant = recipe.variants[str(part)]
     if variant.objective == "weighted":
         return ("prepare", "score", "detect")
     if variant.objective == "corrected":
         return ("prepare", "score", "detect", "alternatives")
     compares = variant.needs_base or variant.needs_reference
-    return ("prepare", "select", *(["score"] if compares else []))
+    more = {"score": compares, "evolve": variant.rounds is not None}
+    return ("prepare", "select", *(stage for stage, is_read in more.items() if is_read))
 
 
 def settings(step: Step) -> Mapping[str, Any]:
@@ -188,6 +202,7 @@ def settings(step: Step) -> Mapping[str, Any]:
         "objective": variant.objective,
         "forgetting": variant.forgetting.model_dump(mode="json") if forgets else None,
         **({"loss": variant.loss.model_dump(mode="json")} if chooses else {}),
+        **({"rounds": variant.rounds} if variant.rounds else {}),
     }
 
 
@@ -198,7 +213,8 @@ def check(recipe: Recipe) -> None:
 
 def facts(step: Step, done: Mapping[str, Path]) -> Facts:
     """Samples, optimizer steps and trainable parameters."""
-    return training_facts(step, step.recipe.training, split_sizes(step, done)["train"])
+    size = last_part(step.recipe, str(step.part), split_sizes(step, done)["train"])
+    return training_facts(step, step.recipe.training, size)
 
 
 TRAIN = Stage(

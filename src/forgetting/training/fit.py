@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import shutil
 from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +25,30 @@ from forgetting.config import Recipe, TrainingSettings, VariantSettings
 from forgetting.console import logger
 from forgetting.errors import DivergenceError, InputError
 from forgetting.models import loading
+from forgetting.models.adapters import continue_adapter, whole_weights
 from forgetting.models.prompting import prompting_tokenizer, set_end_tokens
 from forgetting.models.reported import first_not_finite
 from forgetting.models.saving import check_adapter, check_saved, save_merged
 from forgetting.models.verification import check_prompting, probe_logits
 from forgetting.rundir.directory import Work
 from forgetting.rundir.processes import share_one_model
-from forgetting.rundir.stats import write_training_log
+from forgetting.rundir.stats import continued_log, write_training_log
 from forgetting.training.checkpoints import check_num_processes, latest_checkpoint
 from forgetting.training.config import ForgettingConfig
 from forgetting.training.dataset import write_stream
 from forgetting.training.progress import ProgressCallback
 from forgetting.training.stopping import CheckpointCallback, SignalWatch, agree, leave
 from forgetting.training.trainer import ForgettingTrainer
+
+
+@dataclass(frozen=True)
+class Start:
+    """A model of the same recipe that a training goes on from, instead of the base model."""
+
+    path: Path
+    """Its folder, as `fine_tune` wrote it without `merge`."""
+    num_steps: int
+    """Optimizer steps of its own training."""
 
 
 def fine_tune(
@@ -47,6 +59,7 @@ def fine_tune(
     label: str,
     work: Work,
     end_token_ids: Collection[int],
+    start: Start | None = None,
 ) -> None:
     """Fine-tune the base model and write it to `work.output`.
 
@@ -58,6 +71,8 @@ def fine_tune(
         tables: the samples in parts, with the columns of `dataset.trainer_columns`.
         label: name for the progress bar and for trackers.
         end_token_ids: tokens that end a labeled response, at which generation will stop.
+        start: model whose weights the training begins with. Its optimizer and schedule are new.
+            Its log comes before the new one.
 
     Raises:
         ForgettingError: what was written does not work like the trained model.
@@ -83,14 +98,19 @@ def fine_tune(
     )
     # All weights train in float32 and compute in `dtype`; the base of an adapter is frozen.
     # Loaded after the configuration, which may say that processes share one model.
+    first = recipe.model
+    if start is not None and training.lora is None:
+        first = whole_weights(first, start.path)
     model = loading.load_base_model(
-        recipe.model, dtype if training.lora else torch.float32, in_parts=share_one_model()
+        first, dtype if training.lora else torch.float32, in_parts=share_one_model()
     )
     tokenizer = prompting_tokenizer(recipe)
     watch = SignalWatch()
     stops = CheckpointCallback(watch, is_timed=training.save_steps is None)
     callbacks = [ProgressCallback(label), stops, *_tensorboard(training, work)]
     trainer = make_trainer(recipe, training, config, model, tokenizer, dataset, callbacks)
+    if start is not None and training.lora is not None:
+        continue_adapter(trainer.model, start.path)
     if latest is not None:
         logger.info("%s: resuming from step %s", label, latest.name.removeprefix("checkpoint-"))
     with watch:
@@ -114,7 +134,10 @@ def fine_tune(
     _check_finite(trainer.model, expected, label, is_shared)
     if not work.processes.is_main:
         return
-    write_training_log(work.output, (e for e in trainer.state.log_history if "loss" in e))
+    entries = [entry for entry in trainer.state.log_history if "loss" in entry]
+    if start is not None:
+        entries = continued_log(start.path, start.num_steps, entries)
+    write_training_log(work.output, entries)
     num_tokens = pc.sum(pc.list_value_length(dataset.data["input_ids"])).as_py()
     work.details["tokens"] = round(training.epochs * num_tokens)
     work.details["steps"] = trainer.state.global_step
