@@ -74,7 +74,7 @@ def demo(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run the whole method on the embedded model and data: no network, about 5 minutes."""
+    """Run the whole method on the embedded model and data: no network, about 3 minutes."""
     run_request(RunRequest("demo", run_dir, set_ or (), quiet, as_json))
 
 

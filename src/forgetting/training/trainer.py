@@ -20,6 +20,8 @@ from datasets import Dataset, IterableDataset
 
 from forgetting.errors import DivergenceError
 from forgetting.method.loss import forgetting_loss
+from forgetting.method.losses import PositiveLoss
+from forgetting.method.terms import ForgettingTerm
 from forgetting.models.training_head import (
     TokenRequest,
     add_training_head,
@@ -205,6 +207,7 @@ class ForgettingTrainer(SafeTrainer, PolarityEvaluation):
             batches = deal_by_length(batches, self.args.pad_to_multiple_of)
         if batches and self.args.positive_loss.ranking is not None:
             self._drop_low_ranks(batches)
+        term = self.args.forgetting_term
         counts = torch.tensor([0, 0, -num_repeated], device=device)
         for batch in batches:
             mask = batch.get("attention_mask")
@@ -214,7 +217,7 @@ class ForgettingTrainer(SafeTrainer, PolarityEvaluation):
                 counts[:2] += (batch["labels"][:, 1:] != -100).sum().to(device)
                 continue
             is_negative = polarity < 0
-            if self.args.forgetting_term.is_per_sample:
+            if term.is_per_sample:
                 is_negative = rows_of_samples(batch, is_negative).any(-1)
             counts[0] += (polarity > 0).sum().to(device)
             counts[1] += is_negative.sum().to(device)
@@ -302,11 +305,14 @@ class ForgettingTrainer(SafeTrainer, PolarityEvaluation):
         if not self.model.training:
             return self._evaluation_loss(model, inputs, batch, return_outputs, num_items_in_batch)
         polarity = target_polarity(batch)
+        # Made from the settings on each use, which takes a while.
+        term, positive_loss = self.args.forgetting_term, self.args.positive_loss
         inputs["use_cache"] = False
         if self.aux_loss_enabled:
             inputs["output_router_logits"] = True
+        request = self._request(batch, term, positive_loss)
         outputs = without_virtual_tokens(
-            model(**inputs, fused_lm_head=True, request=self._request(batch)), polarity.shape[1]
+            model(**inputs, fused_lm_head=True, request=request), polarity.shape[1]
         )
         weights = of_targets(batch, "token_weights")
         per_token = {
@@ -319,8 +325,8 @@ class ForgettingTrainer(SafeTrainer, PolarityEvaluation):
         if outputs.corrections is not None:
             per_token["corrections"] = outputs.corrections
             per_token["correction_weights"] = of_targets(batch, "alternative_weights")
-        statistics = {name: outputs[name] for name in self.args.positive_loss.statistics}
-        if self.args.forgetting_term.is_per_sample:
+        statistics = {name: outputs[name] for name in positive_loss.statistics}
+        if term.is_per_sample:
             per_token, statistics = (
                 {
                     name: None if values is None else rows_of_samples(batch, values)
@@ -332,8 +338,8 @@ class ForgettingTrainer(SafeTrainer, PolarityEvaluation):
             **per_token,
             statistics=statistics,
             lam=self.lam,
-            term=self.args.forgetting_term,
-            loss=self.args.positive_loss,
+            term=term,
+            loss=positive_loss,
             num_positive=self._num_positive,
             num_negative=self._num_negative,
         )
@@ -349,16 +355,18 @@ class ForgettingTrainer(SafeTrainer, PolarityEvaluation):
             self._watch.add(outputs.log_probs, polarity, weights)
         return (loss, outputs) if return_outputs else loss
 
-    def _request(self, batch: dict[str, Any]) -> TokenRequest | None:
+    def _request(
+        self, batch: dict[str, Any], term: ForgettingTerm, loss: PositiveLoss
+    ) -> TokenRequest | None:
         """What the loss needs in addition to the log-probabilities of the labels."""
         given: dict[str, Any] = {}
         if "alternative_ids" in batch:
             given = {name: batch[name] for name in ALTERNATIVE_COLUMNS}
             given["is_corrected"] = (batch["alternative_weights"] > 0) & (batch["polarity"] > 0)
-        if self.args.forgetting_term.needs_best_other and self.lam > 0:
+        if term.needs_best_other and self.lam > 0:
             given["needs_best_other"] = batch["polarity"] < 0
         # Every forward pass gives the entropy.
-        statistics = [name for name in self.args.positive_loss.statistics if name != "entropy"]
+        statistics = [name for name in loss.statistics if name != "entropy"]
         return TokenRequest(**given, statistics=statistics) if given or statistics else None
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
