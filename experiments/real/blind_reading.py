@@ -1,14 +1,16 @@
 """Compares rankings of an audit by reading records without knowing which ranking chose them.
 
-    forgetting audit alpaca_data.json --limit 500 --output AUDIT
-    python experiments/real/blind_reading.py draw AUDIT READING
+    forgetting audit alpaca_data.json --limit 1000 --output AUDIT
+    forgetting score RECIPE --run-dir RUN
+    python experiments/real/blind_reading.py draw AUDIT READING --run RUN
     python experiments/real/blind_reading.py unblind READING
 
 `draw` takes the records that look worst by the detector (expected number of bad tokens), by the
-base loss and by IFD (loss with the prompt over loss without), and as many at random. It writes
-each record once, in random order, to READING/records.json, and the origins to
-READING/origins.json, which the reader leaves closed. The reader writes READING/verdicts.json, such
-as {"0": "fine", "1": "broken"}, by these criteria:
+base loss and by IFD (loss with the prompt over loss without), and as many at random. With `--run`,
+a run that has scored the same records with a reference model, it also takes those with the lowest
+mean influence (base loss minus reference loss). It writes each record once, in random order, to
+READING/records.json, and the origins to READING/origins.json, which the reader leaves closed. The
+reader writes READING/verdicts.json, such as {"0": "fine", "1": "broken"}, by these criteria:
 
 - broken: the response is wrong, unreadable, unrelated to the prompt, cut off or a placeholder, or
   the prompt refers to input that is not there;
@@ -16,7 +18,7 @@ as {"0": "fine", "1": "broken"}, by these criteria:
 - fine: everything else. Style alone makes no response worse.
 
 `unblind` counts the verdicts by origin, with 95 % Clopper-Pearson intervals of the share of broken
-records. Influence is not compared: it needs a trained reference model.
+records.
 """
 
 from __future__ import annotations
@@ -25,66 +27,125 @@ import argparse
 import json
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from forgetting.auditing import open_audit
+from forgetting.auditing import Audit, open_audit
 from forgetting.auditing.judged import JudgedRecord, judged_records
-from forgetting.rundir.scores import ScoredCorpus
+from forgetting.errors import InputError
+from forgetting.method import token_quality
+from forgetting.rundir.scores import LOG_PROBS, ScoredCorpus
+from forgetting.rundir.train_records import TrainRecord, train_records
 
 VERDICTS = ("broken", "doubtful", "fine")
 COLUMNS = ("base_log_probs", "base_empty_log_probs")
+Ranking = dict[int, float]
+"""How suspicious records are, by their place in the audit; more is worse."""
 
 
-def suspicions(judged: JudgedRecord, loss: float, empty_loss: float) -> dict[str, float]:
-    """How suspicious a record is by each ranking; more is worse."""
-    return {
-        "detector": judged.num_bad_tokens,
-        "base loss": loss,
-        "IFD": loss / empty_loss,
-    }
+def turns(record: TrainRecord) -> list[dict[str, str]]:
+    """A record as it is read."""
+    return [{"role": m.role, "content": m.content} for m in record.messages]
 
 
-def draw(audit_dir: Path, reading_dir: Path, size: int, seed: int) -> None:
-    """Write the records to read, and the rankings that chose them."""
+def mean_scores(corpus: ScoredCorpus, columns: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """The mean of each column over the response tokens of each record, shape (records,)."""
+    means: dict[str, list[float]] = {name: [] for name in columns}
+    for shard in corpus.scores(columns):
+        ends = np.cumsum(shard.lengths)[:-1]
+        for name, values in shard.columns.items():
+            means[name] += [part.mean(dtype=np.float64) for part in np.split(values, ends)]
+    return {name: np.array(values) for name, values in means.items()}
+
+
+def influence_ranking(judged: Sequence[JudgedRecord], run: Path) -> Ranking:
+    """Minus the mean influence of those records that a run with a reference model has scored."""
+    corpus = ScoredCorpus(run)
+    # Influence is a difference, so that its mean is the difference of the means.
+    quality = token_quality(*mean_scores(corpus, LOG_PROBS).values())
+    scored = [record for part in train_records(run, corpus.fingerprint) for record in part]
+    places = {(record.source, record.record): i for i, record in enumerate(scored)}
+    ranking = {}
+    for index, record in enumerate(each.record for each in judged):
+        place = places.get((record.source, record.record))
+        if place is None:
+            continue
+        if turns(scored[place]) != turns(record):
+            raise InputError(
+                f"{run}: record {record.record} of {record.source} has another text than in the "
+                "audit. Give a run of the same data"
+            )
+        ranking[index] = -float(quality[place])
+    return ranking
+
+
+def rank(audit: Audit, judged: Sequence[JudgedRecord], run: Path | None) -> dict[str, Ranking]:
+    """The rankings that are compared, by name.
+
+    Args:
+        run: ranks by influence; None: no ranking does.
+    """
+    own, empty = (-mean for mean in mean_scores(ScoredCorpus(audit.run), COLUMNS).values())
+    found = {"detector": dict(enumerate(each.num_bad_tokens for each in judged))}
+    if run is not None:
+        found["influence"] = influence_ranking(judged, run)
+    found["base loss"] = dict(enumerate(own.tolist()))
+    found["IFD"] = dict(enumerate((own / empty).tolist()))
+    return found
+
+
+def draw(audit_dir: Path, reading_dir: Path, size: int, seed: int, run: Path | None = None) -> None:
+    """Write the records to read, and the rankings that chose them.
+
+    Args:
+        size: records of each ranking.
+        run: as in `rank`.
+
+    Raises:
+        InputError: the audit or the run is not finished, or they hold other records, or there are
+            too few records.
+    """
     audit = open_audit(audit_dir)
-    corpus = ScoredCorpus(audit.run, audit.fingerprint)
-    losses: list[tuple[float, float]] = []
-    for shard in corpus.scores(COLUMNS):
-        begin = 0
-        for length in shard.lengths.tolist():
-            tokens = slice(begin, begin + length)
-            own, empty = (float(-shard.columns[name][tokens].mean()) for name in COLUMNS)
-            losses.append((own, empty))
-            begin += length
     judged = list(judged_records(audit, suspected=True))
-    scores = [suspicions(j, *pair) for j, pair in zip(judged, losses, strict=True)]
+    rankings = rank(audit, judged, run)
+    for name, ranking in rankings.items():
+        if missing := [i for i in range(len(judged)) if i not in ranking]:
+            print(
+                f"{name} does not rank {len(missing)} of the {len(judged)} records of the audit, "
+                f"the first one in row {judged[missing[0]].record.record}: {run} has not scored "
+                "them"
+            )
+        if len(ranking) < size:
+            raise InputError(f"{name} ranks {len(ranking)} records, fewer than --size {size}")
     rng = random.Random(seed)
     chosen = {
-        name: sorted(range(len(judged)), key=lambda i: -scores[i][name])[:size]
-        for name in scores[0]
+        name: sorted(ranking, key=ranking.__getitem__, reverse=True)[:size]
+        for name, ranking in rankings.items()
     }
     chosen["random"] = rng.sample(range(len(judged)), size)
     union = sorted({index for indices in chosen.values() for index in indices})
     rng.shuffle(union)
     place = {index: number for number, index in enumerate(union)}
     records = [
-        {
-            "id": number,
-            "messages": [{"role": m.role, "content": m.content} for m in messages],
-        }
-        for number, messages in enumerate(judged[index].record.messages for index in union)
+        {"id": number, "messages": turns(judged[index].record)}
+        for number, index in enumerate(union)
     ]
     origins = {
-        name: [{"id": place[i], "row": judged[i].record.record} | scores[i] for i in indices]
+        name: [
+            {"id": place[i], "row": judged[i].record.record}
+            | {name: ranking[i] for name, ranking in rankings.items() if i in ranking}
+            for i in indices
+        ]
         for name, indices in chosen.items()
     }
     reading_dir.mkdir(parents=True, exist_ok=True)
-    for name, content in (("records", records), ("origins", origins)):
+    for file, content in (("records", records), ("origins", origins)):
         text = json.dumps(content, indent=1, ensure_ascii=False)
-        (reading_dir / f"{name}.json").write_text(text)
+        (reading_dir / f"{file}.json").write_text(text, encoding="utf-8")
     print(f"{len(records)} records to read, of {len(judged)}")
 
 
@@ -118,15 +179,19 @@ def main() -> None:
     drawing = commands.add_parser("draw")
     drawing.add_argument("audit_dir", type=Path)
     drawing.add_argument("reading_dir", type=Path)
+    drawing.add_argument("--run", type=Path, help="scored with a reference model, for influence")
     drawing.add_argument("--size", type=int, default=25, help="records of each ranking")
     drawing.add_argument("--seed", type=int, default=0)
     unblinding = commands.add_parser("unblind")
     unblinding.add_argument("reading_dir", type=Path)
     args = parser.parse_args()
-    if args.command == "draw":
-        draw(args.audit_dir, args.reading_dir, args.size, args.seed)
-    else:
-        unblind(args.reading_dir)
+    try:
+        if args.command == "draw":
+            draw(args.audit_dir, args.reading_dir, args.size, args.seed, args.run)
+        else:
+            unblind(args.reading_dir)
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from error
 
 
 if __name__ == "__main__":
