@@ -23,6 +23,7 @@ from forgetting.config import (
     VariantSettings,
     load_recipe,
 )
+from forgetting.data.files import HEADED, form_of
 from forgetting.data.sources import is_local, read_source
 from forgetting.errors import InputError, TooFewSamples, UnusableRecords
 from forgetting.inspector import Inspection, open_inspection
@@ -50,8 +51,7 @@ MAX_SAMPLES = 1_000_000
 MAX_REJECTED_SHARE = 0.9
 RENAME = (
     "Fix the records, or rename their fields, for example with "
-    "`--field prompt=question --field completion=answer`, or name the columns of a table without "
-    "a header with `--columns`"
+    "`--field prompt=question --field completion=answer`"
 )
 DEFAULT_MAX_LENGTH = 2048
 
@@ -245,7 +245,17 @@ def run_on_all(recipe: Recipe, path: Path, stages: Sequence[str]) -> Path:
             recipe = _with_num_train(recipe, error.num_usable)
         except UnusableRecords as error:
             # There is no recipe that the user could change.
-            raise InputError(f"{error.problem}{RENAME}") from error
+            raise InputError(f"{error.problem}{RENAME}{_about_columns(recipe)}") from error
+
+
+def _about_columns(recipe: Recipe) -> str:
+    """What else may help where the fields of records are not recognized."""
+    path = Path(str(recipe.data.sources[0].path))
+    if path.is_dir():
+        return ". Tables without a header are read one by one, with `--columns`"
+    if form_of(path.name) in HEADED:
+        return ", or name the columns of a table without a header with `--columns`"
+    return ""
 
 
 def _as_before(recipe: Recipe, path: Path) -> Recipe | None:

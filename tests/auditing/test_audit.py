@@ -118,6 +118,28 @@ def test_the_exit_code_says_whether_there_is_too_much(given, capsys):
     assert "--fail-above" in capsys.readouterr().err
 
 
+def test_columns_are_advised_where_they_help(tiny_model, tmp_path, capsys):
+    lines = [f"What is {i}?\tIt is {i}." for i in range(8)]
+    (tmp_path / "tables").mkdir()
+    for name in ("one.tsv", "tables/one.tsv"):
+        (tmp_path / name).write_text("\n".join(lines))
+    (tmp_path / "own.jsonl").write_text(json.dumps({"frage": "Why?", "antwort": "So."}))
+    output = str(tmp_path / "a")
+
+    def told(name: str, *options: str) -> str:
+        command = ["audit", str(tmp_path / name), "--model", str(tiny_model), "--output", output]
+        assert main([*command, *options]) == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "name the columns of a table without a header with `--columns`" in told("one.tsv")
+    assert "Tables without a header are read one by one, with `--columns`" in told("tables")
+    assert "--columns" not in told("own.jsonl")
+    # What failed does not keep its folder from other data.
+    columns = ["--columns", "prompt,completion"]
+    command = ["audit", str(tmp_path / "one.tsv"), "--model", str(tiny_model), "--output", output]
+    assert main([*command, *columns, "--quiet"]) == 0
+
+
 def test_a_missing_file_is_refused_before_a_model_is_loaded(tmp_path, capsys):
     assert main(["audit", str(tmp_path / "nowhere.jsonl"), "--model", "none/none"]) == 2
     assert "no data file" in capsys.readouterr().err

@@ -8,9 +8,11 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from forgetting.auditing.flagged import write_files
+from forgetting.auditing.announcement import as_json, print_verdict
+from forgetting.auditing.audit import Audit
+from forgetting.auditing.flagged import NUM_WORST, write_files
 from forgetting.auditing.judged import judged_records
-from tests.auditing.conftest import LINES, RECORDS
+from tests.auditing.conftest import LINES, RECORDS, write_findings
 
 
 def test_the_worst_record_comes_first_with_its_own_fields(audited):
@@ -25,6 +27,29 @@ def test_the_worst_record_comes_first_with_its_own_fields(audited):
     assert not any(row["only_suspected"] for row in rows)
     assert rows[0]["text"] == LINES[5]["completion"]
     assert rows[0]["num_bad_tokens"] == pytest.approx(5 * 0.9, abs=0.1)
+
+
+def test_where_nothing_is_found_the_likeliest_records_are_listed(audited, capsys):
+    _, audit = audited
+    write_findings(audit, found=False)
+    audit = Audit(audit.folder)
+    found = write_files(audit)
+    rows = sorted(
+        pq.read_table(audit.scores).to_pylist(),
+        key=lambda row: (-row["num_bad_tokens"], row["row"]),
+    )
+    listed = [row["row"] for row in rows[:NUM_WORST]]
+    flagged = [row["row"] for row in rows if row["highest_posterior"] >= 0.5]
+    assert [each.record.record for each in found[:NUM_WORST]] == listed
+    assert {each.record.record for each in found} == {*listed, *flagged}
+    # Such a record shows where it looks worst, though no token of it is flagged.
+    (other,) = [each for each in found if not each.is_flagged][:1]
+    highest = next(row["highest_posterior"] for row in rows if row["row"] == other.record.record)
+    assert 0 < max(span.posterior for span in other.spans) == pytest.approx(highest)
+    assert min(span.posterior for span in other.spans) >= highest / 2
+    print_verdict(audit, found)
+    assert f"{NUM_WORST}. mine.jsonl, line" in capsys.readouterr().out
+    assert as_json(audit, found)["num_flagged"] == len(flagged)
 
 
 def test_spans_are_characters_of_the_response(audited):

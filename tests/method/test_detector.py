@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -121,6 +123,24 @@ def test_telling_features_name_what_moved(
         assert np.mean([lines[0][0] == name for lines in named]) > 0.9
         assert all(loss > 0 for lines in named for _, loss in lines)
         assert all(len(lines) <= 2 for lines in named)
+
+
+@pytest.mark.parametrize(
+    ("auroc", "told"),
+    [(0.73, "found only in part (AUROC 0.73)"), (0.95, "found well (AUROC 0.95)")],
+)
+def test_what_is_not_found_says_how_much_could_be(
+    auroc: float, told: str, noisy: tuple[Detector, Findings, np.ndarray, Probe, np.ndarray]
+) -> None:
+    detector, found, *_ = noisy
+    assert detector.report is not None
+    assert found.shares is not None
+    shares = replace(found.shares, share=0.001, interval=(0.0, 0.1))
+    report = replace(detector.report, auroc=auroc)
+    is_found, reason = mathematics._verdict(report, shares, WholeShare())
+    assert not is_found
+    assert told in reason
+    assert "10.0% of the tokens look bad" in reason
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -12,14 +12,13 @@ from typing import Any
 from rich.console import Console
 
 from forgetting.auditing.audit import Audit
-from forgetting.auditing.flagged import END, FlaggedRecord, span_fields, words_of
+from forgetting.auditing.flagged import END, NUM_WORST, FlaggedRecord, span_fields, words_of
 from forgetting.auditing.suspicion import ASSUMED_SHARE, is_suspicion
 from forgetting.console import print_path, print_table
 from forgetting.escaping import visible
 from forgetting.method.measures import DETECTOR, Measure
 from forgetting.rundir.findings import KindFinding, ShareRange
 
-NUM_WORST = 10
 SUSPECTED = (
     f"Suspicions only: if {ASSUMED_SHARE:.0%} of the tokens were bad, these would be the "
     "likeliest. Most may be fine, and `clean` drops none of them."
@@ -157,7 +156,7 @@ def as_json(
         "bad_tokens": _share(summary.tokens if summary.found else None),
         "bad_records": _share(summary.samples if summary.found else None),
         "ranked_by": DETECTOR if measure is None else measure.name,
-        "num_flagged": len(found) if measure is None else None,
+        "num_flagged": sum(each.is_flagged for each in found) if measure is None else None,
         "flagged_at_share": ASSUMED_SHARE if measure is None and is_suspicion(audit) else None,
         "kinds": [
             {

@@ -161,7 +161,6 @@ def audit_data(
             one of the same data with other options.
     """
     source = source_settings(data, limit, fields, columns, escaped=escaped)
-    name = _name(source)
     audit = Audit(default_folder(data) if output is None else output)
     settings = ModelSettings(name_or_path=resolved(model), dtype=_dtype())
     judge = with_folder(settings)
@@ -169,7 +168,7 @@ def audit_data(
     positions = loading.max_positions(loading.load_config(judge))
     posterior = SelectionSettings(quality="detector", threshold="posterior", posterior=BAD)
     recipe = Recipe(
-        name=f"audit-{name}",
+        name="audit",
         model=settings,
         data=DataSettings(
             sources=[source],
@@ -261,11 +260,8 @@ def ranking_measure(name: str | None) -> Measure | None:
 
 def default_folder(data: str) -> Path:
     """The folder of an audit without `--output`: `audits/<name of the data>`."""
-    return Path("audits") / _name(SourceSettings(path=resolved(data)))
-
-
-def _name(source: SourceSettings) -> str:
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", source.label)[:80]
+    label = SourceSettings(path=resolved(data)).label
+    return Path("audits") / re.sub(r"[^A-Za-z0-9_.-]", "-", label)[:80]
 
 
 def open_audit(folder: Path) -> Audit:

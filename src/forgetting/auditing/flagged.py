@@ -1,7 +1,8 @@
 """Writes what an audit found: the flagged records for programs and tables, and all scores.
 
-If nothing was found, these are the records that look worst, marked `only_suspected`; see
-`suspicion`. If a measure is asked for, they are the records with the lowest mean quality.
+If nothing was found, these are the records that look worst, at least `NUM_WORST`, marked
+`only_suspected`; see `suspicion`. If a measure is asked for, they are those with the lowest mean
+quality.
 
 Input: an `Audit`. Output: `flagged.jsonl` and `flagged.csv`, worst record first, the page, and
 `scores.parquet` with every record. Memory grows with the flagged records.
@@ -13,13 +14,13 @@ import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from heapq import nsmallest
+from heapq import heappush, heappushpop, nsmallest
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from forgetting.auditing.audit import Audit
+from forgetting.auditing.audit import BAD, Audit
 from forgetting.auditing.browsing import write_page
 from forgetting.auditing.judged import BadSpan, JudgedRecord, judged_records
 from forgetting.auditing.suspicion import is_suspicion
@@ -30,6 +31,8 @@ from forgetting.rundir.samples import ROWS_PER_GROUP, TableWriter
 from forgetting.rundir.storage import json_text, write_atomically
 from forgetting.rundir.train_records import TrainRecord
 
+NUM_WORST = 10
+"""Records that are printed. So many are listed even if nothing was found."""
 NUM_RANKED = 500
 """Records that are listed by a measure, which flags none."""
 END = "(end)"
@@ -69,7 +72,7 @@ counted from 0; the character after the last one is the end of the response."""
 
 @dataclass(frozen=True)
 class FlaggedRecord:
-    """A record with tokens that are probably bad."""
+    """A record that is listed, with the tokens because of which it is."""
 
     record: TrainRecord
     num_tokens: int
@@ -86,6 +89,11 @@ class FlaggedRecord:
         line = self.record.line
         where = f"row {self.record.record}" if line is None else f"line {line}"
         return f"{self.record.file}, {where}"
+
+    @property
+    def is_flagged(self) -> bool:
+        """Whether one of its spans is bad with a probability of at least 1/2."""
+        return any(span.posterior >= BAD for span in self.spans)
 
     @property
     def worst(self) -> BadSpan:
@@ -114,14 +122,15 @@ def words_of(audit: Audit) -> dict[str, str]:
 
 
 def flagged(judged: JudgedRecord, words: Mapping[str, str]) -> FlaggedRecord:
-    """What is written about a flagged record. If no span is bad, it has the worst token."""
+    """What is written about a listed record. If no span is bad, it has what looks worst."""
     is_ranked = judged.quality is not None
+    worst = [judged.worst_token] if is_ranked else judged.likeliest_spans
     return FlaggedRecord(
         judged.record,
         len(judged.posterior),
         judged.num_bad_tokens,
         words.get(judged.kind, ""),
-        tuple(judged.spans or ([judged.worst_token] if is_ranked else [])),
+        tuple(judged.spans or worst),
         judged.mean_quality if is_ranked else None,
     )
 
@@ -134,13 +143,14 @@ def write_files(audit: Audit, measure: Measure | None = None) -> list[FlaggedRec
             the detector.
 
     Returns:
-        The flagged records, the one with the most bad tokens first; or, with a measure, the
-        `NUM_RANKED` records with the lowest mean quality, lowest first.
+        The flagged records, the one with the most bad tokens first, and if nothing was found those
+        with the most of all; or, with a measure, the `NUM_RANKED` records with the lowest mean
+        quality, lowest first.
 
     Raises:
         InputError: a part of the audit is missing or damaged, or the data can no longer be read.
     """
-    words = words_of(audit)
+    words, only_suspected = words_of(audit), is_suspicion(audit)
     records = judged_records(audit, suspected=True, measure=measure)
     with TableWriter(audit.scores, SCORES, ROWS_PER_GROUP) as writer:
 
@@ -150,20 +160,35 @@ def write_files(audit: Audit, measure: Measure | None = None) -> list[FlaggedRec
                 yield judged
 
         if measure is None:
-            found = [flagged(each, words) for each in written() if each.is_flagged]
-            found.sort(key=lambda each: (-each.num_bad_tokens, each.record.record))
+            found = _listed(written(), words, NUM_WORST if only_suspected else 0)
         else:
             with_tokens = (each for each in written() if len(each.posterior))
             worst = nsmallest(NUM_RANKED, with_tokens, key=lambda each: each.mean_quality)
             found = [flagged(each, words) for each in worst]
     own = own_fields(audit, {each.record.record for each in found})
-    only_suspected = is_suspicion(audit)
     rows = [_row(each, own.get(each.record.record), words, only_suspected) for each in found]
     lines = (json_text(row) + "\n" for row in rows)
     write_atomically(audit.flagged_jsonl, "".join(lines))
     _write_csv(audit.flagged_csv, rows, found)
     write_page(audit)
     return found
+
+
+def _listed(
+    records: Iterable[JudgedRecord], words: Mapping[str, str], number: int
+) -> list[FlaggedRecord]:
+    """The flagged records and the `number` ones with the most bad tokens, most first."""
+    found: list[FlaggedRecord] = []
+    others: list[tuple[float, int, FlaggedRecord]] = []
+    for each in records:
+        if each.is_flagged:
+            found.append(flagged(each, words))
+        elif each.highest and number:
+            push = heappush if len(others) < number else heappushpop
+            push(others, (each.num_bad_tokens, -each.record.record, flagged(each, words)))
+    found += [each for _, _, each in others]
+    found.sort(key=lambda each: (-each.num_bad_tokens, each.record.record))
+    return [each for rank, each in enumerate(found) if rank < number or each.is_flagged]
 
 
 def own_fields(audit: Audit, rows: set[int]) -> dict[int, Any]:

@@ -103,6 +103,12 @@ class JudgedRecord:
         return found
 
     @property
+    def likeliest_spans(self) -> list[BadSpan]:
+        """The spans of a record in which no token reaches 1/2: those of at least half its highest
+        probability. None if it has no token."""
+        return self.spans_from(self.highest / 2) if self.highest else []
+
+    @property
     def mean_quality(self) -> float:
         """Mean quality of the tokens, infinity without any."""
         assert self.quality is not None

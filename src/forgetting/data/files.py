@@ -32,7 +32,9 @@ import pyarrow.parquet as pq
 from forgetting.config import MAX_RECORD_BYTES
 from forgetting.errors import InputError
 
-TEXT_FORMS = (".json", ".jsonl", ".csv", ".tsv")
+HEADED = (".csv", ".tsv")
+"""Tables whose first line may name the columns."""
+TEXT_FORMS = (".json", ".jsonl", *HEADED)
 BINARY_FORMS = (".parquet", ".arrow")
 BATCH_ROWS = 256
 CHUNK_BYTES = 1 << 20
@@ -380,6 +382,12 @@ class _RecordLines:
         self._begin, self._size = line, 0
 
 
+_TABLE_ADVICE = (
+    "If its first line is not a header, name the columns (`columns` or `--columns`). If its quotes "
+    "are ordinary characters, say so (`escaped` or `--escaped`). Otherwise, fix the file"
+)
+
+
 def _read_table(
     lines: _RecordLines,
     path: Path,
@@ -405,12 +413,16 @@ def _read_table(
                 _refuse_repeated(path, header)
                 continue
             if len(row) > len(header):
-                raise InputError(f"{path}: line {begin} has more fields than the header")
+                raise InputError(
+                    f"{path}: line {begin} has more fields than the header. {_TABLE_ADVICE}"
+                )
             if escaped:
                 row = [_ESCAPE.sub(lambda m: _UNESCAPED[m[1]], field) for field in row]
             yield begin, dict(_padded(header, row))
     except csv.Error as error:
-        raise InputError(f"{path} is broken at line {reader.line_num}: {error}") from error
+        raise InputError(
+            f"{path} is broken at line {reader.line_num}: {error}. {_TABLE_ADVICE}"
+        ) from error
 
 
 def _padded(header: Sequence[str], row: Sequence[str]) -> Iterable[tuple[str, str | None]]:

@@ -435,6 +435,11 @@ def _verdict(report: DetectorReport, shares: Shares, whole: WholeShare) -> tuple
             f"Nothing found. Planted noise is found (AUROC {report.auroc:.2f}), but not clearly "
             f"enough to say that the corpus holds any (0 to {high:.0%} of the tokens)."
         )
+    if low <= 0 and report.auroc < SMALLEST_WHOLE_AUROC:
+        return False, (
+            "Nothing found, and not much could be: planted noise is found only in part (AUROC "
+            f"{report.auroc:.2f}). By what is found, at most {high:.1%} of the tokens look bad."
+        )
     if low <= 0 or (shares.share < CLEAR_SHARE and not whole.is_clear):
         return False, (
             f"Nothing found. Planted noise is found well (AUROC {report.auroc:.2f}), and this "

@@ -47,7 +47,9 @@ def run(step: Step, run_dir: Path, work: Work) -> None:
         work.details[f"{name}_response_tokens"] = counts.response_tokens
     if dropped := account.num_dropped():
         logger.info(
-            "%d records were dropped; data/summary.json and data/rejected.parquet say why", dropped
+            "%d %s dropped; data/summary.json and data/rejected.parquet say why",
+            dropped,
+            "record was" if dropped == 1 else "records were",
         )
 
 
