@@ -13,6 +13,8 @@ from pydantic import BaseModel
 
 from experiments.known_noise import DetectorVerdict, KnownNoise, judge_detector
 from experiments.real.cells import Cell
+from forgetting.auditing.audit import Audit
+from forgetting.auditing.suspicion import is_suspicion, suspected_parts
 from forgetting.method.measures import DETECTOR
 from forgetting.rundir.findings import read_findings
 from forgetting.rundir.samples import Samples
@@ -30,7 +32,8 @@ class Found(BaseModel):
     num_tokens: int
     verdict: DetectorVerdict
     scores: dict[str, dict[str, DetectionScore]]
-    """By measure, then by kind of noise and `all`."""
+    """By measure, then by kind of noise and `all`. The detector's are those of the order in which
+    an audit lists records, also where it finds nothing."""
     planted_auroc: float | None
     left_out: dict[str, float | None]
     """AUROC of each planted kind by a detector that never saw it."""
@@ -44,6 +47,11 @@ def measure_finding(cell: Cell, run: Path, seconds: dict[str, float]) -> Found:
     samples, noisy = noise.samples, noise.noisy
     qualities = read_qualities(run, measures(cell.reference))
     posterior = 1 - qualities[DETECTOR]
+    audit = Audit(run.parent)
+    if is_suspicion(audit):
+        # No token is bad, so no order follows from the posterior. An audit shows this one.
+        suspected = [part.posterior for part in suspected_parts(audit)]
+        qualities[DETECTOR] = 1 - np.concatenate(suspected).astype(np.float64)
     qualities[IFD] = -instruction_difficulty(run, samples)
     findings = read_findings(run, samples.fingerprint)
     return Found(
