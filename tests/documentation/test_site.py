@@ -25,7 +25,7 @@ assert spec is not None
 generated_pages = module_from_spec(spec)
 spec.loader.exec_module(generated_pages)
 
-MAX_WORDS = 9_000
+MAX_WORDS = 9_500
 MAX_README_LINES = 150
 LOADED = {"link": "href", "script": "src", "img": "src", "iframe": "src", "source": "src"}
 
