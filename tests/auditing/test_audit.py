@@ -222,12 +222,12 @@ def test_where_nothing_is_found_everything_listed_is_named_a_suspicion(given, ca
 SHORT = [{"prompt": f"What is stone {i}?", "completion": f"It is {i}."} for i in range(60)]
 CANNOT_BE_JUDGED = {
     "few": (SHORT[:40], "copies of 40 records; at least 50"),
-    "one": (SHORT[:1], "copies of 1 records; at least 50"),
+    "one": (SHORT[:1], "copies of 1 record; at least 50"),
     "one token": (
         [{**row, "completion": "abcde"[i % 5]} for i, row in enumerate(SHORT)],
         "without",
     ),
-    "all the same": (SHORT[:1] * 60, "copies of 1 records; at least 50"),
+    "all the same": (SHORT[:1] * 60, "copies of 1 record; at least 50"),
     # Untrained weights say nothing, but noise makes such short answers longer.
     "a model that finds nothing": (SHORT, ""),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import pyarrow.parquet as pq
 import pytest
@@ -47,8 +48,12 @@ def test_where_nothing_is_found_the_likeliest_records_are_listed(audited, capsys
     highest = next(row["highest_posterior"] for row in rows if row["row"] == other.record.record)
     assert 0 < max(span.posterior for span in other.spans) == pytest.approx(highest)
     assert min(span.posterior for span in other.spans) >= highest / 2
+    # Hardly anything is not nothing.
+    found[0] = replace(found[0], num_bad_tokens=0.01)
     print_verdict(audit, found)
-    assert f"{NUM_WORST}. mine.jsonl, line" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"1. {found[0].place}: fewer than 0.1 of {found[0].num_tokens} tokens" in shown
+    assert f"{NUM_WORST}. mine.jsonl, line" in shown
     assert as_json(audit, found)["num_flagged"] == len(flagged)
 
 
@@ -62,8 +67,6 @@ def test_spans_are_characters_of_the_response(audited):
 
 
 def test_a_bad_end_is_shown(audited):
-    from dataclasses import replace
-
     _, audit = audited
     first, _ = write_files(audit)
     length = len(LINES[5]["completion"])

@@ -33,6 +33,8 @@ COUNTED = (
     "that is bad with a probability of 1/2 or more."
 )
 ENDS = f"{END}: the response ends here, and that it does may be what is wrong."
+LEAST = 0.05
+"""Fewer bad tokens than these would be rounded to none."""
 CONTEXT = 60
 """Characters that are shown before and after a bad span, and of a long one from both ends."""
 
@@ -121,8 +123,10 @@ def print_verdict(
     for rank, each in enumerate(found[:NUM_WORST], 1):
         if each.mean_quality is None:
             number = each.num_bad_tokens
-            about = f"{number:.{0 if number >= 9.5 else 1}f}"
-            judged = f"about {about} of {each.num_tokens} tokens {word}, {each.kind}"
+            about = f"about {number:.{0 if number >= 9.5 else 1}f}"
+            if number < LEAST:
+                about = "fewer than 0.1"
+            judged = f"{about} of {each.num_tokens} tokens {word}, {each.kind}"
         else:
             judged = f"{each.mean_quality:+.2f} over {each.num_tokens} tokens"
         head = visible(f"{rank}. {each.place}: {judged}")

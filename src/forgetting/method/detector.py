@@ -398,8 +398,9 @@ def _problem(probe: Probe) -> str | None:
     bad = probe.kinds != CLEAN
     if min(num_samples, num_records) < SMALLEST_NUM_SAMPLES:
         return (
-            f"Noise could be planted into copies of {num_records} records; at least "
-            f"{SMALLEST_NUM_SAMPLES} are needed."
+            f"Noise could be planted into copies of {num_records} "
+            f"{'record' if num_records == 1 else 'records'}; at least {SMALLEST_NUM_SAMPLES} are "
+            "needed."
         )
     of_bad = len(np.unique(probe.of_records[bad]))
     of_clean = len(np.unique(probe.of_records[~bad]))
