@@ -251,7 +251,7 @@ def one_record(count: int) -> Probe:
         (constant(200), "the same of every token"),
         (all_clean(200), "noise in 0 records"),
         (all_bad(200), "clean tokens in 0"),
-        (one_record(200), "1 records"),
+        (one_record(200), "1 record;"),
     ],
     ids=["few", "none", "one token each", "constant", "clean", "bad", "one record"],
 )
