@@ -89,7 +89,8 @@ def rank(audit: Audit, judged: Sequence[JudgedRecord], run: Path | None) -> dict
     Args:
         run: ranks by influence; None: no ranking does.
     """
-    own, empty = (-mean for mean in mean_scores(ScoredCorpus(audit.run), COLUMNS).values())
+    means = mean_scores(ScoredCorpus(audit.run, audit.fingerprint), COLUMNS)
+    own, empty = (-mean for mean in means.values())
     found = {"detector": dict(enumerate(each.num_bad_tokens for each in judged))}
     if run is not None:
         found["influence"] = influence_ranking(judged, run)

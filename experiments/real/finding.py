@@ -16,7 +16,6 @@ from experiments.real.cells import Cell
 from forgetting.auditing.audit import Audit
 from forgetting.auditing.suspicion import is_suspicion, suspected_parts
 from forgetting.method.measures import DETECTOR
-from forgetting.rundir.findings import read_findings
 from forgetting.rundir.samples import Samples
 from forgetting.studies import DetectionScore, detect_noise, measures, read_qualities, read_scores
 
@@ -53,7 +52,7 @@ def measure_finding(cell: Cell, run: Path, seconds: dict[str, float]) -> Found:
         suspected = [part.posterior for part in suspected_parts(audit)]
         qualities[DETECTOR] = 1 - np.concatenate(suspected).astype(np.float64)
     qualities[IFD] = -instruction_difficulty(run, samples)
-    findings = read_findings(run, samples.fingerprint)
+    findings = audit.findings
     return Found(
         num_records=len(samples),
         num_tokens=noisy.size,

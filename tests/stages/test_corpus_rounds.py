@@ -20,7 +20,7 @@ from forgetting.rundir.samples import list_column, read_table
 from forgetting.rundir.scores import ScoredCorpus, write_scores
 from forgetting.stages import corpus_rounds
 from forgetting.stages.evolve import EVOLVE
-from forgetting.stages.recipe_parts import part_of_train
+from forgetting.stages.recipe_parts import parts_of_train
 from forgetting.stages.select import SELECT
 from forgetting.stages.train import TRAIN
 from forgetting.training import fit
@@ -118,7 +118,7 @@ def test_the_best_share_of_each_part_is_learned_and_the_first_part_whole(evolvin
     sample_of = samples.per_response_token(np.arange(len(samples)))
     is_negative = samples.per_response_token(samples.is_negative)
     is_end = samples.response_ids == EOS
-    sizes = [len(part_of_train(len(samples), ROUNDS, index)) for index in range(ROUNDS)]
+    sizes = [len(part) for part in parts_of_train(len(samples), ROUNDS)]
     assert sizes == [5, 5, 6]
     expected = []
     for token in range(len(own)):

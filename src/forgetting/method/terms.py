@@ -371,14 +371,11 @@ def checked_parameters(kind: str, given: Mapping[str, Any]) -> dict[str, float]:
         ValueError: a parameter is unknown to all terms or outside its range; the message names it.
     """
     own = TERMS[kind].parameters
-    others: Mapping[str, Parameter] | None = None
+    # Listed once for all of them: a trainer does this in every step.
+    known = {**declared_parameters(), **own}
     checked: dict[str, float] = {}
     for name, value in given.items():
-        parameter = own.get(name)
-        if parameter is None:
-            # Once for all of them: a trainer does this in every step.
-            others = declared_parameters() if others is None else others
-            parameter = others.get(name)
+        parameter = known.get(name)
         if parameter is None:
             raise ValueError(f"no term has a parameter {name!r}")
         try:

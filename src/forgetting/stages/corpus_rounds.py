@@ -31,17 +31,17 @@ from forgetting.rundir.samples import (
     list_column,
     read_table,
 )
-from forgetting.rundir.scores import ScoredCorpus
+from forgetting.rundir.scores import LOG_PROBS, ScoredCorpus
 from forgetting.rundir.selections import WEIGHED, PolarityWriter, own_polarity
 from forgetting.rundir.stats import DataSummary
 from forgetting.stages.corpus_scores import ModelScoring, ScoringJob, score_with
-from forgetting.stages.recipe_parts import part_of_train, steps_before_last
+from forgetting.stages.recipe_parts import parts_of_train, steps_before_last
 from forgetting.stages.ties import check_ties
 from forgetting.training.checkpoints import is_whole, seal
 from forgetting.training.dataset import trainer_columns
 from forgetting.training.fit import Start, fine_tune
 
-BASE, REFERENCE = "base_log_probs", "reference_log_probs"
+BASE, REFERENCE = LOG_PROBS
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Evolution:
         self.data = DataSummary.load(layout.data_dir(run))
         rounds = self.settings.rounds
         assert rounds is not None
-        self.parts = [part_of_train(len(samples), rounds, index) for index in range(rounds)]
+        self.parts = parts_of_train(len(samples), rounds)
         self.last = rounds - 2
         """The last part that is learned here."""
 

@@ -16,7 +16,7 @@ from forgetting.errors import InputError
 from forgetting.stages.base import Facts, Stage, Step
 from forgetting.stages.recipe_parts import (
     SplitSize,
-    part_of_train,
+    parts_of_train,
     split_sizes,
     steps_before_last,
     training_facts,
@@ -77,7 +77,7 @@ def facts(step: Step, done: Mapping[str, Path]) -> Facts:
     recipe, train = step.recipe, split_sizes(step, done)["train"]
     rounds = recipe.variants[str(step.part)].rounds
     assert rounds is not None
-    first = SplitSize(train.samples - len(part_of_train(train.samples, rounds, rounds - 1)))
+    first = SplitSize(parts_of_train(train.samples, rounds)[-1].start)
     return {
         **training_facts(step, recipe.training, first),
         "optimizer steps": steps_before_last(recipe, train.samples, rounds),

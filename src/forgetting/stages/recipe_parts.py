@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,14 +87,16 @@ def split_sizes(step: Step, done: Mapping[str, Path]) -> dict[str, SplitSize]:
     return {name: SplitSize(size) for name, size in sizes.items()}
 
 
-def part_of_train(num_samples: int, rounds: int, index: int) -> range:
-    """The samples of a part of D_train, which is in random order. Sizes differ by one at most."""
-    return range(num_samples * index // rounds, num_samples * (index + 1) // rounds)
+def parts_of_train(num_samples: int, rounds: int) -> list[range]:
+    """The samples of each part of D_train, which is in random order, in sizes that differ by one at
+    most."""
+    ends = [num_samples * index // rounds for index in range(rounds + 1)]
+    return [range(begin, end) for begin, end in pairwise(ends)]
 
 
 def steps_before_last(recipe: Recipe, num_samples: int, rounds: int) -> int:
     """Optimizer steps on all parts but the last."""
-    parts = (part_of_train(num_samples, rounds, index) for index in range(rounds - 1))
+    parts = parts_of_train(num_samples, rounds)[:-1]
     return sum(recipe.training.num_steps(len(part)) for part in parts)
 
 
@@ -103,7 +106,7 @@ def last_part(recipe: Recipe, variant: str, size: SplitSize) -> SplitSize:
     if not rounds:
         return size
     # How many of the tokens are in the last part is known once it is trained.
-    return SplitSize(len(part_of_train(size.samples, rounds, rounds - 1)))
+    return SplitSize(len(parts_of_train(size.samples, rounds)[-1]))
 
 
 def check_model(field: str, name_or_path: str) -> None:

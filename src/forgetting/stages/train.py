@@ -14,7 +14,7 @@ from forgetting.stages.base import Facts, Stage, Step
 from forgetting.stages.recipe_parts import (
     check_training,
     last_part,
-    part_of_train,
+    parts_of_train,
     split_sizes,
     steps_before_last,
     training_facts,
@@ -135,8 +135,7 @@ def _parts(
     )
     if settings.rounds:
         num_samples = len(SampleFile(layout.train_file(run_dir)))
-        last = part_of_train(num_samples, settings.rounds, settings.rounds - 1)
-        selected = rows_of_parts(selected, last)
+        selected = rows_of_parts(selected, parts_of_train(num_samples, settings.rounds)[-1])
     for index, part in enumerate(selected):
         values: dict[str, Any] = dict(part.scores)
         posterior = values.pop(POSTERIOR, None)
