@@ -35,6 +35,11 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("data_dir", type=Path, metavar="DATA_DIR", help="folder with the data sets")
     add("--quick", action="store_true", help="run one small cell of each task, in minutes")
+    add(
+        "--large",
+        action="store_true",
+        help="also train on 10,000 records, which takes hours without a GPU",
+    )
     add("--list", action="store_true", help="print one command per cell instead of running them")
     add(
         "--cell",
@@ -57,15 +62,19 @@ def run(options: argparse.Namespace) -> None:
     setup_logging(False)
     # Imported here: these import torch and transformers, which takes seconds.
     from experiments.command_line import check_names
-    from experiments.real.cells import all_cells, quick_cells
+    from experiments.real.cells import all_cells, large_cells, quick_cells
     from experiments.real.running import open_folder, run_cell
     from experiments.real.table import write_results
 
-    cells = {cell.name: cell for cell in (quick_cells() if options.quick else all_cells())}
+    chosen = quick_cells() if options.quick else all_cells()
+    if options.large:
+        chosen += large_cells()
+    cells = {cell.name: cell for cell in chosen}
     output = options.output or Path("studies") / ("real-quick" if options.quick else "real")
     if options.list:
         folder = os.path.relpath(Path(__file__).parent)
         words = ["python", folder, str(options.data_dir), *["--quick"] * options.quick]
+        words += ["--large"] * options.large
         for name in cells:
             print(shlex.join([*words, "--output", str(output), "--cell", name]))
         return

@@ -53,11 +53,13 @@ class Cell:
     num_heldout: int = 0
     has_tasks: bool = False
     """Whether the trained models answer benchmarks."""
+    is_large: bool = False
+    """Whether records of any length are trained on, in a number that asks for a GPU."""
 
     @property
     def name(self) -> str:
         parts = [self.task, self.corpus, f"{100 * self.rate:.0f}", str(self.seed)]
-        return "-".join(parts + ["reference"] * self.reference)
+        return "-".join(parts + ["reference"] * self.reference + ["large"] * self.is_large)
 
     @property
     def num_records(self) -> int:
@@ -106,6 +108,21 @@ def all_cells() -> list[Cell]:
     ]
 
 
+def large_cells() -> list[Cell]:
+    """Trainings on ten times as many records, of any length."""
+    training = Cell(
+        "training",
+        "alpaca",
+        TRAINED_RATES[0],
+        num_train=10_000,
+        num_reference=3000,
+        num_heldout=500,
+        has_tasks=True,
+        is_large=True,
+    )
+    return [replace(training, task="paper", rate=0.0), training]
+
+
 def quick_cells() -> list[Cell]:
     """One small cell of each task."""
     trained = Cell("training", "alpaca", 0.4, num_train=60, num_reference=30, num_heldout=40)
@@ -123,7 +140,7 @@ def write_corpus(cell: Cell, data_dir: Path, file: Path) -> None:
         InputError: the corpus is missing.
     """
     records = load_records(data_dir, cell.corpus)
-    if cell.task != "finding":
+    if cell.task != "finding" and not cell.is_large:
         records = [r for r in records if max(len(r.prompt), len(r.response)) <= SHORT]
     first_outside = len(records) - min(OUTSIDE, max(1, len(records) // 10))
     begin = LOOKED_AT if first_outside >= LOOKED_AT + cell.num_records else 0
@@ -185,6 +202,8 @@ def make_recipe(cell: Cell, file: Path, num_records: int, data_dir: Path) -> Rec
         given |= {"detector": {"reference": "never"}, "variants": TRAINED}
     else:
         given |= {"training": {**TRAINING, **PAPER_TRAINING}, "variants": PAPER_VARIANTS}
+    if cell.is_large:
+        given["training"] = given["training"] | LARGE_TRAINING[cell.task]
     if cell.has_tasks:
         tasks = [{"task": task, "limit": ITEMS_PER_TASK} for task in TASKS]
         given["evaluation"] |= {"tasks": tasks, "data_dir": str(data_dir / "eval")}
@@ -199,6 +218,11 @@ TRAINING = {
     "gradient_checkpointing": False,
     "logging_steps": 5,
     "save_steps": 25,
+}
+LARGE_TRAINING: dict[str, Any] = {
+    "training": {"batch_size": 32, "micro_batch_size": 32},
+    # The paper's batch, in one piece.
+    "paper": {"micro_batch_size": 24},
 }
 TRAINED: dict[str, Any] = {
     "full": {},

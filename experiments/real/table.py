@@ -54,7 +54,8 @@ def write_results(cells: Iterable[Cell], output: Path) -> Path:
         draw_finding(found, output)
     if trained:
         parts += ["## Training", training_table(trained), benchmark_table(trained)]
-        draw_training(trained, output)
+        if not all(cell.is_large for cell in trained):
+            draw_training(trained, output)
     if paper:
         parts += ["## The paper's recipe", training_table(paper), benchmark_table(paper)]
         parts.append(curves_table(paper))
@@ -137,12 +138,12 @@ def training_table(trained: Trainings) -> str:
         "accuracy minus full, points", "seeds",
     ]  # fmt: skip
     rows = []
-    for rate, results in _by_rate(trained):
+    for noise, results in _by_noise(trained):
         for name in results[0].models:
             models = [result.models[name] for result in results]
             rows.append(
                 [
-                    _percent(rate),
+                    noise,
                     name,
                     f"{np.mean([m.loss.mean for m in models]):.3f}",
                     _differences([m.loss for m in models], 1, 4),
@@ -157,7 +158,7 @@ def training_table(trained: Trainings) -> str:
 def benchmark_table(trained: Trainings) -> str:
     """Accuracy of every model on the benchmarks, in percent with standard errors."""
     rows = []
-    for rate, results in _by_rate(trained):
+    for noise, results in _by_noise(trained):
         with_tasks = [result for result in results if result.models[FULL].tasks]
         for result in with_tasks:
             for name, model in result.models.items():
@@ -168,19 +169,19 @@ def benchmark_table(trained: Trainings) -> str:
                     else f"{100 * score.value:.1f} ± {100 * (score.stderr or 0):.1f}"
                     for score in scores
                 ]
-                rows.append([_percent(rate), name, *cells])
+                rows.append([noise, name, *cells])
     return as_markdown(["noisy records", "model", *TASKS], rows, 2)
 
 
 def curves_table(trained: Trainings) -> str:
     """Training loss of the tokens to learn, at the start and at the end of each curve."""
     rows = []
-    for rate, results in _by_rate(trained):
+    for noise, results in _by_noise(trained):
         for name in results[0].models:
             curves = [[loss for _, loss in result.models[name].losses] for result in results]
             if all(curves):
                 ends = ([np.mean(c[:ENDS]) for c in curves], [np.mean(c[-ENDS:]) for c in curves])
-                rows.append([_percent(rate), name, *(f"{np.mean(end):.3f}" for end in ends)])
+                rows.append([noise, name, *(f"{np.mean(end):.3f}" for end in ends)])
     header = ["noisy records", "model", "training loss, first steps", "last steps"]
     return as_markdown(header, rows, 2)
 
@@ -194,7 +195,8 @@ def cost_table(results: Mapping[Cell, Found | Trained]) -> str:
             stage = name.partition(":")[0]
             stages[stage] = stages.get(stage, 0) + seconds
         for stage, seconds in stages.items():
-            spent.setdefault(cell.task, {}).setdefault(stage, []).append(seconds)
+            task = f"{cell.task}, large" if cell.is_large else cell.task
+            spent.setdefault(task, {}).setdefault(stage, []).append(seconds)
     stages_seen = list(dict.fromkeys(stage for own in spent.values() for stage in own))
     rows = [
         [task, *(f"{np.mean(own[s]) / 60:.1f}" if s in own else NO_VALUE for s in stages_seen)]
@@ -207,9 +209,12 @@ def _by_corpus(found: Findings) -> list[tuple[Cell, Found]]:
     return sorted(found.items(), key=lambda pair: (pair[0].corpus, pair[0].rate, pair[0].reference))
 
 
-def _by_rate(trained: Trainings) -> list[tuple[float, list[Trained]]]:
-    rates = sorted({cell.rate for cell in trained})
-    return [(rate, [r for cell, r in trained.items() if cell.rate == rate]) for rate in rates]
+def _by_noise(trained: Trainings) -> list[tuple[str, list[Trained]]]:
+    """The corpora, smaller ones first, with the results of all seeds."""
+    groups: dict[tuple[int, float], list[Trained]] = {}
+    for cell in sorted(trained, key=lambda cell: (cell.num_train, cell.rate, cell.seed)):
+        groups.setdefault((cell.num_train, cell.rate), []).append(trained[cell])
+    return [(f"{_percent(rate)} of {size:,}", own) for (size, rate), own in groups.items()]
 
 
 def _differences(gaps: Sequence[Gap], scale: float, digits: int) -> str:

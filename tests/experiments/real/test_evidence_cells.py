@@ -8,8 +8,10 @@ import pytest
 
 from experiments.real.__main__ import main
 from experiments.real.cells import (
+    SHORT,
     Cell,
     all_cells,
+    large_cells,
     make_recipe,
     quick_cells,
     write_corpus,
@@ -20,11 +22,16 @@ from forgetting.method import MEASURES
 from forgetting.studies import measures
 
 
-def write_alpaca(folder, number):
+def write_alpaca(folder, number, ending=""):
+    """Records of which every other one has an ending."""
     train = folder / "train"
     (train / "flan_v2_cot").mkdir(parents=True)
     rows = [
-        {"instruction": f"Say {i}", "input": "", "output": f"The number {i} is what you want."}
+        {
+            "instruction": f"Say {i}",
+            "input": "",
+            "output": f"The number {i} is what you want." + ending * (i % 2),
+        }
         for i in range(number)
     ]
     (train / "alpaca_data.json").write_text(json.dumps(rows))
@@ -35,7 +42,7 @@ def write_alpaca(folder, number):
 
 
 def test_names_are_unique_and_recipes_are_valid(tmp_path):
-    cells = all_cells()
+    cells = [*all_cells(), *large_cells()]
     assert len({cell.name for cell in cells}) == len(cells)
     for cell in [*cells, *quick_cells()]:
         recipe = make_recipe(cell, tmp_path / "corpus.jsonl", cell.num_records, tmp_path)
@@ -43,8 +50,9 @@ def test_names_are_unique_and_recipes_are_valid(tmp_path):
         assert recipe.seed == cell.seed
 
 
-def test_the_paper_cell_has_the_settings_of_the_paper(tmp_path):
-    cell = next(cell for cell in all_cells() if cell.task == "paper")
+@pytest.mark.parametrize("cells", [all_cells, large_cells])
+def test_the_paper_cell_has_the_settings_of_the_paper(tmp_path, cells):
+    cell = next(cell for cell in cells() if cell.task == "paper")
     recipe = make_recipe(cell, tmp_path / "corpus.jsonl", cell.num_records, tmp_path)
     training = recipe.training
     assert training.lora is not None
@@ -54,6 +62,18 @@ def test_the_paper_cell_has_the_settings_of_the_paper(tmp_path):
     assert forgetting.selection.rho == 0.7
     assert forgetting.selection.quality == "influence"
     assert (forgetting.forgetting.term, forgetting.forgetting.t_max) == ("ga", 0.25)
+
+
+def test_only_small_trainings_leave_long_records_out(tmp_path):
+    data = write_alpaca(tmp_path / "data", 700, ending=" It is a long answer." * 10)
+    lengths = {}
+    for is_large in (False, True):
+        cell = Cell("training", "alpaca", 0.0, num_train=200, is_large=is_large)
+        file = tmp_path / f"{is_large}.jsonl"
+        write_corpus(cell, data, file)
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        lengths[is_large] = max(len(row["completion"]) for row in rows)
+    assert lengths[False] <= SHORT < lengths[True]
 
 
 def test_a_corpus_that_is_too_small_gives_fewer_samples(tmp_path):

@@ -136,6 +136,16 @@ def test_differences_are_means_and_deviations_over_seeds():
     assert row(table, "40 %", "weighted")[5] == "+2.00 (+1.00 to +3.00)"
 
 
+def test_large_trainings_have_lines_of_their_own():
+    cells = {
+        Cell("training", "alpaca", 0.2, num_train=1000): trained(-0.01),
+        Cell("training", "alpaca", 0.2, num_train=10_000, is_large=True): trained(-0.03),
+    }
+    table = training_table(cells)
+    assert row(table, "20 % of 1,000", "weighted")[3].startswith("-0.0100")
+    assert row(table, "20 % of 10,000", "weighted")[3].startswith("-0.0300")
+
+
 def test_benchmarks_stand_where_they_were_measured():
     with_tasks = trained(0.1, {"boolq": Score(value=0.5, stderr=0.035)})
     cells = {
