@@ -24,6 +24,7 @@ import contextlib
 import io
 import json
 import logging
+import math
 import os
 import subprocess
 import sys
@@ -108,7 +109,8 @@ class Models:
             max_position_embeddings=MAX_LENGTH,
             pad_token_id=0,
         )
-        model = LlamaForCausalLM(tied).to(self.dtype)
+        with self.device:
+            model = LlamaForCausalLM(tied).to(self.dtype)
         model.save_pretrained(self.base)
         settings = loading.lora_config(LoraSettings(rank=64, alpha=16))
         settings.init_lora_weights = False
@@ -202,8 +204,19 @@ def best_batch_size(
 ) -> int:
     device = next(model.parameters()).device
     sizes = BATCH_SIZES["cpu" if device.type == "cpu" else "accelerator"]
-    some = pairs[: 2 * sizes[-1]]
-    return min(sizes, key=lambda size: timed(lambda: score(model, some, size), device, clock)[0])
+    by_length = sorted(pairs, key=lambda pair: -len(pair.prompt) - len(pair.response))
+    # The longest are among them: a size that is chosen must be one whose logits fit into memory.
+    some = [*by_length[: sizes[-1]], *pairs[: sizes[-1]]]
+
+    def seconds(size: int) -> float:
+        try:
+            return timed(lambda: score(model, some, size), device, clock)[0]
+        except torch.OutOfMemoryError:
+            torch.accelerator.empty_cache()
+            return math.inf
+
+    score(model, some[:1], 1)  # warms up
+    return min(sizes, key=seconds)
 
 
 def ways(

@@ -216,7 +216,8 @@ def make_model(options: Any) -> Any:
     )
     frozen_in_bf16 = options.device.type != "cpu" and not options.full
     dtype = torch.bfloat16 if frozen_in_bf16 else torch.float32
-    return LlamaForCausalLM(config).to(options.device, dtype)
+    with options.device:
+        return LlamaForCausalLM(config).to(options.device, dtype)
 
 
 def measure_memory(name: str, options: Any) -> int:

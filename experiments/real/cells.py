@@ -117,10 +117,9 @@ def large_cells() -> list[Cell]:
         num_train=10_000,
         num_reference=3000,
         num_heldout=500,
-        has_tasks=True,
         is_large=True,
     )
-    return [replace(training, task="paper", rate=0.0), training]
+    return [replace(training, task="paper", rate=0.0, has_tasks=True), training]
 
 
 def quick_cells() -> list[Cell]:

@@ -94,7 +94,8 @@ def test_small_and_empty_corpora() -> None:
 
 
 @pytest.mark.parametrize(
-    ("records", "copies"), [(0, 0), (10, 200), (500, 200), (1000, 400), (5000, 2000), (50000, 2000)]
+    ("records", "copies"),
+    [(0, 0), (10, 200), (150, 300), (500, 600), (1000, 600), (2000, 800), (50000, 2000)],
 )
 def test_default_number_of_copies(records: int, copies: int) -> None:
     assert default_num_copies(records) == copies

@@ -25,6 +25,7 @@ from forgetting.method.corruptions import (
 CLEAN_SHARE = 1 / 3
 MAX_COPIES = 2000
 MIN_COPIES = 200
+SMALL_COPIES = 600
 MAX_SHARE = 0.4
 
 
@@ -43,8 +44,13 @@ class Planted:
 
 
 def default_num_copies(num_records: int) -> int:
-    """2,000, at most 40 % of the records, at least 200; 0 if there are no records."""
-    return min(MAX_COPIES, max(MIN_COPIES, round(MAX_SHARE * num_records))) if num_records else 0
+    """40 % of the records, but in a small corpus twice the records and at most 600, since few
+    replaced responses do not show whether it holds noise. At least 200, at most 2,000; 0 if there
+    are no records."""
+    if not num_records:
+        return 0
+    few = min(SMALL_COPIES, 2 * num_records)
+    return min(MAX_COPIES, max(MIN_COPIES, few, round(MAX_SHARE * num_records)))
 
 
 def plant(

@@ -33,6 +33,7 @@ _HALF_WIDTHS = (1, 3, 7)
 _SIDES = (4, 12)
 _SPAN_WIDTHS = (8, 16)
 _SMALLEST_STD = 0.05
+_SMALLEST_MEAN_LOSS = 0.05
 # A model may give a token no probability at all.
 _LOWEST_LOG_PROB = -1e3
 
@@ -203,6 +204,7 @@ def _all_features(
         yield from _around(name, signals[name], near)
     for name in ("base loss", "base z", "base_empty loss", "prompt gain"):
         yield from _spans(name, signals[name], near)
+    yield "loss ratio of sample", _loss_ratio(signals, near)
     yield from _position(near)
     if ends_segment is not None:
         yield from _segments(signals, near, np.asarray(ends_segment, dtype=bool))
@@ -242,6 +244,13 @@ def _between(signals: Mapping[str, Floats], one: str, other: str, name: str) -> 
         f"{name} z gap": signals[f"{other} z"] - signals[f"{one} z"],
         f"{name} rank gap": signals[f"{other} rank"] - signals[f"{one} rank"],
     }
+
+
+def _loss_ratio(signals: Mapping[str, Floats], near: Neighborhood) -> Floats:
+    """The sample's mean loss over that without its prompt, instruction-following difficulty (IFD,
+    Li et al. 2023, arXiv 2308.12032): near 1 where the prompt does not help."""
+    with_prompt, without = (near.sample_mean(signals[f"{p} loss"]) for p in PASSES[:2])
+    return with_prompt / np.maximum(without, _SMALLEST_MEAN_LOSS)
 
 
 def _around(name: str, values: Floats, near: Neighborhood) -> Iterator[tuple[str, Floats]]:
