@@ -9,9 +9,9 @@ probe and seed make the same detector in seconds. Knows nothing of text, models 
 The copies in the probe come from the corpus itself, so the tokens in which nothing was planted are
 as noisy as the corpus. A classifier fitted on them learns that noise as clean. So there is a second
 fit, in which an unplanted token counts as much as the first fit finds it clean (out of fold, with
-shares of `forgetting.method.shares`). It forgets clean tokens that are hard to tell, too: on five
-development corpora its average precision was 0.10 below to 0.05 above that of the first. The mean of
-both log-odds was at most 0.04 below the better one, so that is what a detector says.
+shares of `forgetting.method.shares`). It loses sight of clean tokens that look bad, too: on five
+corpora kept for such choices, its average precision was 0.10 below to 0.05 above that of the first.
+The mean of both log-odds was at most 0.04 below the better one, so that is what a detector says.
 """
 
 from __future__ import annotations

@@ -47,6 +47,10 @@ def parts(recipe: Recipe) -> Sequence[str | None]:
     return (None,) if recipe.needs_detector else ()
 
 
+VERSION = 2
+"""Raise it when the same records get other copies."""
+
+
 def settings(step: Step) -> Mapping[str, Any]:
     """What is planted, and how it is scored."""
     from forgetting.method.columns import columns_of
@@ -54,6 +58,7 @@ def settings(step: Step) -> Mapping[str, Any]:
     recipe = step.recipe
     return {
         **scoring_settings(step, columns_of(recipe.detector_passes)),
+        "version": VERSION,
         "copies": recipe.detector.copies,
         "corruptions": recipe.detector.corruptions,
         "max_length": recipe.data.max_length,
