@@ -199,7 +199,7 @@ def test_the_report_says_what_the_reference_adds(corpus, tmp_path):
     seeing = Probe(features, names, probe.kinds, probe.lengths, probe.records)
     report = mathematics.fit_detector(seeing, 0, leave_kinds_out=False).report
     found = corpus_detection._probe_report(recipe, seeing, report)
-    assert found.auroc > 0.9
+    assert found.auroc > 0.8
     assert found.auroc_without_reference < found.auroc
     assert found.average_precision_without_reference < found.average_precision
 
