@@ -29,6 +29,8 @@ SHOWN = {
     IFD: ("IFD", "#CC79A7", "D"),
 }
 
+TICKS = (-0.02, 0, 0.02, 0.1, 0.5)
+
 
 def draw_finding(found: Mapping[Cell, Found], folder: Path) -> None:
     """Average precision by corpus and rate, next to the share of noise, which is chance."""
@@ -73,7 +75,7 @@ def draw_training(trained: Mapping[Cell, Trained], folder: Path) -> None:
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(7.5, 1.0 + 0.28 * len(names)), layout="constrained")
         FigureCanvasSVG(figure)
-        panels = figure.subplots(1, len(rates), squeeze=False, sharey=True)[0]
+        panels = figure.subplots(1, len(rates), squeeze=False, sharex=True, sharey=True)[0]
         for axes, rate in zip(panels, rates, strict=True):
             places = np.arange(len(names))[::-1]
             for place, name in zip(places, names, strict=True):
@@ -87,6 +89,8 @@ def draw_training(trained: Mapping[Cell, Trained], folder: Path) -> None:
             axes.set_yticks(places, names)
             axes.set_title(f"{100 * rate:.0f} % noisy records", fontsize=9)
             axes.set_xscale("symlog", linthresh=0.02)
+            axes.set_xticks(TICKS, [f"{tick:+g}" if tick else "0" for tick in TICKS], minor=False)
+            axes.set_xticks([], minor=True)
             axes.tick_params(axis="x", labelsize=7)
             axes.grid(axis="x", color="0.9")
         figure.supxlabel("clean held-out loss minus full, nats per token (left is better)")
