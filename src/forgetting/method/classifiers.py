@@ -35,12 +35,9 @@ TREES = {
     "early_stopping": False,
 }
 _NUM_BINS = 254
-KIND_TREES = TREES | {
-    "learning_rate": 0.15,
-    "max_iter": 20,
-    "min_samples_leaf": 20,
-    "max_features": 0.2,
-}
+# Half the time, for what is only reported.
+_FAST_TREES = TREES | {"learning_rate": 0.15, "max_iter": 60, "max_features": 0.2}
+KIND_TREES = _FAST_TREES | {"max_iter": 20, "min_samples_leaf": 20}
 
 
 def bin_edges(features: NDArray) -> list[NDArray]:
@@ -170,7 +167,7 @@ def left_out_aurocs(
         of_kind = names == kind
         used = fitted & ~of_kind
         measured = ~fitted & (clean | of_kind)
-        model = fit_classifier(features[used], ~clean[used], TREES, seed, weights[used])
+        model = fit_classifier(features[used], ~clean[used], _FAST_TREES, seed, weights[used])
         score = model.decision_function(features[measured])
         found[kind] = auroc_of(of_kind[measured], score, weights[measured])
     return found
