@@ -424,7 +424,7 @@ def few_trees() -> Iterator[None]:
     much it finds."""
     from forgetting.method import classifiers
 
-    trees = classifiers.TREES, classifiers.KIND_TREES
+    trees = classifiers.TREES, classifiers._FAST_TREES, classifiers.KIND_TREES
     before = [dict(each) for each in trees]
     for each in trees:
         each["max_iter"] = NUM_TREES

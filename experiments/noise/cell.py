@@ -41,6 +41,7 @@ from forgetting.rundir.findings import read_findings
 from forgetting.rundir.samples import Samples
 from forgetting.rundir.selections import read_polarity
 from forgetting.rundir.storage import write_atomically
+from forgetting.stages import detect, probe
 from forgetting.stages.train import training_tables
 from forgetting.studies import ALL_KINDS, DetectionScore, detect_noise, read_qualities
 from forgetting.training.dataset import trainer_columns
@@ -293,6 +294,8 @@ def _settings(cell: Cell, name: str) -> str:
     }
     if name in cell.variants:
         content["variant"] = cell.variants[name].model_dump(mode="json", exclude=WHERE)
+    if name == DETECTION or (name in cell.variants and cell.variants[name].needs_posterior):
+        content["detector"] = [probe.VERSION, detect.VERSION]
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from forgetting.method import detector as mathematics
+from forgetting.method.calibration import calibrate
 from forgetting.method.corruptions import CLEAN
 from forgetting.method.detector import Detector, Findings, fit_detector
 from forgetting.method.evidence import CorpusSample, Evidence, Probe, join_evidence
+from forgetting.method.explainer import binned
 from forgetting.method.shares import WholeShare
 
 NAMES = ("a", "b", "c")
@@ -123,6 +125,37 @@ def test_telling_features_name_what_moved(
         assert np.mean([lines[0][0] == name for lines in named]) > 0.9
         assert all(loss > 0 for lines in named for _, loss in lines)
         assert all(len(lines) <= 2 for lines in named)
+
+
+def test_noise_in_the_corpus_gives_a_second_fit_and_both_judge_and_explain(
+    noisy: tuple[Detector, Findings, np.ndarray, Probe, np.ndarray],
+) -> None:
+    detector, _, _, _, corpus = noisy
+    size = 40
+    assert len(detector._fits) == 2
+    own = corpus[: size * TOKENS]
+    folds = np.repeat([detector._fold_of_record[record] for record in range(size)], TOKENS)
+
+    def of_models(features: np.ndarray) -> np.ndarray:
+        """Shape (fits, folds, tokens)."""
+        bins = binned(features, detector._edges)
+        return np.array([[m.decision_function(bins) for m in fit] for fit in detector._fits])
+
+    every = of_models(own)
+    assert not np.allclose(every[0], every[1])
+    mean = (every[0] + every[1])[folds, np.arange(len(own))] / 2
+    found = detector.weigh(own, np.full(size, TOKENS), np.arange(size)).log_odds
+    np.testing.assert_allclose(found, calibrate(mean, detector._calibration), rtol=1e-5)
+
+    losses = []
+    for place in range(len(NAMES)):
+        changed = own.copy()
+        changed[:, place] = detector._clean_medians[place]
+        losses.append((every - of_models(changed)).mean((0, 1)))
+    assert detector.explainer is not None
+    for token, told in enumerate(detector.explainer.telling_features(own)):
+        expected = {name: loss[token] for name, loss in zip(NAMES, losses, strict=True)}
+        assert dict(told) == pytest.approx({n: x for n, x in expected.items() if x > 0})
 
 
 @pytest.mark.parametrize(

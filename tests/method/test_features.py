@@ -69,6 +69,7 @@ def test_features_of_neighbors_against_loops() -> None:
     matrix, names = compute_features({"base": base, "base_empty": empty}, LENGTHS)
     loss = -base.log_probs
     for sample in samples():
+        ratio = float(np.mean(loss[sample]) / np.mean(-empty.log_probs[sample])) if sample else 0.0
         for token in sample:
             inside = set(sample)
 
@@ -100,6 +101,7 @@ def test_features_of_neighbors_against_loops() -> None:
                 "base loss, largest of 5": max(near),
                 "base loss, mean of all before": mean(-100, -1),
                 "base loss, mean of all after": mean(0, 100),
+                "loss ratio of sample": ratio,
                 "tokens before": token - sample.start,
                 "tokens after": sample.stop - 1 - token,
                 "length": len(sample),
@@ -107,6 +109,16 @@ def test_features_of_neighbors_against_loops() -> None:
             for name, value in expected.items():
                 found = column(matrix, names, name)[token]
                 assert found == pytest.approx(value, abs=1e-4), (name, token)
+
+
+def test_the_loss_ratio_stays_small_where_no_prompt_is_needed() -> None:
+    base, empty = (
+        PassStatistics(np.array(log_probs), *[np.zeros(3)] * 5)
+        for log_probs in ([-0.1, -0.2, 0.0], [0.0, -0.01, 0.0])
+    )
+    matrix, names = compute_features({"base": base, "base_empty": empty}, [2, 1])
+    ratios = column(matrix, names, "loss ratio of sample")
+    np.testing.assert_allclose(ratios, [0.15 / 0.05, 0.15 / 0.05, 0], rtol=1e-6)
 
 
 def test_features_of_sentences_against_loops() -> None:

@@ -14,12 +14,14 @@ from forgetting.method.columns import STATISTICS
 from forgetting.method.evidence import Probe
 from forgetting.method.features import PassStatistics, compute_features
 from forgetting.method.shares import posteriors
+from forgetting.pipeline import plan_with_state
 from forgetting.rundir import layout
 from forgetting.rundir.findings import heldout_posterior, posterior_parts, read_findings
 from forgetting.rundir.samples import Samples
 from forgetting.rundir.scores import ScoredCorpus
 from forgetting.scoring import score_samples
-from forgetting.stages import corpus_detection, corpus_features
+from forgetting.stages import corpus_detection, corpus_features, probe
+from forgetting.stages import detect as stage
 from forgetting.stages.corpus_detection import detect, fitted_detector, read_copies
 from forgetting.stages.corpus_scores import ScoringJob
 
@@ -202,6 +204,17 @@ def test_the_report_says_what_the_reference_adds(corpus, tmp_path):
     assert found.auroc > 0.8
     assert found.auroc_without_reference < found.auroc
     assert found.average_precision_without_reference < found.average_precision
+
+
+@pytest.mark.parametrize(
+    ("older", "stale"), [(probe, {"probe", "detect"}), (stage, {"detect"})], ids=["probe", "detect"]
+)
+def test_what_an_older_version_made_is_made_again(detected_run, monkeypatch, older, stale):
+    recipe, run = load_recipe(detected_run[0]), detected_run[1]
+    before = set(plan_with_state(recipe, run)[1])
+    assert before == {"prepare", "probe", "score", "detect"}
+    monkeypatch.setattr(older, "VERSION", older.VERSION + 1)
+    assert set(plan_with_state(recipe, run)[1]) == before - stale
 
 
 def test_a_finished_stage_is_read_through_its_reader(detected_run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from forgetting.config import load_recipe
 from forgetting.errors import InputError
 from forgetting.method.columns import columns_of
 from forgetting.rundir import layout
+from forgetting.rundir.explainer_files import read_explainer, save_explainer
 from forgetting.rundir.scores import ScoredCorpus
 from forgetting.stages import telling as telling_module
 from forgetting.stages.corpus_detection import fitted_detector
@@ -55,4 +57,36 @@ def test_the_detector_is_fitted_again_only_if_its_trees_are_gone(
     assert decoded == [recipe.model]
     shutil.rmtree(layout.probe_dir(run))
     with pytest.raises(InputError, match="probe"):
+        TellingFeatures(recipe, run)(3, [0])
+
+
+def test_trees_of_an_older_version_see_the_features_that_they_know(detected_run, tmp_path):
+    recipe, run = load_recipe(detected_run[0]), tmp_path / "run"
+    shutil.copytree(detected_run[1], run)
+    expected = TellingFeatures(recipe, run)(3, [0, 1])
+    assert any(expected)
+    folder, fingerprint = layout.detector_dir(run), ScoredCorpus(run).fingerprint
+    explainer = read_explainer(folder, fingerprint)
+    assert explainer is not None
+    used = np.unique(np.concatenate([trees.feature for trees in explainer.folds]))
+    unused = min(set(range(len(explainer.names))) - set(used.tolist()))
+    assert unused < used.max()
+
+    def without(values):
+        return (*values[:unused], *values[unused + 1 :])
+
+    older = replace(
+        explainer,
+        names=without(explainer.names),
+        edges=without(explainer.edges),
+        medians=np.delete(explainer.medians, unused),
+        folds=tuple(
+            replace(trees, feature=trees.feature - (trees.feature > unused).astype(np.int16))
+            for trees in explainer.folds
+        ),
+    )
+    save_explainer(folder, older, fingerprint)
+    assert TellingFeatures(recipe, run)(3, [0, 1]) == expected
+    save_explainer(folder, replace(older, names=("gone", *older.names[1:])), fingerprint)
+    with pytest.raises(InputError, match=r"the feature `gone`.*Detect again"):
         TellingFeatures(recipe, run)(3, [0])

@@ -30,7 +30,7 @@ NUM_SUSPECTED = 500
 # With 240 whole samples of 2,048 tokens, the page would have 100 MB.
 MAX_TOKENS_IN_FILE = 512
 MAX_EXPLAINED = 200
-"""Tokens of the file whose telling features are in it; each costs some milliseconds."""
+"""Tokens of the file whose telling features are in it; each costs tens of milliseconds."""
 SCRIPTS = (
     *("basics", "spans", "marks", "address", "sources", "chart"),
     *("list", "sample", "decisions", "token", "inspector"),

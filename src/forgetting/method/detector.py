@@ -114,7 +114,7 @@ class Findings:
 
 @dataclass
 class Detector:
-    """One classifier for each fold of records; see `fit_detector`."""
+    """One classifier for each fold of records and each fit; see `fit_detector`."""
 
     names: tuple[str, ...]
     kinds: tuple[str, ...] = ()
@@ -141,8 +141,8 @@ class Detector:
             features: shape (tokens, features), as in the probe.
             lengths: response tokens of each sample, shape (samples,).
             records: the record of each sample, as numbered in `Probe.records`, shape (samples,).
-                A record with copies in the probe is judged by the classifier that has not seen
-                them, any other by one of the five. Not by all: their mean is less extreme than
+                A record with copies in the probe is judged by the classifiers that have not seen
+                them, any other by those of one fold. Not by all: their mean is less extreme than
                 what was measured out of fold, and shares would come out too small.
         """
         features = np.asarray(features, dtype=np.float32)
@@ -242,7 +242,8 @@ def fit_detector(
 
     Two classifiers for each of five folds of records: bad against clean over all tokens, and the
     kind over the bad ones. Together they are one classifier over all kinds at a fraction of the
-    trees. The log-odds are calibrated on what was predicted out of fold.
+    trees. If the corpus seems to hold noise, that of bad tokens is fitted twice, and the log-odds
+    are the mean. They are calibrated on what was predicted out of fold.
 
     Args:
         probe: copies with planted noise.

@@ -15,13 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from forgetting.config import Recipe
+from forgetting.errors import InputError
 from forgetting.method.columns import columns_of
 from forgetting.method.explainer import Explainer
 from forgetting.rundir import layout
 from forgetting.rundir.explainer_files import read_explainer
+from forgetting.rundir.findings import AGAIN
 from forgetting.rundir.scores import ScoredCorpus, ScoreShard
 from forgetting.stages.corpus_detection import fitted_detector
-from forgetting.stages.corpus_features import features_of, segment_ends
+from forgetting.stages.corpus_features import FeaturePart, features_of, segment_ends
 
 NUM_FEATURES = 5
 
@@ -55,9 +57,10 @@ class TellingFeatures:
             InputError: scores or trees are missing or damaged, or belong to other tokens.
         """
         with self._reading:
-            features = self._features(row)
+            part = self._features(row)
             if self._explainer is None:
                 return [[] for _ in tokens]
+            features = self._seen_by(self._explainer, part)
             return self._explainer.telling_features(features[list(tokens)], NUM_FEATURES)
 
     @cached_property
@@ -77,8 +80,24 @@ class TellingFeatures:
     def _ends(self) -> NDArray[np.bool_]:
         return segment_ends(self._recipe.model)
 
-    def _features(self, row: int) -> NDArray[np.float32]:
-        """Features of a sample's response tokens, shape (response tokens, features)."""
+    def _seen_by(self, explainer: Explainer, part: FeaturePart) -> NDArray[np.float32]:
+        """The features that the trees were grown with, in their order. A run of an older version
+        may lack some of today's.
+
+        Raises:
+            InputError: there is no such feature any more.
+        """
+        missing = [name for name in explainer.names if name not in part.names]
+        if missing:
+            file = layout.features_file(layout.detector_dir(self._run))
+            raise InputError(
+                f"{file} names the feature `{missing[0]}`, which this version of forgetting does "
+                f"not compute. {AGAIN}"
+            )
+        return part.features[:, [part.names.index(name) for name in explainer.names]]
+
+    def _features(self, row: int) -> FeaturePart:
+        """Features of a sample's response tokens."""
         starts = np.r_[0, np.cumsum(self._corpus.shard_sizes)]
         index = int(np.searchsorted(starts, row, side="right")) - 1
         passes = self._recipe.detector_passes
@@ -94,4 +113,4 @@ class TellingFeatures:
             shard.samples.slice(place, 1),
         )
         (part,) = features_of(sample, passes, self._ends)
-        return part.features
+        return part

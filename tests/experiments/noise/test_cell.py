@@ -27,6 +27,7 @@ from forgetting.evaluation import evaluate_heldout
 from forgetting.method import MEASURES
 from forgetting.method import detector as mathematics
 from forgetting.rundir.samples import Samples, list_column, read_table
+from forgetting.stages import detect, probe
 from tests.conftest import few_trees
 
 pytestmark = pytest.mark.slow
@@ -103,6 +104,13 @@ def test_results_of_other_settings_are_missing(finished):
     # Where a variant is trained makes no difference to what comes of it.
     elsewhere = cell.variants["full"].model_copy(update={"rates": [0.4]})
     assert is_done(replace(cell, variants={**cell.variants, "full": elsewhere}), path)
+
+
+@pytest.mark.parametrize("stage", [probe, detect])
+def test_results_of_an_older_detector_are_missing(finished, monkeypatch, stage):
+    cell, path, _ = finished
+    monkeypatch.setattr(stage, "VERSION", stage.VERSION + 1)
+    assert missing_results(cell, path) == ["detection", "weighted", "corrected"]
 
 
 def test_a_damaged_result_is_missing(finished, tmp_path):
