@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 # As `few_trees`.
 FEW_TREES = f"""
 from forgetting.method import classifiers
-for trees in (classifiers.TREES, classifiers.KIND_TREES):
+for trees in (classifiers.TREES, classifiers._FAST_TREES, classifiers.KIND_TREES):
     trees["max_iter"] = {NUM_TREES}
 """
 
