@@ -212,8 +212,10 @@ def best_batch_size(
         try:
             return timed(lambda: score(model, some, size), device, clock)[0]
         except torch.OutOfMemoryError:
-            torch.accelerator.empty_cache()
-            return math.inf
+            pass
+        # Not above: until the exception is gone, its traceback holds the logits.
+        torch.accelerator.empty_cache()
+        return math.inf
 
     score(model, some[:1], 1)  # warms up
     return min(sizes, key=seconds)

@@ -217,7 +217,7 @@ def make_model(options: Any) -> Any:
     frozen_in_bf16 = options.device.type != "cpu" and not options.full
     dtype = torch.bfloat16 if frozen_in_bf16 else torch.float32
     with options.device:
-        return LlamaForCausalLM(config).to(options.device, dtype)
+        return LlamaForCausalLM(config).to(dtype)
 
 
 def measure_memory(name: str, options: Any) -> int:

@@ -64,10 +64,7 @@ def draw_finding(found: Mapping[Cell, Found], folder: Path) -> None:
 
 
 def draw_training(trained: Mapping[Cell, Trained], folder: Path) -> None:
-    """Loss on clean held-out responses minus that of `full`, one dot a seed, by rate and model.
-
-    Large cells are left out."""
-    trained = {cell: result for cell, result in trained.items() if not cell.is_large}
+    """Loss on clean held-out responses minus that of `full`, one dot a seed, by rate and model."""
     rates = sorted({cell.rate for cell in trained})
     names = [
         name for name in next(iter(trained.values())).models if name not in (FULL, layout.BASE)

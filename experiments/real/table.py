@@ -54,8 +54,8 @@ def write_results(cells: Iterable[Cell], output: Path) -> Path:
         draw_finding(found, output)
     if trained:
         parts += ["## Training", training_table(trained), benchmark_table(trained)]
-        if not all(cell.is_large for cell in trained):
-            draw_training(trained, output)
+        if small := {cell: r for cell, r in trained.items() if not cell.is_large}:
+            draw_training(small, output)
     if paper:
         parts += ["## The paper's recipe", training_table(paper), benchmark_table(paper)]
         parts.append(curves_table(paper))
@@ -190,12 +190,12 @@ def cost_table(results: Mapping[Cell, Found | Trained]) -> str:
     """Minutes by stage and task, means over cells."""
     spent: dict[str, dict[str, list[float]]] = {}
     for cell, result in results.items():
+        task = f"{cell.task}, large" if cell.is_large else cell.task
         stages: dict[str, float] = {}
         for name, seconds in result.seconds.items():
             stage = name.partition(":")[0]
             stages[stage] = stages.get(stage, 0) + seconds
         for stage, seconds in stages.items():
-            task = f"{cell.task}, large" if cell.is_large else cell.task
             spent.setdefault(task, {}).setdefault(stage, []).append(seconds)
     stages_seen = list(dict.fromkeys(stage for own in spent.values() for stage in own))
     rows = [

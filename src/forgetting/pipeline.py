@@ -23,7 +23,8 @@ from forgetting.rundir.processes import ALONE, Processes, join_processes, num_pr
 from forgetting.rundir.storage import digest, write_atomically
 from forgetting.stages.base import Facts, Step, plan_steps
 
-# Part of every fingerprint: raise it when a stage's result changes with the same recipe.
+# Part of every fingerprint: raise it when a stage's result changes with the same recipe. If a stage
+# has a `VERSION` in its settings, raise that: stages that do not read it are not run again.
 RESULT_VERSION = 7
 
 

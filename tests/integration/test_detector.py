@@ -277,11 +277,14 @@ def test_where_nothing_can_be_found_the_verdict_says_why(tmp_path, tiny_model, c
         assert main([stage, str(recipe), "--run-dir", str(run), *sets]) == 0
     told = " ".join(capsys.readouterr().err.split())
     assert "Traceback" not in told
-    # "Nothing found.", or "Nothing found, and not much could be: …".
-    assert "Nothing found" in told
+    opening = "Nothing found. "
+    if case == "nothing but marks":
+        # Planted noise is found there, but only in part.
+        opening = "Nothing found, and not much could be: "
+    assert opening in told
     summary = DetectorSummary.load(layout.detector_dir(run))
     assert not summary.found
-    assert summary.verdict.startswith("Nothing found")
+    assert summary.verdict.startswith(opening)
     assert reason in summary.verdict
     assert len(summary.verdict) > len("Nothing found. ") + 20
     for variant in ("ignoring", "worst"):

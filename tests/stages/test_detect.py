@@ -9,6 +9,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from forgetting.config import load_recipe
+from forgetting.method import classifiers
 from forgetting.method import detector as mathematics
 from forgetting.method.columns import STATISTICS
 from forgetting.method.evidence import Probe
@@ -190,7 +191,9 @@ def test_if_nothing_is_found_no_token_is_bad(corpus, tmp_path, monkeypatch):
     assert summary.by_source[0].num_bad_tokens == 0
 
 
-def test_the_report_says_what_the_reference_adds(corpus, tmp_path):
+def test_the_report_says_what_the_reference_adds(corpus, monkeypatch):
+    # Each tree looks at a tenth of the features, so a few trees may miss the one that tells.
+    monkeypatch.setitem(classifiers.TREES, "max_iter", 20)
     recipe, run, scored = corpus
     ends = corpus_features.segment_ends(recipe.model)
     copies = read_copies(recipe, run, scored.fingerprint, ends)
@@ -201,7 +204,7 @@ def test_the_report_says_what_the_reference_adds(corpus, tmp_path):
     seeing = Probe(features, names, probe.kinds, probe.lengths, probe.records)
     report = mathematics.fit_detector(seeing, 0, leave_kinds_out=False).report
     found = corpus_detection._probe_report(recipe, seeing, report)
-    assert found.auroc > 0.8
+    assert found.auroc > 0.9
     assert found.auroc_without_reference < found.auroc
     assert found.average_precision_without_reference < found.average_precision
 

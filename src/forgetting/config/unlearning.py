@@ -137,7 +137,7 @@ class DetectorSettings(Section):
 
     copies: Positive | None = None
     """Number of copies of D_train records to plant noise into. `null` uses 40 % of the number of
-    records and at most 2000, in a small corpus twice the records up to 600, and at least 200."""
+    records, or in a small corpus twice that number up to 600; at least 200 and at most 2000."""
     corruptions: CorruptionNames = "all"  # type: ignore[assignment]
     """Kinds of noise to plant, as a list of names, or `all`."""
     alternatives: Positive = 32
