@@ -23,7 +23,7 @@ from forgetting.rundir.stats import stage_costs
 from forgetting.rundir.storage import write_atomically
 from forgetting.studies import open_study
 
-VERSION = 4
+VERSION = 5
 """Raise it when a result changes although the recipes do not."""
 
 

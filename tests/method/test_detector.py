@@ -187,25 +187,61 @@ def test_a_clean_corpus_is_left_alone(seed: int) -> None:
     assert (found.posterior >= 0.5).mean() <= 0.005
 
 
+def small(
+    seed: int, num: int, share: float, strength: float
+) -> tuple[Probe, CorpusSample, np.ndarray]:
+    """Two copies each of some short records, of which a share is bad as a whole."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 17, num)
+
+    def draw_responses(share: float) -> np.ndarray:
+        bad = np.where(rng.random(num) < share, rng.choice(["x", "y"], num), CLEAN)
+        return np.repeat(bad, lengths)
+
+    real = draw_responses(share)
+    corpus = tokens(rng, real, strength)
+    planted = [draw_responses(0.6) for _ in range(2)]
+    # Copies in which nothing is planted look as their records do.
+    features = [
+        np.where((kinds == CLEAN)[:, None], corpus, tokens(rng, kinds, strength))
+        for kinds in planted
+    ]
+    records = np.arange(num)
+    probe = Probe(
+        np.concatenate(features),
+        NAMES,
+        np.concatenate(planted),
+        np.tile(lengths, 2),
+        np.tile(records, 2),
+    )
+    return probe, CorpusSample(corpus, lengths, records), real
+
+
+def findings_of(probe: Probe, corpus: CorpusSample, seed: int) -> tuple[Detector, Findings]:
+    detector = fit_detector(probe, seed, corpus=corpus, leave_kinds_out=False)
+    evidence = detector.weigh(corpus.features, corpus.lengths, corpus.records)
+    return detector, detector.judge(evidence, corpus.lengths)
+
+
 def test_small_clean_corpora_are_left_alone() -> None:
     found = []
     for seed in range(6):
-        rng = np.random.default_rng(seed)
-        lengths = rng.integers(1, 17, 140)
-        bad = np.where(rng.random(140) < 0.6, rng.choice(["x", "y"], 140), CLEAN)
-        kinds = np.repeat(bad, lengths)
-        corpus = tokens(rng, np.full(len(kinds), CLEAN), 2.0)
-        # Copies in which nothing is planted look as their records do.
-        features = np.where((kinds == CLEAN)[:, None], corpus, tokens(rng, kinds, 2.0))
-        records = np.arange(140)
-        probe = Probe(features, NAMES, kinds, lengths, records)
-        some = CorpusSample(corpus, lengths, records)
-        detector = fit_detector(probe, seed, corpus=some, leave_kinds_out=False)
-        verdict = detector.judge(detector.weigh(corpus, lengths, records), lengths)
+        probe, corpus, _ = small(seed, 140, 0.0, 2.0)
+        detector, verdict = findings_of(probe, corpus, seed)
         assert detector.report is not None
         assert detector.report.auroc > 0.8
         found.append(verdict.found)
     assert sum(found) <= 1
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_much_noise_in_short_responses_is_found_with_its_share(seed: int) -> None:
+    # Noise in the records of the copies makes a good detector look like a poor one.
+    probe, corpus, real = small(seed, 400, 0.3, 2.5)
+    _, verdict = findings_of(probe, corpus, seed)
+    assert verdict.found
+    assert verdict.shares is not None
+    assert verdict.shares.share == pytest.approx((real != CLEAN).mean(), rel=0.25)
 
 
 def test_whole_responses_are_those_of_the_most_frequent_kind(

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from math import comb
+
 import numpy as np
 import pytest
 
 from forgetting.method import presence
-from forgetting.method.presence import Scored, is_sure, p_of_scatter, p_of_share
+from forgetting.method.presence import (
+    LARGEST_P_RECORDS,
+    Scored,
+    is_sure,
+    p_of_records,
+    p_of_scatter,
+    p_of_share,
+)
 from forgetting.method.shares import RECALLS
 
 
@@ -56,3 +65,21 @@ def test_p_of_share_against_a_corpus_drawn_record_by_record(
         nothing += min(low, middle, high) == 0 or high / low >= 2.2
     assert 0 < nothing < 60
     assert p_of_share(planted, corpus, seed=7) == pytest.approx(nothing / 60)
+
+
+@pytest.mark.parametrize("num_above", [0, 1, 3, 9])
+def test_p_of_records_against_the_binomial_tail(num_above: int) -> None:
+    planted = np.arange(1.0, 101)
+    # A fifth of the copies lies at 80.2 or above.
+    corpus = np.r_[np.full(num_above, 81.0), np.full(50 - num_above, 80.0)]
+    chance = 0.1 * 0.2
+    tail = 1 - sum(comb(50, k) * chance**k * (1 - chance) ** (50 - k) for k in range(num_above))
+    assert p_of_records(planted, corpus) == pytest.approx(tail)
+
+
+def test_p_of_records_finds_noise_but_not_its_absence() -> None:
+    rng = np.random.default_rng(0)
+    planted, clean = rng.normal(3, 1, 300), rng.normal(0, 1, 300)
+    assert p_of_records(planted, clean) > 0.5
+    assert p_of_records(planted, np.r_[clean[:225], planted[:75]]) <= LARGEST_P_RECORDS
+    assert p_of_records(planted[:0], clean) == 1.0

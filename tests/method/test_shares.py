@@ -8,6 +8,7 @@ from scipy.optimize import minimize
 
 from forgetting.method.shares import (
     CLEAR_WHOLE_SHARE,
+    SMALLEST_SHARE,
     TOKENS_TO_WHOLE,
     Shares,
     WholeShare,
@@ -16,6 +17,7 @@ from forgetting.method.shares import (
     normalized,
     posteriors,
     prior_odds,
+    response_maxima,
     response_means,
     shift_to,
     shifted,
@@ -124,6 +126,8 @@ def means_of_responses(
     means = response_means(scores, lengths)
     expected = [own.mean() for own in np.split(scores, np.cumsum(lengths)[:-1]) if len(own)]
     np.testing.assert_allclose(means, expected)
+    maxima = [own.max() for own in np.split(scores, np.cumsum(lengths)[:-1]) if len(own)]
+    np.testing.assert_array_equal(response_maxima(scores, lengths), maxima)
     num_replaced = np.count_nonzero(lengths[:100])
     return means[:num_replaced], means[num_replaced:]
 
@@ -152,6 +156,7 @@ def test_few_whole_responses_say_nothing() -> None:
     assert whole_share(np.full(19, 5.0), np.full(100, 5.0)) == WholeShare()
     assert whole_share(np.full(100, 5.0), np.full(19, 5.0)) == WholeShare()
     assert response_means(np.zeros(0), np.zeros(3, int)).shape == (0,)
+    assert response_maxima(np.zeros(0), np.zeros(3, int)).shape == (0,)
 
 
 def test_mild_noise_counts_where_whole_responses_show_noise() -> None:
@@ -319,3 +324,18 @@ def test_shares_that_may_be_chance_have_an_interval_from_zero() -> None:
     assert sure.interval[0] > 0
     assert unsure.interval == (0.0, sure.interval[1])
     assert unsure.share == sure.share
+
+
+@pytest.mark.parametrize(("whole", "is_above_zero"), [(0.0, False), (0.02, True)])
+def test_a_small_share_counts_where_whole_responses_show_noise(
+    whole: float, is_above_zero: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    corpus = draw(rng, (0.01, 0.0), SAMPLES)
+    seen = evidence(at(corpus, MEANS, rng), MEANS, (0.0, 0.0))
+    shown = WholeShare(whole, whole / 4, 2 * whole)
+    found = estimate_shares(
+        *seen, np.full(SAMPLES, TOKENS), ODDS, np.array([0.005, 0.0]), shown, sure=True
+    )
+    assert (found.interval[0] > 0) == is_above_zero
+    assert found.interval[0] < SMALLEST_SHARE

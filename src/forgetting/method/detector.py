@@ -44,7 +44,13 @@ from forgetting.method.corruptions import CLEAN
 from forgetting.method.detector_report import DetectorReport, auroc_of, describe
 from forgetting.method.evidence import CorpusSample, Evidence, Probe
 from forgetting.method.explainer import Explainer, Trees, binned
-from forgetting.method.presence import Scored, is_sure
+from forgetting.method.presence import (
+    LARGEST_P_RECORDS,
+    SMALLEST_RECORDS_AUROC,
+    Scored,
+    is_sure,
+    p_of_records,
+)
 from forgetting.method.shares import (
     Shares,
     WholeShare,
@@ -54,6 +60,7 @@ from forgetting.method.shares import (
     normalized,
     posteriors,
     prior_odds,
+    response_maxima,
     response_means,
     shifted,
     unmarked_noise,
@@ -291,11 +298,27 @@ def fit_detector(
     first_auroc = auroc_of(bad, first_log_odds, weights) or 0.5
     detector.problem = blindness(probe.names, features, bad, folds, seed, first_auroc)
     if first_auroc >= SMALLEST_AUROC:
-        if first_auroc >= SMALLEST_WHOLE_AUROC:
-            detector._whole = _whole_share(detector, probe, bad, log_odds, corpus, seed)
+        alone = _left_alone(detector, probe, bad, log_odds, corpus)
+        has_noisy_records = first_auroc >= SMALLEST_RECORDS_AUROC and (
+            p_of_records(_planted_maxima(probe, bad, log_odds), response_maxima(*alone))
+            <= LARGEST_P_RECORDS
+        )
+        if first_auroc >= SMALLEST_WHOLE_AUROC or has_noisy_records:
+            detector._whole = _whole_share(detector, probe, bad, log_odds, alone, seed)
         detector._first_shares = first_shares(first_log_odds, kind_probs, codes, detector._whole)
-        detector._sure = detector._whole.is_clear or _is_sure(
-            detector, probe, codes, first_log_odds, kind_probs, first_calibration, corpus, seed
+        detector._sure = (
+            has_noisy_records
+            or detector._whole.is_clear
+            or _is_sure(
+                detector,
+                probe,
+                codes,
+                first_log_odds,
+                kind_probs,
+                first_calibration,
+                corpus,
+                seed,
+            )
         )
     if detector._first_shares.any():
         unmarked = unmarked_noise(first_log_odds, kind_probs, codes, detector._first_shares)
@@ -323,12 +346,40 @@ def fit_detector(
     return detector
 
 
-def _whole_share(
+def _left_alone(
     detector: Detector,
     probe: Probe,
     bad: NDArray[np.bool_],
     log_odds: NDArray,
     corpus: CorpusSample | None,
+) -> tuple[NDArray, NDArray[np.int64]]:
+    """Log-odds of the responses in which nothing was planted, and their lengths, by the first fit.
+
+    Args:
+        bad: where noise was planted, shape (tokens of the copies,).
+        log_odds: of the copies, out of fold, before calibration; the same shape.
+        corpus: these responses; None: the copies that were left alone.
+    """
+    if corpus is not None:
+        folds = detector._folds_of(corpus.records, corpus.lengths)
+        return detector._log_odds(binned(corpus.features, detector._edges), folds), corpus.lengths
+    lengths = probe.lengths[probe.lengths > 0]
+    is_alone = response_maxima(bad, lengths) == 0
+    return log_odds[np.repeat(is_alone, lengths)], lengths[is_alone]
+
+
+def _planted_maxima(probe: Probe, bad: NDArray[np.bool_], log_odds: NDArray) -> NDArray[np.float64]:
+    """Highest log-odds of each copy in which noise was planted; arguments as above."""
+    is_planted = response_maxima(bad, probe.lengths) > 0
+    return response_maxima(log_odds, probe.lengths)[is_planted]
+
+
+def _whole_share(
+    detector: Detector,
+    probe: Probe,
+    bad: NDArray[np.bool_],
+    log_odds: NDArray,
+    alone: tuple[NDArray, NDArray[np.int64]],
     seed: int,
 ) -> WholeShare:
     """What whole responses say, by the first fit.
@@ -336,21 +387,18 @@ def _whole_share(
     Args:
         bad: where noise was planted, shape (tokens of the copies,).
         log_odds: of the copies, out of fold, before calibration; the same shape.
+        alone: see `_left_alone`.
     """
+    if np.mean(probe.lengths[probe.lengths > 0]) < SMALLEST_MEAN_LENGTH:
+        return WholeShare()
     means, share_bad = (response_means(of, probe.lengths) for of in (log_odds, bad))
-    replaced, alone = means[share_bad == 1], means[share_bad == 0]
+    replaced = means[share_bad == 1]
     if len(replaced):
         # Kinds look different. That of most of these responses has the surest share.
         ends = np.cumsum(probe.lengths)[probe.lengths > 0]
         kinds = codes_of(probe.kinds[ends - 1][share_bad == 1], detector.kinds)
         replaced = replaced[kinds == np.bincount(kinds).argmax()]
-    if corpus is not None:
-        folds = detector._folds_of(corpus.records, corpus.lengths)
-        log_odds = detector._log_odds(binned(corpus.features, detector._edges), folds)
-        alone = response_means(log_odds, corpus.lengths)
-    if np.mean(probe.lengths[probe.lengths > 0]) < SMALLEST_MEAN_LENGTH:
-        return WholeShare()
-    return whole_share(replaced, alone, seed=seed)
+    return whole_share(replaced, response_means(*alone), seed=seed)
 
 
 def _is_sure(
@@ -375,8 +423,9 @@ def _is_sure(
     if first is None or not first.any():
         return False
     if corpus is None:
-        alone = codes < 0
-        others, other_probs, of_others = log_odds[alone], kind_probs[alone], of_copies[alone]
+        unmarked = codes < 0
+        others, other_probs = log_odds[unmarked], kind_probs[unmarked]
+        of_others = of_copies[unmarked]
     else:
         features = binned(corpus.features, detector._edges)
         folds = detector._folds_of(corpus.records, corpus.lengths)

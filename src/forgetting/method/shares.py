@@ -50,7 +50,7 @@ LARGEST_RATIO = 3.0
 """Larger ratios of densities count as that where they are checked against clean tokens: there may
 be noise among these."""
 SMALLEST_SHARE = 0.005
-"""A lower end of the interval below this share counts as 0."""
+"""A lower end of the interval below this share counts as 0, unless whole responses show noise."""
 MISMATCH = (1.5, 3.5)
 """Factors by which the interval is widened down and up, because real noise is never made like
 planted noise: estimates for injected noise were 0.3 to 1.3 times its share."""
@@ -148,6 +148,14 @@ def response_means(log_odds: NDArray, lengths: NDArray[np.int64]) -> NDArray[np.
         return np.zeros(0)
     starts = np.cumsum(lengths) - lengths
     return np.add.reduceat(np.asarray(log_odds, dtype=np.float64), starts) / lengths
+
+
+def response_maxima(log_odds: NDArray, lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Highest log-odds of each response that has tokens, in order; arguments as above."""
+    lengths = lengths[lengths > 0]
+    if not len(lengths):
+        return np.zeros(0)
+    return np.maximum.reduceat(np.asarray(log_odds, np.float64), np.cumsum(lengths) - lengths)
 
 
 def kind_scores(log_odds: NDArray, kind_probs: NDArray) -> NDArray:
@@ -365,10 +373,12 @@ def estimate_shares(
         low = max(low, TOKENS_TO_WHOLE * whole.low)
         high = max(high, TOKENS_TO_WHOLE * whole.high)
     low, high = low / MISMATCH[0], high * MISMATCH[1]
+    if not sure or (low < SMALLEST_SHARE and not whole.is_clear):
+        low = 0.0
     low_samples, high_samples = np.percentile(of_samples, edges)
     return Shares(
         float(posterior.sum() / size),
-        (low if sure and low >= SMALLEST_SHARE else 0.0, min(high, 1.0)),
+        (low, min(high, 1.0)),
         float(bad_samples.mean()) if len(bad_samples) else 0.0,
         (float(low_samples), float(high_samples)),
         tuple((of_kinds.sum(0) / size).tolist()),
