@@ -488,6 +488,13 @@ def test_rounds_are_refused_where_they_do_not_apply(load, changes, message):
         load("data.num_train=8", variants={"self": variant})
 
 
+def test_caution_is_for_weighted_variants(load):
+    load(variants={"some": {"objective": "weighted", "caution": 1}})
+    for objective in ("full", "corrected"):
+        with pytest.raises(InputError, match=f"caution .* objective {objective} does not use it"):
+            load(variants={"some": {"objective": objective, "caution": 2}})
+
+
 def test_rounds_need_the_scores_of_the_base_alone(load):
     own = {"self": {"objective": "ignoring", "rounds": 3}}
     recipe = load("data.num_reference=0", variants=own)

@@ -147,7 +147,7 @@ def test_if_something_is_found_both_are_trained(judged, detected_run, trained_la
     assert same_model(read_manifest(run), "weighted") is None
 
 
-def test_weights_are_one_minus_the_posterior(judged, detected_run):
+def test_weights_and_marks_are_by_the_posterior(judged, detected_run):
     random = np.random.default_rng(0)
     posterior = random.random(size(detected_run[1])).astype(np.float32)
     sgd = ["training.max_grad_norm=0", "training.epochs=1"]
@@ -166,12 +166,16 @@ def test_weights_are_one_minus_the_posterior(judged, detected_run):
     assert np.array_equal(np.concatenate([part.posterior for part in parts]), posterior)
 
 
-def test_the_loss_of_a_step_is_the_weighted_sum_over_all_response_tokens(judged, detected_run):
+@pytest.mark.parametrize("caution", [None, 1])
+def test_the_loss_of_a_step_is_the_weighted_sum_over_all_response_tokens(
+    judged, detected_run, caution
+):
     recipe, source = detected_run
     posterior = np.random.default_rng(1).random(size(source)).astype(np.float32)
     # One step over all samples, so that the order of samples does not matter.
     whole = ["training.batch_size=60", "training.micro_batch_size=60", "training.warmup_ratio=0"]
     whole += ["training.lora.dropout=0"]
+    whole += [f"variants.weighted.caution={caution}"] if caution else []
     run = judged(posterior, True, *whole)
     (row,) = (layout.model_dir(run, "weighted") / "training.jsonl").read_text().splitlines()
     samples = Samples.read(layout.train_file(run))
@@ -185,7 +189,9 @@ def test_the_loss_of_a_step_is_the_weighted_sum_over_all_response_tokens(judged,
         target = torch.tensor(labels[1:])
         kept = target != -100
         losses.append(-logits[kept].gather(1, target[kept][:, None])[:, 0].numpy())
-    expected = float((np.concatenate(losses) * (1 - posterior.astype(float))).mean())
+    bad = posterior.astype(float)
+    of_tokens = (1 - bad) / (1 - bad + (caution or 4) * bad)
+    expected = float((np.concatenate(losses) * of_tokens).mean())
     assert json.loads(row)["loss"] == pytest.approx(expected, rel=1e-4)
 
 

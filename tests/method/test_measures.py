@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from forgetting.errors import InputError
 from forgetting.method import MEASURES, token_quality
-from forgetting.method.measures import register_measure
+from forgetting.method.measures import cautious_weights, register_measure
 
 # log-probabilities, ranks and entropies as a pass over a model can yield them, zeros among them.
 log_probs = st.one_of(st.just(0.0), st.floats(-200, 0, width=32))
@@ -135,3 +135,24 @@ def test_what_a_registered_measure_must_not_return_is_an_error(registries, compu
     register_measure("mine", compute)
     with np.errstate(all="ignore"), pytest.raises(InputError, match=f"the measure mine .*{reason}"):
         MEASURES["mine"].compute(np.float32([-1, 2]))
+
+
+@given(
+    st.lists(st.floats(0, 1, width=32), min_size=1, max_size=8),
+    st.floats(0.1, 100),
+)
+def test_cautious_weights_are_those_at_higher_odds(posterior, caution):
+    weights = cautious_weights(np.array(posterior, np.float32), caution)
+    assert weights.dtype == np.float32
+    expected = []
+    for bad in posterior:
+        good = float(1 - np.float32(bad))
+        odds = math.inf if good == 0 else caution * (1 - good) / good
+        expected.append(1 / (1 + odds))
+    assert weights.tolist() == pytest.approx(expected, rel=1e-6)
+
+
+def test_without_caution_the_weight_is_the_probability_of_being_good():
+    posterior = np.array([0.0, 1e-8, 0.1, 0.7, 1.0], np.float32)
+    assert cautious_weights(posterior, 1.0).tolist() == (1 - posterior).tolist()
+    assert cautious_weights(posterior[:1], 4.0).tolist() == [1.0]

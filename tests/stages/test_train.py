@@ -7,7 +7,6 @@ import pyarrow as pa
 import pytest
 
 from forgetting.config import load_recipe
-from forgetting.method.measures import not_bad
 from forgetting.rundir import layout
 from forgetting.rundir.directory import Work
 from forgetting.rundir.findings import posterior_parts
@@ -88,7 +87,8 @@ def test_weights_of_turns_multiply_what_the_variant_gives(tmp_path, trained, var
     given = samples.weights
     if variant == "weighted":
         (part,) = posterior_parts(run, samples.fingerprint, [len(samples)])
-        given = given * not_bad(part.posterior)
+        good = 1 - part.posterior.astype(np.float64)
+        given = given * good / (good + 4 * (1 - good))
     columns = trained(run, TRAIN, variant)
     assert columns["token_weights"] == pytest.approx(given, rel=1e-6)
     assert len(set(samples.weights.tolist())) == 3

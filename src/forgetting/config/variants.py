@@ -16,6 +16,7 @@ from forgetting.method.terms import TERMS
 Objective = Literal["full", "ignoring", "forgetting", "weighted", "corrected"]
 BY_POSTERIOR = ("weighted", "corrected")
 """The objectives that weigh tokens by the detector's posterior."""
+CAUTION = 4.0
 # From which probability of being bad on a token is negative.
 _POSTERIORS = {"ignoring": 0.5}
 _POSTERIOR = 0.9
@@ -35,9 +36,14 @@ class VariantSettings(Section):
 
     objective: Objective
     """Treatment of bad tokens. `full` learns all tokens, `ignoring` skips the negative ones,
-    `forgetting` unlearns them. `weighted` learns each token with 1 minus the detector's probability
-    that it is bad. `corrected` also gives that probability to the tokens that the reference model
-    (without one: the base model) expects there. If the detector finds nothing, both are `full`."""
+    `forgetting` unlearns them. `weighted` learns each token by the detector's probability that it
+    is good. `corrected` also gives the probability that it is bad to the tokens that the reference
+    model (without one: the base model) expects there. If the detector finds nothing, both are
+    `full`."""
+    caution: Annotated[float, Field(gt=0)] = CAUTION
+    """For `weighted`: how many times the odds that a token is bad count. 1: its weight is the
+    probability that it is good. The default is higher because a bad token that is learned does more
+    harm than a good one that is not, and the share of bad tokens is often estimated too low."""
     loss: LossSettings = LossSettings()
     """Loss of the tokens that are learned. `loss: dft` is short for `loss: {name: dft}`."""
     rounds: Annotated[int, Field(ge=2)] | None = None
@@ -93,6 +99,15 @@ class VariantSettings(Section):
             return self.selection
         posterior = _POSTERIORS.get(self.objective, _POSTERIOR)
         return self.selection.model_copy(update={"posterior": posterior})
+
+    @model_validator(mode="after")
+    def _caution_fits(self) -> VariantSettings:
+        if self.objective != "weighted" and self.caution != CAUTION:
+            raise ValueError(
+                f"caution is for objective weighted; objective {self.objective} does not use it. "
+                "Remove it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _rounds_fit(self) -> VariantSettings:

@@ -200,7 +200,9 @@ class _Job:
             del columns[name]
         check_tokenizer(self.recipe, self.run)
         decode = loading.decoder(self.recipe.model)
-        tables = tokens.token_tables(self.run, variant, quality, decode, tuple(columns))
+        tables = tokens.token_tables(
+            self.run, variant, quality, decode, tuple(columns), self.settings.caution
+        )
         with progress("Exporting the corpus", num_samples) as advance:
             write_rows(tables, folder / f"train.{format}", format, advance)
         return self._corpus(folder, title, sentence, columns, num_samples, judgment)

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from forgetting.method import MEASURES
 from forgetting.method.columns import POSTERIOR
-from forgetting.method.measures import not_bad
+from forgetting.method.measures import cautious_weights
 from forgetting.rundir import layout
 from forgetting.rundir.findings import has_findings
 from forgetting.rundir.samples import SampleFile, Samples
@@ -34,7 +34,7 @@ COLUMNS = {
     "completion_mask": "1 where the token is predicted, else 0",
     "polarity": "+1 learn, -1 forget, 0 ignore",
     "token_weights": "weight in the mean of its polarity: that of its turn (1 unless the data "
-    "sets it), or 0 if ignored; times 1 - posterior for weighted and corrected variants",
+    "sets it), or 0 if ignored; times that of the detector for weighted and corrected variants",
     "alternative_weights": "weight of the cross-entropy to what is expected in its place",
     "alternative_ids": "list of the token ids expected in its place, empty without such a weight",
     "alternative_log_probs": "list of their log-probabilities and of that of all others, in nats",
@@ -67,17 +67,19 @@ def token_tables(
     quality: str,
     decode: Callable[[Sequence[int]], str],
     columns: Sequence[str] = UNCORRECTED,
+    caution: float = 1.0,
 ) -> Iterator[pa.Table]:
     """D_train with a variant's selection or with weights, one table per shard of scores.
 
     Args:
         variant: whose selection. None: that of a weighted or corrected variant, whose tokens also
-            weigh 1 - posterior.
+            weigh what the detector says.
         quality: name of the measure.
         decode: text of token ids, special tokens included.
         columns: names in `COLUMNS`. With those of `ALTERNATIVES`, the variant is a corrected one
             whose detector found something. Those of `NOISE` need noise that is known for every
             sample. Those of `SCORES` must be in `stored_scores`.
+        caution: of a weighted variant, see `cautious_weights`.
 
     Raises:
         InputError: see `selected_parts` and `correct_shard`.
@@ -101,7 +103,7 @@ def token_tables(
             of_tokens, corrections = correct_shard(run, fingerprint, shard, part, posterior)
             weights *= of_tokens
         elif variant is None:
-            weights *= not_bad(part.scores[POSTERIOR])
+            weights *= cautious_weights(part.scores[POSTERIOR], caution)
         found = {
             **trainer_columns(samples, polarity, corrections=corrections),
             **{name: samples.aligned(part.scores[name]) for name in own},

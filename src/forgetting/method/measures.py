@@ -75,6 +75,25 @@ def not_bad(posterior: NDArray) -> NDArray[np.float32]:
     return (1 - np.asarray(posterior, np.float32)).astype(np.float32, copy=False)
 
 
+def cautious_weights(posterior: NDArray, caution: float) -> NDArray[np.float32]:
+    """`w = (1 - c) / (1 - c + caution c)`: how much a token counts that is bad with probability c.
+
+    1 minus the posterior at odds that are `caution` times as high.
+
+    Args:
+        posterior: c, shape (tokens,).
+        caution: above 0; 1: `w = 1 - c`, as in `not_bad`, bit for bit.
+
+    Returns:
+        Shape (tokens,).
+    """
+    good = not_bad(posterior)
+    if caution == 1:
+        return good
+    good = good.astype(np.float64)
+    return (good / (good + caution * (1 - good))).astype(np.float32)
+
+
 def entropy_gap(base_log_probs: NDArray, base_entropy: NDArray) -> NDArray:
     """`Q = H_base - l_base`: the expected loss under the base minus the actual loss.
 

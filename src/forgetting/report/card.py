@@ -34,8 +34,8 @@ WAYS = {
     "tokens had no loss.",
     "forgetting": "was trained to learn the response tokens that were selected as positive and to "
     "unlearn the negative ones.",
-    "weighted": "was trained on all response tokens of its corpus. The weight of each token was 1 "
-    "minus the probability that it is bad, estimated by a detector of planted noise.",
+    "weighted": "was trained on all response tokens of its corpus. The weight of each token was "
+    "lower the likelier it is bad, estimated by a detector of planted noise.",
     "corrected": "was trained on all response tokens of its corpus. The weight of each token was 1 "
     "minus the probability that it is bad, estimated by a detector of planted noise. That "
     "probability was given to the tokens that another model expected in its place.",

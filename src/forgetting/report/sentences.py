@@ -94,9 +94,10 @@ def _objective(name: str, variant: VariantSettings) -> str:
     if variant.objective == "full":
         return f"“{name}” learns all response tokens."
     if variant.objective == "weighted":
+        odds = "the odds" if variant.caution == 1 else f"{variant.caution:g} times the odds"
         return (
             f"“{name}” learns all response tokens, each with a weight of 1 minus the probability "
-            "that it is bad, estimated by a detector of planted noise."
+            f"that it is bad, at {odds} that a detector of planted noise estimates."
         )
     if variant.objective == "corrected":
         return (

@@ -116,7 +116,7 @@ def _parts(
 ) -> Iterator[tuple[SelectedPart, dict[str, Any]]]:
     """The samples of a variant in parts, and further columns of the trainer."""
     from forgetting.method.columns import POSTERIOR
-    from forgetting.method.measures import not_bad
+    from forgetting.method.measures import cautious_weights
     from forgetting.rundir import layout
     from forgetting.rundir.findings import read_findings
     from forgetting.rundir.samples import SampleFile
@@ -144,7 +144,7 @@ def _parts(
             weights, corrections = correct_shard(run_dir, fingerprint, index, part, posterior)
             values |= {"token_weights": weights, "corrections": corrections}
         elif posterior is not None:
-            values["token_weights"] = not_bad(posterior)
+            values["token_weights"] = cautious_weights(posterior, settings.caution)
         if has_weights:
             values["token_weights"] = part.samples.weights * values.get("token_weights", 1)
         yield part, values
@@ -196,12 +196,14 @@ def settings(step: Step) -> Mapping[str, Any]:
     forgets = variant.objective == "forgetting"
     # Plain cross-entropy is left out, so that what was trained before losses could be chosen stays.
     chooses = variant.loss.name != DEFAULT_LOSS
+    weighs = variant.objective == "weighted"
     return {
         **training_settings(step, step.recipe.training),
         "objective": variant.objective,
         "forgetting": variant.forgetting.model_dump(mode="json") if forgets else None,
         **({"loss": variant.loss.model_dump(mode="json")} if chooses else {}),
         **({"rounds": variant.rounds} if variant.rounds else {}),
+        **({"caution": variant.caution} if weighs and variant.caution != 1 else {}),
     }
 
 
