@@ -72,14 +72,27 @@ def test_p_of_records_against_the_binomial_tail(num_above: int) -> None:
     planted = np.arange(1.0, 101)
     # A fifth of the copies lies at 80.2 or above.
     corpus = np.r_[np.full(num_above, 81.0), np.full(50 - num_above, 80.0)]
-    chance = 0.1 * 0.2
+    # Of more copies of the same sort, at most a share of 0.277 would, with 95 % confidence: then so
+    # few as 20 of 100 come up in 5 % of the draws.
+    recall = 0.2772
+    drawn = sum(comb(100, k) * recall**k * (1 - recall) ** (100 - k) for k in range(21))
+    assert drawn == pytest.approx(0.05, abs=1e-3)
+    chance = 0.1 * recall
     tail = 1 - sum(comb(50, k) * chance**k * (1 - chance) ** (50 - k) for k in range(num_above))
-    assert p_of_records(planted, corpus) == pytest.approx(tail)
+    assert p_of_records(planted, corpus) == pytest.approx(tail, rel=0.01)
 
 
 def test_p_of_records_finds_noise_but_not_its_absence() -> None:
     rng = np.random.default_rng(0)
     planted, clean = rng.normal(3, 1, 300), rng.normal(0, 1, 300)
     assert p_of_records(planted, clean) > 0.5
-    assert p_of_records(planted, np.r_[clean[:225], planted[:75]]) <= LARGEST_P_RECORDS
+    assert p_of_records(planted, np.r_[clean[:180], planted[:120]]) <= LARGEST_P_RECORDS
     assert p_of_records(planted[:0], clean) == 1.0
+
+
+def test_few_copies_and_equal_scores_make_records_say_less() -> None:
+    corpus = np.r_[np.full(25, 3.0), np.zeros(375)]
+    many, few = (np.repeat([3.0, 1.0], [n, 4 * n]) for n in (80, 4))
+    assert p_of_records(many, corpus) < LARGEST_P_RECORDS < p_of_records(few, corpus)
+    # Where most copies have the highest score, as many clean records may have it.
+    assert p_of_records(np.repeat([3.0, 1.0], [300, 100]), corpus) > LARGEST_P_RECORDS

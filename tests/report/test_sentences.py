@@ -39,6 +39,15 @@ def test_the_paragraph_has_every_number_of_the_papers_recipe() -> None:
         assert fact in said
 
 
+@pytest.mark.parametrize(
+    ("caution", "said"),
+    [(1, "weight of each is 1 − c, where"), (2.5, "is (1 − c) / (1 − c + 2.5 c), where c is the")],
+)
+def test_the_weight_of_a_token_has_its_formula(caution: float, said: str) -> None:
+    own = {"objective": "weighted", "caution": caution}
+    assert said in paragraph(variants={"own": own})
+
+
 def test_without_a_selection_no_reference_is_spoken_of() -> None:
     assert "reference" not in paragraph(variants={"full": {"objective": "full"}})
 

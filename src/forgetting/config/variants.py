@@ -36,14 +36,14 @@ class VariantSettings(Section):
 
     objective: Objective
     """Treatment of bad tokens. `full` learns all tokens, `ignoring` skips the negative ones,
-    `forgetting` unlearns them. `weighted` learns each token by the detector's probability that it
-    is good. `corrected` also gives the probability that it is bad to the tokens that the reference
-    model (without one: the base model) expects there. If the detector finds nothing, both are
-    `full`."""
+    `forgetting` unlearns them. `weighted` learns each token with less weight the likelier it is
+    bad, by the detector. `corrected` gives that probability to the tokens that the reference model
+    (without one: the base model) expects there. If the detector finds nothing, both are `full`."""
     caution: Annotated[float, Field(gt=0)] = CAUTION
-    """For `weighted`: how many times the odds that a token is bad count. 1: its weight is the
-    probability that it is good. The default is higher because a bad token that is learned does more
-    harm than a good one that is not, and the share of bad tokens is often estimated too low."""
+    """k in the weight (1 - c) / (1 - c + k c) of `weighted`, where c is the probability that a
+    token is bad. 1: the weight is 1 - c. The default is higher because a bad token that is learned
+    does more harm than a good one that is not, and the share of bad tokens is often estimated too
+    low."""
     loss: LossSettings = LossSettings()
     """Loss of the tokens that are learned. `loss: dft` is short for `loss: {name: dft}`."""
     rounds: Annotated[int, Field(ge=2)] | None = None
@@ -105,7 +105,7 @@ class VariantSettings(Section):
         if self.objective != "weighted" and self.caution != CAUTION:
             raise ValueError(
                 f"caution is for objective weighted; objective {self.objective} does not use it. "
-                "Remove it"
+                f"Remove it, or set it to {CAUTION:g}"
             )
         return self
 

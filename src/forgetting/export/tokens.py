@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from forgetting.config.variants import CAUTION
 from forgetting.method import MEASURES
 from forgetting.method.columns import POSTERIOR
 from forgetting.method.measures import cautious_weights
@@ -34,7 +35,8 @@ COLUMNS = {
     "completion_mask": "1 where the token is predicted, else 0",
     "polarity": "+1 learn, -1 forget, 0 ignore",
     "token_weights": "weight in the mean of its polarity: that of its turn (1 unless the data "
-    "sets it), or 0 if ignored; times that of the detector for weighted and corrected variants",
+    "sets it), or 0 if ignored; weighted variants: times (1 - c) / (1 - c + caution * c), where "
+    "c is the posterior; corrected: times 1 - c, where c below 0.05 counts as 0",
     "alternative_weights": "weight of the cross-entropy to what is expected in its place",
     "alternative_ids": "list of the token ids expected in its place, empty without such a weight",
     "alternative_log_probs": "list of their log-probabilities and of that of all others, in nats",
@@ -67,13 +69,13 @@ def token_tables(
     quality: str,
     decode: Callable[[Sequence[int]], str],
     columns: Sequence[str] = UNCORRECTED,
-    caution: float = 1.0,
+    caution: float = CAUTION,
 ) -> Iterator[pa.Table]:
     """D_train with a variant's selection or with weights, one table per shard of scores.
 
     Args:
         variant: whose selection. None: that of a weighted or corrected variant, whose tokens also
-            weigh what the detector says.
+            weigh what the detector gives them.
         quality: name of the measure.
         decode: text of token ids, special tokens included.
         columns: names in `COLUMNS`. With those of `ALTERNATIVES`, the variant is a corrected one

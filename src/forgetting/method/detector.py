@@ -69,8 +69,8 @@ from forgetting.method.shares import (
 
 SMALLEST_NUM_SAMPLES = 50
 SMALLEST_WHOLE_AUROC = 0.88
-"""A detector that tells planted noise less well says nothing about whole responses: some clean ones
-look replaced by chance."""
+"""A detector that tells planted noise less well says nothing about whole responses, unless records
+show noise: some clean ones look replaced by chance."""
 SMALLEST_MEAN_LENGTH = 6
 """Nor do responses that have fewer tokens on average."""
 CLEAR_SHARE = 0.02
@@ -369,7 +369,7 @@ def _left_alone(
 
 
 def _planted_maxima(probe: Probe, bad: NDArray[np.bool_], log_odds: NDArray) -> NDArray[np.float64]:
-    """Highest log-odds of each copy in which noise was planted; arguments as above."""
+    """Highest log-odds of each copy in which noise was planted; arguments as in `_left_alone`."""
     is_planted = response_maxima(bad, probe.lengths) > 0
     return response_maxima(log_odds, probe.lengths)[is_planted]
 

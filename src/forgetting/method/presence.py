@@ -24,6 +24,8 @@ LARGEST_P_SCATTER = 0.05
 """The same of `p_of_scatter`."""
 RECORD_RECALL = 0.2
 """Share of the copies with planted noise that have a token above the score that is looked at."""
+RECALL_LEVEL = 0.95
+"""Of the one-sided interval of that share."""
 LARGEST_CLEAN_SHARE = 0.1
 """So many records of a clean corpus may look like copies with planted noise. In nine clean corpora
 of 400 records it was at most 0.06, in six of short responses with 20 to 40 % of noisy records at
@@ -121,14 +123,21 @@ def p_of_records(planted: NDArray, corpus: NDArray) -> float:
 
     Returns:
         The probability of at least as many records above the score that `RECORD_RECALL` of the
-        copies reach, where `LARGEST_CLEAN_SHARE` of the records look like such copies.
+        copies reach, where `LARGEST_CLEAN_SHARE` of the records look like such copies. Few copies
+        leave open how many would reach it, so the upper end of an interval counts (Clopper and
+        Pearson 1934).
     """
-    from scipy.stats import binom
+    from scipy.stats import beta, binom
 
     if not len(planted):
         return 1.0
-    num_above = int((corpus >= np.quantile(planted, 1 - RECORD_RECALL)).sum())
-    return float(binom.sf(num_above - 1, len(corpus), LARGEST_CLEAN_SHARE * RECORD_RECALL))
+    score = np.quantile(planted, 1 - RECORD_RECALL)
+    num_copies = int((planted >= score).sum())
+    recall = 1.0
+    if num_copies < len(planted):
+        recall = beta.ppf(RECALL_LEVEL, num_copies + 1, len(planted) - num_copies)
+    num_records = int((corpus >= score).sum())
+    return float(binom.sf(num_records - 1, len(corpus), LARGEST_CLEAN_SHARE * recall))
 
 
 def _falling(tokens: Scored, least: float) -> Scored:

@@ -24,6 +24,7 @@ from forgetting.escaping import visible
 from forgetting.models.loading import ModelFacts
 from forgetting.models.prompting import uses_template
 from forgetting.report.result_table import INTERVALS, ResultsTable, plain
+from forgetting.report.sentences import weight_formula
 from forgetting.rundir.findings import DetectorSummary
 from forgetting.rundir.selections import SelectionSummary, SourceSelection
 from forgetting.rundir.stats import DataSummary
@@ -35,7 +36,8 @@ WAYS = {
     "forgetting": "was trained to learn the response tokens that were selected as positive and to "
     "unlearn the negative ones.",
     "weighted": "was trained on all response tokens of its corpus. The weight of each token was "
-    "lower the likelier it is bad, estimated by a detector of planted noise.",
+    "{weight}, where c is the probability that it is bad, estimated by a detector of planted "
+    "noise.",
     "corrected": "was trained on all response tokens of its corpus. The weight of each token was 1 "
     "minus the probability that it is bad, estimated by a detector of planted noise. That "
     "probability was given to the tokens that another model expected in its place.",
@@ -95,11 +97,12 @@ def model_card(
         pipeline_tag="text-generation",
         tags=["forgetting", "sft", *(["lora"] if is_adapter else [])],
     )
+    way = WAYS[settings.objective].format(weight=weight_formula(settings))
     lines = [
         f"# {recipe.name}: {variant}",
         "",
         f"A {'LoRA adapter' if is_adapter else 'model'} fine-tuned from {_base(facts)} with "
-        f"`forgetting`. It {WAYS[settings.objective]}" + (f" {METHOD}" if settings.selects else ""),
+        f"`forgetting`. It {way}" + (f" {METHOD}" if settings.selects else ""),
         "",
         "```python",
         *_loading(facts, is_adapter),

@@ -90,14 +90,21 @@ def _variant(name: str, variant: VariantSettings) -> str:
     return f"{sentence} Its loss is {loss.name} ({LOSSES[loss.name].formula}{given})."
 
 
+def weight_formula(variant: VariantSettings) -> str:
+    """Weight of a token in a weighted variant, by its probability c of being bad."""
+    if variant.caution == 1:
+        return "1 − c"
+    return f"(1 − c) / (1 − c + {variant.caution:g} c)"
+
+
 def _objective(name: str, variant: VariantSettings) -> str:
     if variant.objective == "full":
         return f"“{name}” learns all response tokens."
     if variant.objective == "weighted":
-        odds = "the odds" if variant.caution == 1 else f"{variant.caution:g} times the odds"
         return (
-            f"“{name}” learns all response tokens, each with a weight of 1 minus the probability "
-            f"that it is bad, at {odds} that a detector of planted noise estimates."
+            f"“{name}” learns all response tokens. The weight of each is "
+            f"{weight_formula(variant)}, where c is the probability that it is bad, estimated by a "
+            "detector of planted noise."
         )
     if variant.objective == "corrected":
         return (

@@ -194,7 +194,8 @@ def settings(step: Step) -> Mapping[str, Any]:
 
     variant = step.recipe.variants[str(step.part)]
     forgets = variant.objective == "forgetting"
-    # Plain cross-entropy is left out, so that what was trained before losses could be chosen stays.
+    # Plain cross-entropy and a caution of 1 are left out, so that models stay that were trained
+    # before these could be chosen.
     chooses = variant.loss.name != DEFAULT_LOSS
     weighs = variant.objective == "weighted"
     return {

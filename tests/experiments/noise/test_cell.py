@@ -235,7 +235,9 @@ def test_each_variant_learns_what_its_objective_says(finished):
     (file,) = (path / "run" / "detector").glob("posterior.parquet")
     posterior, _ = list_column(read_table(file), "posterior")
     assert posterior.any()
-    np.testing.assert_allclose(learned("weighted")["token_weights"], 1 - posterior, rtol=1e-6)
+    good = 1 - posterior.astype(np.float64)
+    expected = good / (good + 4 * (1 - good))
+    np.testing.assert_allclose(learned("weighted")["token_weights"], expected, rtol=1e-6)
 
 
 def test_a_variant_that_diverges_has_an_outcome_that_says_so(finished, tmp_path, monkeypatch):
