@@ -41,7 +41,7 @@ def test_the_paragraph_has_every_number_of_the_papers_recipe() -> None:
 
 @pytest.mark.parametrize(
     ("caution", "said"),
-    [(1, "weight of each is 1 − c, where"), (2.5, "is (1 − c) / (1 − c + 2.5 c), where c is the")],
+    [(1, "weight of each is 1 − c, where"), (2.5, "is (1 − c) / (1 − c + 2.5c), where c is the")],
 )
 def test_the_weight_of_a_token_has_its_formula(caution: float, said: str) -> None:
     own = {"objective": "weighted", "caution": caution}

@@ -94,7 +94,7 @@ def weight_formula(variant: VariantSettings) -> str:
     """Weight of a token in a weighted variant, by its probability c of being bad."""
     if variant.caution == 1:
         return "1 − c"
-    return f"(1 − c) / (1 − c + {variant.caution:g} c)"
+    return f"(1 − c) / (1 − c + {variant.caution:g}c)"
 
 
 def _objective(name: str, variant: VariantSettings) -> str:
