@@ -28,8 +28,8 @@ RECALL_LEVEL = 0.95
 """Of the one-sided interval of that share."""
 LARGEST_CLEAN_SHARE = 0.1
 """So many records of a clean corpus may look like copies with planted noise. In nine clean corpora
-of 400 records it was at most 0.06, in six of short responses with 20 to 40 % of noisy records at
-least 0.23."""
+of 400 records it was at most 0.06, in five of short responses with 20 or 40 % of noisy records at
+least 0.26."""
 LARGEST_P_RECORDS = 0.001
 """If as many records as a corpus has look so by chance no more often than this, it holds noise."""
 SMALLEST_RECORDS_AUROC = 0.78
