@@ -78,9 +78,10 @@ def draw_training(trained: Mapping[Cell, Trained], folder: Path) -> None:
             for place, name in zip(places, names, strict=True):
                 gaps = [r.models[name].loss for c, r in trained.items() if c.rate == rate]
                 for gap in gaps:
-                    if gap.difference is None or gap.low is None or gap.high is None:
+                    if gap.difference is None:
                         continue
-                    axes.plot([gap.low, gap.high], [place, place], color="#0072B2", alpha=0.35)
+                    if gap.low is not None and gap.high is not None:
+                        axes.plot([gap.low, gap.high], [place, place], color="#0072B2", alpha=0.35)
                     axes.plot(gap.difference, place, "o", color="#0072B2", markersize=4)
             axes.axvline(0, color="black", linewidth=0.8)
             axes.set_yticks(places, names)
