@@ -72,7 +72,7 @@ def test_p_of_records_against_the_binomial_tail(num_above: int) -> None:
     planted = np.arange(1.0, 101)
     # A fifth of the copies lies at 80.2 or above.
     corpus = np.r_[np.full(num_above, 81.0), np.full(50 - num_above, 80.0)]
-    # Of more copies of the same sort, at most a share of 0.277 would, with 95 % confidence: then so
+    # Of more copies of the same sort, at most a share of 0.277 would, with 95 % confidence: then as
     # few as 20 of 100 come up in 5 % of the draws.
     recall = 0.2772
     drawn = sum(comb(100, k) * recall**k * (1 - recall) ** (100 - k) for k in range(21))

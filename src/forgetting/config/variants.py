@@ -17,6 +17,7 @@ Objective = Literal["full", "ignoring", "forgetting", "weighted", "corrected"]
 BY_POSTERIOR = ("weighted", "corrected")
 """The objectives that weigh tokens by the detector's posterior."""
 CAUTION = 4.0
+"""Default of `VariantSettings.caution`."""
 # From which probability of being bad on a token is negative.
 _POSTERIORS = {"ignoring": 0.5}
 _POSTERIOR = 0.9

@@ -317,6 +317,7 @@ def fit_detector(
                 kind_probs,
                 first_calibration,
                 corpus,
+                alone[0],
                 seed,
             )
         )
@@ -409,6 +410,7 @@ def _is_sure(
     kind_probs: NDArray,
     calibration: Calibration,
     corpus: CorpusSample | None,
+    alone: NDArray,
     seed: int,
 ) -> bool:
     """Whether the corpus looks like one of the kinds beyond chance, by the first fit.
@@ -418,6 +420,7 @@ def _is_sure(
         log_odds: of the copies, out of fold, calibrated.
         kind_probs: of the copies.
         calibration: of the first fit.
+        alone: log-odds of `_left_alone`.
     """
     of_copies, first = probe.of_records, detector._first_shares
     if first is None or not first.any():
@@ -429,7 +432,7 @@ def _is_sure(
     else:
         features = binned(corpus.features, detector._edges)
         folds = detector._folds_of(corpus.records, corpus.lengths)
-        others = calibrate(detector._log_odds(features, folds), calibration)
+        others = calibrate(alone, calibration)
         other_probs = detector._kind_probs(features, folds)
         of_others = np.repeat(corpus.records, corpus.lengths)
     numbers = np.unique(np.r_[of_copies, of_others], return_inverse=True)[1]

@@ -25,13 +25,13 @@ LARGEST_P_SCATTER = 0.05
 RECORD_RECALL = 0.2
 """Share of the copies with planted noise that have a token above the score that is looked at."""
 RECALL_LEVEL = 0.95
-"""Of the one-sided interval of that share."""
+"""Confidence level of the upper bound on that share."""
 LARGEST_CLEAN_SHARE = 0.1
-"""So many records of a clean corpus may look like copies with planted noise. In nine clean corpora
-of 400 records it was at most 0.06, in five of short responses with 20 or 40 % of noisy records at
-least 0.26."""
+"""Largest share of the records of a clean corpus that may look like copies with planted noise. In
+nine clean corpora of 400 records it was at most 0.06, in five of short responses with 20 or 40 % of
+noisy records at least 0.26."""
 LARGEST_P_RECORDS = 0.001
-"""If as many records as a corpus has look so by chance no more often than this, it holds noise."""
+"""A corpus holds noise if its `p_of_records` is at most this."""
 SMALLEST_RECORDS_AUROC = 0.78
 """A detector that tells planted tokens less well takes more clean records for noisy ones, in three
 real corpora and a tiny model 34 % and more. Noise in 40 % of the records left 0.80."""
@@ -112,7 +112,7 @@ def is_sure(planted: Scored, corpus: Scored, num_kinds: int, *, seed: int = 0) -
 
 
 def p_of_records(planted: NDArray, corpus: NDArray) -> float:
-    """How often so many records look like planted noise in a corpus that is clean.
+    """How often at least as many records of a clean corpus look like planted noise.
 
     A record counts by its most suspicious token, so all kinds of noise count together, and few
     tokens suffice.
@@ -124,8 +124,8 @@ def p_of_records(planted: NDArray, corpus: NDArray) -> float:
     Returns:
         The probability of at least as many records above the score that `RECORD_RECALL` of the
         copies reach, where `LARGEST_CLEAN_SHARE` of the records look like such copies. Few copies
-        leave open how many would reach it, so the upper end of an interval counts (Clopper and
-        Pearson 1934).
+        leave that share uncertain, so its upper confidence bound counts (Clopper and Pearson
+        1934).
     """
     from scipy.stats import beta, binom
 

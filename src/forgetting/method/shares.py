@@ -143,19 +143,22 @@ def response_means(log_odds: NDArray, lengths: NDArray[np.int64]) -> NDArray[np.
         log_odds: planted against not planted, shape (tokens,).
         lengths: response tokens of each sample, shape (samples,).
     """
+    return _by_response(np.add, log_odds, lengths) / lengths[lengths > 0]
+
+
+def response_maxima(log_odds: NDArray, lengths: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Highest log-odds of each response that has tokens; arguments as in `response_means`."""
+    return _by_response(np.maximum, log_odds, lengths)
+
+
+def _by_response(
+    combine: np.ufunc, log_odds: NDArray, lengths: NDArray[np.int64]
+) -> NDArray[np.float64]:
     lengths = lengths[lengths > 0]
     if not len(lengths):
         return np.zeros(0)
     starts = np.cumsum(lengths) - lengths
-    return np.add.reduceat(np.asarray(log_odds, dtype=np.float64), starts) / lengths
-
-
-def response_maxima(log_odds: NDArray, lengths: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Highest log-odds of each response that has tokens, in order; arguments as above."""
-    lengths = lengths[lengths > 0]
-    if not len(lengths):
-        return np.zeros(0)
-    return np.maximum.reduceat(np.asarray(log_odds, np.float64), np.cumsum(lengths) - lengths)
+    return combine.reduceat(np.asarray(log_odds, dtype=np.float64), starts)
 
 
 def kind_scores(log_odds: NDArray, kind_probs: NDArray) -> NDArray:
